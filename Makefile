@@ -1,0 +1,53 @@
+# Each target makes what it needs, on a machine with only Python (3.11 or newer) and make, and does nothing twice.
+#   make demo    the whole system on real images, minutes on two CPU cores
+#   make test    the tests
+#   make check   lint, format, types
+#   make bench   the benchmarks: ratios of interleaved runs
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+READY := $(VENV)/ready
+
+.PHONY: setup demo test test-slow check format bench lock clean
+.DEFAULT_GOAL := setup
+
+setup: $(READY)
+
+# uv installs the locked packages in parallel: minutes saved on 6 GB of wheels. It lives in the environment itself.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11: set PYTHON=/path/to/python3.11 or newer" >&2; exit 2; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) cannot create environments: install the package python3-venv, or set PYTHON=" >&2; exit 2; }
+	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	UV_HTTP_TIMEOUT=600 $(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m data_prep.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(READY)
+	$(BIN)/python bench/loader.py
+
+lock: $(READY)
+	{ echo "# Every package that set-up installs, pinned; written by 'make lock' from pyproject.toml. Names and versions only, no addresses."; \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-index-url --group dev pyproject.toml; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean:
+	rm -rf demo build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Images to dataset folders (contract 1)."""

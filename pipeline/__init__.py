@@ -1,0 +1,1 @@
+"""What every worker runs: data, models, training, evaluation, tracking. The page to read first is train.py."""

@@ -1,0 +1,144 @@
+"""The conventions every command keeps: one-sentence errors, exit codes, progress, tables, JSON.
+
+Progress and messages go to standard error; the closing table and the `--json` line go to standard output.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+# Saved and stopped on request (signal, time limit): start the same command again to continue. sysexits.h EX_TEMPFAIL.
+EXIT_PREEMPTED = 75
+
+LOG_INTERVAL_SECONDS = 15.0
+
+
+class UserError(Exception):
+    """A mistake its user can mend: one sentence that says what was wrong, where, and what to do. Exit code 2."""
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Call `main` as a command: its result (None is 0) or the error's code becomes the exit code."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        if (sentence := describe_os_error(error)) is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def describe_os_error(error: OSError) -> str | None:
+    """The sentence for an operating-system error that is the surroundings' fault, None for any other."""
+    remedies = {
+        errno.ENOSPC: "the disk is full: free some space and start the same command again",
+        errno.EDQUOT: "the disk quota is used up: free some space and start the same command again",
+        errno.EROFS: "the file system is read-only: choose a folder that can be written",
+        errno.EACCES: "permission denied: choose a folder that this user can read and write",
+    }
+    if error.errno not in remedies:
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return place + remedies[error.errno]
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A clause that offers the valid names nearest to a misspelt one: `did you mean 'a' or 'b'?`, or all of them."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(f"'{one}'" for one in close) + "?"
+    return "valid: " + ", ".join(names)
+
+
+class Progress:
+    """Progress of long work: a bar on a terminal; in a log file a line every 15 seconds and one at the end.
+
+    Use as a context manager; `advance(n, loss="2.31")` counts n units and shows the figures beside the bar.
+    """
+
+    def __init__(self, total: int, description: str, unit: str, *, start: int = 0, enabled: bool = True) -> None:
+        self.total, self.description, self.unit, self.done, self.start = total, description, unit, start, start
+        self.enabled = enabled
+        self.figures: dict[str, str] = {}
+        self.started = self.last_line = time.monotonic()
+        self.bar: RichProgress | None = None
+        console = Console(stderr=True)
+        if enabled and console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
+            self.bar = RichProgress(*columns, TimeRemainingColumn(), console=console)
+            self.task = self.bar.add_task(description, total=total, completed=start, text="")
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+        elif self.enabled and kind is None:
+            self._line()
+
+    def advance(self, n: int = 1, **figures: str) -> None:
+        self.done += n
+        self.figures.update(figures)
+        if self.bar:
+            self.bar.update(self.task, completed=self.done, text=self._text())
+        elif self.enabled and time.monotonic() - self.last_line >= LOG_INTERVAL_SECONDS:
+            self._line()
+
+    def _text(self) -> str:
+        rate = (self.done - self.start) / max(time.monotonic() - self.started, 1e-9)
+        return "  ".join([f"{rate:,.1f} {self.unit}/s", *(f"{key} {value}" for key, value in self.figures.items())])
+
+    def _line(self) -> None:
+        self.last_line = time.monotonic()
+        rate = (self.done - self.start) / max(self.last_line - self.started, 1e-9)
+        left = f"  {(self.total - self.done) / rate:,.0f} s left" if rate > 0 and self.done < self.total else ""
+        print(f"{self.description}: {self.done:,} of {self.total:,}  {self._text()}{left}", file=sys.stderr, flush=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table for people on standard output; the first column is aligned left, the others right."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console = Console()
+    # A pipe has no width of its own: never cut a table there.
+    (console if console.is_terminal else Console(width=200)).print(table)
+
+
+def print_json(figures: dict[str, Any]) -> None:
+    """Print one JSON object as the last line of standard output (`--json`)."""
+    print(json.dumps(figures, sort_keys=True), flush=True)

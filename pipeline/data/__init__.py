@@ -1,0 +1,1 @@
+"""From (dataset, iteration) to normalised images: order, augmentation, DALI graphs, loader."""

@@ -1,0 +1,245 @@
+"""Contract 1: a dataset is a folder. The one place that knows its format; data_prep/ writes it, the loader reads it.
+
+    manifest.json        Manifest: format version, classes, splits with their shards (samples, bytes, sha256), seed
+    statistics.npz       Statistics: per-pixel mean image and RGB covariance of the training split
+    SPLIT.samples.npy    one row per sample (see `sample_dtype`), in sample-id order
+    SPLIT/NAME-SPLIT-000000.tar (+ .idx)   WebDataset: KEY.jpg + KEY.cls; the index is DALI's
+
+Nothing in it depends on when or where it was made: equal sources and seeds give equal bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import resource
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.command import UserError
+
+FORMAT = "imagenet-pipeline-dataset"
+VERSION = 1
+MANIFEST = "manifest.json"
+STATISTICS = "statistics.npz"
+UNLABELLED = -1
+
+
+def sample_dtype(key_bytes: int) -> np.dtype[Any]:
+    """One sample: its image's bytes are [offset, offset + size) of the shard; height and width are the decoded array's.
+
+    `label` is the class index, or -1 in an unlabelled (test) split; `key` is ASCII, at most `key_bytes` long.
+    """
+    fields = [
+        ("shard", "<u4"),
+        ("offset", "<u8"),
+        ("size", "<u4"),
+        ("label", "<i2"),
+        ("height", "<u2"),
+        ("width", "<u2"),
+    ]
+    return np.dtype([*fields, ("key", f"S{key_bytes}")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassInfo:
+    """One class. `wnid` is the folder's name (ImageNet: the WordNet id); the list's index is the label."""
+
+    wnid: str
+    name: str | None = None  # readable name, where the source has one
+    ilsvrc2012_id: int | None = None  # the development kit's id, 1..1000: what a submission file names
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One tar and its DALI index. `file` is relative to the dataset folder; the index is `file` with suffix .idx."""
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitInfo:
+    """One split: its sample table (file, sha256) and its shards in sample-id order."""
+
+    samples: int
+    table: str
+    table_sha256: str
+    shards: tuple[ShardInfo, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What the dataset holds. `statistics` says how statistics.npz was computed (sizes in pixels, image count, sha256).
+
+    `notes` lists what preparation changed or left out, each entry with the sample's key.
+    """
+
+    seed: int
+    classes: tuple[ClassInfo, ...]
+    splits: dict[str, SplitInfo]
+    statistics: dict[str, Any] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}, indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str, place: Path) -> Manifest:
+        """Read a manifest. Raises UserError where `text` is not one, or one of another version."""
+        try:
+            fields = json.loads(text)
+            if fields.pop("format") != FORMAT:
+                raise KeyError("format")
+            if (version := fields.pop("version")) != VERSION:
+                raise UserError(
+                    f"{place} has dataset format version {version}, this code reads version {VERSION}: "
+                    "prepare the dataset again with data_prep/shard_imagenet.py, or use the code that wrote it"
+                )
+            fields["classes"] = tuple(ClassInfo(**one) for one in fields["classes"])
+            for name, split in fields["splits"].items():
+                shards = tuple(ShardInfo(**one) for one in split.pop("shards"))
+                fields["splits"][name] = SplitInfo(**split, shards=shards)
+            return Manifest(**fields)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{place} is not a dataset's manifest ({error!r}): prepare the dataset with data_prep/shard_imagenet.py"
+            ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Pixel statistics of the training split.
+
+    mean_image: float32 [S, S, 3], 0..255, RGB: the mean over centre S crops of the resized training images.
+    eigenvalues float64 [3], eigenvectors float64 [3, 3] (columns): of the RGB covariance of pixels in [0, 1].
+    """
+
+    mean_image: NDArray[np.float32]
+    eigenvalues: NDArray[np.float64]
+    eigenvectors: NDArray[np.float64]
+
+    @property
+    def mean_colour(self) -> NDArray[np.float32]:
+        """float32 [3], 0..255: the mean image's mean, for images of another size (fully convolutional tests)."""
+        return self.mean_image.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
+
+
+class Split:
+    """The samples of one split, each one `pread` away. Thread-safe; holds one open file per shard once read."""
+
+    def __init__(self, folder: Path, name: str, info: SplitInfo) -> None:
+        self.folder, self.name, self.info = folder, name, info
+        table = folder / info.table
+        try:
+            self.samples = np.load(table, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise UserError(f"the sample table {table} cannot be read ({error}): prepare the dataset again") from None
+        if len(self.samples) != info.samples:
+            raise UserError(
+                f"{table} has {len(self.samples)} rows where the manifest says {info.samples}: prepare it again"
+            )
+        self._files: dict[int, int] = {}
+        self._lock = threading.Lock()
+        _allow_open_files(len(info.shards))
+
+    def __len__(self) -> int:
+        return self.info.samples
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """int64 [N]: class indices, -1 where unlabelled."""
+        return self.samples["label"].astype(np.int64)
+
+    def read(self, sample: int) -> bytes:
+        """The encoded image of one sample id. Raises UserError naming key, shard and offset where it cannot be read."""
+        row = self.samples[sample]
+        offset, size = int(row["offset"]), int(row["size"])
+        try:
+            data = os.pread(self._file(int(row["shard"])), size, offset)
+        except OSError as error:
+            raise UserError(f"{self.describe(sample)} cannot be read ({error.strerror}): check the storage") from None
+        if len(data) != size:
+            raise UserError(f"{self.describe(sample)} ends early: the shard was cut off, prepare or copy it again")
+        return data
+
+    def describe(self, sample: int) -> str:
+        """`sample KEY (bytes A to B of SHARD)`: where an image lies, for messages."""
+        row = self.samples[sample]
+        shard = self.folder / self.info.shards[int(row["shard"])].file
+        start = int(row["offset"])
+        return f"sample {row['key'].decode()} (bytes {start} to {start + int(row['size'])} of {shard})"
+
+    def _file(self, shard: int) -> int:
+        with self._lock:
+            if shard not in self._files:
+                path = self.folder / self.info.shards[shard].file
+                try:
+                    self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:
+                    raise UserError(
+                        f"the shard {path} cannot be opened ({error.strerror}): check the dataset"
+                    ) from None
+            return self._files[shard]
+
+    def close(self) -> None:
+        with self._lock:
+            for file in self._files.values():
+                os.close(file)
+            self._files.clear()
+
+
+class Dataset:
+    """A dataset folder, opened. Raises UserError where `folder` is not one."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        manifest = self.folder / MANIFEST
+        if not manifest.is_file():
+            raise UserError(
+                f"{self.folder} is not a dataset folder (it has no {MANIFEST}): "
+                "prepare one with 'python data_prep/shard_imagenet.py SOURCE DEST'"
+            )
+        text = manifest.read_text()
+        self.manifest = Manifest.from_json(text, manifest)
+        # The identity of the dataset: the manifest holds the hash of everything else.
+        self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def classes(self) -> int:
+        return len(self.manifest.classes)
+
+    def split(self, name: str) -> Split:
+        if name not in self.manifest.splits:
+            have = ", ".join(self.manifest.splits)
+            raise UserError(f"the dataset {self.folder} has no split '{name}' (it has: {have})")
+        return Split(self.folder, name, self.manifest.splits[name])
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        path = self.folder / STATISTICS
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return Statistics(**{key: arrays[key] for key in ("mean_image", "eigenvalues", "eigenvectors")})
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"the statistics {path} cannot be read ({error}): prepare the dataset again") from None
+
+
+def _allow_open_files(files: int) -> None:
+    """ImageNet at 1,000 samples per shard is 1,282 files; the usual soft limit is 1,024, the hard one far above."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
