@@ -1,0 +1,132 @@
+"""Contract 5: a run is a folder. Opening one starts it or continues it; where it cannot be continued, says why.
+
+config.yaml      the resolved config          run.json      dataset, versions, git commit and the attempts so far
+metrics.jsonl, mlflow.json  (tracking)        checkpoints/  scores/  logs/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from pipeline.command import UserError
+from pipeline.config import Config, differences, load, to_yaml, trajectory
+from pipeline.data.dataset import Dataset
+from pipeline.world import LAUNCHER_VARIABLE, World, on_main
+
+CONFIG, RUN, LOCK = "config.yaml", "run.json", ".lock"
+PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "ray", "mlflow", "submitit", "webdataset")
+
+
+@contextmanager
+def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> Iterator[dict[str, Any]]:
+    """Start the run `config` names or continue it, and hold it against other writers; yields what run.json holds.
+
+    A collective. Raises UserError, on every rank, where the folder belongs to a run with other values or data, or
+    another process is writing it.
+    """
+    lock: IO[str] | None = None
+
+    def start() -> dict[str, Any]:
+        nonlocal lock
+        folder = config.run_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
+        facts: dict[str, Any] = {"dataset_sha256": dataset.sha256, "attempts": []}
+        if (folder / CONFIG).exists():
+            _check_same(config, dataset, folder)
+            facts = _read_facts(folder) or facts
+        facts["attempts"].append(_attempt(world, threads))
+        # run.json first: where config.yaml stands, the dataset's identity stands too.
+        write_atomically(folder / RUN, json.dumps(facts, indent=1) + "\n")
+        write_atomically(folder / CONFIG, to_yaml(config))
+        return facts
+
+    try:
+        yield on_main(world, start)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _lock(folder: Path) -> IO[str]:
+    file = open(folder / LOCK, "w")  # noqa: SIM115 - held open for the life of the run
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"another process is training in {folder}: wait for it, stop it, or choose another --name"
+        ) from None
+    return file
+
+
+def _check_same(config: Config, dataset: Dataset, folder: Path) -> None:
+    changed = differences(trajectory(load(folder / CONFIG)), trajectory(config))
+    facts = _read_facts(folder)
+    if facts.get("dataset_sha256", dataset.sha256) != dataset.sha256:
+        changed.append(f"the dataset's content: {facts['dataset_sha256'][:12]} -> {dataset.sha256[:12]}")
+    if changed:
+        raise UserError(
+            f"the run folder {folder} was started with other values ({'; '.join(changed)}): "
+            "use the same values to continue it, or choose another --name"
+        )
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else {}
+
+
+def _attempt(world: World, threads: int) -> dict[str, Any]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": socket.gethostname(),
+        "launcher": os.environ.get(LAUNCHER_VARIABLE, "none"),
+        "world_size": world.size,
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
+        "threads": threads,
+        "python": platform.python_version(),
+        "git_commit": git_commit(),
+        "versions": versions,
+    }
+
+
+def git_commit() -> str:
+    """The commit of this code, `-dirty` added where files differ from it; `unknown` outside a checkout."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        here = Path(__file__).resolve().parent
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,120 @@
+"""Normalization groups (contract 4): BN statistics over the recipe's group of images, whatever the cluster.
+
+A mini-batch is cut into groups of `bn_group` consecutive rows. A rank with several groups computes them one after the
+other; where a group spans several ranks they share its statistics (`synced_batchnorm`).
+
+Running statistics: each group keeps its own, and their plain average is what evaluation uses. The moving average is
+linear, so this equals averaging the groups' statistics at every iteration, without a word between ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipeline.command import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupPlan:
+    """How a mini-batch's rows fall to ranks and groups.
+
+    rows: of this rank, half-open range into the mini-batch. micro_batch: rows that one forward pass takes.
+    groups: in the whole mini-batch. ranks_per_group: 1 where a rank holds whole groups.
+    """
+
+    rows: slice
+    micro_batch: int
+    groups: int
+    ranks_per_group: int
+
+    @property
+    def local(self) -> int:
+        """Forward passes of this rank in one iteration."""
+        return (self.rows.stop - self.rows.start) // self.micro_batch
+
+
+def plan_groups(batch: int, bn_group: int | Literal["rank"], rank: int, size: int) -> GroupPlan:
+    """Deal `batch` rows to `size` ranks. Raises UserError where they or their groups do not come out even."""
+    if batch % size:
+        near = [n for n in range(1, batch + 1) if batch % n == 0 and n <= 2 * size]
+        raise UserError(
+            f"batch {batch} is not divided by {size} processes: use one of {near} processes, or another batch"
+        )
+    share = batch // size
+    group = share if bn_group == "rank" else bn_group
+    if share % group and group % share:
+        raise UserError(
+            f"each of {size} processes gets {share} rows of the batch, which neither holds whole normalization groups of "
+            f"{group} rows nor divides one: choose the number of processes or bn_group so that one divides the other"
+        )
+    return GroupPlan(
+        rows=slice(rank * share, (rank + 1) * share),
+        micro_batch=min(share, group),
+        groups=batch // group,
+        ranks_per_group=max(1, group // share),
+    )
+
+
+class GroupStatistics:
+    """The running statistics of this rank's groups, and their average over all groups.
+
+    Between `group(i)` blocks the modules' own running buffers hold nothing that matters.
+    """
+
+    def __init__(self, model: nn.Module, plan: GroupPlan) -> None:
+        self.plan = plan
+        self.modules = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self.buffers: list[Tensor] = []
+        for module in self.modules:
+            assert module.running_mean is not None and module.running_var is not None
+            self.buffers += [module.running_mean, module.running_var]
+        self.rows = [[buffer.clone() for buffer in self.buffers] for _ in range(plan.local)]
+
+    @contextmanager
+    def group(self, number: int) -> Iterator[None]:
+        """The modules' running statistics are those of this rank's group `number` while the block runs."""
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.rows[number])
+        yield
+        if self.buffers:
+            torch._foreach_copy_(self.rows[number], self.buffers)
+
+    def all_groups(self) -> Tensor:
+        """float32 [groups, C], on the host, the same on every rank; C runs over the mean and variance of every module.
+
+        A collective: every rank calls it.
+        """
+        local = torch.stack([torch.cat(row) if row else torch.empty(0) for row in self.rows]).cpu()
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return local
+        gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, local)
+        return torch.cat(gathered[:: self.plan.ranks_per_group])
+
+    def load_all_groups(self, statistics: Tensor) -> None:
+        """Take back what `all_groups` returned, on any number of ranks."""
+        assert len(statistics) == self.plan.groups
+        rows_per_group = self.plan.micro_batch * self.plan.ranks_per_group
+        first = self.plan.rows.start // rows_per_group
+        for row, values in zip(self.rows, statistics[first : first + self.plan.local], strict=True):
+            self._scatter(values, row)
+
+    def average_into_model(self, statistics: Tensor, iterations: int) -> None:
+        """Set the modules' running statistics to the plain average over groups, for evaluation and saving."""
+        self._scatter(statistics.mean(dim=0), self.buffers)
+        for module in self.modules:
+            assert module.num_batches_tracked is not None
+            # Counts updates, not forward passes: those depend on the number of ranks.
+            module.num_batches_tracked.fill_(iterations)
+
+    @staticmethod
+    def _scatter(values: Tensor, targets: list[Tensor]) -> None:
+        for target, value in zip(targets, values.split([target.numel() for target in targets]), strict=True):
+            target.copy_(value)

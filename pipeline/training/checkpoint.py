@@ -1,0 +1,166 @@
+"""Checkpoints: atomic, verified, written in the background, retained by rule (contract 5).
+
+A checkpoint is `checkpoints/ITERATION-DIGEST.pt`: DIGEST is the start of the file's own SHA-256, so the one rename that
+publishes the contents publishes their checksum with them, and no moment exists at which one is there without the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.command import describe_os_error
+
+NAME = re.compile(r"(\d{8})-([0-9a-f]{16})\.pt")
+TEMPORARY = ".tmp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and which stay.
+
+    Args:
+        every: iterations between checkpoints; one is also written at the end and on request (preemption).
+        keep_last: how many of the newest stay.
+        keep_every: checkpoints at multiples of this many iterations stay too; null for none.
+        keep_best: the checkpoint with the lowest val error stays too.
+    """
+
+    every: int = 5000
+    keep_last: int = 2
+    keep_every: int | None = None
+    keep_best: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One checkpoint that verified: `iteration` updates done; `state` as it was given to `Checkpoints.save`."""
+
+    path: Path
+    iteration: int
+    state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run. One process (rank 0) writes, any may read.
+
+    `save` copies the state to host memory and returns; one background thread writes. A failed write (disk full) is
+    reported and leaves the ones before intact; the next save tries again.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+        self.folder, self.config = folder, config
+        self._writer: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def save(self, iteration: int, state: Mapping[str, Any], *, best_iteration: int | None = None) -> None:
+        """Start writing `state` (tensors, numbers, strings, lists, dicts) as the checkpoint of `iteration`.
+
+        Waits for the write before it, so at most one is in flight. `best_iteration`: the one that `keep_best` keeps.
+        """
+        snapshot = _to_host(state)
+        self.wait()
+        self._writer = threading.Thread(
+            target=self._write, args=(iteration, snapshot, best_iteration), name="checkpoint"
+        )
+        self._writer.start()
+
+    def wait(self) -> bool:
+        """Wait for the write in flight; False where the last write failed (it was reported, nothing was lost)."""
+        if self._writer:
+            self._writer.join()
+            self._writer = None
+        if self._failure is not None and not isinstance(self._failure, OSError):
+            raise self._failure
+        return self._failure is None
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint whose digest verifies; each one passed over is named on standard error."""
+        for iteration, path in reversed(self._list()):
+            if (state := read_verified(path)) is not None:
+                return Checkpoint(path=path, iteration=iteration, state=state)
+            print(f"warning: {path} is damaged (its digest differs): using the checkpoint before it", file=sys.stderr)
+        return None
+
+    def _list(self) -> list[tuple[int, Path]]:
+        """(iteration, path), oldest first."""
+        found = [(match, path) for path in self.folder.glob("*.pt") if (match := NAME.fullmatch(path.name))]
+        return sorted((int(match[1]), path) for match, path in found)
+
+    def _write(self, iteration: int, state: dict[str, Any], best_iteration: int | None) -> None:
+        self._failure = None
+        try:
+            publish(self.folder, iteration, state)
+            self._prune(best_iteration)
+        except OSError as error:
+            self._failure = error
+            reason = describe_os_error(error) or str(error)
+            print(f"warning: checkpoint {iteration} was not saved ({reason}); training goes on", file=sys.stderr)
+        except BaseException as error:
+            self._failure = error
+
+    def _prune(self, best_iteration: int | None) -> None:
+        """Remove what the rule does not keep, and what writes that were killed left behind."""
+        for leftover in self.folder.glob(f"*{TEMPORARY}"):
+            leftover.unlink(missing_ok=True)
+        every = self.config.keep_every
+        for iteration, path in self._list()[: -max(1, self.config.keep_last)]:
+            kept = (every and iteration % every == 0) or (self.config.keep_best and iteration == best_iteration)
+            if not kept:
+                path.unlink(missing_ok=True)
+
+
+def publish(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
+    """Write one checkpoint so that it is there whole or not at all, also after a power cut. Returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{iteration:08d}-{os.getpid()}{TEMPORARY}"
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        final = folder / f"{iteration:08d}-{_digest(temporary)}.pt"
+        os.rename(temporary, final)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return final
+
+
+def read_verified(path: Path) -> dict[str, Any] | None:
+    """The state in a checkpoint file, None where its bytes are not those that were written."""
+    match = NAME.fullmatch(path.name)
+    try:
+        if match is None or _digest(path) != match[2]:
+            return None
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        return None
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _to_host(value: Any) -> Any:
+    """A deep copy with tensors in host memory, which later updates do not touch."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _to_host(item) for key, item in value.items()}
+    return [_to_host(item) for item in value] if isinstance(value, (list, tuple)) else value

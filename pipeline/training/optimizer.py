@@ -1,0 +1,59 @@
+"""SGD with momentum as the paper ran it (section 3.4): Caffe's momentum, weight decay on every parameter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """SGD.
+
+    Args:
+        lr: base learning rate; 0.1 in the paper.
+        momentum: 0.9 in the paper.
+        weight_decay: 1e-4 in the paper.
+        decay_norm_and_bias: whether weight decay reaches BN's scale and shift and biases too, as in the paper.
+        caffe_momentum: at a change of the learning rate rescale the momentum, as Caffe's update (v = m v + lr g) has it;
+            false leaves PyTorch's behaviour.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    decay_norm_and_bias: bool = True
+    caffe_momentum: bool = True
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if config.decay_norm_and_bias:
+        groups = [{"params": parameters, "weight_decay": config.weight_decay}]
+    else:
+        # Weights of convolutions and of the classifier are matrices or more; BN's parameters and biases are vectors.
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, foreach=True)
+
+
+def set_learning_rate(optimizer: torch.optim.SGD, lr: float, config: OptimizerConfig) -> None:
+    """Set `lr` for the next update.
+
+    Caffe keeps v = m v + lr g and does w -= v; PyTorch keeps b = m b + g and does w -= lr b, so v = lr b. After a change
+    of lr, Caffe's v still holds the old rate's steps: b must become b lr_old / lr_new.
+    """
+    for group in optimizer.param_groups:
+        old = group["lr"]
+        if lr == old:
+            continue
+        if config.caffe_momentum and old > 0 and lr > 0:
+            buffers = [optimizer.state[p]["momentum_buffer"] for p in group["params"] if p in optimizer.state]
+            buffers = [buffer for buffer in buffers if buffer is not None]
+            if buffers:
+                torch._foreach_mul_(buffers, old / lr)
+        group["lr"] = lr

@@ -1,0 +1,108 @@
+"""One update (paper section 3.4): the mini-batch in its normalization groups, gradients summed, SGD.
+
+Nothing here waits for the device: losses and errors stay on it until `take_metrics` is called at a log point.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.training.batchnorm import GroupPlan, GroupStatistics
+from pipeline.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
+from pipeline.training.reduction import GradientReducer
+from pipeline.training.synced_batchnorm import share_normalization
+from pipeline.world import World
+
+
+class TrainingStep:
+    """The model in training: `step(images, labels, lr)` makes one update on this rank's rows of the mini-batch.
+
+    `batch` is the size of the whole mini-batch: the loss is the mean over it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        batch: int,
+        plan: GroupPlan,
+        optimizer: OptimizerConfig,
+        reduction: Literal["tree", "allreduce"],
+        precision: Literal["float32", "bf16"],
+        world: World,
+    ) -> None:
+        self.batch, self.plan, self.world, self.precision = batch, plan, world, precision
+        self.optimizer_config = optimizer
+        if plan.ranks_per_group > 1:
+            share_normalization(model, plan.ranks_per_group, world.rank, world.size)
+        self.model = model.to(world.device, memory_format=torch.channels_last).train()
+        self.optimizer = build_optimizer(self.model, optimizer)
+        self.statistics = GroupStatistics(self.model, plan)
+        self.reducer = GradientReducer(list(self.model.parameters()), reduction, world.device)
+        self.network: nn.Module = self.model
+        if world.size > 1:
+            self.network = DistributedDataParallel(
+                self.model,
+                device_ids=[world.device.index] if world.device.type == "cuda" else None,
+                broadcast_buffers=False,  # every group keeps its own statistics
+                gradient_as_bucket_view=True,
+            )
+            self.network.register_comm_hook(None, self.reducer.hook)
+        self._metrics: list[Tensor] = []  # one [local micro-batches, 2] per iteration: loss share, wrong predictions
+
+    def step(self, images: Tensor, labels: Tensor, lr: float) -> None:
+        """One update. `images` float32 [N, H, W, 3] normalised, `labels` int64 [N]: this rank's rows of the mini-batch."""
+        set_learning_rate(self.optimizer, lr, self.optimizer_config)
+        self.optimizer.zero_grad(set_to_none=True)
+        size = self.plan.micro_batch
+        metrics = torch.empty(self.plan.local, 2, device=self.world.device)
+        for number in range(self.plan.local):
+            rows = slice(number * size, (number + 1) * size)
+            last = number == self.plan.local - 1
+            with self.statistics.group(number):
+                metrics[number] = self._micro_batch(images[rows], labels[rows], travels=last)
+            if not last:
+                self.reducer.push_gradients()
+        if self.network is self.model:
+            self.reducer.finish_alone()
+        self.optimizer.step()
+        self._metrics.append(metrics)
+
+    def _micro_batch(self, images: Tensor, labels: Tensor, *, travels: bool) -> Tensor:
+        """Forward and backward of one micro-batch; float32 [2]: its share of the loss, its wrong predictions."""
+        waits = isinstance(self.network, DistributedDataParallel) and not travels
+        with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
+            # NHWC in memory seen as NCHW is channels_last: no copy.
+            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                logits = self.network(images.permute(0, 3, 1, 2)).float()
+                loss = F.cross_entropy(logits, labels, reduction="sum") / self.batch
+            loss.backward()
+        with torch.no_grad():
+            return torch.stack([loss.detach(), (logits.argmax(dim=1) != labels).sum().float()])
+
+    def take_metrics(self) -> NDArray[np.float64]:
+        """float64 [iterations since the last call, 2]: loss and number of wrong predictions of each mini-batch.
+
+        A collective, equal on every rank and, with the tree reduction, for every number of ranks.
+        """
+        if not self._metrics:
+            return np.zeros((0, 2))
+        local = torch.stack(self._metrics).cpu()
+        self._metrics = []
+        parts = [local]
+        if self.world.size > 1:
+            parts = [torch.empty_like(local) for _ in range(self.world.size)]
+            dist.all_gather(parts, local)
+        return torch.cat(parts, dim=1).numpy().astype(np.float64).sum(axis=1)
+
+    def close(self) -> None:
+        self.reducer.close()

@@ -1,0 +1,136 @@
+"""Where this process stands among the others: torchrun's environment names in, one `World` out.
+
+Every launcher (torchrun, launch/local.py, submitit, Ray Train) speaks the same environment: RANK, WORLD_SIZE, LOCAL_RANK,
+LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. A process group that is already open (Ray opens its own) is adopted, not replaced.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from pipeline.command import UserError
+
+T = TypeVar("T")
+
+LAUNCHER_VARIABLE = "PIPELINE_LAUNCHER"  # set by the doors in launch/, recorded as a tag of the run
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process: `rank` of `size` in all, `local_rank` of `local_size` on this host, computing on `device`."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files, tracks and prints."""
+        return self.rank == 0
+
+
+@contextmanager
+def open_world(device: str = "auto", timeout_seconds: float = 600.0) -> Iterator[World]:
+    """Open (or adopt) the process group; close it at the end where it was opened here.
+
+    `device`: "auto" takes the GPU of this local rank where there is one, else the CPU; "cpu" and "cuda" insist.
+    `timeout_seconds`: how long a collective waits for a rank that does not answer before the job is torn down.
+    Raises UserError where the environment is incomplete or has more local ranks than GPUs.
+    """
+    rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
+    local_rank, local_size = _variable("LOCAL_RANK", 0), _variable("LOCAL_WORLD_SIZE", 1)
+    world = World(
+        rank=rank, size=size, local_rank=local_rank, local_size=local_size, device=_device(device, local_rank)
+    )
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    opened = False
+    if size > 1 and not dist.is_initialized():
+        # GPU worlds get gloo beside NCCL: agreements between hosts (stop flags) must not touch the device.
+        backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        opened = True
+    assert size == 1 or (dist.get_rank() == rank and dist.get_world_size() == size), "environment and group disagree"
+    try:
+        yield world
+    finally:
+        if opened:
+            dist.destroy_process_group()
+
+
+def on_main(world: World, function: Callable[[], T]) -> T:
+    """Call `function` on rank 0 alone and return its (picklable) result on every rank.
+
+    A UserError there is raised on every rank: all stop with the same sentence instead of waiting for the main rank.
+    """
+    if world.size == 1:
+        return function()
+    outcome: list[tuple[bool, T | str]] = [(False, "")]
+    if world.is_main:
+        try:
+            outcome = [(True, function())]
+        except UserError as error:
+            outcome = [(False, str(error))]
+    dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+    succeeded, result = outcome[0]
+    if not succeeded:
+        raise UserError(str(result))
+    return cast(T, result)
+
+
+def available_cores() -> int:
+    """The cores this process really has: its affinity mask, less where a cgroup's quota says so."""
+    cores = len(os.sched_getaffinity(0))
+    quota_file = Path("/sys/fs/cgroup/cpu.max")
+    if quota_file.is_file():
+        quota, period = quota_file.read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def set_threads(world: World, threads: int | None) -> int:
+    """Give this process `threads` intra-op threads (default: its host's cores divided among the local ranks).
+
+    The count decides how the CPU's kernels split their sums, hence the last bits of a CPU run: it is recorded with the run.
+    """
+    threads = threads or max(1, available_cores() // world.local_size)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _variable(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if name != "RANK" and "RANK" in os.environ and name not in os.environ and name != "LOCAL_WORLD_SIZE":
+        raise UserError(f"RANK is set but {name} is not: start ranks with a launcher (launch/local.py, torchrun)")
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(
+            f"the environment variable {name} is '{text}', not a number: unset it or start by a launcher"
+        ) from None
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    gpus = torch.cuda.device_count() if wanted != "cpu" else 0
+    if gpus == 0:
+        if wanted == "cuda":
+            raise UserError("device is 'cuda' but this host has no usable NVIDIA GPU: use device 'cpu' or 'auto'")
+        return torch.device("cpu")
+    if local_rank >= gpus:
+        raise UserError(
+            f"local rank {local_rank} has no GPU, this host has {gpus}: "
+            f"start at most {gpus} processes per host, or set device: cpu"
+        )
+    return torch.device("cuda", local_rank)
