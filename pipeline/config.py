@@ -57,6 +57,7 @@ class Config:
         iterations: updates in all.
         batch: images of a mini-batch, over all ranks together.
         bn_group: images that batch normalization takes its statistics over; `rank` is a rank's whole share of the batch.
+        shuffle_block: samples that stay neighbours when the training set is shuffled, for storage that hates random reads.
         reduction: tree sums gradients in one fixed binary tree: the same bits on 1, 2, 4 ... ranks up to batch / bn_group;
             allreduce leaves the order to the backend; auto is tree where the number of ranks allows it.
         precision: float32, or bf16 autocast.
@@ -75,6 +76,7 @@ class Config:
     iterations: int = 600_000
     batch: int = 256
     bn_group: int | Literal["rank"] = 32
+    shuffle_block: int = 1
     reduction: Literal["auto", "tree", "allreduce"] = "auto"
     precision: Literal["float32", "bf16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -174,7 +176,7 @@ def load(path: Path) -> Config:
 def check(config: Config) -> None:
     """Raise UserError for values that cannot be: an unknown net, a batch that its groups do not divide, a bad run name."""
     parse_arch(config.arch)
-    for name in ("iterations", "batch"):
+    for name in ("iterations", "batch", "shuffle_block"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} is {getattr(config, name)}: it must be at least 1")
     for section, name in (("evaluation", "every"), ("checkpoint", "every"), ("tracking", "log_every")):

@@ -6,8 +6,11 @@ starting a run whose folder exists continues it from its newest sound checkpoint
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from pipeline import command
 from pipeline.command import EXIT_PREEMPTED, Progress, UserError
 from pipeline.config import Config, parse, parser, to_plain, to_yaml
 from pipeline.data.dataset import Dataset
-from pipeline.data.loader import training_batches
+from pipeline.data.loader import BatchIterator, training_batches
 from pipeline.data.order import Order
 from pipeline.evaluation.protocols import evaluate_errors
 from pipeline.models.resnet import build
@@ -29,7 +32,7 @@ from pipeline.training.preemption import StopRequest
 from pipeline.training.reduction import choose_mode
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import TrainingStep
-from pipeline.world import World, on_main, open_world, set_threads
+from pipeline.world import World, available_cores, on_main, open_world, set_threads
 
 EXAMPLE = "python launch/local.py --config configs/demo.yaml --procs 2"
 
@@ -86,6 +89,8 @@ class Training:
 
     def __init__(self, config: Config, dataset: Dataset, world: World) -> None:
         self.config, self.dataset, self.world = config, dataset, world
+        cores = max(1, available_cores() // world.local_size)
+        self.loader = replace(config.loader, threads=config.loader.threads or cores)
         self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
         self.plan = plan_groups(config.batch, config.bn_group, world.rank, world.size)
         generator = torch.Generator().manual_seed(config.seed)
@@ -113,21 +118,19 @@ class Training:
         self.figures: dict[str, str] = {}
         self.clock = Clock()
 
-    def batches(self) -> Any:
+    def batches(self) -> BatchIterator:
         """This rank's rows of every mini-batch still to come."""
         config = self.config
         return training_batches(
             self.train_split,
-            Order(
-                samples=len(self.train_split), batch=config.batch, seed=config.seed, block=config.augment.shuffle_block
-            ),
+            Order(samples=len(self.train_split), batch=config.batch, seed=config.seed, block=config.shuffle_block),
             config.augment,
             self.dataset.statistics,
             rows=self.plan.rows,
             start_iteration=self.iteration,
             stop_iteration=config.iterations,
             device=self.world.device,
-            config=config.loader,
+            config=self.loader,
         )
 
     def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -162,7 +165,7 @@ class Training:
                 short_side=config.evaluation.short_side,
                 crop=config.augment.crop,
                 world=self.world,
-                loader_config=config.loader,
+                loader_config=self.loader,
                 precision=config.precision,
             )
             self.step.model.train()
@@ -238,8 +241,11 @@ class Clock:
     def __init__(self) -> None:
         self.updates, self.started, self.excluded, self.waited = 0, time.monotonic(), 0.0, 0.0
 
-    def paused(self) -> Pause:
-        return Pause(self)
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.excluded += time.monotonic() - started
 
     def take(self, wait_seconds: float) -> tuple[float, int, float]:
         """(seconds, updates, seconds waited for data) since the last call."""
@@ -247,19 +253,6 @@ class Clock:
         result = (max(now - self.started - self.excluded, 1e-9), self.updates, wait_seconds - self.waited)
         self.updates, self.started, self.excluded, self.waited = 0, now, 0.0, wait_seconds
         return result
-
-
-class Pause:
-    """Context manager: the time inside does not count."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-
-    def __enter__(self) -> None:
-        self.started = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.clock.excluded += time.monotonic() - self.started
 
 
 def tracker_of(config: Config, facts: dict[str, Any], world: World) -> Tracker:
@@ -292,8 +285,6 @@ def report(config: Config, training: Training, outcome: str) -> int:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """The command `python -m pipeline.train`: one rank, or one of several under torchrun."""
-    import sys
-
     options = parser("Trains one net on the dataset folder that the config names, or goes on with its run.", EXAMPLE)
     config, own = parse(options, sys.argv[1:] if argv is None else argv)
     if own.print_config:
