@@ -1,0 +1,74 @@
+"""What an evaluation has scored so far, kept in a file beside the score file to be, so that it can be interrupted."""
+
+from __future__ import annotations
+
+import sys
+import time
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.evaluation.scores import write_atomically
+
+WRITE_SECONDS = 30.0  # between two writes: what a kill can lose
+
+
+class PartialScores:
+    """Scores float16 [samples, classes] that fill up row by row; a context manager that writes them when it is left.
+
+    path: the file, None for none. What is found there is taken over where its fingerprint is this evaluation's.
+    """
+
+    def __init__(self, samples: int, classes: int, fingerprint: str, path: Path | None) -> None:
+        self.scores = np.zeros((samples, classes), dtype=np.float16)
+        self.fingerprint, self.path = fingerprint, path
+        self._scored = np.zeros(samples, dtype=bool)
+        self._written = time.monotonic()
+        if path is not None and path.exists():
+            self._take_over(path)
+
+    def has(self, ids: NDArray[np.int64]) -> bool:
+        """Whether all of these samples are scored."""
+        return bool(self._scored[ids].all())
+
+    def add(self, ids: NDArray[np.int64], rows: NDArray[np.float16]) -> None:
+        """Take the scores of samples `ids`: the first len(ids) rows."""
+        self.scores[ids] = rows[: len(ids)]
+        self._scored[ids] = True
+        if time.monotonic() - self._written >= WRITE_SECONDS:
+            self._write()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            return  # the score file comes next
+        with suppress(OSError):  # the error that stopped the evaluation is the one to tell
+            self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        if self.path is None or not self._scored.any():
+            return
+        ids = np.flatnonzero(self._scored)
+        arrays: dict[str, Any] = {"fingerprint": np.array(self.fingerprint), "ids": ids, "scores": self.scores[ids]}
+        write_atomically(self.path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+
+    def _take_over(self, path: Path) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                if str(arrays["fingerprint"]) != self.fingerprint:
+                    return
+                ids = arrays["ids"]
+                self.scores[ids] = arrays["scores"]
+                self._scored[ids] = True
+        except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+            print(f"warning: {path} is damaged ({error}): evaluating from the start", file=sys.stderr)

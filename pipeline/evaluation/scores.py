@@ -1,0 +1,258 @@
+"""The score file: what one net says about every image of one split under one protocol.
+
+Every error rate that this project reports is computed from score files, so that anyone can check it. Equal weights,
+data and protocol give equal bytes on the CPU, whatever the number of processes: times and hosts stand beside the file.
+
+    scores       float16 [N, classes]   softmax scores, 0..1, rows in sample-id order
+    ids          int64 [N]              sample ids
+    labels       int64 [N]              true classes, -1 where the split has none
+    provenance   JSON text              `Provenance`, and labels_sha256
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.command import UserError
+from pipeline.data.dataset import UNLABELLED
+
+FORMAT = "imagenet-pipeline-scores"
+VERSION = 1
+TEMPORARY = ".tmp"
+ONE = 0x3C00  # the bits of float16 1.0: non-negative float16 numbers are ordered as their bits are
+# Rounding to float16 changes a score by at most 2^-11 of itself, and by 2^-25 where it underflows: a true softmax sums
+# to 1 within 5e-4 + classes * 3e-8.
+SUM_TOLERANCE = 2e-3
+ROWS = 1024  # rows worked on at a time: bounds the memory of 50,000 x 1000 arithmetic
+
+FloatArray = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where scores come from: everything that decides their values.
+
+    arch: the net's name. checkpoint: the file's name. iteration: updates done, None where unknown. weights: "final",
+    "recomputed-bn" or "file". weights_sha256: of the state dict's contents (see `weights.digest`). dataset_sha256: of the
+    manifest. split: its name. protocol: its name. short_sides: pixels of the resized images' shorter sides. crop: pixels
+    of a crop's side (fully convolutional: of the net's training crop). normalization: "per-pixel mean" or
+    "mean R,G,B std R,G,B" on the 0..255 scale. precision: "float32" or "bf16".
+    """
+
+    arch: str
+    checkpoint: str
+    iteration: int | None
+    weights: str
+    weights_sha256: str
+    dataset_sha256: str
+    split: str
+    protocol: str
+    short_sides: tuple[int, ...]
+    crop: int
+    normalization: str
+    precision: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for equal computations (file names aside): scores with it can be continued and need no second making."""
+        fields = dataclasses.asdict(self)
+        del fields["checkpoint"], fields["iteration"], fields["weights"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """A score file in memory (see the module's table); `path` where it was read from a file."""
+
+    scores: NDArray[np.float16]
+    ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    provenance: Provenance
+    path: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def classes(self) -> int:
+        return int(self.scores.shape[1])
+
+    @property
+    def labelled(self) -> bool:
+        return bool(len(self)) and bool((self.labels != UNLABELLED).all())
+
+    @cached_property
+    def labels_sha256(self) -> str:
+        """Equal for score files of the same images with the same labels."""
+        return labels_digest(self.ids, self.labels)
+
+    def errors(self, k: int) -> float | None:
+        """Top-k error in percent, None where the split has no labels."""
+        if not self.labelled:
+            return None
+        return percent(top_k_errors(self.scores, self.labels, k))
+
+
+def labels_digest(ids: NDArray[np.int64], labels: NDArray[np.int64]) -> str:
+    """SHA-256 over (sample id, label) pairs, little-endian int64."""
+    pairs = np.stack([ids, labels], axis=1).astype("<i8")
+    return hashlib.sha256(pairs.tobytes()).hexdigest()
+
+
+def ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """int64 [N]: how many classes come before the true one, 0 for a right top-1 answer; on the scores' device.
+
+    scores: [N, classes], any float dtype. labels: int64 [N], 0..classes-1. Before the true class come those with a
+    strictly greater score and, of those with an equal score, the ones with a lower index: the answer order of a stable
+    sort by falling score. So it is exact, and the same on every machine. A NaN for the true class puts it last.
+    """
+    classes = torch.arange(scores.shape[1], device=scores.device)
+    found = [torch.empty(0, dtype=torch.int64, device=scores.device)]
+    for start in range(0, len(scores), ROWS):
+        rows = scores[start : start + ROWS]
+        rows = rows.float() if rows.dtype == torch.float16 else rows  # exact; CPUs have no float16 comparison
+        label = labels[start : start + ROWS, None]
+        true = rows.gather(1, label)
+        before = (rows > true).sum(1) + ((rows == true) & (classes < label)).sum(1)
+        found.append(torch.where(true.isnan()[:, 0], rows.shape[1], before))
+    return torch.cat(found)
+
+
+def top_k_errors(scores: FloatArray, labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
+    """bool [N]: True where the true class is not among the first k answers; order and arguments as in `ranks`."""
+    return (ranks(torch.from_numpy(scores), torch.from_numpy(labels)) >= k).numpy()
+
+
+def percent(wrong: NDArray[np.bool_]) -> float:
+    """The share of True, in percent."""
+    return 100.0 * int(wrong.sum()) / len(wrong)
+
+
+def save(scores: Scores, path: Path) -> None:
+    """Write a score file so that it is there whole or not at all. Equal scores give equal bytes."""
+    provenance = {**dataclasses.asdict(scores.provenance), "labels_sha256": scores.labels_sha256}
+    text = json.dumps({"format": FORMAT, "version": VERSION, **provenance}, sort_keys=True)
+    arrays: dict[str, Any] = {
+        "scores": scores.scores,
+        "ids": scores.ids,
+        "labels": scores.labels,
+        "provenance": np.array(text),
+    }
+    write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to the disk and rename it: never half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read_provenance(path: Path) -> tuple[Provenance, str]:
+    """(provenance, labels_sha256) of a score file, without reading its scores. Raises UserError as `load` does."""
+    with _open(path) as arrays:
+        return _provenance(arrays, path)
+
+
+def load(path: Path) -> Scores:
+    """Read and check a score file. Raises UserError where it is missing, damaged or not a table of softmax scores."""
+    with _open(path) as arrays:
+        provenance, labels_sha256 = _provenance(arrays, path)
+        try:
+            read = {key: arrays[key] for key in ("scores", "ids", "labels")}
+        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise _damaged(path, error) from None
+    scores = Scores(**read, provenance=provenance, path=path)
+    _check(scores, labels_sha256, path)
+    return scores
+
+
+def _open(path: Path) -> Any:
+    try:
+        arrays = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"there is no score file {path}: write one with 'python -m pipeline.evaluate'") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(path, error) from None
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+        raise _damaged(path, "a bare array")
+    return arrays
+
+
+def _damaged(path: Path, reason: object) -> UserError:
+    reason = " ".join(str(reason).split()).rstrip(".")
+    return UserError(
+        f"{path} is not a readable score file ({reason}): evaluate again with 'python -m pipeline.evaluate'"
+    )
+
+
+def _provenance(arrays: Any, path: Path) -> tuple[Provenance, str]:
+    try:
+        fields = json.loads(str(arrays["provenance"]))
+        if (fields.pop("format"), fields.pop("version")) != (FORMAT, VERSION):
+            raise ValueError("another format or version")
+        labels_sha256 = fields.pop("labels_sha256")
+        fields["short_sides"] = tuple(fields["short_sides"])
+        return Provenance(**fields), labels_sha256
+    except (KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(path, error) from None
+
+
+def _check(scores: Scores, labels_sha256: str, path: Path) -> None:
+    """Raise UserError unless these are softmax scores float16 [N, classes] of N labelled (or unlabelled) samples."""
+    table, ids, labels = scores.scores, scores.ids, scores.labels
+    if table.dtype != np.float16 or table.ndim != 2 or table.shape[1] < 1:
+        raise _damaged(path, f"its scores are {table.dtype} {list(table.shape)}, not float16 [N, classes]")
+    if not (ids.dtype == labels.dtype == np.int64 and ids.shape == labels.shape == table.shape[:1]):
+        raise _damaged(
+            path, f"its {len(table)} rows of scores do not fit its ids {ids.shape} and labels {labels.shape}"
+        )
+    if len(table) == 0:
+        raise UserError(f"{path} holds no scores at all: its split is empty, evaluate one that has images")
+    if labels.min() < UNLABELLED or labels.max() >= table.shape[1]:
+        raise _damaged(path, f"labels {labels.min()} to {labels.max()} with {table.shape[1]} classes")
+    if scores.labels_sha256 != labels_sha256:
+        raise _damaged(path, "its labels' hash differs")
+    check_softmax(table, str(path))
+
+
+def check_softmax(table: NDArray[np.float16], place: str) -> None:
+    """Raise UserError where a row is not a softmax: NaN, a value outside 0..1, or a sum that is not near 1."""
+    for start in range(0, len(table), ROWS):
+        rows = np.ascontiguousarray(table[start : start + ROWS])
+        outside = rows.view(np.uint16).max(axis=1) > ONE  # NaN, infinity, negative (the sign bit) and above 1
+        total = rows.astype(np.float32).sum(axis=1)
+        bad = outside | ~(np.abs(total - 1) <= SUM_TOLERANCE)
+        if bad.any():
+            row = int(bad.argmax())
+            raise UserError(
+                f"row {start + row} of {place} is not a softmax (NaN, a value outside 0..1, or a sum of {total[row]:g} "
+                "instead of 1): the net's weights are damaged or diverged, evaluate a sound checkpoint"
+            )
