@@ -1,0 +1,70 @@
+"""What one rank's failure looks like to the launcher that waits for it, and which of several failures was the cause.
+
+A rank that fails takes its neighbours along: their collectives end in "connection reset". The cause is the failure that
+was noted first, and every rank notes its own while its connections are still open, so the order is causal.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from pipeline.command import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, describe_os_error
+
+EXIT_FAILED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why `rank` ended with `code`. `time`: Unix seconds. `detail`: a traceback, or nothing where the sentence is all."""
+
+    rank: int
+    time: float
+    code: int
+    sentence: str
+    detail: str = ""
+    log: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls(**json.loads(text))
+
+    @property
+    def killed(self) -> bool:
+        """Died of a signal from outside or of a fault in machine code: never the consequence of another rank's end.
+
+        SIGABRT (134) does not count: NCCL's watchdog aborts a rank when another one vanishes.
+        """
+        return self.code > 128 and self.code not in (EXIT_INTERRUPTED, 134)
+
+
+def attempt(rank: int, main: Callable[[], int]) -> tuple[int, Failure | None]:
+    """Call `main`; its exit code, and the failure where it raised. Exit codes are those of pipeline.command.run."""
+
+    def failure(code: int, sentence: str, detail: str = "") -> tuple[int, Failure]:
+        return code, Failure(rank=rank, time=time.time(), code=code, sentence=sentence, detail=detail)
+
+    try:
+        return main(), None
+    except UserError as error:
+        return failure(EXIT_USER_ERROR, str(error))
+    except KeyboardInterrupt:
+        return failure(EXIT_INTERRUPTED, "interrupted: the same command goes on where this one stopped")
+    except OSError as error:
+        if sentence := describe_os_error(error):
+            return failure(EXIT_USER_ERROR, sentence)
+        return failure(EXIT_FAILED, f"{type(error).__name__}: {error}", traceback.format_exc())
+    except Exception as error:
+        return failure(EXIT_FAILED, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def cause(failures: Iterable[Failure]) -> Failure:
+    """The failure that brought the others about: a rank that was killed, else the one noted first."""
+    return min(failures, key=lambda one: (not one.killed, one.time))

@@ -1,0 +1,102 @@
+"""Train on this machine: several processes, one per GPU (or as many as asked for on the CPU).
+
+python launch/local.py --config configs/demo.yaml --procs 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.supervisor import supervise
+from pipeline import command
+from pipeline.command import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+EXAMPLE = "python launch/local.py --config configs/demo.yaml --procs 2"
+
+
+def options() -> ArgumentParser:
+    """The command line: the config's values and `--procs`. Imports torch."""
+    from pipeline.config import parser
+
+    made = parser("Trains one net on this machine, or goes on with its run.", EXAMPLE)
+    made.add_argument("--procs", type=int, help="processes (ranks); default: one per GPU, or 1 without a GPU")
+    return made
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Start the ranks and wait for them; the exit code of pipeline.command's conventions."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help", "--print-config"} & set(argv):
+        return _show(argv)
+    procs = _procs(argv)
+    port = free_port()
+    rank = [sys.executable, "-m", "launch.worker", *argv]
+    return supervise([rank] * procs, [rank_environment(number, procs, port) for number in range(procs)])
+
+
+def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """This process's environment with torchrun's names for rank `rank` of `size` on this machine alone."""
+    names = {
+        "RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": rank,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "PIPELINE_LAUNCHER": "local",
+    }
+    # Ranks of one machine need no network: no host name to resolve, no port open to others.
+    loopback = {"GLOO_SOCKET_IFNAME": "lo"}
+    return {**loopback, **os.environ, **{name: str(value) for name, value in names.items()}}
+
+
+def free_port() -> int:
+    """A TCP port that is free now; the kernel hands out others first, so it stays so for the moment it takes to use it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _procs(argv: Sequence[str]) -> int:
+    """`--procs`, read without the config's parser, whose import of torch would delay every rank by 5 s."""
+    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    reader.add_argument("--procs")
+    try:
+        text = reader.parse_known_args(argv)[0].procs
+    except argparse.ArgumentError:
+        raise UserError("--procs needs a number: --procs 2") from None
+    if text is None:
+        return _gpus() or 1
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"--procs is '{text}': give the number of processes, at least 1")
+    return int(text)
+
+
+def _gpus() -> int:
+    """NVIDIA GPUs this process may use; torch is asked only where there is a driver."""
+    if not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _show(argv: Sequence[str]) -> int:
+    from pipeline.config import parse, to_yaml
+
+    config, _ = parse(options(), argv)  # --help ends here
+    print(to_yaml(config), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    command.run(run)

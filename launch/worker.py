@@ -1,0 +1,69 @@
+"""One rank of launch/local.py: python -m launch.worker OPTIONS, with torchrun's names in the environment.
+
+The launcher leaves everything that needs torch to its ranks, so the 5 s of that import are paid once, side by side.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from launch.failure import attempt
+from launch.supervisor import report
+from pipeline.command import EXIT_PREEMPTED
+
+
+def run(argv: Sequence[str]) -> int:
+    """Train as rank RANK; the exit code. What goes wrong is told to the supervisor and written to this rank's log."""
+    rank = int(os.environ["RANK"])
+    # Until the trainer receives these itself there is nothing to save: the same command goes on where it was.
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, _stop_at_once)
+    faulthandler.enable()
+    log: Path | None = None
+
+    def train() -> int:
+        nonlocal log
+        from launch.local import options  # imports torch
+        from pipeline.config import parse
+        from pipeline.train import main
+
+        config, _ = parse(options(), argv)
+        log = config.run_folder / "logs" / f"rank-{rank}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if rank > 0:
+            _write_to(log)
+        return main(config)
+
+    code, failure = attempt(rank, train)
+    if failure:
+        if log and failure.detail:
+            with open(log, "a") as file:
+                file.write(failure.detail)
+        report(replace(failure, log=str(log or "")))
+    return code
+
+
+def _write_to(log: Path) -> None:
+    """From here on this rank's output, also that of machine code, goes to its log."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, sys.stderr.fileno())
+    os.close(descriptor)
+
+
+def _stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(EXIT_PREEMPTED)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))
