@@ -1,0 +1,209 @@
+"""Contract 3: augmentation is data. Scale, crop, flip and colour of a presentation as numbers, drawn ahead of decoding.
+
+A presentation is (seed, epoch, sample id); its draws come from a counter-based generator, so they do not depend on the
+batch it is in, the rank that decodes it, or what was drawn before. The geometry is that of resize-then-crop, and the
+window of the source that the crop needs is known before decoding, so the loader decodes and resamples that alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.command import UserError
+from pipeline.data.dataset import Statistics
+from pipeline.data.philox import philox, standard_normal, uniform
+
+AUGMENT_STREAM = 2  # beside order.ORDER_STREAM: the second half of the Philox key
+
+Int = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """How training images are varied.
+
+    kind: "scale-crop" (ImageNet, section 3.4 of the paper): shorter side uniform in `short_side`, random `crop` square,
+        flip, colour. "pad-crop" (CIFAR, section 4.2): the per-pixel mean subtracted from the whole `crop` square image,
+        `pad` zeros on each side, random `crop` square of that, flip. "none": the centre `crop` of the image resized to
+        shorter side `short_side[0]`, neither flipped nor coloured.
+    short_side: (minimum, maximum) pixels, inclusive; (256, 480) in section 3.4.
+    crop: side of the square that the net sees, pixels.
+    flip: mirror half of the presentations.
+    colour: standard deviation of AlexNet's PCA colour coefficients (0.1 there); 0 switches it off.
+    pad: pixels of zeros on each side, for pad-crop (4 in section 4.2).
+    """
+
+    kind: Literal["scale-crop", "pad-crop", "none"] = "scale-crop"
+    short_side: tuple[int, int] = (256, 480)
+    crop: int = 224
+    flip: bool = True
+    colour: float = 0.1
+    pad: int = 4
+
+    def __post_init__(self) -> None:
+        low, high = self.short_side
+        if self.crop < 1 or self.pad < 0 or self.colour < 0:
+            raise UserError("augment: crop must be at least 1, pad and colour must not be negative")
+        if self.kind != "pad-crop" and not self.crop <= low <= high:
+            raise UserError(
+                f"augment: a crop of {self.crop} pixels does not fit short_side [{low}, {high}]: "
+                "it must be [minimum, maximum] with crop <= minimum <= maximum"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CenterCrop:
+    """Evaluation: the centre `crop` square of the image resized to shorter side `short_side` (256 in the paper)."""
+
+    short_side: int = 256
+    crop: int = 224
+
+    def __post_init__(self) -> None:
+        _check_fits(self.crop, self.short_side)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TenCrop:
+    """Evaluation: four corners and centre of the image resized to shorter side `short_side`, as five crops.
+
+    The other five are their mirror images: `images.flip(-2)` of NHWC on the device gives them for nothing.
+    """
+
+    short_side: int = 256
+    crop: int = 224
+
+    def __post_init__(self) -> None:
+        _check_fits(self.crop, self.short_side)
+
+
+@dataclass(frozen=True)
+class Views:
+    """How each of N presentations is to be seen. Rows and columns are (y, x), in pixels.
+
+    resized int64 [N, 2]: size of the whole resized image (pad-crop: of the padded one).
+    crop_start int64 [N, 2]: corner of the crop in it. mirror bool [N]: whether the crop is flipped left to right.
+    colour float32 [N, 3]: shift of RGB on the 0..255 scale, to be added.
+    window_start, window_shape int64 [N, 2]: the part of the source that has to be decoded.
+    roi_start, roi_end float32 [N, 2]: where the crop lies in the decoded window (edges, not pixel centres).
+    """
+
+    resized: Int
+    crop_start: Int
+    mirror: NDArray[np.bool_]
+    colour: NDArray[np.float32]
+    window_start: Int
+    window_shape: Int
+    roi_start: NDArray[np.float32]
+    roi_end: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.mirror)
+
+    def rows(self, rows: slice | Int) -> Views:
+        return Views(*(getattr(self, one.name)[rows] for one in dataclasses.fields(self)))
+
+
+def training_views(
+    seed: int, epochs: Int, ids: Int, heights: Int, widths: Int, config: AugmentConfig, statistics: Statistics
+) -> Views:
+    """The views of N presentations; row i depends on (seed, epochs[i], ids[i], heights[i], widths[i]) alone.
+
+    heights, widths int64 [N]: of the decoded source images. statistics: its covariance gives the colour directions.
+    Raises UserError where an image does not fit the configuration.
+    """
+    shapes = np.stack([heights, widths], axis=1).astype(np.int64)
+    n = len(shapes)
+    if config.kind == "none":
+        return centre_views(shapes, config.short_side[0], config.crop)
+    counters = np.zeros((2, n, 4), np.uint64)
+    counters[:, :, 0], counters[:, :, 1] = ids, epochs
+    counters[1, :, 2] = 1  # block 0: geometry; block 1: colour
+    words = philox((seed, AUGMENT_STREAM), counters.reshape(2 * n, 4)).reshape(2, n, 4)
+    geometry = uniform(words[0])
+    mirror = (geometry[:, 3] < 0.5) & config.flip
+    colour = pca_colour(config.colour * standard_normal(words[1])[:, :3], statistics)
+    if config.kind == "pad-crop":
+        if n and (shapes != config.crop).any():
+            height, width = shapes[(shapes != config.crop).any(axis=1)][0]
+            raise UserError(
+                f"pad-crop needs images of {config.crop} x {config.crop} pixels, one is {height} x {width}: "
+                "set augment.crop to the images' size, or use augment.kind: scale-crop"
+            )
+        crop_start = _integers(geometry[:, 1:3], 2 * config.pad)
+        whole = np.zeros((n, 2))
+        resized = shapes + 2 * config.pad
+        return Views(
+            resized, crop_start, mirror, colour, whole.astype(np.int64), shapes, _f32(whole), _f32(whole + config.crop)
+        )
+    low, high = config.short_side
+    resized = resized_shapes(shapes, low + _integers(geometry[:, 0], high - low))
+    crop_start = _integers(geometry[:, 1:3], resized - config.crop)
+    return _views(shapes, resized, crop_start, config.crop, mirror, colour)
+
+
+def centre_views(shapes: Int, short_side: int, crop: int) -> Views:
+    """The centre crop of each image (shapes int64 [N, 2]) resized to a shorter side; no flip, no colour."""
+    n = len(shapes)
+    resized = resized_shapes(shapes, np.full(n, short_side))
+    crop_start = five_crop_starts(resized, crop)[:, 4]
+    return _views(shapes, resized, crop_start, crop, np.zeros(n, bool), np.zeros((n, 3), np.float32))
+
+
+def resized_shapes(shapes: Int, short_sides: Int) -> Int:
+    """int64 [N, 2]: sizes with the shorter side `short_sides` [N], the longer one to the nearest pixel."""
+    shorter = shapes.min(axis=1, keepdims=True)
+    return (2 * shapes * np.asarray(short_sides, np.int64)[:, None] + shorter) // (2 * shorter)
+
+
+def five_crop_starts(resized: Int, crop: int) -> Int:
+    """int64 [N, 5, 2]: corners of the crops top left, top right, bottom left, bottom right, centre, as torchvision's."""
+    free = resized - crop
+    assert (free >= 0).all()
+    corners = [free * np.array(corner) for corner in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    return np.stack([*corners, np.rint(free / 2).astype(np.int64)], axis=1)
+
+
+def pca_colour(coefficients: NDArray[np.float64], statistics: Statistics) -> NDArray[np.float32]:
+    """Shift of RGB on the 0..255 scale, float32 [N, 3], for coefficients a, float64 [N, 3]: 255 P (a l).
+
+    AlexNet (Krizhevsky et al., section 4.1) states it for pixels in [0, 1], whence the 255.
+    """
+    weighted = coefficients * statistics.eigenvalues
+    # Written out, because a matrix product may round differently with N and with the machine's BLAS.
+    products = [weighted[:, k, None] * statistics.eigenvectors[:, k] for k in range(3)]
+    return _f32(255.0 * (products[0] + products[1] + products[2]))
+
+
+def _views(
+    shapes: Int, resized: Int, crop_start: Int, crop: int, mirror: NDArray[np.bool_], colour: NDArray[np.float32]
+) -> Views:
+    """Map crops of resized images back to the source: which window to decode, and where the crop lies in it."""
+    scale = shapes / resized  # per axis, as Pillow and torchvision resize: the rounded size spans the whole image
+    start, end = crop_start * scale, (crop_start + crop) * scale
+    # The triangular filter reaches max(1, scale) beyond the crop, libjpeg's chroma upsampling one pixel more.
+    margin = 2 + np.ceil(scale)
+    window_start = np.maximum(np.floor(start - margin), 0).astype(np.int64)
+    window_end = np.minimum(np.ceil(end + margin), shapes).astype(np.int64)
+    return Views(
+        resized, crop_start, mirror, colour,
+        window_start, window_end - window_start, _f32(start - window_start), _f32(end - window_start),
+    )  # fmt: skip
+
+
+def _integers(uniforms: NDArray[np.float64], maximum: Int | int) -> Int:
+    """Uniform integers in [0, maximum] from uniforms in [0, 1)."""
+    return np.floor(uniforms * (np.asarray(maximum) + 1)).astype(np.int64)
+
+
+def _f32(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    return values.astype(np.float32)
+
+
+def _check_fits(crop: int, short_side: int) -> None:
+    if not 0 < crop <= short_side:
+        raise UserError(f"a crop of {crop} pixels does not fit images with a shorter side of {short_side}")

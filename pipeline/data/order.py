@@ -1,0 +1,94 @@
+"""Contract 2: the order is a function. Which samples make up the mini-batch of an iteration, on any cluster.
+
+The training stream is the concatenation of seeded permutations of the training set, one per epoch ("reshuffled at the
+start of every epoch", section 3.4 of the paper). Mini-batch t is `stream[t*B : (t+1)*B]`: it may straddle epochs;
+nothing is dropped, padded or repeated. Nothing here depends on the world size, the launcher, or an interruption:
+resuming needs one integer, and any iteration is reached in the time of one permutation.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The second half of the Philox key keeps the streams of the project's random draws apart.
+ORDER_STREAM = 1
+_CACHED_EPOCHS = 2  # a mini-batch seldom spans more than the epoch that ends and the one that begins
+
+
+@dataclass(frozen=True)
+class Presentations:
+    """Rows of a mini-batch: sample `ids` int64 [N] (0..samples-1) as presented in `epochs` int64 [N] (0-based)."""
+
+    epochs: NDArray[np.int64]
+    ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, rows: slice) -> Presentations:
+        """The rows of one rank, or of one micro-batch."""
+        return Presentations(self.epochs[rows], self.ids[rows])
+
+
+@dataclass(frozen=True)
+class Order:
+    """The training stream of `samples` samples in mini-batches of `batch`, drawn from `seed` (0..2**64-1).
+
+    block: 1 permutes single samples. b > 1, for storage that hates random reads, permutes chunks of b neighbouring
+    samples and the samples inside each chunk: any b consecutive rows lie in two chunks (three where the last is short).
+    """
+
+    samples: int
+    batch: int
+    seed: int
+    block: int = 1
+    _cache: dict[int, NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        assert self.samples > 0 and self.batch > 0 and self.block > 0 and 0 <= self.seed < 2**64
+
+    def minibatch(self, iteration: int) -> Presentations:
+        """The global mini-batch of an iteration (0-based): `batch` rows."""
+        assert iteration >= 0
+        positions = np.arange(iteration * self.batch, (iteration + 1) * self.batch, dtype=np.int64)
+        epochs, places = np.divmod(positions, self.samples)
+        ids = np.empty_like(places)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            rows = epochs == epoch
+            ids[rows] = self.permutation(epoch)[places[rows]]
+        return Presentations(epochs, ids)
+
+    def permutation(self, epoch: int) -> NDArray[np.int64]:
+        """int64 [samples], read-only: the order of an epoch. The two latest are kept. Thread-safe."""
+        with self._lock:
+            if epoch not in self._cache:
+                while len(self._cache) >= _CACHED_EPOCHS:
+                    del self._cache[min(self._cache)]
+                self._cache[epoch] = self._permute(epoch)
+            return self._cache[epoch]
+
+    def _permute(self, epoch: int) -> NDArray[np.int64]:
+        """Sorting raw Philox words gives a uniform permutation that no NumPy release can change."""
+        words = np.random.Philox(
+            key=np.array([self.seed, ORDER_STREAM], np.uint64), counter=np.array([0, epoch, 0, 0], np.uint64)
+        )
+        permutation = np.argsort(words.random_raw(self.samples), kind="stable")
+        if self.block > 1:
+            # The random order inside the chunks is in `permutation`; a stable sort by the chunks' ranks keeps it.
+            chunks = -(-self.samples // self.block)
+            rank = np.argsort(np.argsort(words.random_raw(chunks), kind="stable"), kind="stable")
+            permutation = permutation[np.argsort(rank[permutation // self.block], kind="stable")]
+        permutation = permutation.astype(np.int64, copy=False)
+        permutation.flags.writeable = False
+        return permutation
+
+    def __getstate__(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("samples", "batch", "seed", "block")}
+
+    def __setstate__(self, state: dict[str, int]) -> None:
+        self.__dict__.update(state, _cache={}, _lock=threading.Lock())

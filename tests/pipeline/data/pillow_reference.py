@@ -1,0 +1,47 @@
+"""The slow, obvious reference: resize the whole image with Pillow, then crop, flip, add the colour, subtract the mean.
+
+Uses of a view only what was drawn (resized size, crop corner, mirror, colour), nothing of the window geometry.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def decoded(encoded: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(encoded)).convert("RGB")
+
+
+def resized(encoded: bytes, shape: NDArray[np.int64]) -> Image.Image:
+    height, width = (int(side) for side in shape)
+    return decoded(encoded).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def crop(image: Image.Image, start: NDArray[np.int64], side: int) -> Image.Image:
+    y, x = (int(place) for place in start)
+    return image.crop((x, y, x + side, y + side))
+
+
+def scale_crop(
+    encoded: bytes,
+    shape: NDArray[np.int64],
+    start: NDArray[np.int64],
+    side: int,
+    mirror: bool,
+    colour: NDArray[np.float32],
+    mean: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    image = crop(resized(encoded, shape), start, side)
+    if mirror:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.asarray(image, np.float32) + colour - mean
+
+
+def psnr(images: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """Peak signal-to-noise ratio in dB, peak 255."""
+    error = float(np.mean((images.astype(np.float64) - reference) ** 2))
+    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)

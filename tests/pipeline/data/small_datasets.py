@@ -1,0 +1,78 @@
+"""Small real dataset folders, written straight from the format with webdataset.TarWriter."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import webdataset
+from PIL import Image
+
+from pipeline.data.dataset import ClassInfo, Dataset, Manifest, ShardInfo, SplitInfo, Statistics, sample_dtype
+
+REAL_IMAGES = Path(__file__).parents[4] / "shared/data/imagenet-samples.tar"
+
+
+def photograph(seed: int, height: int, width: int) -> Image.Image:
+    """A smooth random image with some detail, as photographs have: noise alone would not survive JPEG."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (max(height // 16, 2), max(width // 16, 2), 3), np.uint8))
+    fine = random.integers(-12, 13, (height, width, 3))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
+    return Image.fromarray(np.clip(smooth + fine, 0, 255).astype(np.uint8))
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"quality": 90} if kind == "JPEG" and not options else options))
+    return buffer.getvalue()
+
+
+def write_dataset(
+    folder: Path, images: Sequence[bytes], labels: Sequence[int] | None = None, shard_size: int = 16
+) -> Dataset:
+    """A dataset folder with one split "train" of the given encoded images."""
+    labels = list(range(len(images))) if labels is None else labels
+    (folder / "train").mkdir(parents=True)
+    keys = [f"image{number:04d}" for number in range(len(images))]
+    table = np.zeros(len(images), sample_dtype(max(map(len, keys))))
+    shards = []
+    for start in range(0, len(images), shard_size):
+        members = range(start, min(start + shard_size, len(images)))
+        path = folder / f"train/test-train-{start // shard_size:06d}.tar"
+        with webdataset.TarWriter(str(path), encoder=False, mtime=0) as writer:
+            for number in members:
+                writer.write({"__key__": keys[number], "jpg": images[number], "cls": str(labels[number]).encode()})
+        with tarfile.open(path) as tar:
+            offsets = {member.name: member.offset_data for member in tar}
+        for number in members:
+            try:
+                width, height = Image.open(io.BytesIO(images[number])).size
+            except OSError:
+                width = height = 64
+            place = offsets[f"{keys[number]}.jpg"]
+            table[number] = (
+                start // shard_size, place, len(images[number]), labels[number], height, width, keys[number]
+            )  # fmt: skip
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        name, size = str(path.relative_to(folder)), path.stat().st_size
+        shards.append(ShardInfo(file=name, samples=len(members), bytes=size, sha256=digest, index_sha256=""))
+    np.save(folder / "train.samples.npy", table)
+    split = SplitInfo(samples=len(images), table="train.samples.npy", table_sha256="", shards=tuple(shards))
+    classes = tuple(ClassInfo(wnid=f"n{number:08d}") for number in range(max(labels) + 1))
+    (folder / "manifest.json").write_text(Manifest(seed=0, classes=classes, splits={"train": split}).to_json())
+    return Dataset(folder)
+
+
+def statistics_of_size(side: int) -> Statistics:
+    """A smooth mean image and AlexNet's published eigenvalues with a proper rotation for eigenvectors."""
+    ramp = np.linspace(90, 140, side, dtype=np.float32)
+    mean = np.stack([ramp[:, None] + 0 * ramp, ramp[None, :] + 0 * ramp[:, None], 230 - ramp[:, None] + 0 * ramp], -1)
+    rotation, _ = np.linalg.qr(np.array([[-0.57, 0.72, 0.4], [-0.58, 0.0, -0.81], [-0.58, -0.69, 0.42]]))
+    return Statistics(
+        mean_image=mean.astype(np.float32), eigenvalues=np.array([0.2175, 0.0188, 0.0045]), eigenvectors=rotation
+    )

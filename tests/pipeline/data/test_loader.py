@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.command import UserError
+from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop
+from pipeline.data.dataset import Dataset, Split
+from pipeline.data.graphs import Normalization
+from pipeline.data.loader import Batch, BatchIterator, LoaderConfig, evaluation_batches, training_batches
+from pipeline.data.order import Order
+from tests.pipeline.data.small_datasets import encode, photograph, statistics_of_size
+
+CPU = torch.device("cpu")
+CONFIG = LoaderConfig(threads=2)
+AUGMENT = AugmentConfig(short_side=(72, 96), crop=64)
+STATISTICS = statistics_of_size(64)
+
+
+def train(
+    split: Split, rows: slice, start: int, stop: int, config: LoaderConfig = CONFIG, batch: int = 16, **options: Any
+) -> BatchIterator:
+    order = Order(len(split), batch, seed=3)
+    return training_batches(split, order, AUGMENT, STATISTICS, rows, start, stop, CPU, config, **options)
+
+
+def collect(batches: BatchIterator) -> list[Batch]:
+    with batches:
+        return list(batches)
+
+
+def test_one_batch_an_iteration_with_its_ids_and_labels(photographs: Dataset) -> None:
+    split = photographs.split("train")
+    batches = collect(train(split, slice(0, 16), 0, 6))
+    order = Order(len(split), 16, seed=3)
+    assert len(batches) == 6
+    for iteration, batch in enumerate(batches):
+        np.testing.assert_array_equal(batch.ids, order.minibatch(iteration).ids)
+        assert batch.labels.dtype == torch.int64
+        np.testing.assert_array_equal(batch.labels.numpy(), split.samples["label"][batch.ids])
+        assert batch.images.shape == (16, 64, 64, 3) and batch.images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("edges", [(0, 8, 16), (0, 1, 16), (0, 5, 10, 13, 16)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_images_do_not_depend_on_threads_or_on_the_split_among_ranks(
+    photographs: Dataset, edges: tuple[int, ...], threads: int
+) -> None:
+    split = photographs.split("train")
+    whole = collect(train(split, slice(0, 16), 0, 4))
+    config = LoaderConfig(threads=threads, read_threads=threads, decode_ahead=threads, read_ahead=1, ready=1)
+    ranks = [collect(train(split, slice(a, b), 0, 4, config)) for a, b in itertools.pairwise(edges)]
+    for iteration, batch in enumerate(whole):
+        parts = [rank[iteration] for rank in ranks]
+        assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+        assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)
+        np.testing.assert_array_equal(np.concatenate([part.ids for part in parts]), batch.ids)
+
+
+def test_resuming_at_an_iteration_goes_on_with_the_same_batches(photographs: Dataset) -> None:
+    split = photographs.split("train")
+    whole = collect(train(split, slice(0, 16), 0, 7))
+    for start in (1, 4, 6):
+        resumed = collect(train(split, slice(0, 16), start, 7))
+        assert len(resumed) == 7 - start
+        for batch, expected in zip(resumed, whole[start:], strict=True):
+            assert torch.equal(batch.images, expected.images)
+    assert collect(train(split, slice(0, 16), 7, 7)) == []
+
+
+def test_batches_stay_valid_while_the_loader_goes_on(photographs: Dataset) -> None:
+    """Tensors must not share memory that DALI uses again."""
+    copies, kept = [], []
+    with train(photographs.split("train"), slice(0, 4), 0, 40) as batches:
+        for batch in batches:
+            kept.append(batch.images)
+            copies.append(batch.images.clone())
+    gc.collect()
+    assert all(torch.equal(one, copy) for one, copy in zip(kept, copies, strict=True))
+
+
+def test_evaluation_gives_each_block_as_it_is(photographs: Dataset) -> None:
+    split = photographs.split("train")
+    blocks = [np.arange(0, 16), np.array([39, 3]), np.array([7])]
+    batches = collect(evaluation_batches(split, CenterCrop(short_side=72, crop=64), STATISTICS, blocks, CPU, CONFIG))
+    assert [len(batch.images) for batch in batches] == [16, 2, 1]
+    for batch, block in zip(batches, blocks, strict=True):
+        np.testing.assert_array_equal(batch.ids, block)
+    again = collect(
+        evaluation_batches(split, CenterCrop(short_side=72, crop=64), STATISTICS, [np.array([3, 39, 8])], CPU, CONFIG)
+    )
+    assert torch.equal(again[0].images[:2], batches[1].images.flip(0))
+    assert torch.equal(again[0].images[2], batches[0].images[8])
+
+
+def test_ten_crops_are_five(photographs: Dataset) -> None:
+    split = photographs.split("train")
+    view = TenCrop(short_side=72, crop=64)
+    (batch,) = collect(evaluation_batches(split, view, STATISTICS, [np.arange(5)], CPU, CONFIG))
+    assert batch.images.shape == (5, 5, 64, 64, 3)
+
+
+def test_an_explicit_mean_and_standard_deviation(photographs: Dataset) -> None:
+    split = photographs.split("train")
+    view, block = CenterCrop(short_side=72, crop=64), [np.arange(3)]
+    raw = Normalization(np.zeros(3, np.float32))
+    mean, std = np.array([123.675, 116.28, 103.53], np.float32), np.array([58.395, 57.12, 57.375], np.float32)
+    (plain,) = collect(evaluation_batches(split, view, raw, block, CPU, CONFIG))
+    (scaled,) = collect(evaluation_batches(split, view, Normalization(mean, std), block, CPU, CONFIG))
+    np.testing.assert_array_equal(plain.images, plain.images.round())
+    np.testing.assert_allclose(scaled.images, (plain.images.numpy() - mean) / std, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "zero"])
+def test_a_sample_that_does_not_decode_is_named(make_dataset: Callable[..., Dataset], damage: str) -> None:
+    images = [encode(photograph(number, 90, 120)) for number in range(12)]
+    images[7] = {"cut": images[7][: len(images[7]) // 3], "text": b"not an image", "zero": b"\0"}[damage]
+    split = make_dataset(images).split("train")
+    with pytest.raises(UserError, match=r"sample image0007 \(bytes \d+ to \d+ of .*test-train-000000.tar\) does not"):
+        collect(train(split, slice(0, 12), 0, 3, batch=12))
+
+
+def test_a_shard_that_was_cut_off_is_named(make_dataset: Callable[..., Dataset]) -> None:
+    dataset = make_dataset([encode(photograph(number, 90, 120)) for number in range(6)])
+    shard = dataset.folder / "train/test-train-000000.tar"
+    os.truncate(shard, 20_000)
+    with pytest.raises(UserError, match="ends early"):
+        collect(train(dataset.split("train"), slice(0, 6), 0, 1, batch=6))
+
+
+def threads_and_files() -> tuple[set[str], int]:
+    names = {thread.name for thread in threading.enumerate() if thread.name.startswith("loader")}
+    return names, len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+def test_closing_early_is_quick_and_leaves_nothing_behind(photographs: Dataset, taken: int) -> None:
+    split = photographs.split("train")
+    collect(train(split, slice(0, 16), 0, 1))  # opens the shards
+    _, files = threads_and_files()
+    batches = train(split, slice(0, 16), 0, 100_000)
+    for _ in range(taken):
+        next(batches)
+    started = time.monotonic()
+    batches.close()
+    assert time.monotonic() - started < 3
+    assert threads_and_files() == (set(), files)
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
+def test_a_forgotten_loader_is_collected(photographs: Dataset) -> None:
+    batches = train(photographs.split("train"), slice(0, 4), 0, 100_000)
+    next(batches)
+    del batches
+    gc.collect()
+    assert threads_and_files()[0] == set()
+
+
+def test_waiting_is_measured(photographs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = photographs.split("train")
+    read = split.read
+
+    def slowly(sample: int) -> bytes:
+        time.sleep(0.2)
+        return read(sample)
+
+    monkeypatch.setattr(split, "read", slowly)
+    with train(split, slice(0, 1), 0, 4, LoaderConfig(threads=1, read_threads=1, read_ahead=1, decode_ahead=1)) as it:
+        list(it)
+        assert it.wait_seconds > 0.5
+
+
+def test_reads_run_ahead_and_at_once(photographs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 samples at 50 ms each: one after another 0.8 s a batch; 16 at once, far less."""
+    split = photographs.split("train")
+    read = split.read
+
+    def slowly(sample: int) -> bytes:
+        time.sleep(0.05)
+        return read(sample)
+
+    monkeypatch.setattr(split, "read", slowly)
+    started = time.monotonic()
+    collect(train(split, slice(0, 16), 0, 8))
+    assert time.monotonic() - started < 0.5 * 8 * 0.8
