@@ -7,6 +7,7 @@ publishes the contents publishes their checksum with them, and no moment exists 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import sys
@@ -122,13 +123,17 @@ class Checkpoints:
 def publish(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
     """Write one checkpoint so that it is there whole or not at all, also after a power cut. Returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Into memory first: torch.save into a file hides a full disk's OSError behind an error of its own.
+    contents = io.BytesIO()
+    torch.save(state, contents)
+    digest = hashlib.sha256(contents.getbuffer()).hexdigest()[:16]
     temporary = folder / f"{iteration:08d}-{os.getpid()}{TEMPORARY}"
     try:
         with open(temporary, "wb") as file:
-            torch.save(state, file)
+            file.write(contents.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        final = folder / f"{iteration:08d}-{_digest(temporary)}.pt"
+        final = folder / f"{iteration:08d}-{digest}.pt"
         os.rename(temporary, final)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ at distance 1, 2, 4 ... are the next levels of the same tree. Floating-point add
 power-of-two number of ranks, gets the same bits.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: DDP checks the hook's annotations and does not resolve strings.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -131,11 +131,16 @@ class GradientReducer:
 
     def hook(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """DDP communication hook (see torch.nn.parallel.DistributedDataParallel.register_comm_hook)."""
-        for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
+        buffer, offset = bucket.buffer(), 0
+        for parameter in bucket.parameters():
+            # A gradient lies in the bucket with its parameter's strides (channels_last); bucket.gradients() would read
+            # it as contiguous.
+            place = buffer.narrow(0, offset, parameter.numel())
+            gradient = place.as_strided(parameter.shape, parameter.stride())
             self.accumulator.add_last(self.index[id(parameter)], gradient)
+            offset += parameter.numel()
         if bucket.is_last():
             self.accumulator.clear()
-        buffer = bucket.buffer()
         if self.mode == "allreduce":
             work = dist.all_reduce(buffer, group=self.group, async_op=True)
             assert work is not None

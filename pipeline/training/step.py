@@ -5,6 +5,7 @@ Nothing here waits for the device: losses and errors stay on it until `take_metr
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
 from typing import Literal
 
@@ -50,11 +51,14 @@ class TrainingStep:
         self.reducer = GradientReducer(list(self.model.parameters()), reduction, world.device)
         self.network: nn.Module = self.model
         if world.size > 1:
+            # Every group keeps its own statistics; torch renamed the switch in 2.15 and warns of the old name.
+            parameters = inspect.signature(DistributedDataParallel).parameters
+            switch = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
             self.network = DistributedDataParallel(
                 self.model,
                 device_ids=[world.device.index] if world.device.type == "cuda" else None,
-                broadcast_buffers=False,  # every group keeps its own statistics
                 gradient_as_bucket_view=True,
+                **{switch: False},
             )
             self.network.register_comm_hook(None, self.reducer.hook)
         self._metrics: list[Tensor] = []  # one [local micro-batches, 2] per iteration: loss share, wrong predictions
@@ -64,7 +68,7 @@ class TrainingStep:
         set_learning_rate(self.optimizer, lr, self.optimizer_config)
         self.optimizer.zero_grad(set_to_none=True)
         size = self.plan.micro_batch
-        metrics = torch.empty(self.plan.local, 2, device=self.world.device)
+        metrics = torch.empty(self.plan.local, 2, dtype=torch.float64, device=self.world.device)
         for number in range(self.plan.local):
             rows = slice(number * size, (number + 1) * size)
             last = number == self.plan.local - 1
@@ -78,16 +82,18 @@ class TrainingStep:
         self._metrics.append(metrics)
 
     def _micro_batch(self, images: Tensor, labels: Tensor, *, travels: bool) -> Tensor:
-        """Forward and backward of one micro-batch; float32 [2]: its share of the loss, its wrong predictions."""
+        """Forward and backward of one micro-batch; [2]: its share of the loss, its wrong predictions."""
         waits = isinstance(self.network, DistributedDataParallel) and not travels
         with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
             # NHWC in memory seen as NCHW is channels_last: no copy.
             with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                logits = self.network(images.permute(0, 3, 1, 2)).float()
+                logits = self.network(images.permute(0, 3, 1, 2))
+                # bf16 has 8 bits: the softmax and its loss are float32 (float64 stays, for tests).
+                logits = logits.float() if logits.dtype == torch.bfloat16 else logits
                 loss = F.cross_entropy(logits, labels, reduction="sum") / self.batch
             loss.backward()
         with torch.no_grad():
-            return torch.stack([loss.detach(), (logits.argmax(dim=1) != labels).sum().float()])
+            return torch.stack([loss.detach(), (logits.argmax(dim=1) != labels).sum().to(loss.dtype)])
 
     def take_metrics(self) -> NDArray[np.float64]:
         """float64 [iterations since the last call, 2]: loss and number of wrong predictions of each mini-batch.
@@ -102,7 +108,7 @@ class TrainingStep:
         if self.world.size > 1:
             parts = [torch.empty_like(local) for _ in range(self.world.size)]
             dist.all_gather(parts, local)
-        return torch.cat(parts, dim=1).numpy().astype(np.float64).sum(axis=1)
+        return torch.cat(parts, dim=1).numpy().sum(axis=1)
 
     def close(self) -> None:
         self.reducer.close()

@@ -1,0 +1,107 @@
+"""Checkpoints: every way to damage one is recognised, a kill at any moment leaves a sound one, the rule keeps what it says."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.training.checkpoint import CheckpointConfig, Checkpoints, publish, read_verified
+from tests.ranks import CONTEXT
+
+
+def state(number: int) -> dict:
+    generator = torch.Generator().manual_seed(number)
+    weights = {"w": torch.randn(64, 32, 3, 3, generator=generator).to(memory_format=torch.channels_last)}
+    return {"iteration": number, "model": weights, "training": {"names": ["a"], "lr": 0.1, "none": None}}
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    saved = state(7)
+    checkpoints.save(7, saved)
+    saved["model"]["w"].zero_()  # what comes after does not reach the snapshot
+    assert checkpoints.wait()
+    found = checkpoints.newest()
+    assert found is not None and found.iteration == 7 and found.state["training"] == saved["training"]
+    assert torch.equal(found.state["model"]["w"], state(7)["model"]["w"])
+
+
+def test_every_truncation_and_flip_is_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = publish(tmp_path, 1, {"model": {"w": torch.arange(8.0)}})
+    newer = publish(tmp_path, 2, {"model": {"w": torch.arange(9.0)}})
+    data = newer.read_bytes()
+    generator = random.Random(0)
+    for length in [0, 1, *generator.sample(range(len(data)), 100), len(data) - 1]:
+        newer.write_bytes(data[:length])
+        assert read_verified(newer) is None
+    for place in generator.sample(range(len(data)), 300):
+        newer.write_bytes(data[:place] + bytes([data[place] ^ 1 << generator.randrange(8)]) + data[place + 1 :])
+        assert read_verified(newer) is None
+    found = Checkpoints(tmp_path, CheckpointConfig()).newest()
+    assert found is not None and found.path == good
+    assert newer.name in capsys.readouterr().err
+
+
+def test_retention(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=2, keep_every=40, keep_best=True))
+    (tmp_path / "00000005-1.tmp").write_bytes(b"left by a kill")
+    for number in range(10, 110, 10):
+        checkpoints.save(number, {"iteration": number}, best_iteration=30)
+    checkpoints.wait()
+    assert sorted(int(path.name[:8]) for path in tmp_path.iterdir()) == [30, 40, 80, 90, 100]
+
+
+def test_full_disk_leaves_the_last_one_and_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if os.getuid() != 0 or os.system(f"mount -t tmpfs -o size=1m tmpfs {tmp_path}") != 0:
+        pytest.skip("needs root and mount to make a small file system")
+    try:
+        checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+        checkpoints.save(1, {"iteration": 1})
+        assert checkpoints.wait()
+        checkpoints.save(2, {"w": torch.zeros(1_000_000)})
+        assert not checkpoints.wait()
+        assert "the disk is full" in capsys.readouterr().err
+        assert not list(tmp_path.glob("*.tmp"))
+        found = checkpoints.newest()
+        assert found is not None and found.iteration == 1
+        checkpoints.save(3, {"iteration": 3})
+        assert checkpoints.wait()
+    finally:
+        os.system(f"umount {tmp_path}")
+
+
+def _save_for_ever(folder: Path, started: multiprocessing.Event) -> None:
+    checkpoints = Checkpoints(folder, CheckpointConfig())
+    newest = checkpoints.newest()
+    number = newest.iteration if newest else 0
+    started.set()
+    while True:
+        number += 1
+        checkpoints.save(number, state(number))
+
+
+def test_kills_while_saving_never_leave_nothing(tmp_path: Path) -> None:
+    generator = random.Random(1)
+    last = 0
+    for _ in range(12):
+        started = CONTEXT.Event()
+        process = CONTEXT.Process(target=_save_for_ever, args=(tmp_path, started))
+        process.start()
+        assert started.wait(60)
+        time.sleep(generator.uniform(0.02, 0.2))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        newest = Checkpoints(tmp_path, CheckpointConfig()).newest()
+        number = newest.iteration if newest else 0
+        assert number >= last, "a kill lost a published checkpoint"
+        if newest:
+            assert torch.equal(newest.state["model"]["w"], state(number)["model"]["w"])
+        last = number
+    assert last > 12

@@ -1,0 +1,125 @@
+"""Updates on 1, 2, 4 ... ranks: one trajectory; and one rank against a plain PyTorch loop."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.models.resnet import build
+from pipeline.training.batchnorm import plan_groups
+from pipeline.training.optimizer import OptimizerConfig
+from pipeline.training.reduction import choose_mode
+from pipeline.training.step import TrainingStep
+from pipeline.world import World
+from tests.ranks import run_ranks
+
+BATCH, GROUP, STEPS, CLASSES = 32, 8, 6, 5
+
+
+def batches(dtype: torch.dtype = torch.float32) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.randn(BATCH, 16, 16, 3, generator=generator).to(dtype),
+            torch.randint(CLASSES, (BATCH,), generator=generator),
+        )
+        for _ in range(STEPS)
+    ]
+
+
+def learning_rate(step: int) -> float:
+    return 0.1 if step < 4 else 0.01
+
+
+def net(dtype: torch.dtype) -> nn.Module:
+    return build("resnet8", classes=CLASSES, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def train(world: World, reduction: str, dtype: torch.dtype, group: int = GROUP) -> tuple[str, np.ndarray, dict]:
+    """(SHA-256 of weights and statistics, metrics [STEPS, 2], state) after STEPS updates."""
+    plan = plan_groups(BATCH, group, world.rank, world.size)
+    step = TrainingStep(
+        net(dtype),
+        batch=BATCH,
+        plan=plan,
+        optimizer=OptimizerConfig(),
+        reduction=choose_mode(reduction, world.size, plan.local),
+        precision="float32",
+        world=world,
+    )
+    for number, (images, labels) in enumerate(batches(dtype)):
+        step.step(images[plan.rows], labels[plan.rows], learning_rate(number))
+    step.statistics.average_into_model(step.statistics.all_groups(), STEPS)
+    state = {name: value.detach().contiguous().numpy() for name, value in step.model.state_dict().items()}
+    digest = hashlib.sha256(b"".join(value.tobytes() for value in state.values())).hexdigest()
+    metrics = step.take_metrics()
+    step.close()
+    return digest, metrics, state
+
+
+def alone(function, *arguments):
+    torch.set_num_threads(1)
+    return function(World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu")), *arguments)
+
+
+def test_one_rank_equals_a_plain_loop() -> None:
+    """Reference: the obvious loop over groups, torch.optim.SGD, Caffe's momentum written out, float64."""
+    model = net(torch.float64).train()
+    velocity = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for number, (images, labels) in enumerate(batches(torch.float64)):
+        model.zero_grad()
+        for first in range(0, BATCH, GROUP):
+            logits = model(images[first : first + GROUP].permute(0, 3, 1, 2))
+            (F.cross_entropy(logits, labels[first : first + GROUP], reduction="sum") / BATCH).backward()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                gradient = parameter.grad + 1e-4 * parameter
+                velocity[name] = 0.9 * velocity[name] + learning_rate(number) * gradient  # Caffe: v = m v + lr g
+                parameter -= velocity[name]
+    _, metrics, state = alone(train, "auto", torch.float64)
+    for name, parameter in model.named_parameters():
+        np.testing.assert_allclose(state[name], parameter.detach().numpy(), rtol=1e-9, atol=1e-12, err_msg=name)
+    assert metrics.shape == (STEPS, 2) and (metrics[:, 1] <= BATCH).all()
+
+
+def test_running_statistics_are_the_average_over_groups() -> None:
+    """Reference: one update, statistics of the first layer computed from the images."""
+    images, labels = batches(torch.float64)[0]
+    plan = plan_groups(BATCH, GROUP, 0, 1)
+    world = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+    model = net(torch.float64)
+    outputs = model.conv1(images.permute(0, 3, 1, 2)).detach().unflatten(0, (-1, GROUP))
+    step = TrainingStep(
+        model, batch=BATCH, plan=plan, optimizer=OptimizerConfig(), reduction="tree", precision="float32", world=world
+    )
+    step.step(images, labels, 0.1)
+    step.statistics.average_into_model(step.statistics.all_groups(), 1)
+    means = outputs.mean(dim=(1, 3, 4))
+    variances = outputs.transpose(1, 2).flatten(2).var(dim=2)  # unbiased, as torch keeps it
+    torch.testing.assert_close(step.model.bn1.running_mean, 0.1 * means.mean(dim=0))
+    torch.testing.assert_close(step.model.bn1.running_var, 0.9 + 0.1 * variances.mean(dim=0))
+    assert step.model.bn1.num_batches_tracked == 1
+    step.close()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_power_of_two_ranks_give_the_same_bits(size: int) -> None:
+    digest, metrics, _ = alone(train, "tree", torch.float32)
+    for other_digest, other_metrics, _ in run_ranks(size, train, "tree", torch.float32):
+        assert other_digest == digest
+        np.testing.assert_array_equal(other_metrics, metrics)
+
+
+@pytest.mark.parametrize(("size", "group"), [(2, 8), (4, 16), (4, 32)])
+def test_allreduce_and_shared_groups_follow_the_trajectory(size: int, group: int) -> None:
+    """allreduce, and groups that span 2 and 4 ranks, to 1e-9 in float64."""
+    _, metrics, state = alone(train, "auto", torch.float64, group)
+    for _, other_metrics, other_state in run_ranks(size, train, "allreduce", torch.float64, group):
+        np.testing.assert_allclose(other_metrics, metrics, rtol=1e-9)
+        for name in state:
+            np.testing.assert_allclose(other_state[name], state[name], rtol=1e-7, atol=1e-9, err_msg=name)

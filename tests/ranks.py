@@ -1,0 +1,54 @@
+"""Run a function on several real ranks: processes of this machine in a gloo group."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torchvision", "pipeline.training.step"])
+
+
+def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120) -> list[Any]:
+    """`function(world, *arguments)` on `size` ranks with one thread each; what each returned, by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(size):
+        receiver, sender = CONTEXT.Pipe(duplex=False)
+        process = CONTEXT.Process(target=_rank, args=(rank, size, port, sender, function, arguments), daemon=True)
+        process.start()
+        sender.close()
+        ranks.append((process, receiver))
+    results = []
+    try:
+        for rank, (_, receiver) in enumerate(ranks):
+            assert receiver.poll(timeout), f"rank {rank} did not answer within {timeout} s"
+            succeeded, result = receiver.recv()
+            assert succeeded, f"rank {rank} failed:\n{result}"
+            results.append(result)
+    finally:
+        for process, _ in ranks:
+            process.join(5)
+            process.kill()
+    return results
+
+
+def _rank(rank: int, size: int, port: int, sender: Connection, function: Callable[..., Any], arguments: Any) -> None:
+    names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+    os.environ |= {name: str(value) for name, value in names.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        from pipeline.world import open_world, set_threads
+
+        with open_world("cpu", timeout_seconds=60) as world:
+            set_threads(world, 1)
+            sender.send((True, function(world, *arguments)))
+    except BaseException:
+        sender.send((False, traceback.format_exc()))
