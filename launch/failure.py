@@ -7,10 +7,12 @@ was noted first, and every rank notes its own while its connections are still op
 from __future__ import annotations
 
 import json
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Self
 
 from pipeline.command import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, describe_os_error
@@ -68,3 +70,29 @@ def attempt(rank: int, main: Callable[[], int]) -> tuple[int, Failure | None]:
 def cause(failures: Iterable[Failure]) -> Failure:
     """The failure that brought the others about: a rank that was killed, else the one noted first."""
     return min(failures, key=lambda one: (not one.killed, one.time))
+
+
+def note(failure: Failure, logs: Path, attempt_name: str, log: str) -> None:
+    """Leave the failure in the run's logs/, where the launcher or launch/status.py finds it, and in the rank's own log."""
+    print(failure.detail or f"error: {failure.sentence}", file=sys.stderr, flush=True)
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        (logs / f"{attempt_name}-rank-{failure.rank}.json").write_text(replace(failure, log=log).to_json() + "\n")
+    except OSError as error:
+        print(f"warning: the failure could not be noted in {logs}: {error}", file=sys.stderr)
+
+
+def read_notes(logs: Path, attempt_name: str) -> list[Failure]:
+    """The failures that the ranks of one attempt noted."""
+    return [Failure.from_json(path.read_text()) for path in logs.glob(f"{attempt_name}-rank-*.json")]
+
+
+def conclude(failures: Iterable[Failure]) -> int:
+    """Print the cause of these failures; its exit code. Raises UserError where it is its user's mistake."""
+    first = cause(failures)
+    if first.code == EXIT_USER_ERROR and not first.detail:
+        raise UserError(first.sentence)
+    place = f" (its log: {first.log})" if first.log else ""
+    print(first.detail.rstrip() or "", file=sys.stderr)
+    print(f"error: rank {first.rank} failed first: {first.sentence}{place}", file=sys.stderr)
+    return first.code

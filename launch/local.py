@@ -75,13 +75,13 @@ def _procs(argv: Sequence[str]) -> int:
     except argparse.ArgumentError:
         raise UserError("--procs needs a number: --procs 2") from None
     if text is None:
-        return _gpus() or 1
+        return gpus() or 1
     if not text.isdigit() or int(text) < 1:
         raise UserError(f"--procs is '{text}': give the number of processes, at least 1")
     return int(text)
 
 
-def _gpus() -> int:
+def gpus() -> int:
     """NVIDIA GPUs this process may use; torch is asked only where there is a driver."""
     if not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
         return 0

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from launch.failure import Failure, attempt, cause
-from pipeline.command import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR
+from launch.failure import Failure, conclude
+from pipeline.command import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 # The rank's inherited file descriptor for its Failure; None of the ranks' business beyond `report`.
 REPORT_VARIABLE = "PIPELINE_REPORT_FD"
@@ -73,6 +73,7 @@ def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[
     others are stopped. When this process dies, however it dies, the kernel kills every rank.
 
     Returns 0, EXIT_PREEMPTED, EXIT_INTERRUPTED, or the exit code of the rank that failed first (128 + N for signal N).
+    Raises UserError where that was its user's mistake.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     ranks: list[_Rank] = []
@@ -87,9 +88,7 @@ def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[
                 rank.process.wait()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if failures and not interrupted:
-        first = cause(failures)
-        _print(first)
-        return first.code
+        return conclude(failures)
     if interrupted and any(rank.process.returncode for rank in ranks):
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -169,13 +168,3 @@ def _pause(ranks: Sequence[_Rank]) -> None:
     _signal(ranks, signal.SIGSTOP)
     os.kill(os.getpid(), signal.SIGSTOP)
     _signal(ranks, signal.SIGCONT)
-
-
-def _print(failure: Failure) -> None:
-    if failure.code == EXIT_USER_ERROR and not failure.detail:
-        print(f"error: {failure.sentence}", file=sys.stderr)
-        return
-    if failure.detail:
-        print(failure.detail.rstrip(), file=sys.stderr)
-    place = f" (its log: {failure.log})" if failure.log else ""
-    print(f"error: rank {failure.rank} failed first: {failure.sentence}{place}", file=sys.stderr)

@@ -15,10 +15,11 @@ import pytest
 LAUNCHER = """
 import os, sys
 from launch.supervisor import supervise
+from pipeline import command
 programs = sys.argv[1:]
 commands = [[sys.executable, "-c", program] for program in programs]
 environments = [{**os.environ, "RANK": str(rank)} for rank in range(len(programs))]
-sys.exit(supervise(commands, environments))
+command.run(lambda: supervise(commands, environments))
 """
 
 RANK = """

@@ -1,0 +1,83 @@
+"""What submitit ships to the nodes: the config, and what one task (one rank) does with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from submitit.core.job_environment import JobEnvironment
+from submitit.core.utils import DelayedSubmission
+from submitit.helpers import TorchDistributedEnvironment
+
+from launch.failure import attempt, note
+from pipeline.command import EXIT_PREEMPTED
+from pipeline.config import Config
+
+# Below the ephemeral range of Linux (32768 up): no passing connection can hold the port.
+FIRST_PORT, LAST_PORT = 20_000, 32_000
+# Requeueing ends every task; those that wait for it give up after this long.
+REQUEUE_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Trains what `config` describes as one rank of the allocation it is called in; picklable."""
+
+    config: Config
+
+    def __call__(self) -> int:
+        """Returns 0 where the run is finished. Any other outcome leaves through SystemExit, so that the scheduler sees it."""
+        environment = JobEnvironment()
+        export_environment(environment)
+        code, failure = attempt(environment.global_rank, self._train)
+        if failure:
+            logs = self.config.run_folder / "logs"
+            note(failure, logs, f"{environment.job_id}.{_restarts()}", str(environment.paths.stderr))
+        if code == EXIT_PREEMPTED:
+            requeue(environment)
+        if code:
+            sys.exit(code)
+        return code
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Called by submitit in rank 0 where the signal came before the trainer could take it: the same job again."""
+        leftover = JobEnvironment().paths.submitted_pickle
+        leftover = leftover.with_suffix(leftover.suffix + ".save_tmp")
+        leftover.unlink(missing_ok=True)  # of a save that was killed: submitit would trip over it
+        return DelayedSubmission(Job(self.config))
+
+    def _train(self) -> int:
+        from pipeline.train import main
+
+        return main(self.config)
+
+
+def export_environment(environment: JobEnvironment) -> None:
+    """Give this task torchrun's names, as the trainer reads them."""
+    names = TorchDistributedEnvironment()
+    # A requeued job gets another port: what is left of the attempt before it may still hold its own.
+    attempt_number = int(environment.raw_job_id) + _restarts() if environment.raw_job_id.isdigit() else os.getpid()
+    names.master_port = FIRST_PORT + attempt_number % (LAST_PORT - FIRST_PORT)
+    if environment.cluster != "slurm":
+        names.master_addr = "127.0.0.1"  # one machine, whose own name may not resolve
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    names.export(overwrite=True, set_cuda_visible_devices=False)
+    os.environ["PIPELINE_LAUNCHER"] = "slurm" if environment.cluster == "slurm" else f"submitit-{environment.cluster}"
+
+
+def requeue(environment: JobEnvironment) -> None:
+    """Rank 0 puts the job back into the queue; every task then waits for its end by the scheduler."""
+    if environment.cluster == "slurm":
+        if environment.global_rank == 0:
+            print(f"saved; requeueing job {environment.job_id}", file=sys.stderr, flush=True)
+            subprocess.run(["scontrol", "requeue", environment.job_id], timeout=60, check=False)
+        time.sleep(REQUEUE_SECONDS)
+    elif environment.global_rank == 0:
+        environment._requeue(0)  # the local controller starts all tasks again on this exit code
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))

@@ -1,0 +1,211 @@
+"""Train on a Ray cluster, by Ray Train: an existing cluster (--address), or one made here for the occasion.
+
+python launch/ray_train.py --config configs/demo.yaml --workers 2
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from launch.failure import EXIT_FAILED, conclude, read_notes
+from launch.local import gpus
+from launch.ray_worker import OUTCOME, train
+from pipeline import command
+from pipeline.command import UserError, print_json
+from pipeline.config import Config, parse, parser, to_yaml
+from pipeline.training.batchnorm import plan_groups
+
+EXAMPLE = "python launch/ray_train.py --config configs/demo.yaml --workers 2"
+
+
+def options() -> ArgumentParser:
+    """The command line: the config's values and the workers."""
+    made = parser("Trains one net by Ray Train, or goes on with its run.", EXAMPLE)
+    made.add_argument(
+        "--workers", type=str, help="N, or MIN:MAX to follow a cluster that grows and shrinks (default: 1 per GPU)"
+    )
+    made.add_argument("--cpus-per-worker", type=int, default=1, help="cores that Ray reserves for each worker")
+    made.add_argument(
+        "--address", type=str, help="a running cluster: auto, or HOST:PORT; default: processes on this machine"
+    )
+    made.add_argument("--max-failures", type=int, default=3, help="restarts after a lost worker or node; -1: no limit")
+    made.add_argument("--json", action="store_true", help="end with one line of JSON")
+    return made
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Train under Ray and wait for the end; the exit code."""
+    config, own = parse(options(), sys.argv[1:] if argv is None else argv)
+    if own.print_config:
+        print(to_yaml(config), end="")
+        return 0
+    workers = read_workers(own.workers)
+    for size in range(workers[0], workers[1] + 1):
+        plan_groups(config.batch, config.bn_group, 0, size)
+    # Workers have another working directory, on other hosts perhaps.
+    config = replace(config, runs=str(Path(config.runs).absolute()), data=str(Path(config.data).absolute()))
+    with ray_cluster(own.address, workers[1] * own.cpus_per_worker):
+        code = fit(config, workers, own.cpus_per_worker, own.max_failures)
+    if own.json:
+        print_json({"name": config.run_name, "run_folder": str(config.run_folder), "exit_code": code})
+    return code
+
+
+def read_workers(text: str | None) -> tuple[int, int]:
+    """`N` or `MIN:MAX` as (min, max). Raises UserError."""
+    if text is None:
+        return (gpus() or 1,) * 2
+    found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+    low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= low <= high:
+        raise UserError(f"--workers is '{text}': give a number of workers, or MIN:MAX with 1 <= MIN <= MAX")
+    return low, high
+
+
+@contextmanager
+def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
+    """Connect to Ray, or start it here, closed to whoever has not the token."""
+    quiet = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anyone
+        # Needs ray[default]; without it Ray warns once a second.
+        "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "0",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    if os.environ["RAY_AUTH_MODE"] == "token":
+        protect_token(create=address is None)
+    import ray
+
+    try:
+        if address is None:
+            ray.init(
+                num_cpus=max(cpus, 1),
+                include_dashboard=False,
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise UserError(
+            f"no Ray cluster answers at '{address or 'this machine'}' ({' '.join(str(error).split())[:300]}): "
+            "check --address, RAY_AUTH_MODE and the token in ~/.ray/auth_token"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def protect_token(create: bool) -> None:
+    """Make sure that the token exists and that only its owner can read it: who has it can run code on the cluster.
+
+    Ray itself writes the file with mode 0644.
+    """
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if path.exists():
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+        return
+    if not create:
+        raise UserError(f"there is no token in {path}: copy the cluster's there (mode 0600), or set RAY_AUTH_TOKEN")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def fit(config: Config, workers: tuple[int, int], cpus: int, max_failures: int) -> int:
+    """One TorchTrainer around the workers' `train`; the exit code of pipeline.command's conventions."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    for name in ("ray", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    use_gpu = config.device != "cpu" and gpus() > 0
+    launch = f"ray-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
+    logs = config.run_folder / "logs"
+    trainer = TorchTrainer(
+        train,
+        train_loop_config={"config": config, "attempt": launch},
+        scaling_config=ScalingConfig(
+            num_workers=workers[0] if workers[0] == workers[1] else workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
+        ),
+        torch_config=TorchConfig(
+            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=int(config.timeout_seconds)
+        ),
+        run_config=RunConfig(
+            name=launch,
+            storage_path=str(config.run_folder / "ray"),
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    )
+    with following(logs / "rank-0.log"):
+        error = _fit(trainer)
+    if failures := [one for one in read_notes(logs, launch) if error or one.code == command.EXIT_USER_ERROR]:
+        return conclude(failures)
+    if error:
+        print(f"error: Ray Train gave up: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    return int((logs / f"{launch}-{OUTCOME}").read_text())
+
+
+def _fit(trainer: Any) -> Exception | None:
+    try:
+        trainer.fit()
+    except Exception as error:  # Ray's own kinds of it, one for each place of failure
+        return error
+    return None
+
+
+@contextmanager
+def following(log: Path) -> Iterator[None]:
+    """Show what rank 0 appends to its log on standard error while the block runs."""
+    over = threading.Event()
+    position = log.stat().st_size if log.exists() else 0
+
+    def follow() -> None:
+        at = position
+        while True:
+            last = over.wait(0.3)
+            if log.exists():
+                with open(log, errors="replace") as file:
+                    file.seek(at)
+                    sys.stderr.write(file.read())
+                    sys.stderr.flush()
+                    at = file.tell()
+            if last:
+                return
+
+    follower = threading.Thread(target=follow, name="follow", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        over.set()
+        follower.join()
+
+
+if __name__ == "__main__":
+    command.run(run)
