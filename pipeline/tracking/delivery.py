@@ -1,0 +1,227 @@
+"""MLflow brought up to date with one run folder, from wherever it stands; the only module that talks to MLflow.
+
+Everything here may be interrupted at any point and done again: metrics carry the time stamps of their lines, so that a
+batch sent twice is stored once, and the MLflow run is found by its key where its id was not yet written down.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline.tracking.journal import METRICS, Record, complete_lines
+from pipeline.tracking.state import (
+    ARTIFACTS,
+    Delivered,
+    Wanted,
+    artifact_key,
+    artifact_version,
+    read_delivered,
+    read_wanted,
+    resolve_uri,
+    without_password,
+    write_delivered,
+)
+
+# MLflow's own limits (mlflow/utils/validation.py).
+METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 8000
+KEY_TAG = "run_key"
+BYTES_PER_READ = 1 << 16  # a few hundred lines: how much is sent again after a crash
+
+
+class Delivery:
+    """Brings MLflow up to date with the run in `folder`; `notify` takes sentences for the user, `uri` overrides the run's."""
+
+    def __init__(self, folder: Path, notify: Callable[[str], None], uri: str | None = None) -> None:
+        self.folder, self.notify, self.uri = folder, notify, uri
+        self.delivered = read_delivered(folder)
+        self.client: Any = None
+        self.described: Wanted | None = None  # what the run's parameters and tags were last compared with
+
+    def deliver(self, *, killed: bool = False) -> None:
+        """Send what MLflow does not have yet. Raises whatever MLflow raises: call it again later.
+
+        `killed`: a run that did not say how it ended has been killed.
+        """
+        wanted = read_wanted(self.folder)
+        if wanted is None:
+            return
+        try:
+            self._connect(wanted)
+            self._describe(wanted)
+            self._send_metrics()
+            self._send_status(wanted, killed)
+            self._send_artifacts(wanted)
+        except Exception as error:
+            self.described = None  # look at the run anew: it may be gone
+            self._save(error=sentence(error))
+            raise
+        if self.delivered.error:
+            self._save(error="")
+
+    def _connect(self, wanted: Wanted) -> None:
+        """Find the MLflow run, or make it, on first use and after an error."""
+        if self.described is not None:
+            return
+        from mlflow import MlflowClient
+
+        uri = self.uri or resolve_uri(self.folder, wanted.uri)
+        self.client = self.client or MlflowClient(tracking_uri=uri, registry_uri=uri)
+        place, known = without_password(uri), self.delivered
+        if known.run_id:
+            if self._active(known.run_id):
+                self._save(uri=place)
+                return
+            what = "was deleted from" if known.uri == place else "is not yet in"
+            self.notify(f"run {wanted.name} {what} MLflow at {place}: a new MLflow run takes all its metrics")
+        experiment = self._experiment(wanted.experiment, uri)
+        found = self.client.search_runs([experiment], f"tags.{KEY_TAG} = '{wanted.key}'", max_results=1)
+        run = found[0] if found else self._create(experiment, wanted)
+        self.delivered = Delivered(uri=place, experiment_id=experiment, run_id=run.info.run_id)
+        self._save()
+
+    def _active(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def _experiment(self, name: str, uri: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        known = self.client.get_experiment_by_name(name)
+        if known is None:
+            # A server keeps artifacts where it was told to; a local store would put them into the working directory.
+            remote = uri.startswith(("http://", "https://", "databricks"))
+            location = None if remote else (self.folder.parent / ARTIFACTS).as_uri()
+            try:
+                return self.client.create_experiment(name, artifact_location=location)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run was quicker
+                    raise
+                known = self.client.get_experiment_by_name(name)
+        if known.lifecycle_stage != "active":
+            raise ValueError(f"experiment '{name}' is deleted: restore it or set tracking.experiment to another name")
+        return known.experiment_id
+
+    def _create(self, experiment: str, wanted: Wanted) -> Any:
+        tags = {KEY_TAG: wanted.key, "mlflow.source.name": "resnet-on-clusters"}
+        with suppress(OSError, KeyError):  # a container's user may have no name
+            tags["mlflow.user"] = getpass.getuser()
+        return self.client.create_run(experiment, start_time=wanted.started, tags=tags, run_name=wanted.name)
+
+    def _describe(self, wanted: Wanted) -> None:
+        """Send parameters and tags. MLflow refuses a changed parameter: its new value becomes a tag."""
+        if self.described is not None and (self.described.params, self.described.tags) == (wanted.params, wanted.tags):
+            return
+        from mlflow.entities import Param, RunTag
+
+        data = self.client.get_run(self.delivered.run_id).data
+        params = {clean(key): value[:PARAM_LENGTH] for key, value in wanted.params.items()}
+        tags = {clean(key): value for key, value in wanted.tags.items()}
+        tags |= {f"changed.{key}": value for key, value in params.items() if data.params.get(key, value) != value}
+        if "git_commit" in tags:
+            tags["mlflow.source.git.commit"] = tags["git_commit"]
+        new_params = [Param(key, value) for key, value in params.items() if key not in data.params]
+        new_tags = [
+            RunTag(key, value[:TAG_LENGTH]) for key, value in tags.items() if data.tags.get(key) != value[:TAG_LENGTH]
+        ]
+        for start in range(0, max(len(new_params), len(new_tags)), PARAMS_PER_BATCH):
+            part = slice(start, start + PARAMS_PER_BATCH)
+            self.client.log_batch(self.delivered.run_id, params=new_params[part], tags=new_tags[part])
+        self.described = wanted
+
+    def _send_metrics(self) -> None:
+        from mlflow.entities import Metric
+
+        for records, position in self._unsent():
+            points = [
+                Metric(clean(f"{record.kind}/{name}"), value, record.time, record.iteration)
+                for record in records
+                for name, value in record.values.items()
+            ]
+            for start in range(0, len(points), METRICS_PER_BATCH):
+                self.client.log_batch(self.delivered.run_id, metrics=points[start : start + METRICS_PER_BATCH])
+            self._save(position=position)
+
+    def _unsent(self) -> Iterator[tuple[list[Record], int]]:
+        """The records of metrics.jsonl that MLflow does not have, in bunches, each with the position after it."""
+        path, position = self.folder / METRICS, self.delivered.position
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            # A file shorter than what was sent of it has been replaced: send all, what is known is not stored twice.
+            position = position if position <= path.stat().st_size else 0
+            file.seek(position)
+            while lines := list(complete_lines(b"".join(file.readlines(BYTES_PER_READ)))):
+                position += sum(map(len, lines))
+                yield [Record.from_line(line) for line in lines], position
+
+    def _send_status(self, wanted: Wanted, killed: bool) -> None:
+        status = "KILLED" if killed and wanted.status == "RUNNING" else wanted.status
+        if status == self.delivered.status:
+            return
+        if status == "RUNNING":
+            self.client.update_run(self.delivered.run_id, status=status)
+        else:
+            ended = wanted.ended or time.time_ns() // 1_000_000
+            self.client.set_terminated(self.delivered.run_id, status=status, end_time=ended)
+        self._save(status=status)
+
+    def _send_artifacts(self, wanted: Wanted) -> None:
+        for path, folder in wanted.artifacts:
+            key, file = artifact_key(path, folder), self.folder / path
+            if not file.exists():
+                if self.delivered.artifacts.get(key) is None:
+                    self.notify(f"{file} was removed before MLflow took it")
+                    self._save(artifacts=self.delivered.artifacts | {key: "removed"})
+                continue
+            version = artifact_version(file)
+            if self.delivered.artifacts.get(key) != version:
+                self.client.log_artifact(self.delivered.run_id, str(file), folder or None)
+                self._save(artifacts=self.delivered.artifacts | {key: version})
+
+    def _save(self, **changes: Any) -> None:
+        for name, value in changes.items():
+            setattr(self.delivered, name, value)
+        write_delivered(self.folder, self.delivered)
+
+
+def clean(name: str) -> str:
+    """A name that MLflow takes for a metric, parameter or tag."""
+    return re.sub(r"[^/\w.\- ]", "_", name)[:250]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as MLflow parameters: dotted names, values as text."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def sentence(error: Exception) -> str:
+    """An error as a few words for the user; the whole of it goes to the log."""
+    text = " ".join(str(error).split())
+    for sign, words in (
+        ("Connection refused", "connection refused"),
+        ("NameResolutionError", "unknown host"),
+        ("Read timed out", "no answer in time"),
+        ("ConnectTimeout", "no answer in time"),
+    ):
+        if sign in text:
+            return words
+    return text[:200] or type(error).__name__

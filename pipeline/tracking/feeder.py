@@ -1,0 +1,109 @@
+"""The process beside a run that feeds MLflow: python -m pipeline.tracking.feeder FOLDER CLOSE_SECONDS [URI]
+
+A process, not a thread: while a thread imports MLflow (5 s of Python), each of a training step's operators waits for the
+interpreter lock, and a step took 78 times as long (measured; docs/tracking.md). When its standard input closes or
+its parent is gone, it delivers what is left, at most CLOSE_SECONDS long, and ends: a run that was killed is told so.
+Sentences for the user go to standard output; everything else, MLflow's own talk included, to the log.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.tracking.delivery import Delivery, sentence
+from pipeline.tracking.state import is_training
+
+POLL_SECONDS = 2.0
+LONGEST_PAUSE_SECONDS = 60.0
+# An outage that the user should hear of: shorter ones (a busy database, a server's restart) are caught up unnoticed.
+FAILURES_BEFORE_NOTICE = 3
+# A dead server held one call for 246 s with MLflow's defaults; here the loop retries, and what is sent twice is stored once.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def main(folder: Path, close_seconds: float, uri: str | None = None) -> int:
+    """Feed MLflow until standard input closes; 0 where everything was delivered."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.nice(10)  # never before a training thread on a busy CPU
+    notify, closing = _own_stdout(), threading.Event()
+    threading.Thread(target=_watch_parent, args=(closing, close_seconds), daemon=True).start()
+    _lock(closing)
+    delivery, failures, seen = Delivery(folder, notify, uri), 0, ""
+    while True:
+        last = closing.is_set()
+        try:
+            delivery.deliver(killed=last and not is_training(folder))
+            if failures >= FAILURES_BEFORE_NOTICE:
+                notify("MLflow answers again and has all metrics")
+            failures = 0
+        except Exception as error:
+            failures += 1
+            text = sentence(error)
+            _log(text if text == seen else traceback.format_exc())
+            seen = text
+            if failures == FAILURES_BEFORE_NOTICE:
+                notify(f"MLflow does not take the metrics ({text}): they are kept, and sent when it does")
+        if last:
+            return min(failures, 1)
+        closing.wait(min(POLL_SECONDS * 2**failures, LONGEST_PAUSE_SECONDS))
+
+
+def _own_stdout() -> Callable[[str], None]:
+    """Keep standard output for sentences to the user; what libraries print goes to the log, which is standard error."""
+    own = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def notify(text: str) -> None:
+        try:
+            own.write(text + "\n")
+        except OSError:  # the reader is gone
+            _log(text)
+
+    return notify
+
+
+def _watch_parent(closing: threading.Event, close_seconds: float) -> None:
+    """Set `closing` when standard input speaks or ends, or the parent is gone; end this process `close_seconds` later."""
+    parent = os.getppid()
+    while os.getppid() == parent:  # a forked sibling may hold the pipe open
+        if select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
+            break
+    closing.set()
+    signal.setitimer(signal.ITIMER_REAL, max(close_seconds, 1e-3))  # SIGALRM ends the process wherever it hangs
+
+
+def _lock(closing: threading.Event) -> None:
+    """Wait until no other process feeds MLflow from this folder: the last attempt's may still be delivering."""
+    while True:
+        try:
+            fcntl.flock(sys.stderr, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if closing.wait(POLL_SECONDS):
+                time.sleep(POLL_SECONDS)
+        except OSError:  # a file system without locks
+            return
+
+
+def _log(text: str) -> None:
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), text.rstrip(), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:4]))

@@ -1,0 +1,155 @@
+"""metrics.jsonl: the metrics of one run, append-only, one JSON object a line; what everything else is derived from.
+
+    {"kind": "val", "iteration": 5000, "time": 1764000000000, "top1_error": 41.2, "top5_error": 18.0}
+
+`time` is milliseconds since 1970. Numbers that JSON has no notation for stand as the strings NaN, Infinity and -Infinity.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.command import UserError
+
+METRICS = "metrics.jsonl"
+RESERVED = ("kind", "iteration", "time")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line: the metrics `values` of `kind` (train, val ...) after `iteration` updates, logged at `time` (ms)."""
+
+    kind: str
+    iteration: int
+    time: int
+    values: dict[str, float]
+
+    def to_line(self) -> bytes:
+        line: dict[str, Any] = {"kind": self.kind, "iteration": self.iteration, "time": self.time}
+        line |= {name: _to_json(value) for name, value in self.values.items()}
+        return json.dumps(line, allow_nan=False).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Record:
+        """Raises ValueError where the line is not a record."""
+        values = json.loads(line)
+        try:
+            kind, iteration, moment = (values.pop(name) for name in RESERVED)
+            return cls(str(kind), int(iteration), int(moment), {name: float(value) for name, value in values.items()})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"not a metrics record: {error}") from None
+
+
+class Journal:
+    """metrics.jsonl opened by its one writer, to be continued.
+
+    A last line that was cut off while it was written is removed first, unless `repair` is off: a run that goes on may be
+    writing it. Raises UserError where another line is damaged.
+    """
+
+    def __init__(self, path: Path, *, repair: bool = True) -> None:
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.pending: list[bytes] = []  # lines that the disk has refused so far
+        try:
+            content = path.read_bytes()
+            records, sound = _parse(path, content)
+            if repair and sound < len(content):
+                os.ftruncate(self.descriptor, sound)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+        self.recorded = {(record.kind, record.iteration): record.values for record in records}
+
+    def append(self, kind: str, iteration: int, values: Mapping[str, float], *, revise: bool = False) -> bool:
+        """Append one record; False where this kind and iteration is recorded already.
+
+        A run that goes on from a checkpoint repeats what it had logged after it; the first record stands. With `revise`,
+        values that differ from the recorded ones are appended: readers take the last.
+        """
+        assert not set(RESERVED) & set(values), f"a metric may not be named {', '.join(RESERVED)}"
+        known = self.recorded.get((kind, iteration))
+        fresh = {name: float(value) for name, value in values.items()}
+        if known is not None and not (revise and repr(known) != repr(fresh)):
+            return False
+        self.recorded[kind, iteration] = fresh
+        self.pending.append(Record(kind, int(iteration), time.time_ns() // 1_000_000, fresh).to_line())
+        try:
+            self._write()
+        except OSError as error:
+            if len(self.pending) == 1:
+                print(f"{self.path} cannot be written ({error.strerror}): metrics wait in memory", file=sys.stderr)
+        return True
+
+    def fsync(self) -> None:
+        """Bring every record to the disk itself; raises OSError where it does not take them.
+
+        To be called before a checkpoint is published: what a checkpoint has behind it is not computed again, so its
+        metrics must survive whatever the checkpoint survives.
+        """
+        self._write()
+        os.fsync(self.descriptor)
+
+    def close(self) -> None:
+        """Raises OSError where the disk still refuses lines."""
+        try:
+            self._write()
+        finally:
+            os.close(self.descriptor)
+
+    def _write(self) -> None:
+        while self.pending:
+            line, size = self.pending[0], os.fstat(self.descriptor).st_size
+            try:
+                written = os.write(self.descriptor, line)
+                if written < len(line):  # the disk filled up in the middle of the line; the next write says so
+                    os.write(self.descriptor, line[written:])
+            except OSError:
+                os.ftruncate(self.descriptor, size)
+                raise
+            self.pending.pop(0)
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """The records of a metrics.jsonl, also of one that is being written; [] where there is none.
+
+    One record per kind and iteration, the last written, in the order of first writing.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    return list({(record.kind, record.iteration): record for record in _parse(path, content)[0]}.values())
+
+
+def complete_lines(content: bytes) -> Iterator[bytes]:
+    """The lines of `content` with their line ends, without a last one that has none."""
+    for line in content.splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            yield line
+
+
+def _parse(path: Path, content: bytes) -> tuple[list[Record], int]:
+    """(records, bytes they take from the start). What follows them is one torn line or nothing."""
+    records: list[Record] = []
+    sound = 0
+    for number, line in enumerate(complete_lines(content), start=1):
+        try:
+            records.append(Record.from_line(line))
+        except ValueError:
+            raise UserError(
+                f"line {number} of {path} is not a metrics record (was the file edited?): repair or remove that line"
+            ) from None
+        sound += len(line)
+    return records, sound
+
+
+def _to_json(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

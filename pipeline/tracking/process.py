@@ -1,0 +1,136 @@
+"""The run's side of the process that feeds MLflow (feeder.py): starts it, passes on what it says, ends it in bounded time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from pipeline.tracking.journal import METRICS, complete_lines
+from pipeline.tracking.state import (
+    LOG,
+    Delivered,
+    Wanted,
+    artifact_key,
+    artifact_version,
+    read_delivered,
+    read_wanted,
+    resolve_uri,
+    without_password,
+)
+
+STARTS = 3  # of one attempt, should something kill the feeder
+# What ends or pauses a job is the run's business; the feeder ends after it, by its standard input.
+NOT_FOR_THE_FEEDER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+
+
+class FeederProcess:
+    """Feeds MLflow from the run in `folder` while this process goes on."""
+
+    def __init__(self, folder: Path, close_seconds: float, uri: str | None = None) -> None:
+        self.folder, self.close_seconds, self.uri = folder.resolve(), close_seconds, uri
+        self.process: subprocess.Popen[str] | None = None
+        self.starts = 0
+        self.ensure()
+
+    def ensure(self) -> None:
+        """Start the process where it does not run (any more)."""
+        if (self.process is None or self.process.poll() is not None) and self.starts < STARTS:
+            self.starts += 1
+            try:
+                self._start()
+            except OSError as error:
+                print(f"MLflow cannot be fed during this run ({error}); metrics are kept", file=sys.stderr)
+                self.starts = STARTS
+
+    def close(self) -> None:
+        """Wait, at most `close_seconds`, until MLflow has everything; say what it has not."""
+        self.drain()
+        if left := what_is_left(self.folder, self.uri):
+            print(left, file=sys.stderr)
+
+    def drain(self, waiting: Callable[[], None] = lambda: None) -> None:
+        """Wait, at most `close_seconds`, until MLflow has everything; calls `waiting` every so often."""
+        self.ensure()
+        if self.process is None:
+            return
+        assert self.process.stdin is not None
+        deadline = time.monotonic() + self.close_seconds
+        try:
+            with suppress(BrokenPipeError):
+                # A word, not only the end of the stream: a forked sibling may hold the pipe open.
+                self.process.stdin.write("close\n")
+                self.process.stdin.close()
+            while self.process.poll() is None and time.monotonic() < deadline:
+                waiting()
+                with suppress(subprocess.TimeoutExpired):
+                    self.process.wait(0.2)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self.reader.join(timeout=1.0)
+
+    def _start(self) -> None:
+        log = self.folder / LOG
+        log.parent.mkdir(exist_ok=True)
+        root = str(Path(__file__).resolve().parents[2])
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+        command = [sys.executable, "-P", "-m", "pipeline.tracking.feeder", str(self.folder), str(self.close_seconds)]
+        command += [self.uri] if self.uri else []
+        # A blocked signal stays blocked in the child, from its first instruction; here it is only late.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_THE_FEEDER)
+        try:
+            with open(log, "a") as errors:
+                pipe = subprocess.PIPE
+                self.process = subprocess.Popen(
+                    command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        assert self.process.stdout is not None
+        self.reader = threading.Thread(target=_pass_on, args=(self.process.stdout,), daemon=True)
+        self.reader.start()
+
+
+def _pass_on(stream: IO[str]) -> None:
+    for line in stream:
+        print(line, end="", file=sys.stderr, flush=True)
+
+
+def what_is_left(folder: Path, uri: str | None = None) -> str:
+    """One sentence on what MLflow does not have of the run in `folder`, and the remedy; empty where it has everything."""
+    wanted, delivered = read_wanted(folder), read_delivered(folder)
+    if wanted is None:
+        return ""
+    missing = []
+    if lines := unsent_lines(folder, delivered):
+        missing.append(f"{lines:,} lines of {METRICS}")
+    if files := _unsent_artifacts(folder, wanted, delivered):
+        missing.append(f"{files} files")
+    if wanted.status not in (delivered.status, "RUNNING"):
+        missing.append(f"the status {wanted.status}")
+    if not missing:
+        return ""
+    place = without_password(uri or resolve_uri(folder, wanted.uri))
+    reason = f" ({delivered.error})" if delivered.error else ""
+    return (
+        f"MLflow at {place} has not taken {', '.join(missing)} of run {wanted.name}{reason}: the run's next start delivers "
+        f"them, or python -m pipeline.tracking sync {os.path.relpath(folder)}"
+    )
+
+
+def unsent_lines(folder: Path, delivered: Delivered) -> int:
+    path = folder / METRICS
+    return sum(1 for _ in complete_lines(path.read_bytes()[delivered.position :])) if path.exists() else 0
+
+
+def _unsent_artifacts(folder: Path, wanted: Wanted, delivered: Delivered) -> int:
+    keys = [(folder / path, artifact_key(path, inside)) for path, inside in wanted.artifacts]
+    return sum(file.exists() and delivered.artifacts.get(key) != artifact_version(file) for file, key in keys)
