@@ -1,0 +1,91 @@
+"""What the preparing commands' command lines share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from data_prep.image_statistics import StatisticsPlan
+from data_prep.plan import Settings
+from data_prep.prepare import Summary
+from data_prep.workers import available_cores
+from pipeline.command import print_json, print_table
+
+
+def command_parser(sentence: str, example: str) -> argparse.ArgumentParser:
+    """A parser whose --help opens with one sentence and an example."""
+    return argparse.ArgumentParser(
+        usage=argparse.SUPPRESS,
+        description=f"{sentence}\n\nexample:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_preparing_options(parser: argparse.ArgumentParser, name: str) -> None:
+    defaults = Settings()
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the training split's shuffle (default 0)")
+    parser.add_argument("--name", default=name, help=f"begins the shards' file names (default {name})")
+    parser.add_argument(
+        "--samples-per-shard", type=int, default=defaults.samples_per_shard, metavar="N", help="default 1000"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=available_cores(), metavar="N", help="default: the cores at hand"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
+
+
+def count_or_all(text: str) -> int | None:
+    """A number of images; None for 'all'."""
+    return None if text == "all" else int(text)
+
+
+def add_statistics_options(parser: argparse.ArgumentParser) -> None:
+    plan = StatisticsPlan()
+    parser.add_argument(
+        "--statistics-size", type=int, default=plan.size, metavar="PIXELS", help="side of the mean image (default 224)"
+    )
+    parser.add_argument(
+        "--statistics-short-side",
+        type=int,
+        default=plan.short_side,
+        metavar="PIXELS",
+        help="shorter side of the images before the centre crop of the mean image (default 256)",
+    )
+    parser.add_argument(
+        "--statistics-images",
+        type=count_or_all,
+        default=None,
+        metavar="N|all",
+        help="training images in the mean image and the covariance: a seeded sample of N, or all (default)",
+    )
+
+
+def report(summary: Summary, destination: Path, as_json: bool) -> None:
+    """Print what was made: a table, and with `as_json` the same figures."""
+    manifest = summary.dataset.manifest
+    rows, splits = [], {}
+    for name, split in manifest.splits.items():
+        size = sum(shard.bytes for shard in split.shards)
+        rows.append((name, f"{split.samples:,}", f"{len(split.shards):,}", f"{size / 1e6:,.1f}"))
+        splits[name] = {"samples": split.samples, "shards": len(split.shards), "bytes": size}
+    samples = sum(split.samples for split in manifest.splits.values())
+    changed = sum(len(entries) for entries in manifest.notes.get("changed", {}).values())
+    figures = {
+        "dataset": str(destination),
+        "already": summary.already,
+        "classes": len(manifest.classes),
+        "splits": splits,
+        "changed": changed,
+        "seconds": round(summary.seconds, 3),
+        "images_per_second": round(samples / summary.seconds, 1),
+        "megabytes_per_second": round(summary.source_bytes / 1e6 / summary.seconds, 2),
+        "manifest_sha256": summary.dataset.sha256,
+    }
+    print_table("dataset", ("split", "images", "shards", "MB"), rows)
+    if summary.already:
+        print(f"already done: {destination} holds this very dataset")
+    else:
+        rates = f"{figures['images_per_second']:,} images/s, {figures['megabytes_per_second']:,} MB/s"
+        print(f"made {destination} ({len(manifest.classes):,} classes) in {summary.seconds:,.1f} s: {rates}")
+    if as_json:
+        print_json(figures)

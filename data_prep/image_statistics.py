@@ -1,0 +1,95 @@
+"""Pixel statistics of the training split: per-pixel mean image and RGB covariance (paper: section 3.4).
+
+Everything is summed in integers, so the result is the same to the last bit for any number of workers, in any order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.data.dataset import Statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsPlan:
+    """What is averaged: centre crops of `size` pixels of images resized to shorter side `short_side`.
+
+    short_side None: no resizing, every image is `size` x `size` already (CIFAR-10). images: how many of the shuffled
+    training split, from its start, which is a seeded random sample; None is all.
+    """
+
+    size: int = 224
+    short_side: int | None = 256
+    images: int | None = None
+
+
+def centre_crop(image: Image.Image, size: int, short_side: int | None) -> NDArray[np.uint8]:
+    """uint8 [size, size, 3], 0..255, RGB: the centre crop of the resized image (bilinear, antialiased).
+
+    Only the crop is resampled: its window is mapped back to source pixels, centred as the resize of the whole is.
+    """
+    image = image.convert("RGB")
+    if short_side is None:
+        return np.asarray(image)
+    scale = min(image.size) / short_side  # source pixels per pixel of the resized image
+
+    def window(source: int) -> tuple[float, float]:
+        resized = round(source / scale)
+        start = source / 2 + (round((resized - size) / 2) - resized / 2) * scale
+        start = min(max(start, 0.0), source - size * scale)  # rounding `resized` may put it outside by half a pixel
+        return start, start + size * scale
+
+    (left, right), (top, bottom) = window(image.width), window(image.height)
+    box = (left, top, min(right, image.width), min(bottom, image.height))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+
+
+@dataclass
+class PixelSums:
+    """Integer sums over crops. pixels uint64 [S, S, 3]; products uint64 [3, 3], of RGB 0..255; images: how many."""
+
+    size: int
+    images: int = 0
+    pixels: NDArray[np.uint64] = field(init=False)
+    products: NDArray[np.uint64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pixels = np.zeros((self.size, self.size, 3), np.uint64)
+        self.products = np.zeros((3, 3), np.uint64)
+
+    def add(self, crop: NDArray[np.uint8]) -> None:
+        """Count one crop: uint8 [S, S, 3]."""
+        self.pixels += crop
+        # Integers in float64 stay exact up to 2**53 (here at most 255**2 * S**2), and BLAS multiplies only floats.
+        colours = crop.reshape(-1, 3).astype(np.float64)
+        self.products += (colours.T @ colours).astype(np.uint64)
+        self.images += 1
+
+    def merge(self, images: int, pixels: NDArray[np.uint64], products: NDArray[np.uint64]) -> None:
+        self.images += images
+        self.pixels += pixels
+        self.products += products
+
+    def statistics(self) -> Statistics:
+        """The mean image and the eigen-decomposition of the [0, 1] RGB covariance, eigenvalues in descending order.
+
+        The sign of an eigenvector is free; its largest component (by absolute value) is made positive.
+        """
+        mean_image = (self.pixels / self.images).astype(np.float32)
+        count = self.images * self.size**2
+        sums = [int(one) for one in self.pixels.sum(axis=(0, 1))]
+        covariance = np.empty((3, 3))
+        for row in range(3):
+            for column in range(3):
+                # Python's integers: exact, where float64 would cancel digits.
+                exact = count * int(self.products[row, column]) - sums[row] * sums[column]
+                covariance[row, column] = exact / (count**2 * 255**2)
+        eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+        eigenvalues, eigenvectors = eigenvalues[::-1].copy(), eigenvectors[:, ::-1].copy()
+        largest = np.abs(eigenvectors).argmax(axis=0)
+        eigenvectors *= np.where(eigenvectors[largest, range(3)] < 0, -1.0, 1.0)
+        return Statistics(mean_image=mean_image, eigenvalues=eigenvalues, eigenvectors=eigenvectors)

@@ -1,0 +1,73 @@
+"""What a dataset's samples are called and in which order they stand: pure functions of (listing, seed)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A key and its suffix fit the 100 bytes of a plain tar header's name; dots would end the key for WebDataset,
+# spaces would break DALI's index.
+MAX_KEY = 96
+NOT_IN_KEY = re.compile(r"[^A-Za-z0-9_-]")
+
+
+def stem(name: bytes) -> str:
+    """A file name without its suffix."""
+    return os.fsdecode(name).rpartition(".")[0] or os.fsdecode(name)
+
+
+def sample_key(name: bytes, class_name: str | None) -> str:
+    """KEY of an image: its stem where that starts with `CLASS_` or there is no class, else `CLASS_STEM`; ASCII."""
+    text = stem(name)
+    if class_name is not None and not text.startswith(f"{class_name}_"):
+        text = f"{class_name}_{text}"
+    key = NOT_IN_KEY.sub("-", text)
+    if len(key) > MAX_KEY:
+        digest = hashlib.sha256(os.fsencode(text)).hexdigest()[:12]
+        key = f"{key[: MAX_KEY - 13]}-{digest}"
+    return key
+
+
+def by_class_and_name(labels: NDArray[np.int16], names: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """int64 [N]: the order that does not depend on how the source was listed."""
+    return np.lexsort((names, labels)).astype(np.int64)
+
+
+def by_stem(labels: NDArray[np.int16], names: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """int64 [N]: order of val and test. ILSVRC's names count up, so this is the order of the official ground truth."""
+    stems = np.array([os.fsencode(stem(name)) for name in names.tolist()])
+    return np.lexsort((names, labels, stems)).astype(np.int64)
+
+
+def permutation(count: int, seed: int) -> NDArray[np.int64]:
+    """int64 [count]: a seeded permutation. Raw Philox words and a stable sort: NumPy keeps both, not its shuffles."""
+    words = np.random.Philox(key=seed).random_raw(count)
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
+def unique_keys(keys: list[str]) -> NDArray[np.bytes_]:
+    """S [N]: `keys` with repetitions told apart: the first stays, the next become KEY-2, KEY-3, ..."""
+    packed: NDArray[Any] = np.array(keys, dtype=np.bytes_)
+    values, counts = np.unique(packed, return_counts=True)
+    repeated = set(values[counts > 1].tolist())
+    if not repeated:
+        return packed
+    taken, seen = set(values.tolist()), set()
+    result = packed.tolist()
+    for row, key in enumerate(result):
+        if key not in repeated:
+            continue
+        if key not in seen:
+            seen.add(key)
+            continue
+        number = 2
+        while (renamed := b"%s-%d" % (key[: MAX_KEY - 8], number)) in taken:
+            number += 1
+        taken.add(renamed)
+        result[row] = renamed
+    return np.array(result, dtype=np.bytes_)

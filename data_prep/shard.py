@@ -1,0 +1,241 @@
+"""One shard, made by one worker process: images in, a tar with its DALI index and its record out.
+
+The record is written last: a shard without one is unfinished, and one whose record does not fit is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.files import file_sha256, replacing
+from data_prep.image_statistics import PixelSums, StatisticsPlan, centre_crop
+from data_prep.images import PreparedImage, UnreadableImageError, prepare_image
+from data_prep.reading import ImageReader, SourceImage
+from pipeline.data.dataset import sample_dtype
+
+TAR_BLOCK = 512
+WORKER_MODULES = [
+    "data_prep.tar_writer",
+    "data_prep.shard",
+]  # what makes shards; imported once, before the workers part
+RECORDS = "records"  # the working folder's part that is not published
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """One shard to make: `file` (relative to the working folder), number `index` in its split.
+
+    statistics: None where the split is not averaged; else the plan, by which the first `averaged` images are.
+    """
+
+    split: str
+    index: int
+    file: str
+    images: tuple[SourceImage, ...]
+    statistics: StatisticsPlan | None
+    averaged: int
+
+    @property
+    def fingerprint(self) -> str:
+        """What the shard is made from: a finished shard of the same fingerprint need not be made again."""
+        content = [(one.key, one.label, one.size, one.stamp) for one in self.images]
+        settings = (self.split, self.index, self.file, repr(self.statistics), self.averaged)
+        return hashlib.sha256(repr((settings, content)).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """A finished shard. rows: its rows of the sample table; notes: (key, change); sums: None where not averaged."""
+
+    fingerprint: str
+    bytes: int
+    sha256: str
+    index_sha256: str
+    rows: NDArray[Any]
+    notes: tuple[tuple[str, str], ...]
+    sums: PixelSums | None
+
+
+class Unreadable(NamedTuple):
+    """An image that does not decode, and why."""
+
+    key: str
+    name: str
+    reason: str
+
+
+class UnreadableImagesError(Exception):
+    """A shard cannot be made: these of its images do not decode."""
+
+    def __init__(self, images: tuple[Unreadable, ...]) -> None:
+        super().__init__(images)
+        self.images = images
+
+
+class HashingFile:
+    """A file for writing that hashes what passes through."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.hash, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+
+class ShardWriter:
+    """A tar being written by `webdataset.TarWriter`, with its DALI index and its rows of the sample table."""
+
+    def __init__(self, file: IO[bytes], index: int) -> None:
+        from data_prep.tar_writer import TarWriter  # only workers import it, before they part: see WORKER_MODULES
+
+        self.file = HashingFile(file)
+        # mtime must be an int: a float adds a PAX header to every member. The encoder would re-encode images.
+        self.tar = TarWriter(self.file, mtime=0, encoder=False)
+        self.shard = index
+        self.rows: list[tuple[Any, ...]] = []
+        self.index_lines: list[str] = []
+
+    def add(self, image: SourceImage, prepared: PreparedImage) -> None:
+        """Write KEY.cls and KEY.jpg or KEY.png, in this order (TarWriter sorts by suffix)."""
+        components = {"cls": str(image.label).encode("ascii"), prepared.extension: prepared.data}
+        position = self.tar.tarstream.offset
+        self.tar.write({"__key__": image.key, **components})
+        offsets: dict[str, int] = {}
+        for extension, data in sorted(components.items()):
+            offsets[extension] = position + TAR_BLOCK
+            position = offsets[extension] + -(-len(data) // TAR_BLOCK) * TAR_BLOCK
+        assert position == self.tar.tarstream.offset, f"a header of {image.key} took more than one block"
+        parts = [
+            f"{extension} {offset} {len(components[extension])} {image.key}.{extension}"
+            for extension, offset in offsets.items()
+        ]
+        self.index_lines.append(" ".join(parts))
+        place = (self.shard, offsets[prepared.extension], len(prepared.data))
+        self.rows.append((*place, image.label, prepared.height, prepared.width, image.key))
+
+    @property
+    def index_text(self) -> bytes:
+        """DALI's index: `v1.2 N`, then for each sample `extension offset size name` of each of its components."""
+        return "\n".join([f"v1.2 {len(self.index_lines)}", *self.index_lines, ""]).encode("ascii")
+
+    @property
+    def table(self) -> NDArray[Any]:
+        width = max((len(row[-1]) for row in self.rows), default=1)
+        return np.array(self.rows, dtype=sample_dtype(width))
+
+
+def record_path(folder: Path, file: str) -> Path:
+    return (folder / RECORDS / file).with_suffix(".npz")
+
+
+def is_finished(task: ShardTask, folder: Path) -> bool:
+    """Whether an earlier run made this very shard, and its files still hold what it wrote."""
+    try:
+        record = read_record(record_path(folder, task.file))
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return False
+    path = folder / task.file
+    files = {path: record.sha256, path.with_suffix(".idx"): record.index_sha256}
+    return record.fingerprint == task.fingerprint and all(
+        file.is_file() and file_sha256(file) == digest for file, digest in files.items()
+    )
+
+
+def make_shard(task: ShardTask, folder: Path, advance: Callable[[int, int], None]) -> ShardRecord:
+    """Make one shard in the working folder. `advance(images, bytes)` is called after each image.
+
+    Raises UnreadableImagesError, after all images were examined, where some do not decode; OSError where the shard
+    cannot be written. Either leaves no file of the shard.
+    """
+    path, record_file = folder / task.file, record_path(folder, task.file)
+    record_file.unlink(missing_ok=True)
+    sums = PixelSums(task.statistics.size) if task.statistics else None
+    with replacing(path) as file:
+        writer = ShardWriter(file, task.index)
+        try:
+            notes = _fill(writer, task, sums, advance)
+        except BaseException:
+            with suppress(OSError):  # the tar is thrown away; unclosed, it would complain when collected
+                writer.tar.close()
+            raise
+        writer.tar.close()
+    with replacing(path.with_suffix(".idx")) as file:
+        file.write(writer.index_text)
+    record = ShardRecord(
+        fingerprint=task.fingerprint,
+        bytes=writer.file.size,
+        sha256=writer.file.hash.hexdigest(),
+        index_sha256=hashlib.sha256(writer.index_text).hexdigest(),
+        rows=writer.table,
+        notes=tuple(notes),
+        sums=sums,
+    )
+    write_record(record_file, record)
+    return record
+
+
+def _fill(
+    writer: ShardWriter, task: ShardTask, sums: PixelSums | None, advance: Callable[[int, int], None]
+) -> list[tuple[str, str]]:
+    unreadable: list[Unreadable] = []
+    notes: list[tuple[str, str]] = []
+    with ImageReader() as reader:
+        for number, (image, data) in enumerate(reader.read_all(task.images)):
+            try:
+                if isinstance(data, OSError):
+                    raise UnreadableImageError(data.strerror or str(data))
+                prepared = prepare_image(data)
+            except UnreadableImageError as error:
+                unreadable.append(Unreadable(image.key, image.name, str(error)))
+            else:
+                if not unreadable:
+                    writer.add(image, prepared)
+                if prepared.note:
+                    notes.append((image.key, prepared.note))
+                if sums and task.statistics and number < task.averaged:
+                    sums.add(centre_crop(prepared.pixels, task.statistics.size, task.statistics.short_side))
+            advance(1, image.size)
+    if unreadable:
+        raise UnreadableImagesError(tuple(unreadable))
+    return notes
+
+
+def write_record(path: Path, record: ShardRecord) -> None:
+    facts = {
+        "fingerprint": record.fingerprint,
+        "bytes": record.bytes,
+        "sha256": record.sha256,
+        "index_sha256": record.index_sha256,
+        "notes": record.notes,
+        "averaged": record.sums.images if record.sums else None,
+    }
+    arrays: dict[str, Any] = {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8), "rows": record.rows}
+    if record.sums:
+        arrays |= {"pixels": record.sums.pixels, "products": record.sums.products}
+    with replacing(path) as file:
+        np.savez(file, **arrays)
+
+
+def read_record(path: Path) -> ShardRecord:
+    """The record of a finished shard. Raises OSError, ValueError or KeyError where there is none that can be read."""
+    with np.load(path, allow_pickle=False) as arrays:
+        facts = json.loads(arrays["facts"].tobytes())
+        averaged = facts.pop("averaged")
+        sums = None
+        if averaged is not None:
+            sums = PixelSums(arrays["pixels"].shape[0])
+            sums.merge(averaged, arrays["pixels"], arrays["products"])
+        notes = tuple((key, text) for key, text in facts.pop("notes"))
+        return ShardRecord(rows=arrays["rows"], sums=sums, notes=notes, **facts)

@@ -1,0 +1,142 @@
+"""Where images come from: a source lists the images of one split, each image a byte range of a file.
+
+Whatever the source, the listing of equal images is equal in everything that reaches the dataset (class, file name,
+bytes), so that equal images through different sources give byte-identical datasets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.command import UserError
+from pipeline.data.dataset import UNLABELLED
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+WHOLE_FILE = -1
+LISTING_THREADS = 16  # listing a shared file system waits for its latency, not for this machine
+MAX_CLASSES = np.iinfo(np.int16).max  # the sample table's labels are int16
+
+
+class ImageRow(NamedTuple):
+    """One listed image. `offset` is WHOLE_FILE where `container` is a folder and the image its file `name`."""
+
+    container: int
+    offset: int
+    size: int
+    stamp: int
+    label: int
+    name: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The images of one split.
+
+    kind: what was recognised, in words. classes: names, sorted; () for an unlabelled split.
+    containers: folders and tars. rows: one per image: container u4, offset i8 (WHOLE_FILE: the file `name` in the
+    folder `container`), size i8 (bytes), stamp i8 (modification time of the file, ns), label i2 (index into
+    `classes`, or UNLABELLED), name (file name, bytes). ignored: files passed over because their names are no image's.
+    """
+
+    kind: str
+    classes: tuple[str, ...]
+    containers: tuple[str, ...]
+    rows: NDArray[Any]
+    ignored: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def bytes(self) -> int:
+        return int(self.rows["size"].sum())
+
+
+def pack_rows(rows: Sequence[ImageRow]) -> NDArray[Any]:
+    """Listed images as one structured array: some 60 bytes an image, where objects would take 400."""
+    width = max((len(row.name) for row in rows), default=1)
+    fields = [("container", "<u4"), ("offset", "<i8"), ("size", "<i8"), ("stamp", "<i8"), ("label", "<i2")]
+    return np.array(list(rows), dtype=np.dtype([*fields, ("name", f"S{max(width, 1)}")]))
+
+
+def is_image_name(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def list_folder(folder: Path, container: int, label: int) -> tuple[list[ImageRow], int]:
+    """The images directly in `folder`, and how many other files were passed over (hidden ones are not counted)."""
+    rows, ignored = [], 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not is_image_name(entry.name):
+                ignored += entry.is_file()
+                continue
+            try:
+                status = entry.stat()
+                size, stamp = status.st_size, status.st_mtime_ns
+            except OSError:  # a dangling link: listed, so that it is reported as the unreadable image it is
+                size, stamp = 0, 0
+            rows.append(ImageRow(container, WHOLE_FILE, size, stamp, label, os.fsencode(entry.name)))
+    return rows, ignored
+
+
+def class_folders(folder: Path) -> Listing:
+    """Images in one folder per class, as torchvision's ImageFolder reads them. Labels: rank of the sorted names."""
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(f"{folder} has no class folders: put each class's images into a folder of its own there")
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{folder} has {len(names):,} class folders, more than the {MAX_CLASSES:,} the format can hold")
+    paths = [folder / name for name in names]
+    with ThreadPoolExecutor(LISTING_THREADS) as pool:
+        found = list(pool.map(list_folder, paths, range(len(names)), range(len(names))))
+    for path, (rows, _) in zip(paths, found, strict=True):
+        if not rows:
+            raise UserError(
+                f"the class folder {path} has no images ({', '.join(IMAGE_SUFFIXES)}) directly in it: "
+                "put the class's images there or remove the folder"
+            )
+    return Listing(
+        kind=f"class folders {folder}",
+        classes=tuple(names),
+        containers=tuple(str(path) for path in paths),
+        rows=pack_rows([row for rows, _ in found for row in rows]),
+        ignored=sum(ignored for _, ignored in found),
+    )
+
+
+def recognise(source: Path) -> dict[str, Listing]:
+    """The splits found in `source`, by name. Raises UserError where it is missing, empty or of no known layout."""
+    if not source.exists():
+        raise UserError(f"the source {source} does not exist: name the folder that holds the images")
+    if not source.is_dir():
+        raise UserError(f"the source {source} is a file: name the folder that holds it")
+    if not any(source.iterdir()):
+        raise UserError(f"the source {source} is empty: name the folder that holds the images")
+    if not (source / "train").is_dir():
+        raise UserError(f"the source {source} has no training images: class folders are looked for in {source}/train")
+    return {split: class_folders(source / split) for split in ("train", "val") if (source / split).is_dir()}
+
+
+def labels_among(listing: Listing, classes: tuple[str, ...], split: str) -> NDArray[np.int16]:
+    """int16 [N]: the images' labels as indices into the training split's classes; UNLABELLED stays."""
+    if not listing.classes:
+        return np.full(len(listing), UNLABELLED, np.int16)
+    rank = {name: label for label, name in enumerate(classes)}
+    unknown = [name for name in listing.classes if name not in rank]
+    if unknown:
+        raise UserError(
+            f"the {split} split has {len(unknown):,} classes that the training split lacks ('{unknown[0]}' is one): "
+            f"name {split}'s class folders as train's"
+        )
+    return np.array([rank[name] for name in listing.classes], np.int16)[listing.rows["label"]]

@@ -1,0 +1,116 @@
+"""Shards made side by side by processes, with one progress bar. The result does not depend on their number."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import Any, TypeVar
+
+from pipeline.command import Progress, UserError
+
+POLL_SECONDS = 0.2
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+class StoppedError(Exception):
+    """A worker was told to stop between two images."""
+
+
+class Counters:
+    """What the workers have done so far, shared between processes, and whether they are to stop."""
+
+    def __init__(self, context: multiprocessing.context.BaseContext) -> None:
+        self.images = context.Value("q", 0)
+        self.bytes = context.Value("q", 0)
+        self.stop = context.Event()
+
+    def advance(self, images: int, size: int) -> None:
+        """Count work done. Raises StoppedError when the run is being stopped."""
+        if self.stop.is_set():
+            raise StoppedError
+        with self.images.get_lock():
+            self.images.value += images
+            self.bytes.value += size
+
+
+_counters: Counters | None = None  # of this worker process, set once when it starts
+
+
+def _start_worker(counters: Counters) -> None:
+    global _counters
+    _counters = counters
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent stops its workers
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)  # killed parents leave no worker behind that goes on writing
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _call(work: Callable[[Task, Callable[[int, int], None]], Result], task: Task) -> Result:
+    assert _counters is not None
+    return work(task, _counters.advance)
+
+
+def available_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def run_tasks(
+    work: Callable[[Task, Callable[[int, int], None]], Result],
+    tasks: Iterable[Task],
+    *,
+    workers: int,
+    total: int,
+    description: str,
+    preload: list[str],
+) -> Iterator[Result]:
+    """Yield `work(task, advance)` of every task, in the order in which they finish, computed by `workers` processes.
+
+    At most two tasks per worker are held at once. `total` images move the progress bar; `preload` are modules that
+    the workers share from their start. An exception of `work` ends the run, after the other workers have stopped.
+    """
+    # forkserver: a fork of this process could copy a lock that a thread holds, and spawn would import for each worker.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(preload)
+    counters = Counters(context)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(counters,))
+    remaining = iter(tasks)
+    running: set[Future[Any]] = set()
+    try:
+        with Progress(total, description, "images") as progress:
+            while True:
+                running |= {pool.submit(_call, work, task) for task in islice(remaining, 2 * workers - len(running))}
+                if not running:
+                    break
+                finished, running = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+                _show(progress, counters)
+                for future in finished:
+                    yield future.result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, most likely because the memory ran out: "
+            "start the same command again with fewer --workers"
+        ) from None
+    finally:
+        counters.stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _show(progress: Progress, counters: Counters) -> None:
+    megabytes = counters.bytes.value / 1e6
+    seconds = max(time.monotonic() - progress.started, 1e-9)
+    progress.advance(counters.images.value - progress.done, **{"MB/s": f"{megabytes / seconds:,.1f}"})

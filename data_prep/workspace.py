@@ -1,0 +1,92 @@
+"""The dataset folder while it is being made.
+
+Everything is written into DEST/.partial and moved to its place when all of it is complete and on the disk; the
+manifest, which makes a folder a dataset, is moved last.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_prep.files import TEMPORARY_SUFFIX, sync_folder
+from pipeline.command import UserError
+from pipeline.data.dataset import MANIFEST
+
+PARTIAL = ".partial"
+LOCK = "lock"
+NOT_OURS = ("lost+found",)  # a file system's own, in the root of a volume
+
+
+def check_destination(destination: Path) -> None:
+    """Raise UserError unless `destination` is free, an interrupted preparation or a dataset."""
+    if not destination.exists() and not destination.is_symlink():
+        return
+    if not destination.is_dir():
+        raise UserError(f"the destination {destination} is a file: name a folder")
+    names = {entry.name for entry in destination.iterdir()} - set(NOT_OURS)
+    if names and MANIFEST not in names and PARTIAL not in names:
+        raise UserError(
+            f"the destination {destination} holds other files ('{min(names)}' is one) and no dataset: "
+            "name an empty or a new folder"
+        )
+
+
+@contextmanager
+def locked_workspace(destination: Path) -> Iterator[Path]:
+    """DEST/.partial, held by this process alone and kept for the next run. UserError where another process holds it."""
+    workspace = destination / PARTIAL
+    workspace.mkdir(parents=True, exist_ok=True)
+    lock = open(workspace / LOCK, "w")  # noqa: SIM115 - held for the whole run
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is preparing {destination}: wait for it or choose another folder"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            print(f"{destination} cannot be locked: do not start a second preparation of it", file=sys.stderr)
+        yield workspace
+
+
+def recover(destination: Path, workspace: Path, published: list[str], files: set[str]) -> None:
+    """Bring the folder back to where work goes on.
+
+    Undoes a publication that was cut off; drops half-written files and those of other settings (`files` are wanted).
+    """
+    for name in published:
+        if (destination / name).exists():
+            os.replace(destination / name, workspace / name)
+    for left in workspace.rglob(f"*{TEMPORARY_SUFFIX}"):
+        left.unlink(missing_ok=True)
+    for name in published:
+        if (workspace / name).is_dir():
+            for path in (workspace / name).iterdir():
+                if f"{name}/{path.name}" not in files:
+                    path.unlink()
+
+
+def publish(destination: Path, workspace: Path, names: list[str]) -> None:
+    """Move finished folders and files into place, `names` in this order, the manifest last. Their bytes are synced."""
+    for name in names:
+        if (workspace / name).is_dir():
+            sync_folder(workspace / name)
+    for name in names[:-1]:
+        os.replace(workspace / name, destination / name)
+    sync_folder(destination)
+    os.replace(workspace / names[-1], destination / names[-1])
+    sync_folder(destination)
+
+
+def discard(workspace: Path) -> None:
+    """Remove the working folder of a finished dataset."""
+    shutil.rmtree(workspace)
