@@ -7,6 +7,7 @@ rounds; rank 0 keeps them in a partial file, from which an interrupted evaluatio
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -47,6 +48,15 @@ class Showing:
     precision: Precision = "float32"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Scores, and what making them took: `images` scored in `seconds`, those of an interrupted attempt not counted."""
+
+    scores: Scores
+    images: int
+    seconds: float
+
+
 def score_split(
     net: nn.Module,
     split: Split,
@@ -58,7 +68,7 @@ def score_split(
     provenance: Provenance,
     partial: Path | None = None,
     show_progress: bool = False,
-) -> Scores | None:
+) -> Scored | None:
     """The softmax scores of every sample of `split`; None on ranks other than 0. Every rank calls it.
 
     net: on the world's device, the same on all ranks, without a DDP wrapper; logits [N, classes]. provenance: stored
@@ -67,6 +77,7 @@ def score_split(
     Raises UserError for an empty split, an image that does not decode, and scores that are no softmax (NaN).
     """
     _check_not_empty(split)
+    started = time.monotonic()
     blocks = protocol.blocks(split)
     kept = PartialScores(len(split), classes, provenance.fingerprint, partial) if world.is_main else None
     todo = _agreed_todo(kept, blocks, world)
@@ -90,7 +101,8 @@ def score_split(
     if kept is None:
         return None
     check_softmax(kept.scores, f"the scores of {provenance.arch} ({provenance.checkpoint})")
-    return Scores(scores=kept.scores, ids=np.arange(len(split)), labels=split.labels, provenance=provenance)
+    scores = Scores(scores=kept.scores, ids=np.arange(len(split)), labels=split.labels, provenance=provenance)
+    return Scored(scores=scores, images=len(split) - done, seconds=time.monotonic() - started)
 
 
 def evaluate_errors(

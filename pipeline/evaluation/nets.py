@@ -1,0 +1,146 @@
+"""Where a trained net comes from: a run folder or one of its checkpoints, ready to be tested."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.command import UserError
+from pipeline.config import load
+from pipeline.models.resnet import ResNet, build
+from pipeline.run_folder import CONFIG
+from pipeline.training.checkpoint import NAME, Checkpoints, read_verified
+
+CHECKPOINTS = "checkpoints"
+Weights = Literal["final", "recomputed-bn"]
+STATE_KEYS = {"final": "model", "recomputed-bn": "model_recomputed_bn"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedNet:
+    """A net with its weights, on the CPU, and what has to be known to test it.
+
+    checkpoint: the file. iteration: updates done, None where unknown. run: the run folder, None where the weights come
+    from elsewhere. data: the dataset folder to test on. training_data: the one whose mean is the net's.
+    short_side, crop: pixels of the centre-crop test.
+    """
+
+    net: ResNet
+    arch: str
+    checkpoint: Path
+    iteration: int | None
+    weights: str
+    weights_sha256: str
+    run: Path | None
+    data: Path
+    training_data: Path
+    short_side: int
+    crop: int
+
+    @property
+    def name(self) -> str:
+        """How tables call it: the run's folder, or the file."""
+        return self.run.name if self.run else self.checkpoint.stem
+
+    @property
+    def classes(self) -> int:
+        return self.net.fc.out_features
+
+
+def find_checkpoint(target: Path) -> Path:
+    """The checkpoint file that `target` means: itself, or the newest sound one of a run folder. Raises UserError."""
+    if target.is_dir():
+        if not (target / CONFIG).is_file():
+            raise UserError(f"{target} is not a run folder (it has no {CONFIG}): give one that a training wrote")
+        newest = Checkpoints(target / CHECKPOINTS, load(target / CONFIG).checkpoint).newest()
+        if newest is None:
+            raise UserError(f"the run {target} has no checkpoint yet: train it, or wait for its first checkpoint")
+        return newest.path
+    if not target.exists():
+        raise UserError(f"there is no run folder or checkpoint {target}: give runs/NAME or a file in its checkpoints")
+    if NAME.fullmatch(target.name) is None or not (_run_of(target) / CONFIG).is_file():
+        raise UserError(
+            f"{target} is not a checkpoint of a run (runs/NAME/checkpoints/ITERATION-DIGEST.pt): "
+            "for weights from elsewhere use --weights-file with --arch and --data"
+        )
+    return target
+
+
+def open_checkpoint(path: Path, weights: Weights, data: Path | None = None) -> TrainedNet:
+    """The net in one checkpoint file of a run.
+
+    data: the dataset folder, where it is not the one that the run's config names. Raises UserError where the file is
+    damaged or has no such weights.
+    """
+    run, state = _run_of(path), read_verified(path)
+    if state is None:
+        raise UserError(f"{path} is damaged (its digest differs): give another checkpoint of that run")
+    config, key = load(run / CONFIG), STATE_KEYS[weights]
+    if key not in state:
+        raise UserError(
+            f"{path} holds no weights with recomputed batch normalization statistics: "
+            "they are made at the end of a training; use --weights final"
+        )
+    classes = _classes(state[key], path)
+    net = build(config.arch, classes=classes, shortcut=config.shortcut, stride=config.stride)
+    load_weights(net, state[key], path)
+    return TrainedNet(
+        net=net,
+        arch=config.arch,
+        checkpoint=path,
+        iteration=int(state["iteration"]),
+        weights=weights,
+        weights_sha256=digest(net.state_dict()),
+        run=run,
+        data=data or Path(config.data),
+        training_data=Path(config.data),
+        short_side=config.evaluation.short_side,
+        crop=config.augment.crop,
+    )
+
+
+def load_weights(net: ResNet, state: Mapping[str, Tensor], place: Path) -> None:
+    """Put `state` (torchvision's names) into `net`. Raises UserError, naming the first misfit, where it does not fit."""
+    wanted = net.state_dict()
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in state if key not in wanted]
+    misshapen = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    name = net.architecture.name
+    if missing or unknown:
+        what = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}"
+        raise UserError(f"the weights in {place} are not those of {name} ({what}): give the net's own --arch")
+    if misshapen:
+        have, want = (list(one[misshapen[0]].shape) for one in (state, wanted))
+        raise UserError(f"{misshapen[0]} in {place} is {have} where {name} has {want}: give the net's own --arch")
+    net.load_state_dict(dict(state), strict=False)  # only num_batches_tracked may be missing
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a state dict's contents, whatever file they came from: names, dtypes, shapes and values.
+
+    num_batches_tracked is left out: it has no part in evaluation, and files from elsewhere may lack it.
+    """
+    found = hashlib.sha256()
+    for key in sorted(state):
+        if not key.endswith("num_batches_tracked"):
+            value = state[key].detach().cpu().contiguous()
+            found.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+            found.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _run_of(checkpoint: Path) -> Path:
+    return checkpoint.absolute().parent.parent
+
+
+def _classes(state: Mapping[str, Any], place: Path) -> int:
+    bias = state.get("fc.bias")
+    if not isinstance(bias, Tensor) or bias.ndim != 1:
+        raise UserError(f"the weights in {place} have no fc.bias: they are not those of a net of this project")
+    return len(bias)

@@ -1,0 +1,52 @@
+"""What the evaluation commands' command lines share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from pipeline.command import UserError, nearest
+from pipeline.evaluation.definitions import PROTOCOLS, find
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose --help opens with one sentence and an example, and whose errors are one sentence (UserError)."""
+
+    def __init__(self, sentence: str, example: str) -> None:
+        super().__init__(
+            description=f"{sentence}\n\nexample:\n  {example}",
+            usage=argparse.SUPPRESS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            word = message.split(": ", 1)[1].split()[0]
+            options = [option for action in self._actions for option in action.option_strings]
+            message = f"{word} is not an option: {nearest(word.partition('=')[0], options)}"
+        raise UserError(f"{message}: see --help")
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
+
+
+def protocol_names(texts: list[str]) -> list[str]:
+    """The protocols named by repeated options and comma lists, in that order, once each. Raises UserError."""
+    names = [name for text in texts for name in text.split(",") if name]
+    for name in names:
+        find(name)
+    if not names:
+        raise UserError(f"no protocol was named: give --protocol with {', '.join(PROTOCOLS)}")
+    return list(dict.fromkeys(names))
+
+
+def errors_cells(top1: float | None, top5: float | None) -> tuple[str, str]:
+    """Top-1 and top-5 error as table cells; a dash where the split has no labels."""
+    first, second = ("-" if error is None else f"{error:.2f}" for error in (top1, top5))
+    return first, second
+
+
+def rate_cell(images_per_second: float | None) -> str:
+    return "-" if images_per_second is None else f"{images_per_second:,.1f}"
