@@ -13,6 +13,7 @@ import torch
 
 from pipeline import command
 from pipeline.command import UserError, print_json, print_table
+from pipeline.config import load
 from pipeline.data.dataset import Dataset
 from pipeline.data.loader import LoaderConfig
 from pipeline.evaluation.definitions import find
@@ -20,6 +21,8 @@ from pipeline.evaluation.nets import STATE_KEYS, TrainedNet, find_checkpoint, op
 from pipeline.evaluation.options import CommandParser, add_json_option, errors_cells, protocol_names, rate_cell
 from pipeline.evaluation.protocols import Showing
 from pipeline.evaluation.score_files import ScoreFile, make, score_path
+from pipeline.run_folder import CONFIG
+from pipeline.tracking import log_evaluation
 from pipeline.world import World, available_cores, on_main, open_world, set_threads
 
 EXAMPLE = "python -m pipeline.evaluate runs/resnet50-seed0 --protocol center,ten-crop --split val"
@@ -51,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         subject = open_checkpoint(path, own.weights, own.data)
         results = evaluate(subject, names, own.split, world, precision=own.precision, again=own.again)
         if world.is_main:
+            track(subject, results)
             report(subject, results, own.json)
     return 0
 
@@ -90,6 +94,19 @@ def evaluate(
         for name in names
     ]
     return [one for one in results if one is not None]
+
+
+def track(subject: TrainedNet, results: Sequence[ScoreFile]) -> None:
+    """Add the errors of the score files made now to the run's metrics.jsonl and its MLflow run."""
+    if subject.run is None:
+        return
+    tracking = load(subject.run / CONFIG).tracking
+    for one in results:
+        top1, top5 = one.scores.errors(1), one.scores.errors(5)
+        if one.made and top1 is not None and top5 is not None:
+            kind = one.path.stem.replace(f"-{subject.iteration:08d}", "")
+            values = {"top1_error": top1, "top5_error": top5}
+            log_evaluation(subject.run, tracking, kind, subject.iteration or 0, values)
 
 
 def report(subject: TrainedNet, results: Sequence[ScoreFile], as_json: bool) -> None:

@@ -1,0 +1,246 @@
+"""Average the softmax scores of several nets: python -m pipeline.ensemble runs/A runs/B runs/C
+
+Needs only their score files: no images, no nets, no GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import command
+from pipeline.command import UserError, print_json, print_table
+from pipeline.config import load
+from pipeline.evaluation.ensemble import (
+    Errors,
+    SizeErrors,
+    Subset,
+    all_ranks,
+    check_members,
+    errors_of,
+    gain_interval,
+    overlap,
+    search,
+    size_curve,
+)  # fmt: skip
+from pipeline.evaluation.members import Member, find_members, read_members, shared_protocols
+from pipeline.evaluation.nets import STATE_KEYS
+from pipeline.evaluation.options import CommandParser, add_json_option, protocol_names, rate_cell
+from pipeline.evaluation.score_files import ScoreFile
+from pipeline.evaluation.scores import Scores, write_atomically
+from pipeline.run_folder import CONFIG
+from pipeline.tracking import TrackingConfig, log_result_run, mlflow_run_id
+
+EXAMPLE = "python -m pipeline.ensemble runs/resnet34-seed0 runs/resnet50-seed0 runs/resnet152-seed0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of averaging some members under one protocol. Percent everywhere; overlaps are matrices."""
+
+    protocol: str
+    members: list[str]
+    files: list[ScoreFile]
+    errors: list[Errors]
+    ensemble: Errors
+    images_per_second: float | None
+    gain_top1_interval: tuple[float, float]
+    gain_top5_interval: tuple[float, float]
+    overlap_top1: np.ndarray
+    overlap_top5: np.ndarray
+    curve: list[SizeErrors]
+
+
+def options() -> ArgumentParser:
+    made = CommandParser(
+        "Averages the softmax scores of several nets and gives the errors of each and of all.", EXAMPLE
+    )
+    made.add_argument("members", nargs="+", metavar="MEMBER", help="run folders, score files or MLflow run ids")
+    made.add_argument("--protocol", action="append", metavar="NAME", help="default: every one that all members have")
+    made.add_argument("--split", default="val", help="of the runs' score files (default val)")
+    made.add_argument("--weights", choices=list(STATE_KEYS), default="final", help="of the runs' score files")
+    made.add_argument("--search", type=int, metavar="K", help="keep the K members whose average has the lowest error")
+    made.add_argument("--by", choices=["top-1", "top-5"], default="top-1", help="the error that --search lowers")
+    made.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where MLflow run ids are looked up (default runs)"
+    )
+    made.add_argument("--name", help="of the ensemble's own run folder and MLflow run (default: of its members)")
+    made.add_argument("--no-tracking", action="store_true", help="write no run folder and no MLflow run")
+    add_json_option(made)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    own = options().parse_args(argv)
+    members = find_members(own.members, runs=own.runs, split=own.split, weights=own.weights)
+    if len(members) < 2:
+        raise UserError(f"an ensemble needs at least two members, here is one ({own.members[0]}): name more of them")
+    protocols = shared_protocols(members, protocol_names(own.protocol) if own.protocol else [])
+    results = [average(members, protocol, own.search, 1 if own.by == "top-1" else 5) for protocol in protocols]
+    report(results)
+    figures = {result.protocol: to_json(result) for result in results}
+    if not own.no_tracking:
+        track(members, results, figures, own)
+    if own.json:
+        print_json({"protocols": figures})
+    return 0
+
+
+def average(members: Sequence[Member], protocol: str, size: int | None, k: int) -> Result:
+    """The ensemble of all members, or of the best `size` of them by top-k error."""
+    files = read_members(members, protocol)
+    names = [one.name for one in members]
+    check_members([one.scores for one in files], names)
+    if not files[0].scores.labelled:
+        raise UserError(
+            f"the scores of the split '{files[0].scores.provenance.split}' have no labels, so there are no errors: "
+            "write a submission of it with 'python -m pipeline.submit'"
+        )
+    if size is not None:
+        chosen = searched([one.scores for one in files], names, protocol, size, k)
+        files, names = [files[i] for i in chosen], [names[i] for i in chosen]
+    return combine(files, names, protocol)
+
+
+def searched(scores: Sequence[Scores], names: Sequence[str], protocol: str, size: int, k: int) -> Subset:
+    """The best `size` members; says how they were found."""
+    if not 2 <= size <= len(scores):
+        raise UserError(f"--search {size} cannot be: {len(scores)} members are named, give 2 to {len(scores)}")
+    chosen, exhaustive = search(scores, size, k)
+    how = (
+        f"all {math.comb(len(scores), size):,} ensembles tried" if exhaustive else "members added greedily, one by one"
+    )
+    print(
+        f"{protocol}: the best {size} of {len(scores)} by top-{k} error: {', '.join(names[i] for i in chosen)} ({how})"
+    )
+    print("They were chosen on the images that they are measured on, which flatters them.")
+    return chosen
+
+
+def combine(files: Sequence[ScoreFile], names: Sequence[str], protocol: str) -> Result:
+    """Everything that is told of the ensemble of all of `files`."""
+    scores, count = [one.scores for one in files], len(files)
+    subsets: list[Subset] = [*((i,) for i in range(count)), tuple(range(count))]
+    ranks = all_ranks(scores, subsets)
+    each, whole = ranks[:-1], ranks[-1]
+    rates = [one.images_per_second for one in files]
+    gains = []
+    for wrong, wrong_ensemble in ((each >= 1, whole >= 1), (each >= 5, whole >= 5)):
+        gains.append(gain_interval(wrong_ensemble, wrong[wrong.sum(axis=1).argmin()]))
+    return Result(
+        protocol=protocol,
+        members=list(names),
+        files=list(files),
+        errors=[errors_of(one) for one in each],
+        ensemble=errors_of(whole),
+        images_per_second=None if None in rates else 1 / sum(1 / rate for rate in rates if rate),
+        gain_top1_interval=gains[0],
+        gain_top5_interval=gains[1],
+        overlap_top1=overlap(each, 1),
+        overlap_top5=overlap(each, 5),
+        curve=size_curve(scores),
+    )
+
+
+def report(results: Sequence[Result]) -> None:
+    """Print the errors of all members and ensembles, then what each ensemble is made of."""
+    rows = []
+    for result in results:
+        names = [*result.members, f"ensemble of {len(result.members)}"]
+        rates = [*(one.images_per_second for one in result.files), result.images_per_second]
+        for name, one, rate in zip(names, [*result.errors, result.ensemble], rates, strict=True):
+            cells = (f"{one.top1_error:.2f}", _interval(one.top1_interval), f"{one.top5_error:.2f}")
+            rows.append((name, result.protocol, *cells, _interval(one.top5_interval), rate_cell(rate)))
+    scores = results[0].files[0].scores
+    columns = ("net", "protocol", "top-1 error %", "95% interval", "top-5 error %", "95% interval", "images/s")
+    print_table(f"{len(scores):,} images of {scores.provenance.split}", columns, rows)
+    for result in results:
+        report_details(result)
+
+
+def report_details(result: Result) -> None:
+    """Print how one ensemble compares with its best member, how its members' errors overlap, and what its size gives."""
+    gains = (f"top-{k} {_interval(one)}" for k, one in ((1, result.gain_top1_interval), (5, result.gain_top5_interval)))
+    print(f"{result.protocol}: error of the best member less that of the ensemble, 95% intervals: {', '.join(gains)}\n")
+    overlaps = [
+        (name, *(f"{value:.2f}" for value in row))
+        for name, row in zip(result.members, result.overlap_top1, strict=True)
+    ]
+    columns = (f"{result.protocol}: % both get wrong, top-1", *(str(i + 1) for i in range(len(overlaps))))
+    print_table("", columns, overlaps)
+    curve = [(one.size, one.ensembles, *(f"{value:.2f}" for value in (*one.top1, *one.top5))) for one in result.curve]
+    columns = ("members", "ensembles", "top-1 mean", "lowest", "highest", "top-5 mean", "lowest", "highest")
+    print_table(f"{result.protocol}: error % against ensemble size", columns, curve)
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """The figures of one protocol as plain values."""
+    members = [
+        {"name": name, "arch": file.scores.provenance.arch, "scores": str(file.path), **asdict(errors),
+         "images_per_second": file.images_per_second}
+        for name, file, errors in zip(result.members, result.files, result.errors, strict=True)
+    ]  # fmt: skip
+    return {
+        "members": members,
+        "ensemble": {**asdict(result.ensemble), "images_per_second": result.images_per_second},
+        "gain_top1_interval": result.gain_top1_interval,
+        "gain_top5_interval": result.gain_top5_interval,
+        "overlap_top1": result.overlap_top1.tolist(),
+        "overlap_top5": result.overlap_top5.tolist(),
+        "curve": [asdict(one) for one in result.curve],
+    }
+
+
+def track(members: Sequence[Member], results: Sequence[Result], figures: dict[str, Any], own: Namespace) -> None:
+    """Write the ensemble's run folder, among those of its members, and its MLflow run, which names them."""
+    first = next((one.run for one in members if one.run is not None), None)
+    name = own.name or _default_name([one.name for one in members])
+    folder = (first.parent if first else own.runs) / name
+    if (folder / CONFIG).exists():
+        raise UserError(f"{folder} is the run folder of a training: give the ensemble another --name")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"protocols": figures}, indent=1) + "\n"
+    write_atomically(folder / "ensemble.json", lambda file: file.write(text.encode()))
+    tags = {"arch": "ensemble", "candidates": ", ".join(one.name for one in members)}
+    chosen = [one for one in members if any(one.name in result.members for result in results)]
+    for position, one in enumerate(chosen):
+        identity = mlflow_run_id(one.run) if one.run else None
+        tags[f"member.{position + 1}"] = f"{one.name} ({identity})" if identity else one.name
+    metrics = {}
+    for result in results:
+        metrics[f"{result.protocol}_top1_error"] = result.ensemble.top1_error
+        metrics[f"{result.protocol}_top5_error"] = result.ensemble.top5_error
+    log_result_run(
+        folder,
+        load(first / CONFIG).tracking if first else TrackingConfig(),
+        name=name,
+        params={"size": len(results[0].members), "split": results[0].files[0].scores.provenance.split},
+        metrics=metrics,
+        tags=tags,
+        artifacts=[folder / "ensemble.json"],
+    )
+    print(f"The ensemble's run folder: {folder}")
+
+
+def _default_name(names: Sequence[str]) -> str:
+    name = "ensemble-" + "-".join(names)
+    if re.fullmatch(r"[A-Za-z0-9._-]{1,80}", name):
+        return name
+    return f"ensemble-of-{len(names)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.2f}..{interval[1]:.2f}"
+
+
+if __name__ == "__main__":
+    command.run(main)

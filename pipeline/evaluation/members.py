@@ -1,0 +1,83 @@
+"""The members of an ensemble, as a user names them: run folders, score files, MLflow run ids."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.command import UserError
+from pipeline.evaluation.definitions import PROTOCOLS
+from pipeline.evaluation.score_files import ScoreFile, newest, read
+from pipeline.evaluation.scores import read_provenance
+from pipeline.run_folder import CONFIG
+from pipeline.tracking import mlflow_run_id
+
+MLFLOW_RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One member: what it is called, its run folder (None for a score file that stands alone), its score files."""
+
+    name: str
+    run: Path | None
+    files: dict[str, Path]  # by protocol
+
+
+def find_members(texts: Sequence[str], *, runs: Path, split: str, weights: str) -> list[Member]:
+    """The members that `texts` name. Of a run, the newest score files of `split` with `weights` are taken.
+
+    runs: where run folders are looked for by MLflow run id. Raises UserError for a member that is not there, has no
+    scores, or is named twice.
+    """
+    members = [_find(text, runs, split, weights) for text in texts]
+    names = [one.name for one in members]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{name} is named twice: name each member once")
+    return members
+
+
+def shared_protocols(members: Sequence[Member], wanted: Sequence[str]) -> list[str]:
+    """The protocols that all members have scores of, or the `wanted` ones. Raises UserError where a member lacks one."""
+    have = [name for name in PROTOCOLS if all(name in one.files for one in members)]
+    for name in wanted:
+        lacking = [one.name for one in members if name not in one.files]
+        if lacking:
+            raise UserError(
+                f"{lacking[0]} has no {name} scores: write them with 'python -m pipeline.evaluate ... --protocol {name}'"
+            )
+    if not have:
+        each = "; ".join(f"{one.name}: {', '.join(one.files)}" for one in members)
+        raise UserError(f"the members have no protocol in common ({each}): evaluate them under the same one")
+    return list(wanted) or have
+
+
+def read_members(members: Sequence[Member], protocol: str) -> list[ScoreFile]:
+    """Every member's score file under one protocol."""
+    return [read(one.files[protocol]) for one in members]
+
+
+def _find(text: str, runs: Path, split: str, weights: str) -> Member:
+    path = Path(text)
+    if path.is_dir():
+        if not (path / CONFIG).is_file():
+            raise UserError(f"{path} is not a run folder (it has no {CONFIG}): give runs/NAME or a score file")
+        return Member(name=path.resolve().name, run=path, files=newest(path, split, weights))
+    if path.is_file():
+        run = path.absolute().parent.parent
+        in_run = (run / CONFIG).is_file()
+        provenance, _ = read_provenance(path)
+        return Member(
+            name=f"{run.name}/{path.stem}" if in_run else path.stem,
+            run=run if in_run else None,
+            files={provenance.protocol: path},
+        )
+    if MLFLOW_RUN_ID.fullmatch(text):
+        for config in sorted(runs.glob(f"*/{CONFIG}")):
+            if mlflow_run_id(config.parent) == text:
+                return Member(name=config.parent.name, run=config.parent, files=newest(config.parent, split, weights))
+        raise UserError(f"no run folder in {runs} is the MLflow run {text}: give --runs, or the run's folder itself")
+    raise UserError(f"the member {text} is not there: give a run folder, a score file or an MLflow run id")
