@@ -11,7 +11,7 @@ from pipeline import command
 from pipeline.command import Progress, UserError, print_json, print_table
 from pipeline.tracking.journal import METRICS
 from pipeline.tracking.process import FeederProcess, unsent_lines, what_is_left
-from pipeline.tracking.state import LOG, read_delivered, read_wanted
+from pipeline.tracking.state import LOG, read_delivered, read_wanted, resolve_uri, without_password
 
 EXAMPLE = "python -m pipeline.tracking sync runs/resnet50-seed0"
 
@@ -48,19 +48,22 @@ def main() -> int:
 def _sync(folder: Path, seconds: float, uri: str | None) -> dict[str, Any]:
     if _is_fed(folder):
         raise UserError(f"{folder} is feeding MLflow itself just now: wait for the run's end")
-    before = left = unsent_lines(folder, read_delivered(folder))
+    wanted = read_wanted(folder)
+    assert wanted is not None
+    place = without_password(uri or resolve_uri(folder, wanted.uri))
+    before = left = unsent_lines(folder, read_delivered(folder, place))
     feeder = FeederProcess(folder, seconds, uri)
-    with Progress(before, folder.name, "lines") as progress:
+    with Progress(before, folder.name, "lines", enabled=before > 0) as progress:
 
         def waiting() -> None:
             nonlocal left
-            now = unsent_lines(folder, read_delivered(folder))
+            now = unsent_lines(folder, read_delivered(folder, place))
             progress.advance(left - now)
             left = now
 
-        feeder.drain(waiting)
+        feeder.drain(seconds, waiting)
         waiting()
-    return {"run": folder.name, "sent": before - left, "left": left, "mlflow_run": read_delivered(folder).run_id}
+    return {"run": folder.name, "sent": before - left, "left": left, "mlflow_run": read_delivered(folder, place).run_id}
 
 
 def _is_fed(folder: Path) -> bool:

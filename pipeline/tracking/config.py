@@ -17,10 +17,11 @@ class TrackingConfig:
         uri: MLflow's tracking server or store. Null: the environment variable MLFLOW_TRACKING_URI where it is set, else
             the SQLite file mlflow.db beside the run folders, with the artifacts in mlartifacts beside it.
         close_seconds: how long the end of a run waits for MLflow to take what is left; the next start delivers the rest.
+            A run that was told to stop waits 5 s at most.
     """
 
     log_every: int = 100
     mlflow: bool = True
     experiment: str = "resnet"
     uri: str | None = None
-    close_seconds: float = 30.0
+    close_seconds: float = 60.0

@@ -198,8 +198,9 @@ class Delivery:
 
 
 def clean(name: str) -> str:
-    """A name that MLflow takes for a metric, parameter or tag."""
-    return re.sub(r"[^/\w.\- ]", "_", name)[:250]
+    """A name that MLflow takes for a metric, parameter or tag: plain characters, and a path that stays where it is."""
+    parts = [part for part in re.sub(r"[^/\w.\- ]", "_", name)[:250].split("/") if part not in ("", ".", "..")]
+    return "/".join(parts) or "_"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -40,7 +40,7 @@ def main(folder: Path, close_seconds: float, uri: str | None = None) -> int:
     """Feed MLflow until standard input closes; 0 where everything was delivered."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.nice(10)  # never before a training thread on a busy CPU
+    os.nice(5)  # never before a training thread on a busy CPU
     notify, closing = _own_stdout(), threading.Event()
     threading.Thread(target=_watch_parent, args=(closing, close_seconds), daemon=True).start()
     _lock(closing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ NOT_FOR_THE_FEEDER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUS
 
 
 class FeederProcess:
-    """Feeds MLflow from the run in `folder` while this process goes on."""
+    """Feeds MLflow from the run in `folder` while this process goes on, and `close_seconds` longer should it be killed."""
 
     def __init__(self, folder: Path, close_seconds: float, uri: str | None = None) -> None:
         self.folder, self.close_seconds, self.uri = folder.resolve(), close_seconds, uri
@@ -50,19 +51,19 @@ class FeederProcess:
                 print(f"MLflow cannot be fed during this run ({error}); metrics are kept", file=sys.stderr)
                 self.starts = STARTS
 
-    def close(self) -> None:
-        """Wait, at most `close_seconds`, until MLflow has everything; say what it has not."""
-        self.drain()
+    def close(self, seconds: float) -> None:
+        """Wait, at most `seconds`, until MLflow has everything; say what it has not."""
+        self.drain(seconds)
         if left := what_is_left(self.folder, self.uri):
             print(left, file=sys.stderr)
 
-    def drain(self, waiting: Callable[[], None] = lambda: None) -> None:
-        """Wait, at most `close_seconds`, until MLflow has everything; calls `waiting` every so often."""
+    def drain(self, seconds: float, waiting: Callable[[], None] = lambda: None) -> None:
+        """Wait, at most `seconds`, until MLflow has everything; calls `waiting` every so often."""
         self.ensure()
         if self.process is None:
             return
         assert self.process.stdin is not None
-        deadline = time.monotonic() + self.close_seconds
+        deadline = time.monotonic() + seconds
         try:
             with suppress(BrokenPipeError):
                 # A word, not only the end of the stream: a forked sibling may hold the pipe open.
@@ -106,23 +107,24 @@ def _pass_on(stream: IO[str]) -> None:
 
 def what_is_left(folder: Path, uri: str | None = None) -> str:
     """One sentence on what MLflow does not have of the run in `folder`, and the remedy; empty where it has everything."""
-    wanted, delivered = read_wanted(folder), read_delivered(folder)
+    wanted = read_wanted(folder)
     if wanted is None:
         return ""
+    place = without_password(uri or resolve_uri(folder, wanted.uri))
+    delivered = read_delivered(folder, place)
     missing = []
     if lines := unsent_lines(folder, delivered):
         missing.append(f"{lines:,} lines of {METRICS}")
     if files := _unsent_artifacts(folder, wanted, delivered):
-        missing.append(f"{files} files")
+        missing.append(f"{files} files" if files > 1 else "a file")
     if wanted.status not in (delivered.status, "RUNNING"):
         missing.append(f"the status {wanted.status}")
     if not missing:
         return ""
-    place = without_password(uri or resolve_uri(folder, wanted.uri))
     reason = f" ({delivered.error})" if delivered.error else ""
     return (
         f"MLflow at {place} has not taken {', '.join(missing)} of run {wanted.name}{reason}: the run's next start delivers "
-        f"them, or python -m pipeline.tracking sync {os.path.relpath(folder)}"
+        f"them, or python -m pipeline.tracking sync {shlex.quote(os.path.relpath(folder))}"
     )
 
 

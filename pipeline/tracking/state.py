@@ -62,8 +62,10 @@ def read_wanted(folder: Path) -> Wanted | None:
     return Wanted(**values) if values else None
 
 
-def read_delivered(folder: Path) -> Delivered:
-    return Delivered(**_read(folder / DELIVERED, Delivered))
+def read_delivered(folder: Path, uri: str | None = None) -> Delivered:
+    """What MLflow knows of the run in `folder`; where `uri` is given, what MLflow there knows."""
+    delivered = Delivered(**_read(folder / DELIVERED, Delivered))
+    return delivered if uri in (None, delivered.uri) else Delivered(error=delivered.error)
 
 
 def write_wanted(folder: Path, wanted: Wanted) -> None:
@@ -75,7 +77,7 @@ def write_delivered(folder: Path, delivered: Delivered) -> None:
 
 
 def resolve_uri(folder: Path, configured: str | None) -> str:
-    """Where MLflow is told of the run in `folder`: see TrackingConfig.uri."""
+    """Where MLflow is told of the run in `folder`: see TrackingConfig.uri. May hold a password."""
     store = folder.resolve().parent / STORE
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store}"
 

@@ -17,6 +17,9 @@ from pipeline.tracking.journal import METRICS, Journal
 from pipeline.tracking.process import FeederProcess
 from pipeline.tracking.state import Status, Wanted, is_training, read_delivered, read_wanted, write_wanted
 
+# A run that was told to stop has little time left to do so, and its next start delivers what is missing.
+KILLED_SECONDS = 5.0
+
 
 class Tracker:
     """Records nothing: what every rank but the main one holds. Use as a context manager."""
@@ -38,7 +41,7 @@ class Tracker:
         """Bring all metrics to the disk; raises OSError where it does not take them. Before a checkpoint is published."""
 
     def close(self) -> None:
-        """Wait, at most `close_seconds`, until MLflow has everything, and say what it has not."""
+        """Wait, at most `close_seconds` (5 where the run was KILLED), until MLflow has everything; say what it has not."""
 
     def __enter__(self) -> Self:
         return self
@@ -53,7 +56,7 @@ class RunTracker(Tracker):
     """Records one run; made by open_tracker."""
 
     def __init__(self, folder: Path, config: TrackingConfig, wanted: Wanted) -> None:
-        self.folder, self.wanted = folder, wanted
+        self.folder, self.wanted, self.close_seconds = folder, wanted, config.close_seconds
         self.journal = Journal(folder / METRICS)
         write_wanted(folder, wanted)
         self.feeder = FeederProcess(folder, config.close_seconds) if config.mlflow else None
@@ -87,7 +90,8 @@ class RunTracker(Tracker):
             )
         finally:
             if self.feeder:
-                self.feeder.close()
+                killed = self.wanted.status == "KILLED"
+                self.feeder.close(min(self.close_seconds, KILLED_SECONDS) if killed else self.close_seconds)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -147,7 +151,7 @@ def log_evaluation(
     journal.append(kind, iteration, values, revise=True)
     journal.close()
     if config.mlflow and read_wanted(folder) is not None:
-        FeederProcess(folder, config.close_seconds).close()
+        FeederProcess(folder, config.close_seconds).close(config.close_seconds)
 
 
 def log_result_run(
