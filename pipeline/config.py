@@ -144,7 +144,10 @@ def to_yaml(config: Config) -> str:
 def parser(description: str, example: str) -> jsonargparse.ArgumentParser:
     """A command-line parser with `--config FILE` and every value of `Config` as an option; add the command's own to it."""
     made = jsonargparse.ArgumentParser(
-        description=f"{description} Example: {example}", exit_on_error=False, usage="%(prog)s [--config FILE] [options]"
+        description=f"{description} Example: {example}",
+        exit_on_error=False,
+        allow_abbrev=False,
+        usage="%(prog)s [--config FILE] [options]",
     )
     made.add_argument("--config", action="config", help="YAML file of the values below; later options override it")
     made.add_class_arguments(Config, None)

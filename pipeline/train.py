@@ -142,7 +142,7 @@ class Training:
         """The training metrics since the last log point; a collective."""
         lr = self.schedule.lr(self.iteration - 1)
         self._collect()
-        loss, wrong = self.interval.mean(axis=0)
+        loss, wrong = (float(mean) for mean in self.interval.mean(axis=0))
         error = 100 * wrong / self.config.batch
         self.interval = np.zeros((0, 2))
         self.errors["train_error"] = error
@@ -151,7 +151,7 @@ class Training:
         rate = updates * self.config.batch / seconds
         self.figures |= {"images/s": f"{rate:,.0f}", "lr": f"{lr:g}", "loss": f"{loss:.4f}", "error": f"{error:.2f}%"}
         speed = {"images_per_second": rate, "data_wait_share": waited / seconds}
-        return {"loss": float(loss), "error": float(error), "lr": lr, **speed}
+        return {"loss": loss, "error": error, "lr": lr, **speed}
 
     def evaluate(self) -> dict[str, float]:
         """Top-1 and top-5 error on val (percent), exact whatever the number of ranks; a collective."""

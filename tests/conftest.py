@@ -1,0 +1,24 @@
+"""What several tests need: the demo's dataset of real handwritten digits, made by the real command's code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset folder of the demo."""
+    from data_prep.digits import write_digits
+
+    folder = tmp_path_factory.mktemp("digits")
+    write_digits(folder / "images")
+    command = [sys.executable, "data_prep/shard_imagenet.py", folder / "images", folder / "dataset", "--name", "digits"]
+    sizes = ["--statistics-size", "32", "--statistics-short-side", "36"]
+    subprocess.run([*command, *sizes], cwd=ROOT, check=True, capture_output=True)
+    return folder / "dataset"
