@@ -7,13 +7,21 @@ tracker.py   what the trainer holds              delivery.py  MLflow brought up 
 
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.journal import Record, read_metrics
-from pipeline.tracking.tracker import Tracker, log_evaluation, log_result_run, mlflow_run_id, open_tracker
+from pipeline.tracking.tracker import (
+    Tracker,
+    log_evaluation,
+    log_evaluations,
+    log_result_run,
+    mlflow_run_id,
+    open_tracker,
+)
 
 __all__ = [
     "Record",
     "Tracker",
     "TrackingConfig",
     "log_evaluation",
+    "log_evaluations",
     "log_result_run",
     "mlflow_run_id",
     "open_tracker",

@@ -139,19 +139,27 @@ def open_tracker(
     return RunTracker(folder, config, wanted)
 
 
-def log_evaluation(
-    folder: Path, config: TrackingConfig, kind: str, iteration: int, values: Mapping[str, float]
+def log_evaluations(
+    folder: Path, config: TrackingConfig, iteration: int, evaluations: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """Add an evaluation of the trained run in `folder` to its metrics.jsonl and its MLflow run, as KIND/NAME.
+    """Add evaluations (kind -> metrics) of the trained run in `folder` to its metrics.jsonl and, as KIND/NAME, to MLflow.
 
     `iteration` is the checkpoint's. Values that differ from those of an earlier evaluation are added, equal ones not.
     The run's status, parameters and tags stay as they are. Waits for MLflow as the end of a run does.
     """
     journal = Journal(folder / METRICS, repair=not is_training(folder))
-    journal.append(kind, iteration, values, revise=True)
+    for kind, values in evaluations.items():
+        journal.append(kind, iteration, values, revise=True)
     journal.close()
     if config.mlflow and read_wanted(folder) is not None:
         FeederProcess(folder, config.close_seconds).close(config.close_seconds)
+
+
+def log_evaluation(
+    folder: Path, config: TrackingConfig, kind: str, iteration: int, values: Mapping[str, float]
+) -> None:
+    """`log_evaluations` of one."""
+    log_evaluations(folder, config, iteration, {kind: values})
 
 
 def log_result_run(
