@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.tracking import TrackingConfig, log_evaluation, log_result_run, mlflow_run_id, open_tracker, read_metrics
+from pipeline.tracking import TrackingConfig, log_evaluations, log_result_run, mlflow_run_id, open_tracker, read_metrics
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.tracking.mlflow_store import only_run, points, runs_in, store_uri
@@ -193,11 +193,12 @@ def test_an_evaluation_joins_the_trained_run(runs: Path) -> None:
         run.log("train", 10, {"loss": 1.0})
         run.finish("FINISHED")
     for error in (9.5, 9.5):
-        log_evaluation(folder, OFFLINE, "val 10-crop", 10, {"top1_error": error})
+        log_evaluations(folder, OFFLINE, 10, {"val 10-crop": {"top1_error": error}, "val 1-crop": {"top1_error": 9.75}})
     deliver(folder)
     stored = only_run(uri)
     assert stored.info.status == "FINISHED"
-    assert [point[:2] for point in points(uri, stored.info.run_id, "val 10-crop/top1_error")] == [(10, 9.5)]
+    for kind, error in (("val 10-crop", 9.5), ("val 1-crop", 9.75)):
+        assert [point[:2] for point in points(uri, stored.info.run_id, f"{kind}/top1_error")] == [(10, error)]
 
 
 def test_an_ensemble_is_a_run_of_its_own(runs: Path) -> None:

@@ -86,10 +86,12 @@ def test_a_run_is_fed_while_it_goes_on_without_a_word(runs: Path, capfd: pytest.
 
 
 LOGGING = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from pipeline.tracking import TrackingConfig, open_tracker
 with open_tracker(Path(sys.argv[1]), TrackingConfig(), name="a", params={}, tags={}) as tracker:
+    if "fork" in sys.argv and not os.fork():
+        time.sleep(90)  # a sibling that outlives the run and holds its pipes open
     for iteration in range(int(sys.argv[2]), int(sys.argv[3])):
         tracker.log("train", iteration, {"loss": iteration / 7})
         time.sleep(0.001)
@@ -103,10 +105,11 @@ def test_runs_killed_at_random_moments(runs: Path) -> None:
     draw, reached = random.Random(0), 0
     for attempt in range(6):
         command = [sys.executable, "-c", LOGGING, str(folder), str(max(0, reached - 100)), "1000000"]
+        command += ["fork"] if attempt == 4 else []
         process = subprocess.Popen(command, start_new_session=True)
         wait_for(lambda at=reached: len(expected(folder)) > at + 20, "first lines")
         time.sleep(draw.uniform(0, 1.0))
-        feeder = _only_child(process.pid)
+        feeder = _first_child(process.pid)
         if attempt == 4:  # what a scheduler sends to all processes of a job is for the run alone
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
                 os.kill(feeder, number)
@@ -117,6 +120,7 @@ def test_runs_killed_at_random_moments(runs: Path) -> None:
         if attempt == 4:
             wait_for(lambda pid=feeder: not alive(pid), "the end of a killed run's feeder")
             assert only_run(uri).info.status == "KILLED"
+            os.killpg(process.pid, signal.SIGKILL)  # the sibling
         reached = len(expected(folder))
     subprocess.run([sys.executable, "-c", LOGGING, str(folder), str(reached - 100), str(reached + 50)], check=True)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -126,9 +130,8 @@ def test_runs_killed_at_random_moments(runs: Path) -> None:
     assert points(uri, run.info.run_id, "train/loss") == expected(folder)
 
 
-def _only_child(pid: int) -> int:
-    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return int(child)
+def _first_child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
 
 def _status(folder: Path) -> str:
