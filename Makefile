@@ -23,8 +23,18 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
+# The commands are the ones that a user with ImageNet types, with other paths (README).
 demo: $(READY)
-	$(BIN)/python -m data_prep.demo
+	$(BIN)/python data_prep/digits.py demo/images
+	$(BIN)/python data_prep/shard_imagenet.py demo/images demo/dataset --name digits \
+	  --statistics-size 32 --statistics-short-side 36
+	$(BIN)/python launch/local.py --config configs/demo.yaml --procs 2 --arch resnet8
+	$(BIN)/python launch/local.py --config configs/demo.yaml --procs 2 --arch resnet14
+	$(BIN)/python -m pipeline.evaluate demo/runs/resnet8-seed0 --protocol center,ten-crop
+	$(BIN)/python -m pipeline.evaluate demo/runs/resnet14-seed0 --protocol center,ten-crop
+	$(BIN)/python -m pipeline.ensemble demo/runs/resnet8-seed0 demo/runs/resnet14-seed0
+	@echo "Run folders: demo/runs/resnet8-seed0, demo/runs/resnet14-seed0. To browse the runs in MLflow (localhost:5000):"
+	@echo "  $(BIN)/mlflow server --backend-store-uri sqlite:///demo/runs/mlflow.db --workers 1"
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu"

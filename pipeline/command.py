@@ -108,7 +108,7 @@ class Progress:
         elif self.enabled and kind is None:
             self._line()
 
-    def advance(self, n: int = 1, **figures: str) -> None:
+    def advance(self, n: int = 1, /, **figures: str) -> None:
         self.done += n
         self.figures.update(figures)
         if self.bar:

@@ -60,6 +60,8 @@ class Config:
         shuffle_block: samples that stay neighbours when the training set is shuffled, for storage that hates random reads.
         reduction: tree sums gradients in one fixed binary tree: the same bits on 1, 2, 4 ... ranks up to batch / bn_group;
             allreduce leaves the order to the backend; auto is tree where the number of ranks allows it.
+        recompute_bn_images: training images over which BN mean and variance are recomputed as a plain average after training
+            (paper 3.4 and the authors' README); rounded up to whole mini-batches; 0 for not at all.
         precision: float32, or bf16 autocast.
         device: auto, cpu or cuda.
         threads: CPU threads per rank; the host's cores divided among its ranks where null. Part of a CPU run's last bits.
@@ -78,6 +80,7 @@ class Config:
     bn_group: int | Literal["rank"] = 32
     shuffle_block: int = 1
     reduction: Literal["auto", "tree", "allreduce"] = "auto"
+    recompute_bn_images: int = 51_200
     precision: Literal["float32", "bf16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None

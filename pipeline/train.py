@@ -34,6 +34,12 @@ from pipeline.training.schedule import Schedule
 from pipeline.training.step import TrainingStep
 from pipeline.world import World, available_cores, on_main, open_world, set_threads
 
+ERRORS = {  # of the closing table
+    "train_error": "train error",
+    "val_top1": "val top-1 error",
+    "val_top5": "val top-5 error",
+    "val_top1_recomputed_bn": "top-1, BN recomputed",
+}
 EXAMPLE = "python launch/local.py --config configs/demo.yaml --procs 2"
 
 
@@ -75,8 +81,10 @@ def train(training: Training, checkpoints: Checkpoints, tracker: Tracker, stop: 
             done, last = training.iteration, training.iteration == config.iterations
             if done % config.tracking.log_every == 0 or last:
                 tracker.log("train", done, training.take_interval(batches.wait_seconds))
-            if done % config.evaluation.every == 0 or last:
+            if training.val_split and (done % config.evaluation.every == 0 or last):
                 tracker.log("val", done, training.evaluate())
+            if last and config.recompute_bn_images:
+                tracker.log("val_recomputed_bn", done, training.recompute_statistics())
             if done % config.checkpoint.every == 0 or last:
                 training.save(checkpoints)
             progress.advance(**training.figures)
@@ -91,7 +99,13 @@ class Training:
         self.config, self.dataset, self.world = config, dataset, world
         cores = max(1, available_cores() // world.local_size)
         self.loader = replace(config.loader, threads=config.loader.threads or cores)
-        self.train_split, self.val_split = dataset.split("train"), dataset.split("val")
+        self.train_split = dataset.split("train")
+        self.val_split = dataset.split("val") if "val" in dataset.manifest.splits else None
+        if self.val_split is None and config.schedule.kind == "plateau":
+            raise UserError(
+                f"the plateau schedule follows the val error, and {dataset.folder} has no val split: "
+                "prepare one, or use schedule.kind steps or cosine"
+            )
         self.plan = plan_groups(config.batch, config.bn_group, world.rank, world.size)
         generator = torch.Generator().manual_seed(config.seed)
         model = build(
@@ -115,11 +129,12 @@ class Training:
         self.interval = np.zeros((0, 2))  # loss and wrong predictions of each update since the last log point
         self.errors: dict[str, float] = {}  # the latest of each, percent
         self.best: dict[str, float] = {}  # val top-1 error (percent) and iteration of the best evaluation
+        self.recomputed: dict[str, torch.Tensor] | None = None  # the model with recomputed BN statistics, at the end
         self.figures: dict[str, str] = {}
         self.clock = Clock()
 
-    def batches(self) -> BatchIterator:
-        """This rank's rows of every mini-batch still to come."""
+    def batches(self, count: int | None = None) -> BatchIterator:
+        """This rank's rows of every mini-batch still to come, or of the next `count`."""
         config = self.config
         return training_batches(
             self.train_split,
@@ -128,7 +143,7 @@ class Training:
             self.dataset.statistics,
             rows=self.plan.rows,
             start_iteration=self.iteration,
-            stop_iteration=config.iterations,
+            stop_iteration=config.iterations if count is None else self.iteration + count,
             device=self.world.device,
             config=self.loader,
         )
@@ -156,25 +171,50 @@ class Training:
     def evaluate(self) -> dict[str, float]:
         """Top-1 and top-5 error on val (percent), exact whatever the number of ranks; a collective."""
         with self.clock.paused():
-            config = self.config
             self._average_statistics()
-            top1, top5 = evaluate_errors(
-                self.step.model,
-                self.val_split,
-                statistics=self.dataset.statistics,
-                short_side=config.evaluation.short_side,
-                crop=config.augment.crop,
-                world=self.world,
-                loader_config=self.loader,
-                precision=config.precision,
-            )
-            self.step.model.train()
+            top1, top5 = self._val_errors()
             self.errors |= {"val_top1": top1, "val_top5": top5}
             if top1 < self.best.get("error", float("inf")):
                 self.best = {"error": top1, "iteration": self.iteration}
             self.schedule.observe_val_error(top1)
             self.figures["val"] = f"{top1:.2f}%"
             return {"top1_error": top1, "top5_error": top5}
+
+    def recompute_statistics(self) -> dict[str, float]:
+        """BN statistics as a plain average over the training images that would come next, and the val errors with them.
+
+        The weights with them become a second set in the checkpoints that follow; equal for every number of ranks. A
+        collective.
+        """
+        mini_batches = -(-self.config.recompute_bn_images // self.config.batch)
+        total = torch.zeros(1)
+        with self.batches(mini_batches) as batches:
+            for batch in batches:
+                total = total + self.step.batch_statistics(batch.images).double().sum(dim=0)
+        average = (total / (mini_batches * self.plan.groups)).float()
+        self.step.statistics.average_into_model(average[None], self.iteration)
+        self.recomputed = {name: value.clone() for name, value in self.step.model.state_dict().items()}
+        if self.val_split is None:
+            return {}
+        top1, top5 = self._val_errors()
+        self.errors |= {"val_top1_recomputed_bn": top1, "val_top5_recomputed_bn": top5}
+        return {"top1_error": top1, "top5_error": top5}
+
+    def _val_errors(self) -> tuple[float, float]:
+        """(top-1, top-5) of the model with the statistics that its buffers hold."""
+        assert self.val_split is not None
+        errors = evaluate_errors(
+            self.step.model,
+            self.val_split,
+            statistics=self.dataset.statistics,
+            short_side=self.config.evaluation.short_side,
+            crop=self.config.augment.crop,
+            world=self.world,
+            loader_config=self.loader,
+            precision=self.config.precision,
+        )
+        self.step.model.train()
+        return errors
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Start writing a checkpoint of the state as it is now; a collective."""
@@ -183,7 +223,7 @@ class Training:
             statistics = self._average_statistics()
             if not self.world.is_main:
                 return
-            state = {
+            state: dict[str, Any] = {
                 "iteration": self.iteration,
                 "model": self.step.model.state_dict(),
                 "training": {
@@ -195,6 +235,8 @@ class Training:
                     "best": self.best,
                 },
             }
+            if self.recomputed is not None:
+                state["model_recomputed_bn"] = self.recomputed
             best = self.best.get("iteration")
             checkpoints.save(self.iteration, state, best_iteration=None if best is None else int(best))
 
@@ -276,8 +318,8 @@ def report(config: Config, training: Training, outcome: str) -> int:
     """Print the closing table on the main rank; the exit code."""
     if training.world.is_main:
         errors = training.errors
-        cells = [f"{errors[key]:.2f}" if key in errors else "-" for key in ("train_error", "val_top1", "val_top5")]
-        columns = ("net", "iterations", "train error %", "val top-1 error %", "val top-5 error %", "run folder")
+        cells = [f"{errors[key]:.2f}" if key in errors else "-" for key in ERRORS]
+        columns = ("net", "iterations", *(f"{title} %" for title in ERRORS.values()), "run folder")
         row = (config.arch, f"{training.iteration:,} of {config.iterations:,}", *cells, config.run_folder)
         command.print_table(f"{config.run_name} {outcome}", columns, [row])
     return 0 if training.iteration == config.iterations else EXIT_PREEMPTED

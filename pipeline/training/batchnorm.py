@@ -91,7 +91,28 @@ class GroupStatistics:
 
         A collective: every rank calls it.
         """
-        local = torch.stack([torch.cat(row) if row else torch.empty(0) for row in self.rows]).cpu()
+        return self._gather(self.rows)
+
+    @torch.no_grad()
+    def observe(self, network: nn.Module, images: Tensor) -> Tensor:
+        """float32 [groups, C] as `all_groups`: the statistics of these images' groups alone, not a moving average.
+
+        images [N, 3, H, W]: this rank's rows of a mini-batch. Leaves the running statistics of the groups as they are
+        and the modules' own buffers undefined. A collective.
+        """
+        momenta = [module.momentum for module in self.modules]
+        for module in self.modules:
+            module.momentum = 1.0
+        rows = []
+        for rows_of_group in images.split(self.plan.micro_batch):
+            network(rows_of_group)
+            rows.append([buffer.clone() for buffer in self.buffers])
+        for module, momentum in zip(self.modules, momenta, strict=True):
+            module.momentum = momentum
+        return self._gather(rows)
+
+    def _gather(self, rows: list[list[Tensor]]) -> Tensor:
+        local = torch.stack([torch.cat(row) for row in rows]).cpu()
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return local
         gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]

@@ -18,7 +18,7 @@ class ScheduleConfig:
             4.2); cosine goes to zero over the whole run.
         factor: what a drop multiplies the learning rate by; 0.1 in the paper.
         steps: the iterations at which `steps` drops, in rising order; 32000 and 48000 for CIFAR-10 (paper 4.2).
-        patience: `plateau` drops after this many evaluations in a row without improvement. The paper leaves the rule open.
+        patience: `plateau` drops after this many evaluations in a row without improvement; the paper leaves the rule open.
         threshold: by how many percentage points the val top-1 error must fall to count as an improvement.
         drops: `plateau` drops at most this often; two in the paper's Fig. 4.
         warmup_iterations: the learning rate rises linearly from 1/warmup_iterations of its value over so many iterations.
@@ -30,7 +30,7 @@ class ScheduleConfig:
     kind: Literal["plateau", "steps", "cosine"] = "plateau"
     factor: float = 0.1
     steps: tuple[int, ...] = ()
-    patience: int = 4
+    patience: int = 8
     threshold: float = 0.1
     drops: int = 2
     warmup_iterations: int = 0

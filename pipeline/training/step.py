@@ -45,7 +45,7 @@ class TrainingStep:
         self.optimizer_config = optimizer
         if plan.ranks_per_group > 1:
             share_normalization(model, plan.ranks_per_group, world.rank, world.size)
-        self.model = model.to(world.device, memory_format=torch.channels_last).train()
+        self.model = model.to(world.device).to(memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(self.model, optimizer)
         self.statistics = GroupStatistics(self.model, plan)
         self.reducer = GradientReducer(list(self.model.parameters()), reduction, world.device)
@@ -58,7 +58,7 @@ class TrainingStep:
                 self.model,
                 device_ids=[world.device.index] if world.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                **{switch: False},
+                **{switch: False},  # type: ignore[arg-type]
             )
             self.network.register_comm_hook(None, self.reducer.hook)
         self._metrics: list[Tensor] = []  # one [local micro-batches, 2] per iteration: loss share, wrong predictions
@@ -94,6 +94,11 @@ class TrainingStep:
             loss.backward()
         with torch.no_grad():
             return torch.stack([loss.detach(), (logits.argmax(dim=1) != labels).sum().to(loss.dtype)])
+
+    def batch_statistics(self, images: Tensor) -> Tensor:
+        """float32 [groups, C]: BN statistics of one mini-batch's groups; `images` as in `step`. A collective."""
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.statistics.observe(self.model, images.permute(0, 3, 1, 2))
 
     def take_metrics(self) -> NDArray[np.float64]:
         """float64 [iterations since the last call, 2]: loss and number of wrong predictions of each mini-batch.

@@ -40,6 +40,7 @@ def config_of(digits: Path, runs: Path, name: str) -> Config:
         iterations=ITERATIONS,
         batch=32,
         bn_group=8,
+        recompute_bn_images=256,
         threads=1,
         augment=AugmentConfig(short_side=(33, 38), crop=32),
         schedule=ScheduleConfig(kind="steps", steps=(30,)),
@@ -60,7 +61,7 @@ def weights(config: Config) -> str:
     """SHA-256 of weights, statistics and momentum of the finished run."""
     newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
     assert newest is not None and newest.iteration == config.iterations
-    tensors = list(newest.state["model"].values())
+    tensors = [*newest.state["model"].values(), *newest.state["model_recomputed_bn"].values()]
     tensors += [one["momentum_buffer"] for one in newest.state["training"]["optimizer"]["state"].values()]
     return hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
 

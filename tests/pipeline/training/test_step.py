@@ -123,3 +123,28 @@ def test_allreduce_and_shared_groups_follow_the_trajectory(size: int, group: int
         np.testing.assert_allclose(other_metrics, metrics, rtol=1e-9)
         for name in state:
             np.testing.assert_allclose(other_state[name], state[name], rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+def test_recomputed_statistics_are_plain_averages() -> None:
+    """Reference: the first layer's means and variances of each group, computed from the images; the rest stays."""
+    world = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+    model = net(torch.float64)
+    step = TrainingStep(
+        model,
+        batch=BATCH,
+        plan=plan_groups(BATCH, GROUP, 0, 1),
+        optimizer=OptimizerConfig(),
+        reduction="tree",
+        precision="float32",
+        world=world,
+    )
+    before = step.statistics.all_groups()
+    images, _ = batches(torch.float64)[0]
+    statistics = step.batch_statistics(images)
+    outputs = model.conv1(images.permute(0, 3, 1, 2)).detach().unflatten(0, (-1, GROUP))
+    channels = outputs.shape[2]
+    torch.testing.assert_close(statistics[:, :channels], outputs.mean(dim=(1, 3, 4)))
+    torch.testing.assert_close(statistics[:, channels : 2 * channels], outputs.transpose(1, 2).flatten(2).var(dim=2))
+    torch.testing.assert_close(step.statistics.all_groups(), before)
+    assert model.bn1.momentum == 0.1
+    step.close()
