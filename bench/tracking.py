@@ -1,0 +1,140 @@
+"""Measures what tracking costs a training step: none, ours (a process beside the run), and MLflow in a thread or inline."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pipeline.command import Progress, print_json, print_table, run  # noqa: E402
+from pipeline.models.resnet import build  # noqa: E402
+from pipeline.tracking import TrackingConfig, open_tracker  # noqa: E402
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+@contextmanager
+def nothing(folder: Path) -> Iterator[Log]:
+    yield lambda iteration, values: None
+
+
+@contextmanager
+def ours(folder: Path) -> Iterator[Log]:
+    with open_tracker(folder / "run", TrackingConfig(), name="run", params={}, tags={}) as tracker:
+        yield lambda iteration, values: tracker.log("train", iteration, values)
+
+
+@contextmanager
+def thread(folder: Path) -> Iterator[Log]:
+    """MLflow imported and fed by a thread of the training process."""
+    waiting: list[tuple[int, dict[str, float]]] = []
+    closed = threading.Event()
+
+    def feed() -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric
+
+        client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+        mlflow_run = client.create_run(client.create_experiment("bench")).info.run_id
+        while not closed.wait(0.5) or waiting:
+            taken, waiting[:] = list(waiting), []
+            points = [Metric(name, value, 0, step) for step, values in taken for name, value in values.items()]
+            client.log_batch(mlflow_run, metrics=points[:1000])
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    yield lambda iteration, values: waiting.append((iteration, values))
+    closed.set()
+    feeder.join()
+
+
+@contextmanager
+def inline(folder: Path) -> Iterator[Log]:
+    """MLflow called by the training loop itself, as its tutorials do; its import is not counted."""
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+    with mlflow.start_run():
+        yield lambda iteration, values: mlflow.log_metrics(values, step=iteration)
+
+
+WAYS = {"nothing": nothing, "ours": ours, "thread": thread, "inline": inline}
+
+
+def measure(way: str, seconds: float, every: int) -> dict[str, float]:
+    """Steps of ResNet-20 (batch 8, one CPU thread) for so long, from the first step on."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = build("resnet20", classes=10)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    images, labels = torch.randn(8, 3, 32, 32), torch.randint(10, (8,))
+
+    def step() -> float:
+        loss = torch.nn.functional.cross_entropy(net(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    for _ in range(20):
+        step()
+    times: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, WAYS[way](Path(folder)) as log:
+        deadline = time.perf_counter() + seconds
+        while (started := time.perf_counter()) < deadline:
+            loss = step()
+            if len(times) % every == 0:
+                log(
+                    len(times),
+                    {"loss": loss, "error": 1.0, "lr": 0.1, "images_per_second": 1.0, "data_wait_share": 0.0},
+                )
+            times.append(time.perf_counter() - started)
+    return {"mean_ms": 1e3 * float(np.mean(times)), "longest_ms": 1e3 * max(times)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=f"{__doc__} Example: python bench/tracking.py --rounds 3")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each run, its start included (%(default)g)")
+    parser.add_argument("--every", type=int, default=10, help="steps between two log lines (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        print_json(measure(options.way, options.seconds, options.every))
+        return
+    results: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    with Progress(options.rounds * len(WAYS), "tracking", "run") as progress:
+        for _ in range(options.rounds):
+            for way in WAYS:  # each in a process of its own: an import is paid once per process
+                command = [sys.executable, __file__, "--way", way]
+                command += ["--seconds", str(options.seconds), "--every", str(options.every)]
+                done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+                results[way].append(json.loads(done.stdout.splitlines()[-1]))
+                progress.advance()
+    medians = {
+        way: {name: float(np.median([one[name] for one in ones])) for name in ones[0]} for way, ones in results.items()
+    }
+    rows = [(way, f"{one['mean_ms']:.2f}", f"{one['longest_ms']:.1f}") for way, one in medians.items()]
+    title = f"A training step's time, a log line every {options.every} steps, the first {options.seconds:g} s of a run"
+    print_table(title, ("tracking", "mean ms", "longest ms"), rows)
+    ratios = {f"{way}/nothing": medians[way]["mean_ms"] / medians["nothing"]["mean_ms"] for way in WAYS}
+    if options.json:
+        print_json({"ratios": ratios, **medians})
+
+
+if __name__ == "__main__":
+    run(main)
