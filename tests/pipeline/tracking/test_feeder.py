@@ -105,22 +105,23 @@ def test_runs_killed_at_random_moments(runs: Path) -> None:
     draw, reached = random.Random(0), 0
     for attempt in range(6):
         command = [sys.executable, "-c", LOGGING, str(folder), str(max(0, reached - 100)), "1000000"]
-        command += ["fork"] if attempt == 4 else []
-        process = subprocess.Popen(command, start_new_session=True)
-        wait_for(lambda at=reached: len(expected(folder)) > at + 20, "first lines")
-        time.sleep(draw.uniform(0, 1.0))
-        feeder = _first_child(process.pid)
-        if attempt == 4:  # what a scheduler sends to all processes of a job is for the run alone
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-                os.kill(feeder, number)
-            time.sleep(0.2)
-            assert alive(feeder)
-        os.killpg(process.pid, signal.SIGKILL) if attempt % 2 else process.kill()
-        process.wait()
-        if attempt == 4:
-            wait_for(lambda pid=feeder: not alive(pid), "the end of a killed run's feeder")
-            assert only_run(uri).info.status == "KILLED"
-            os.killpg(process.pid, signal.SIGKILL)  # the sibling
+        process = subprocess.Popen(command + ["fork"] * (attempt == 4), start_new_session=True)
+        try:
+            wait_for(lambda at=reached: len(expected(folder)) > at + 20, "first lines")
+            time.sleep(draw.uniform(0, 1.0))
+            feeder = _first_child(process.pid)
+            if attempt == 4:
+                _signal_as_schedulers_do(feeder)
+            os.killpg(process.pid, signal.SIGKILL) if attempt % 2 else process.kill()
+            if attempt == 4:
+                wait_for(lambda pid=feeder: not alive(pid), "the end of a killed run's feeder")
+                assert only_run(uri).info.status == "KILLED"
+                os.killpg(process.pid, signal.SIGKILL)  # the sibling
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            process.wait()
         reached = len(expected(folder))
     subprocess.run([sys.executable, "-c", LOGGING, str(folder), str(reached - 100), str(reached + 50)], check=True)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -128,6 +129,14 @@ def test_runs_killed_at_random_moments(runs: Path) -> None:
     run = only_run(uri)
     assert run.info.status == "FINISHED"
     assert points(uri, run.info.run_id, "train/loss") == expected(folder)
+
+
+def _signal_as_schedulers_do(feeder: int) -> None:
+    """What is sent to all processes of a job is for the run alone."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(feeder, number)
+    time.sleep(0.2)
+    assert alive(feeder)
 
 
 def _first_child(pid: int) -> int:
