@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import threading
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Self, cast
 
 import torch
 import torch.distributed as dist
@@ -24,7 +24,9 @@ class StopRequest:
     def __init__(self, world: World) -> None:
         self.world = world
         self.requested = threading.Event()
-        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._group: dist.ProcessGroup | None = None
+        if world.size > 1:
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
         self._previous: dict[int, object] = {}
 
@@ -54,11 +56,11 @@ class StopRequest:
             work.wait()
             stop = bool(flag.item())
         flag = torch.tensor([float(self.requested.is_set())])
-        work = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
-        assert work is not None
-        self._pending = (work, flag)
+        started = dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        assert started is not None
+        self._pending = (started, flag)
         if stop:  # nothing may be in flight when the group closes
-            work.wait()
+            started.wait()
         return stop
 
     def drain(self) -> None:

@@ -10,7 +10,7 @@ power-of-two number of ranks, gets the same bits.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -108,7 +108,7 @@ class GradientReducer:
         self.group: dist.ProcessGroup | None = None
         if dist.is_initialized():
             # A group of its own: its collectives interleave with nobody else's. Every rank makes it at the same place.
-            self.group = dist.new_group()
+            self.group = cast(dist.ProcessGroup, dist.new_group())
         # Buckets become ready in the same order on every rank; one thread keeps that order while backward goes on.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reduce")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -156,7 +156,7 @@ class GradientReducer:
             tree_all_reduce(buffer, self.group)
             future.set_result(buffer)
         except Exception as error:
-            future.set_exception(error)
+            future.set_exception(error)  # type: ignore[arg-type]
 
     def _reduce_on_stream(self, buffer: Tensor, stream: torch.cuda.Stream) -> torch.futures.Future[Tensor]:
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=[self.device])
