@@ -8,8 +8,9 @@ window of the source that the crop needs is known before decoding, so the loader
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,16 @@ class TenCrop:
 
     def __post_init__(self) -> None:
         _check_fits(self.crop, self.short_side)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeImage:
+    """Evaluation: the whole image resized to shorter side `short_side`, for the fully convolutional test (section 3.4)."""
+
+    short_side: int
+
+    def __post_init__(self) -> None:
+        _check_fits(1, self.short_side)
 
 
 @dataclass(frozen=True)
@@ -154,6 +165,28 @@ def centre_views(shapes: Int, short_side: int, crop: int) -> Views:
     return _views(shapes, resized, crop_start, crop, np.zeros(n, bool), np.zeros((n, 3), np.float32))
 
 
+def whole_views(shapes: Int, short_side: int) -> Views:
+    """The whole of each image (shapes int64 [N, 2]) resized to a shorter side; no flip, no colour."""
+    n = len(shapes)
+    resized = resized_shapes(shapes, np.full(n, short_side))
+    zeros = np.zeros((n, 2), np.int64)
+    unchanged = (np.zeros(n, bool), np.zeros((n, 3), np.float32))
+    return Views(resized, zeros, *unchanged, zeros, shapes, _f32(zeros), _f32(shapes))
+
+
+def shape_blocks(shapes: Int, short_sides: Sequence[int], size: int) -> list[Int]:
+    """The samples 0..N-1 in blocks of at most `size` whose images, resized to any of `short_sides`, are of one shape.
+
+    shapes: int64 [N, 2], all the samples' heights and widths. Every sample is in one block; the blocks depend on nothing
+    else, so they are the same on any number of processes.
+    """
+    resized = [resized_shapes(shapes, np.full(len(shapes), short_side)) for short_side in short_sides]
+    _, group = np.unique(np.concatenate(resized, axis=1), axis=0, return_inverse=True)
+    ids = np.argsort(group, kind="stable")
+    groups = np.split(ids, np.flatnonzero(np.diff(group[ids])) + 1)
+    return [part[start : start + size] for part in groups for start in range(0, len(part), size)]
+
+
 def resized_shapes(shapes: Int, short_sides: Int) -> Int:
     """int64 [N, 2]: sizes with the shorter side `short_sides` [N], the longer one to the nearest pixel."""
     shorter = shapes.min(axis=1, keepdims=True)
@@ -200,7 +233,7 @@ def _integers(uniforms: NDArray[np.float64], maximum: Int | int) -> Int:
     return np.floor(uniforms * (np.asarray(maximum) + 1)).astype(np.int64)
 
 
-def _f32(values: NDArray[np.float64]) -> NDArray[np.float32]:
+def _f32(values: NDArray[Any]) -> NDArray[np.float32]:
     return values.astype(np.float32)
 
 

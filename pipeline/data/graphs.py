@@ -22,6 +22,7 @@ from pipeline.data.dataset import Statistics
 
 Inputs = tuple[Any, ...]  # per input of the pipeline a list of arrays, or an array [N, ...]
 Source = Callable[[], Inputs]
+GraphKind = Literal["crop", "five-crops", "whole", "source"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,10 @@ class Graph:
           "source": decode the whole image, uint8 [crop, crop, 3] as it is.
     """
 
-    kind: Literal["crop", "five-crops", "whole", "source"]
-    crop: int
+    kind: GraphKind
+    crop: int  # side of the square, pixels; of no meaning for "whole"
+    hw_decoder_load: float = 0.65
+    fancy_upsampling: bool = True
 
     def inputs(self, encoded: Sequence[bytes], views: Views) -> Inputs:
         data = [np.frombuffer(one, np.uint8) for one in encoded]
@@ -82,7 +85,8 @@ class Graph:
         )
         decoding: dict[str, Any] = {"device": decoder, "output_type": types.RGB, "adjust_orientation": False}
         if decoder == "mixed":
-            decoding["jpeg_fancy_upsampling"] = True  # as libjpeg-turbo does: closer to the CPU's pixels
+            decoding["hw_decoder_load"] = self.hw_decoder_load
+            decoding["jpeg_fancy_upsampling"] = self.fancy_upsampling  # as libjpeg-turbo does: nearer the CPU's pixels
         resampling: dict[str, Any] = {
             "interp_type": types.INTERP_LINEAR, "antialias": True, "subpixel_scale": False, "minibatch_size": batch,
         }  # fmt: skip

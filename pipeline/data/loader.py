@@ -15,11 +15,24 @@ from typing import Self
 import numpy as np
 import torch
 
-from pipeline.data.augment import AugmentConfig, CenterCrop, Int, TenCrop, centre_views, training_views
+from pipeline.data.augment import (
+    AugmentConfig,
+    CenterCrop,
+    Int,
+    TenCrop,
+    Views,
+    WholeImage,
+    centre_views,
+    training_views,
+    whole_views,
+)
+from pipeline.data.batch import Batch, LoaderConfig, Plan
 from pipeline.data.dataset import Split, Statistics
-from pipeline.data.graphs import Graph, Normalization
-from pipeline.data.order import Order
-from pipeline.data.producer import Batch, Finish, LoaderConfig, Producer, Work
+from pipeline.data.finishing import Finish
+from pipeline.data.graphs import Graph, GraphKind, Normalization
+from pipeline.data.order import Order, Presentations
+from pipeline.data.producer import Producer
+from pipeline.data.staging import staged
 
 __all__ = ["Batch", "BatchIterator", "LoaderConfig", "evaluation_batches", "training_batches"]
 
@@ -36,57 +49,70 @@ def training_batches(
     config: LoaderConfig,
     *,
     normalization: Normalization | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> BatchIterator:
     """One Batch for each iteration in [start_iteration, stop_iteration): the `rows` of its mini-batch.
 
     The draws are keyed by `order.seed`. normalization: None subtracts the statistics' mean (section 3.4).
+    dtype: float32, or on a GPU bfloat16 (the float32 result, rounded).
     Raises UserError, here or from the iterator, for data that cannot be read, decoded or used as configured.
     """
-    normalization = normalization or Normalization.of(statistics, augment.crop)
+
+    def look(shown: Presentations, shapes: Int) -> Views:
+        heights, widths = shapes[:, 0], shapes[:, 1]
+        return training_views(order.seed, shown.epochs, shown.ids, heights, widths, augment, statistics)
+
+    source = staged(split, config.stage_to)
+    batches = (order.minibatch(iteration).rows(rows) for iteration in range(start_iteration, stop_iteration))
+    plan = Plan(source, len(range(order.batch)[rows]), batches, look)
     padded = augment.kind == "pad-crop"
-
-    def plan() -> Iterator[Work]:
-        for iteration in range(start_iteration, stop_iteration):
-            shown = order.minibatch(iteration).rows(rows)
-            table = split.samples[shown.ids]
-            heights, widths = table["height"].astype(np.int64), table["width"].astype(np.int64)
-            views = training_views(order.seed, shown.epochs, shown.ids, heights, widths, augment, statistics)
-            yield Work(shown.ids, table["label"].astype(np.int64), views)
-
-    size = len(range(order.batch)[rows])
-    graph = Graph("source" if padded else "crop", augment.crop)
-    finish = Finish(normalization, device, augment.pad if padded else None)
-    return BatchIterator(Producer(split, plan(), size, graph, finish, device, config))
+    graph = Graph("source" if padded else "crop", augment.crop, config.hw_decoder_load, config.fancy_upsampling)
+    normalization = normalization or Normalization.of(statistics, augment.crop)
+    finish = Finish(normalization, device, dtype, augment.pad if padded else None)
+    substitutes = config.on_decode_error == "substitute"
+    decoder, own = config.decoding_device(device), source is not split
+    return BatchIterator(Producer(plan, graph, finish, decoder, config, substitutes=substitutes, owns_split=own))
 
 
 def evaluation_batches(
     split: Split,
-    view: CenterCrop | TenCrop,
+    view: CenterCrop | TenCrop | WholeImage,
     normalization: Statistics | Normalization,
     blocks: Sequence[Int],
     device: torch.device,
     config: LoaderConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> BatchIterator:
     """One Batch for each block of sample ids (int64 [n], n > 0), of exactly its samples; nothing is padded.
 
-    normalization: the dataset's statistics, or an explicit mean and standard deviation.
+    normalization: the dataset's statistics, or an explicit mean and standard deviation. WholeImage needs blocks of
+    images that are resized to equal shapes (`augment.shape_blocks`). dtype and errors as of `training_batches`.
     """
+    crop = None if isinstance(view, WholeImage) else view.crop
     if isinstance(normalization, Statistics):
-        normalization = Normalization.of(normalization, view.crop)
+        normalization = Normalization.of(normalization, crop)
 
-    def plan() -> Iterator[Work]:
-        for ids in blocks:
-            table = split.samples[ids]
-            shapes = np.stack([table["height"], table["width"]], axis=1).astype(np.int64)
-            yield Work(ids, table["label"].astype(np.int64), centre_views(shapes, view.short_side, view.crop))
+    def look(shown: Presentations, shapes: Int) -> Views:
+        views = whole_views(shapes, view.short_side) if crop is None else centre_views(shapes, view.short_side, crop)
+        assert crop is not None or (views.resized == views.resized[0]).all(), "use shape_blocks for whole images"
+        return views
 
-    size = max((len(block) for block in blocks), default=1)
-    graph = Graph("five-crops" if isinstance(view, TenCrop) else "crop", view.crop)
-    return BatchIterator(Producer(split, plan(), size, graph, Finish(normalization, device), device, config))
+    source = staged(split, config.stage_to)
+    batches = (Presentations(np.zeros(len(block), np.int64), np.asarray(block, np.int64)) for block in blocks)
+    plan = Plan(source, max((len(block) for block in blocks), default=1), batches, look)
+    kind: GraphKind = "whole" if crop is None else "five-crops" if isinstance(view, TenCrop) else "crop"
+    graph = Graph(kind, crop or 0, config.hw_decoder_load, config.fancy_upsampling)
+    finish = Finish(normalization, device, dtype)
+    decoder, own = config.decoding_device(device), source is not split
+    return BatchIterator(Producer(plan, graph, finish, decoder, config, substitutes=False, owns_split=own))
 
 
 class BatchIterator(Iterator[Batch]):
-    """Iterator over batches; a context manager. `wait_seconds` sums the time the consumer waited for a batch.
+    """Iterator over batches; a context manager.
+
+    wait_seconds: how long the consumer has waited for batches, in all. substituted: samples replaced so far because they
+    did not decode (`on_decode_error: substitute`); each Batch names its own.
 
     Closing (also by garbage collection and at exit) stops the background thread and gives back threads and memory;
     batches already handed out stay valid.
@@ -94,6 +120,7 @@ class BatchIterator(Iterator[Batch]):
 
     def __init__(self, producer: Producer) -> None:
         self.wait_seconds = 0.0
+        self.substituted = 0
         self._producer = producer
         self._closer = weakref.finalize(self, Producer.close, producer)
         producer.thread.start()
@@ -109,6 +136,7 @@ class BatchIterator(Iterator[Batch]):
             if item.error is not None:
                 raise item.error
             raise StopIteration
+        self.substituted += len(item.batch.substitutions)
         if item.event is not None:  # order this thread's stream after the producer's, on the GPU itself
             stream = torch.cuda.current_stream(item.batch.images.device)
             stream.wait_event(item.event)

@@ -7,11 +7,11 @@ so that a batch is ready when it is asked for.
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,57 +20,13 @@ import numpy as np
 import torch
 
 from pipeline.command import UserError
-from pipeline.data.augment import Int, Views
-from pipeline.data.dataset import Split
-from pipeline.data.graphs import Graph, Inputs, Normalization, pad_and_crop
+from pipeline.data.augment import Int
+from pipeline.data.batch import Batch, LoaderConfig, Plan, Work
+from pipeline.data.failures import failures, substitute
+from pipeline.data.finishing import Finish
+from pipeline.data.graphs import Graph, Inputs
 
 _POLL_SECONDS = 0.1  # how often a blocked producer looks whether it should stop
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """How batches are made; nothing here changes their content.
-
-    threads: threads that decode; None is one per core that this process may use.
-    read_threads: reads in flight at once. read_ahead: batches being read before DALI asks for them.
-    decode_ahead: batches that DALI works on at once. ready: finished batches waiting for the consumer.
-    """
-
-    threads: int | None = None
-    read_threads: int = 16
-    read_ahead: int = 2
-    decode_ahead: int = 2
-    ready: int = 2
-
-    def __post_init__(self) -> None:
-        counts = (self.threads or 1, self.read_threads, self.read_ahead, self.decode_ahead, self.ready)
-        if min(counts) < 1 or self.threads == 0:
-            raise UserError("loader: threads, read_threads, read_ahead, decode_ahead and ready must be at least 1")
-
-    @property
-    def cores(self) -> int:
-        return self.threads or len(os.sched_getaffinity(0))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """images: float32 [N, H, W, 3] on the device (ten crops: [N, 5, H, W, 3]), mean subtracted.
-
-    labels: int64 [N] on the device, -1 where unlabelled. ids: int64 [N], sample ids, on the host.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    ids: Int
-
-
-@dataclass(frozen=True)
-class Work:
-    """A batch to be made."""
-
-    ids: Int
-    labels: Int
-    views: Views
 
 
 @dataclass(frozen=True)
@@ -89,6 +45,7 @@ class _Reading:
     work: Work
     parts: list[Future[None]]
     encoded: list[bytes]
+    substitutions: tuple[str, ...] = ()
 
     def wait(self) -> list[bytes]:
         for part in self.parts:
@@ -96,23 +53,33 @@ class _Reading:
         return self.encoded
 
 
+class _BatchError(Exception):
+    """DALI failed on one of the batches in flight."""
+
+
 class Producer:
     """The background thread and what it owns. Holds no reference to the BatchIterator, which may thus be collected."""
 
     def __init__(
         self,
-        split: Split,
-        plan: Iterator[Work],
-        size: int,
+        plan: Plan,
         graph: Graph,
         finish: Finish,
         device: torch.device,
         config: LoaderConfig,
+        *,
+        substitutes: bool,
+        owns_split: bool,
     ) -> None:
-        self.split, self.plan, self.size, self.graph = split, plan, size, graph
-        self.finish, self.device, self.config = finish, device, config
+        """device: where images are decoded. substitutes: whether a sample that does not decode may be replaced.
+
+        owns_split: whether to close the plan's split at the end.
+        """
+        self.plan, self.graph, self.finish, self.device, self.config = plan, graph, finish, device, config
+        self.substitutes, self.owns_split = substitutes, owns_split
         self.ready: queue.Queue[Item] = queue.Queue(config.ready)
         self.stopping = threading.Event()
+        self.todo: Iterator[Work] = iter(plan)
         self.reading: deque[_Reading] = deque()
         self.decoding: deque[_Reading] = deque()
         self.thread = threading.Thread(target=self._run, name="loader", daemon=True)
@@ -138,33 +105,45 @@ class Producer:
         finally:
             self.reading.clear()
             self.decoding.clear()
+            if self.owns_split:
+                self.plan.split.close()
 
     def _produce(self) -> None:
+        while True:
+            try:
+                return self._decode()
+            except _BatchError as failed:
+                cause = failed.__cause__
+                assert cause is not None
+            self._mend(cause)
+
+    def _decode(self) -> None:
+        """Batch after batch, to the end of the plan. Raises _BatchError; the batches in flight are in `decoding`."""
         config = self.config
-        pipeline = self.graph.build(self._next_inputs, self.size, self.device, config.cores, config.decode_ahead)
-        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        pipeline = self.graph.build(self._next_inputs, self.plan.size, self.device, config.cores, config.decode_ahead)
+        outputs = self._call(pipeline.schedule_run)  # starts `decode_ahead` batches
+        while not self.stopping.is_set():
+            try:
+                (outputs,) = self._call(pipeline.share_outputs, self.finish.stream)
+            except StopIteration:
+                return
+            # DALI's default execution model counts references to outputs: they stay valid after their release.
+            pipeline.release_outputs()
+            done = self.decoding.popleft()
+            self._call(pipeline.schedule_run)
+            batch, event = self.finish(outputs, done.work, self.finishers)
+            self._put(Item(dataclasses.replace(batch, substitutions=done.substitutions), event=event))
+
+    def _call(self, function: Any, *arguments: Any) -> Any:
         try:
-            pipeline.schedule_run()  # starts `decode_ahead` batches
-            while not self.stopping.is_set():
-                try:
-                    (images,) = pipeline.share_outputs(stream)
-                except StopIteration:
-                    return
-                # DALI's default execution model counts references to outputs: `images` stays valid after its release.
-                pipeline.release_outputs()
-                work = self.decoding.popleft().work
-                pipeline.schedule_run()
-                batch, event = self.finish(images, work, self.finishers, stream)
-                self._put(Item(batch, event=event))
-        except RuntimeError as error:
-            raise self._explain(error) from error
-        finally:
-            del pipeline
+            return function(*arguments)
+        except RuntimeError as error:  # all that DALI raises
+            raise _BatchError from error
 
     def _next_inputs(self) -> Inputs:
         """Called by DALI when it starts a batch. Raises StopIteration at the end of the plan."""
         while len(self.reading) < self.config.read_ahead + 1 and not self.stopping.is_set():
-            work = next(self.plan, None)
+            work = next(self.todo, None)
             if work is None:
                 break
             self.reading.append(self._read(work))
@@ -177,13 +156,14 @@ class Producer:
 
     def _read(self, work: Work) -> _Reading:
         """Start reading a batch: each of the parallel parts walks neighbouring samples in the order of the disk."""
-        encoded = [b""] * len(work.ids)
+        ids, split = work.shown.ids, self.plan.split
+        encoded = [b""] * len(ids)
 
         def read(part: Int) -> None:
             for row in part:
-                encoded[row] = self.split.read(int(work.ids[row]))
+                encoded[row] = split.read(int(ids[row]))
 
-        on_disk = np.argsort(work.ids, kind="stable")
+        on_disk = np.argsort(ids, kind="stable")
         parts = np.array_split(on_disk, min(self.config.read_threads, len(on_disk)))
         return _Reading(work, [self.readers.submit(read, part) for part in parts], encoded)
 
@@ -194,75 +174,25 @@ class Producer:
             except queue.Full:
                 continue
 
-    def _explain(self, error: RuntimeError) -> Exception:
-        """Name the sample that made DALI fail: the first in flight that does not pass through the same graph alone."""
+    def _mend(self, cause: BaseException) -> None:
+        """After a failure: replace what does not decode and put the batches in flight back, or say what it was."""
+        mended = False
         for batch in self.decoding:
-            for row, sample in enumerate(batch.work.ids):
-                if self.stopping.is_set():
-                    return error
-                inputs = self.graph.inputs([batch.encoded[row]], batch.work.views.rows(slice(row, row + 1)))
-                if (reason := self._failure(inputs)) is not None:
-                    return UserError(
-                        f"{self.split.describe(int(sample))} does not decode ({reason}): "
-                        "check the dataset with data_prep/verify.py and prepare or copy that shard again"
-                    )
-        return error
-
-    def _failure(self, inputs: Inputs) -> str | None:
-        """Why DALI fails on one image, None where it does not."""
-        given = iter([inputs])
-        pipeline = self.graph.build(lambda: next(given), 1, self.device, 1, 1)
-        try:
-            pipeline.schedule_run()
-            pipeline.share_outputs()
-            return None
-        except RuntimeError as error:
-            return _reason(str(error))
-
-
-class Finish:
-    """DALI's uint8 images -> a Batch: float32, mean subtracted, coloured, and padded and cropped for CIFAR."""
-
-    def __init__(self, normalization: Normalization, device: torch.device, pad: int | None = None) -> None:
-        self.normalization, self.device, self.pad = normalization, device, pad
-
-    def __call__(
-        self, images: Any, work: Work, workers: ThreadPoolExecutor, stream: torch.cuda.Stream | None
-    ) -> tuple[Batch, torch.cuda.Event | None]:
-        if stream is None:
-            result = self._on_cpu(images, work.views, workers)
-            return Batch(self._crop(result, work.views), torch.from_numpy(work.labels), work.ids), None
-        with torch.cuda.stream(stream):
-            colour = torch.from_numpy(work.views.colour).to(self.device)
-            result = self.normalization.on_gpu(torch.from_dlpack(images.as_tensor()), colour)
-            batch = Batch(self._crop(result, work.views), torch.from_numpy(work.labels).to(self.device), work.ids)
-            event = torch.cuda.Event()
-            event.record(stream)
-        return batch, event
-
-    def _on_cpu(self, images: Any, views: Views, workers: ThreadPoolExecutor) -> torch.Tensor:
-        """The float arithmetic also makes the copy out of DALI's memory, which DALI will use again."""
-        source = np.asarray(images.as_tensor())
-        result = np.empty(source.shape, np.float32)
-
-        def convert(rows: slice) -> None:
-            self.normalization.on_cpu(source[rows], views.colour[rows], result[rows])
-
-        _in_parallel(convert, len(source), workers)
-        return torch.from_numpy(result)
-
-    def _crop(self, images: torch.Tensor, views: Views) -> torch.Tensor:
-        return images if self.pad is None else pad_and_crop(images, views.crop_start, views.mirror, self.pad)
-
-
-def _in_parallel(task: Callable[[slice], None], rows: int, workers: ThreadPoolExecutor, chunk: int = 8) -> None:
-    parts: Iterable[slice] = (slice(start, min(start + chunk, rows)) for start in range(0, rows, chunk))
-    for _ in workers.map(task, parts):
-        pass
-
-
-def _reason(message: str) -> str:
-    """The informative lines of a DALI error: not where in its own graph and C++ sources the operator stands."""
-    lines = [line.strip() for line in message.splitlines()]
-    kept = [line for line in lines if line and not line.startswith(("Critical error", "Current pipeline", "which was"))]
-    return " ".join(kept)[:300] or "no reason given"
+            if self.stopping.is_set():
+                return
+            found = failures(self.graph, batch.encoded, batch.work.views, self.device)
+            for row, reason in found.items():
+                split, sample = self.plan.split, int(batch.work.shown.ids[row])
+                sentence = f"{split.describe(sample)} does not decode ({reason})"
+                if not self.substitutes:
+                    raise UserError(
+                        f"{sentence}: check the dataset with data_prep/verify.py, and prepare or copy that shard again "
+                        "(training can go on without it: loader.on_decode_error: substitute)"
+                    ) from cause
+                batch.work = substitute(self.plan, self.graph, batch.work, batch.encoded, row, self.device)
+                batch.substitutions += (f"{sentence}, substituted by sample {batch.work.shown.ids[row]}",)
+                mended = True
+        if not mended:
+            raise cause
+        self.reading.extendleft(reversed(self.decoding))
+        self.decoding.clear()

@@ -62,7 +62,8 @@ def write_dataset(
         name, size = str(path.relative_to(folder)), path.stat().st_size
         shards.append(ShardInfo(file=name, samples=len(members), bytes=size, sha256=digest, index_sha256=""))
     np.save(folder / "train.samples.npy", table)
-    split = SplitInfo(samples=len(images), table="train.samples.npy", table_sha256="", shards=tuple(shards))
+    digest = hashlib.sha256((folder / "train.samples.npy").read_bytes()).hexdigest()
+    split = SplitInfo(samples=len(images), table="train.samples.npy", table_sha256=digest, shards=tuple(shards))
     classes = tuple(ClassInfo(wnid=f"n{number:08d}") for number in range(max(labels) + 1))
     (folder / "manifest.json").write_text(Manifest(seed=0, classes=classes, splits={"train": split}).to_json())
     return Dataset(folder)

@@ -1,0 +1,106 @@
+"""What the loader is asked for and what it gives: its configuration, the plan of a stream of batches, the batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from pipeline.command import UserError
+from pipeline.data.augment import Int, Views
+from pipeline.data.dataset import Split
+from pipeline.data.order import Presentations
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How batches are made. Nothing here changes their content, but for `on_decode_error` where an image is damaged.
+
+    threads: threads that decode; None is one per core that this process may use.
+    read_threads: reads in flight at once. read_ahead: batches being read before DALI asks for them.
+    decode_ahead: batches that DALI works on at once. ready: finished batches waiting for the consumer.
+    stage_to: folder on a disk of this machine where the shards are copied before the first batch; None reads them where
+        they are. Processes of one machine share the copies.
+    on_decode_error: "stop" at a training image that does not decode, or "substitute" the next sample for it.
+        Evaluation always stops.
+    decode_on: "gpu" decodes where the batches are wanted, "cpu" sends uint8 images across the bus; "auto" is the GPU
+        for batches on a GPU.
+    hw_decoder_load: share of the images that go to the GPU's hardware JPEG decoder, 0..1 (0.65 is DALI's default).
+    fancy_upsampling: whether the GPU interpolates chroma as libjpeg-turbo does on the CPU.
+    """
+
+    threads: int | None = None
+    read_threads: int = 16
+    read_ahead: int = 2
+    decode_ahead: int = 2
+    ready: int = 2
+    stage_to: str | None = None
+    on_decode_error: Literal["stop", "substitute"] = "stop"
+    decode_on: Literal["auto", "cpu", "gpu"] = "auto"
+    hw_decoder_load: float = 0.65
+    fancy_upsampling: bool = True
+
+    def __post_init__(self) -> None:
+        counts = (self.threads or 1, self.read_threads, self.read_ahead, self.decode_ahead, self.ready)
+        if min(counts) < 1 or self.threads == 0:
+            raise UserError("loader: threads, read_threads, read_ahead, decode_ahead and ready must be at least 1")
+        if not 0 <= self.hw_decoder_load <= 1:
+            raise UserError(f"loader: hw_decoder_load is {self.hw_decoder_load}, it must lie in [0, 1]")
+
+    @property
+    def cores(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0))
+
+    def decoding_device(self, device: torch.device) -> torch.device:
+        """Where images for batches on `device` are decoded."""
+        if self.decode_on == "gpu" and device.type != "cuda":
+            raise UserError("loader: decode_on is gpu, but the batches are wanted on the CPU: set decode_on to auto")
+        return torch.device("cpu") if self.decode_on == "cpu" else device
+
+
+@dataclass(frozen=True)
+class Work:
+    """A batch to be made: its rows, their labels int64 [N] and how they are to be seen."""
+
+    shown: Presentations
+    labels: Int
+    views: Views
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The batches to be made of a split, each of at most `size` rows; `look(shown, shapes)` gives their views.
+
+    shapes: int64 [N, 2], height and width of the decoded images.
+    """
+
+    split: Split
+    size: int
+    batches: Iterable[Presentations]
+    look: Callable[[Presentations, Int], Views]
+
+    def __iter__(self) -> Iterator[Work]:
+        return map(self.work, self.batches)
+
+    def work(self, shown: Presentations) -> Work:
+        table = self.split.samples[shown.ids]
+        shapes = np.stack([table["height"], table["width"]], axis=1).astype(np.int64)
+        return Work(shown, table["label"].astype(np.int64), self.look(shown, shapes))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images: [N, H, W, 3] on the device (ten crops: [N, 5, H, W, 3]), float32 or bfloat16, mean subtracted.
+
+    labels: int64 [N] on the device, -1 where unlabelled. ids: int64 [N], sample ids, on the host.
+    substitutions: a sentence for each sample that did not decode and whose place another one (in `ids`) took.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: Int
+    substitutions: tuple[str, ...] = ()

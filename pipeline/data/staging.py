@@ -1,0 +1,139 @@
+"""`stage_to`: copies of a split's shards on a disk of this machine, made once and shared by its processes.
+
+    FOLDER/NAME-TABLEHASH/NAME.samples.npy, NAME/*.tar     as in the dataset folder
+                          NAME/*.tar.checked               hash, size and modification time of the copy beside it
+
+A copy is written under another name, checked against the manifest's sha256 and renamed. It is taken for sound later
+while its size and time are those that were noted; so starting again costs no reading.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from pipeline.command import Progress, UserError
+from pipeline.data.dataset import Split
+from pipeline.data.storage import RemoteSplit
+
+_COPIES_AT_ONCE = 4
+_CHUNK_BYTES = 1 << 22
+_PARTIAL = ".partial"
+_CHECKED = ".checked"
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of the split: its place below the folder, and what the manifest says of it."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def staged(split: Split, folder: str | None) -> Split:
+    """The same split, read from copies in `folder`; `split` itself where that is None.
+
+    One process of the machine copies what is missing, with progress; the others wait for it. Raises UserError where the
+    disk is too small or a copy does not have the manifest's sha256.
+    """
+    if folder is None:
+        return split
+    home = Path(folder) / f"{split.name}-{split.info.table_sha256[:16]}"
+    (home / split.name).mkdir(parents=True, exist_ok=True)
+    with _only_process(home / "lock"):
+        missing = [file for file in _files(split) if not _is_sound(home, file)]
+        if missing:
+            _copy_all(split, home, missing)
+    return Split(home, split.name, split.info)
+
+
+def _files(split: Split) -> list[_File]:
+    table = _File(split.info.table, (split.folder / split.info.table).stat().st_size, split.info.table_sha256)
+    return [table, *(_File(shard.file, shard.bytes, shard.sha256) for shard in split.info.shards)]
+
+
+def _is_sound(home: Path, file: _File) -> bool:
+    try:
+        return (home / (file.name + _CHECKED)).read_text() == _note(home, file)
+    except OSError:
+        return False
+
+
+def _note(home: Path, file: _File) -> str:
+    found = (home / file.name).stat()
+    return f"{file.sha256} {found.st_size} {found.st_mtime_ns}\n"
+
+
+def _copy_all(split: Split, home: Path, files: list[_File]) -> None:
+    for leftover in home.rglob(f"*{_PARTIAL}"):  # of a copy that was interrupted
+        leftover.unlink()
+    _check_space(home, files)
+    megabytes = sum(file.bytes for file in files) // 10**6
+    done = 0
+    with (
+        Progress(megabytes, f"staging {split.name} to {home}", "MB") as progress,
+        ThreadPoolExecutor(_COPIES_AT_ONCE, "staging") as pool,
+    ):
+        try:
+            for file, _ in zip(files, pool.map(lambda one: _copy(split, home, one), files), strict=True):
+                done += file.bytes
+                progress.advance(done // 10**6 - progress.done)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _check_space(home: Path, files: list[_File]) -> None:
+    needed = sum(file.bytes for file in files if not (home / file.name).exists())
+    free = shutil.disk_usage(home).free
+    if needed > free:
+        raise UserError(
+            f"{home} has {free / 1e9:.1f} GB free, the shards to stage need {needed / 1e9:.1f} GB: "
+            "free some space, choose another loader.stage_to, or train without it"
+        )
+
+
+def _copy(split: Split, home: Path, file: _File) -> None:
+    target, partial = home / file.name, home / (file.name + _PARTIAL)
+    digest = hashlib.sha256()
+    with _open(split, file) as source, open(partial, "wb") as copy:
+        while chunk := source.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            copy.write(chunk)
+        copy.flush()
+        os.fsync(copy.fileno())
+    if digest.hexdigest() != file.sha256:
+        partial.unlink()
+        raise UserError(
+            f"{split.folder / file.name} has not the sha256 that the manifest states: "
+            "check the dataset with data_prep/verify.py, and prepare or copy that shard again"
+        )
+    partial.rename(target)
+    (home / (file.name + _CHECKED)).write_text(_note(home, file))
+
+
+def _open(split: Split, file: _File) -> IO[bytes]:
+    if isinstance(split, RemoteSplit) and file.name != split.info.table:
+        return split.open_shard(file.name)
+    return open(split.folder / file.name, "rb")
+
+
+@contextmanager
+def _only_process(lock: Path) -> Iterator[None]:
+    """Hold a lock among the processes of this machine; the kernel gives it back whatever becomes of its holder."""
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process to stage the shards in {lock.parent}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

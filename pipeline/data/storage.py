@@ -1,0 +1,119 @@
+"""Datasets on object storage (s3://BUCKET/FOLDER and whatever else fsspec knows), read by byte ranges.
+
+The small files (manifest, statistics, sample tables) are kept in a cache folder, checked against the manifest; an image
+is one ranged request. Addresses and credentials are the library's usual ones: for S3, AWS_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or ~/.aws.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import IO, Any, cast
+
+import fsspec  # type: ignore[import-untyped]
+
+from pipeline.command import UserError
+from pipeline.data.dataset import MANIFEST, STATISTICS, Dataset, Manifest, Split, SplitInfo
+
+
+def open_dataset(location: str | Path, cache: Path | None = None) -> Dataset:
+    """The dataset at a local path, or at a URL such as s3://bucket/imagenet.
+
+    cache: where the small files of a remote dataset are kept; None is $XDG_CACHE_HOME or ~/.cache.
+    Raises UserError where there is no dataset, or none that can be reached.
+    """
+    return RemoteDataset(str(location), cache) if "://" in str(location) else Dataset(location)
+
+
+class RemoteDataset(Dataset):
+    """A dataset folder on object storage; its `folder` is the cache of its small files."""
+
+    def __init__(self, url: str, cache: Path | None = None) -> None:
+        self.url = url.rstrip("/")
+        try:
+            self.filesystem, self.root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"{url} cannot be opened: {error}") from None
+        manifest = self._fetch(MANIFEST)
+        identity = hashlib.sha256(manifest).hexdigest()
+        folder = (cache or _default_cache()) / identity[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        contents = Manifest.from_json(manifest.decode(errors="replace"), Path(f"{url}/{MANIFEST}"))
+        hashes = {split.table: split.table_sha256 for split in contents.splits.values()}
+        if contents.statistics is not None:
+            hashes[STATISTICS] = contents.statistics["sha256"]
+        for name, digest in hashes.items():
+            self._keep(folder / name, name, digest)
+        _write(folder / MANIFEST, manifest)
+        super().__init__(folder)
+
+    def split(self, name: str) -> Split:
+        local = super().split(name)
+        return RemoteSplit(local.folder, name, local.info, self.filesystem, self.root, self.url)
+
+    def _keep(self, path: Path, name: str, digest: str) -> None:
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+            return
+        data = self._fetch(name)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise UserError(f"{self.url}/{name} has not the sha256 that the manifest states: upload the dataset again")
+        _write(path, data)
+
+    def _fetch(self, name: str) -> bytes:
+        try:
+            return cast(bytes, self.filesystem.cat_file(f"{self.root}/{name}"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.url} is not a dataset (it has no {name}): upload a dataset folder made by data_prep/ there"
+            ) from None
+        except Exception as error:  # each of fsspec's implementations raises its own library's errors
+            raise UserError(
+                f"{self.url}/{name} cannot be read ({_sentence(error)}): check address and rights"
+            ) from error
+
+
+class RemoteSplit(Split):
+    """A split whose shards are on object storage. Thread-safe: reads are independent ranged requests."""
+
+    def __init__(self, folder: Path, name: str, info: SplitInfo, filesystem: Any, root: str, url: str) -> None:
+        super().__init__(folder, name, info)
+        self.filesystem, self.root, self.url = filesystem, root, url
+
+    def read(self, sample: int) -> bytes:
+        """As Split.read; the library's own retries have been made when it raises."""
+        row = self.samples[sample]
+        start, size = int(row["offset"]), int(row["size"])
+        path = f"{self.root}/{self.info.shards[int(row['shard'])].file}"
+        try:
+            data = cast(bytes, self.filesystem.cat_file(path, start=start, end=start + size))
+        except Exception as error:
+            raise UserError(
+                f"{self.describe(sample)} cannot be read ({_sentence(error)}): check the storage"
+            ) from error
+        if len(data) != size:
+            raise UserError(f"{self.describe(sample)} ends early: the shard was cut off, upload it again")
+        return data
+
+    def describe(self, sample: int) -> str:
+        return super().describe(sample).replace(str(self.folder), self.url)
+
+    def open_shard(self, file: str) -> IO[bytes]:
+        """A shard as a stream, for copying it whole."""
+        return cast("IO[bytes]", self.filesystem.open(f"{self.root}/{file}", "rb"))
+
+
+def _sentence(error: Exception) -> str:
+    return str(error).strip() or type(error).__name__
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-on-clusters"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Under another name first: several processes may do this at once."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
