@@ -20,22 +20,24 @@ from torch import Tensor, nn
 from pipeline.command import UserError, nearest
 from pipeline.data.augment import CenterCrop, TenCrop
 from pipeline.data.dataset import Split
+from pipeline.data.graphs import Normalization
 
 View = CenterCrop | TenCrop
 Block = NDArray[np.int64]
+Mirror = Callable[[Tensor], Tensor]  # normalized images [..., H, W, 3] -> their mirror images, normalized
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """One way of testing. `views(short_side, crop)`: the sets of images wanted, whose softmax scores are averaged.
 
-    `classify(net, images)`: one view's batch, float32 [N, ..., 3] normalized, NHWC -> softmax float32 [N, classes].
+    `classify(net, images, mirror)`: one view's batch, float32 [N, ..., 3] normalized -> softmax float32 [N, classes].
     `blocks(split)`: the sample ids of each batch; every id in one block.
     """
 
     name: str
     views: Callable[[int, int], tuple[View, ...]]
-    classify: Callable[[nn.Module, Tensor], Tensor]
+    classify: Callable[[nn.Module, Tensor, Mirror], Tensor]
     blocks: Callable[[Split], list[Block]]
 
 
@@ -50,11 +52,25 @@ def softmax(net: nn.Module, images: Tensor) -> Tensor:
     return scores.float().softmax(dim=1)
 
 
-def ten_crop_softmax(net: nn.Module, images: Tensor) -> Tensor:
+def ten_crop_softmax(net: nn.Module, images: Tensor, mirror: Mirror) -> Tensor:
     """images float32 [N, 5, S, S, 3] -> mean of the softmax scores of the five crops and their flips, [N, classes]."""
     n, crops = images.shape[:2]
-    views = torch.cat([images, images.flip(3)], dim=1)  # flipped along the width
+    views = torch.cat([images, mirror(images)], dim=1)
     return softmax(net, views.flatten(0, 1)).view(n, 2 * crops, -1).mean(dim=1)
+
+
+def mirror_of(normalization: Normalization, device: torch.device) -> Mirror:
+    """Mirrors normalized images as if the mean were subtracted after the flip, as in training: flip(image) - mean.
+
+    A per-pixel mean is no mirror image of itself, so flipping `image - mean` alone would be wrong by flip(mean) - mean.
+    """
+    mean = torch.from_numpy(np.asarray(normalization.mean, np.float64)).to(device)
+    if mean.ndim == 1:
+        return lambda images: images.flip(-2)
+    shift = mean.flip(-2) - mean
+    if normalization.std is not None:
+        shift = shift / torch.from_numpy(normalization.std).to(device)
+    return lambda images: images.flip(-2) + shift.float()
 
 
 def even_blocks(size: int) -> Callable[[Split], list[Block]]:
@@ -70,7 +86,7 @@ PROTOCOLS = {
         Protocol(
             name="center",
             views=lambda short_side, crop: (CenterCrop(short_side=short_side, crop=crop),),
-            classify=softmax,
+            classify=lambda net, images, mirror: softmax(net, images),
             blocks=even_blocks(64),
         ),
         Protocol(

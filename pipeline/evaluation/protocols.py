@@ -24,7 +24,7 @@ from pipeline.command import Progress, UserError
 from pipeline.data.dataset import UNLABELLED, Split, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches
-from pipeline.evaluation.definitions import PROTOCOLS, Block, Protocol
+from pipeline.evaluation.definitions import PROTOCOLS, Block, Mirror, Protocol, View, mirror_of
 from pipeline.evaluation.partial import PartialScores
 from pipeline.evaluation.scores import Provenance, Scores, check_softmax, ranks
 from pipeline.world import World
@@ -46,6 +46,12 @@ class Showing:
     normalization: Statistics | Normalization
     loader: LoaderConfig
     precision: Precision = "float32"
+
+    def normalization_of(self, view: View) -> Normalization:
+        """What is subtracted in one view: the per-pixel mean where its size is the view's, else its channels' mean."""
+        if isinstance(self.normalization, Normalization):
+            return self.normalization
+        return Normalization.of(self.normalization, view.crop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,28 +174,31 @@ def _softmaxes(
     net: nn.Module, split: Split, protocol: Protocol, showing: Showing, blocks: Sequence[Block], world: World
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """An iterator over (softmax float16 [N, classes], labels int64 [N]) of each block, on the device; net in eval mode."""
-    views = protocol.views(showing.short_side, showing.crop) if blocks else ()
     was_training = net.training
     with ExitStack() as stack:
-        loaders = [
-            stack.enter_context(
-                evaluation_batches(split, view, showing.normalization, blocks, world.device, showing.loader)
-            )
-            for view in views
-        ]
+        loaders, mirrors = [], []
+        for view in protocol.views(showing.short_side, showing.crop) if blocks else ():
+            normalization = showing.normalization_of(view)
+            batches = evaluation_batches(split, view, normalization, blocks, world.device, showing.loader)
+            loaders.append(stack.enter_context(batches))
+            mirrors.append(mirror_of(normalization, world.device))
         net.eval()
         try:
-            yield (_classify(net, protocol, showing, batches) for batches in zip(*loaders, strict=True))
+            yield (_classify(net, protocol, showing, batches, mirrors) for batches in zip(*loaders, strict=True))
         finally:
             net.train(was_training)
 
 
 @torch.inference_mode()
-def _classify(net: nn.Module, protocol: Protocol, showing: Showing, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+def _classify(
+    net: nn.Module, protocol: Protocol, showing: Showing, batches: Sequence[Batch], mirrors: Sequence[Mirror]
+) -> tuple[Tensor, Tensor]:
     """One block, seen in each of the protocol's views: the mean of their softmax scores, rounded to float16; labels."""
     device = batches[0].images.device
     with torch.autocast(device.type, torch.bfloat16, enabled=showing.precision == "bf16"):
-        softmaxes = [protocol.classify(net, batch.images) for batch in batches]
+        softmaxes = [
+            protocol.classify(net, batch.images, mirror) for batch, mirror in zip(batches, mirrors, strict=True)
+        ]
     mean = softmaxes[0] if len(softmaxes) == 1 else torch.stack(softmaxes).mean(dim=0)
     return mean.half(), batches[0].labels
 

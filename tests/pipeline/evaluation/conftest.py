@@ -1,0 +1,47 @@
+"""Data sets of the evaluation tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data.dataset import Dataset
+from tests.pipeline.data.small_datasets import REAL_IMAGES, encode, photograph, statistics_of_size, write_dataset
+from tests.pipeline.evaluation.nets_and_images import real_image_files
+
+CLASSES = 10
+
+
+def write_statistics(dataset: Dataset, side: int) -> Dataset:
+    statistics = statistics_of_size(side)
+    np.savez(
+        dataset.folder / "statistics.npz",
+        mean_image=statistics.mean_image,
+        eigenvalues=statistics.eigenvalues,
+        eigenvectors=statistics.eigenvectors,
+    )
+    return Dataset(dataset.folder)
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """150 small JPEGs of several shapes in 10 classes: three blocks of the centre crop, the last one short."""
+    random = np.random.default_rng(5)
+    shapes = [(48, 64), (64, 48), (40, 40), *((int(a), int(b)) for a, b in random.integers(36, 90, (7, 2)))]
+    images = [encode(photograph(number, *shapes[number % len(shapes)])) for number in range(150)]
+    labels = [int(label) for label in random.permutation(np.arange(150) % CLASSES)]
+    folder: Path = tmp_path_factory.mktemp("evaluated") / "data"
+    return write_statistics(write_dataset(folder, images, labels, shard_size=60), 32)
+
+
+@pytest.fixture(scope="session")
+def real_images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The 140 real ImageNet images, where they are at hand."""
+    if not REAL_IMAGES.is_file():
+        pytest.skip("../shared/data/imagenet-samples.tar is not there")
+    files = real_image_files()
+    labels = [number % CLASSES for number in range(len(files))]  # few classes: scores far from zero
+    folder: Path = tmp_path_factory.mktemp("evaluated-real") / "data"
+    return write_statistics(write_dataset(folder, files, labels, shard_size=50), 224)

@@ -1,0 +1,33 @@
+"""What the ranks of test_protocols.py do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.data.dataset import Dataset
+from pipeline.evaluation.definitions import find
+from pipeline.evaluation.protocols import evaluate_errors, score_split
+from pipeline.evaluation.scores import save
+from pipeline.world import World
+from tests.pipeline.evaluation.nets_and_images import LOADER, provenance, showing, varied_resnet
+
+
+def score(world: World, folder: Path, protocols: list[str], out: Path) -> tuple[float, float]:
+    """Write out/PROTOCOL-SIZE.npz for each protocol; the errors that the trainer would be told."""
+    import torch
+
+    dataset = Dataset(folder)
+    split = dataset.split("train")
+    noise = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 60
+    net = varied_resnet("resnet8", dataset.classes, noise)
+    for name in protocols:
+        scored = score_split(
+            net, split, find(name), showing(36, 32, dataset.statistics),
+            world=world, classes=dataset.classes, provenance=provenance(name, split="train"),
+        )  # fmt: skip
+        assert (scored is not None) == world.is_main
+        if scored is not None:
+            save(scored.scores, out / f"{name}-{world.size}.npz")
+    return evaluate_errors(
+        net, split, statistics=dataset.statistics, short_side=36, crop=32, world=world, loader_config=LOADER
+    )

@@ -1,0 +1,159 @@
+"""python -m pipeline.evaluate, as it is typed: what it writes, what it says, what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import command, evaluate
+from pipeline.data.dataset import Dataset
+from pipeline.evaluation.scores import load
+from pipeline.tracking import read_metrics
+from pipeline.training.checkpoint import publish
+from tests.pipeline.evaluation.nets_and_images import write_run
+
+ROOT = Path(__file__).parents[3]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """(exit code, standard output, standard error) of the command."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        threads = torch.get_num_threads()
+        with pytest.raises(SystemExit) as ended:
+            command.run(lambda: evaluate.main([*map(str, arguments), "--threads", "1"]))
+        torch.set_num_threads(threads)
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def made_run(photographs: Dataset, tmp_path: Path) -> Path:
+    return write_run(tmp_path / "runs", "one", photographs)
+
+
+def figures(output: str) -> dict[str, Any]:
+    return json.loads(output.splitlines()[-1])
+
+
+def test_a_run_is_tested_under_each_protocol(made_run: Path, run: Run) -> None:
+    code, output, errors = run(made_run, "--protocol", "center,ten-crop", "--split", "train", "--json")
+    assert code == 0, errors
+    results = {one["protocol"]: one for one in figures(output)["results"]}
+    for protocol in ("center", "ten-crop"):
+        path = made_run / f"scores/{protocol}-train-00000100.npz"
+        scores = load(path)
+        assert results[protocol]["scores"] == str(path)
+        assert (results[protocol]["top1_error"], results[protocol]["top5_error"]) == (
+            scores.errors(1),
+            scores.errors(5),
+        )
+        assert results[protocol]["images"] == 150 and results[protocol]["images_per_second"] > 0
+        assert f"{scores.errors(1):.2f}" in output
+        assert scores.provenance.arch == "resnet8" and scores.provenance.split == "train"
+    names = sorted(one.name for one in (made_run / "scores").iterdir())
+    assert names == [
+        f"{protocol}-train-00000100.{end}" for protocol in ("center", "ten-crop") for end in ("json", "npz")
+    ]
+    recorded = {(one.kind, one.iteration): one.values for one in read_metrics(made_run / "metrics.jsonl")}
+    assert recorded["ten-crop-train", 100]["top1_error"] == results["ten-crop"]["top1_error"]
+
+
+def test_scores_that_stand_are_not_made_twice(made_run: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = figures(run(made_run, "--split", "train", "--json")[1])
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr("pipeline.evaluation.score_files.score_split", never)
+    assert figures(run(made_run, "--split", "train", "--json")[1]) == first
+    with pytest.raises(AssertionError, match="scored again"):
+        run(made_run, "--split", "train", "--again")
+
+
+def test_a_checkpoint_of_a_run_can_be_named(made_run: Path, photographs: Dataset, run: Run) -> None:
+    old = next((made_run / "checkpoints").iterdir())
+    write_run(made_run.parent, "one", photographs, iteration=200, seed=1)
+    assert figures(run(made_run, "--split", "train", "--json")[1])["results"][0]["scores"].endswith("00000200.npz")
+    assert figures(run(old, "--split", "train", "--json")[1])["results"][0]["scores"].endswith("00000100.npz")
+
+
+def test_two_processes_under_torchrun_write_the_same_file(made_run: Path, run: Run) -> None:
+    run(made_run, "--split", "train")
+    path = made_run / "scores/center-train-00000100.npz"
+    alone = path.read_bytes()
+    path.unlink()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = ["-m", "pipeline.evaluate", made_run, "--split", "train", "--threads", "1", "--json"]
+    ended = subprocess.run([*launcher, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stderr
+    assert path.read_bytes() == alone
+    assert figures(ended.stdout)["results"][0]["images"] == 150
+
+
+def with_labels(folder: Path, labels: int) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["classes"] = manifest["classes"][:1] * labels
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_mistakes_get_one_sentence(made_run: Path, photographs: Dataset, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    without = write_run(tmp_path / "runs", "without", photographs)
+    for one in (without / "checkpoints").iterdir():
+        one.unlink()
+    other = write_run(tmp_path / "runs", "other", photographs, classes=7)
+    (tmp_path / "loose.pt").write_bytes(b"x")
+    damaged = write_run(tmp_path / "runs", "damaged", photographs)
+    checkpoint = next((damaged / "checkpoints").iterdir())
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    cases: list[tuple[list[object], str]] = [
+        ([tmp_path / "absent"], "there is no run folder or checkpoint"),
+        ([tmp_path / "nothing"], "is not a run folder"),
+        ([without], "has no checkpoint yet"),
+        ([tmp_path / "loose.pt"], "is not a checkpoint of a run"),
+        ([checkpoint], "is damaged"),
+        ([made_run, "--protocol", "tencrop"], "there is no protocol 'tencrop': did you mean 'ten-crop'"),
+        ([made_run, "--split", "vall"], "has no split 'vall'"),
+        ([made_run, "--weights", "recomputed-bn"], "holds no weights with recomputed"),
+        ([made_run, "--protocl", "center"], "--protocl is not an option: did you mean '--protocol'"),
+        ([made_run, "--data", tmp_path / "nothing"], "is not a dataset folder"),
+        ([other, "--split", "train"], "tells 7 classes apart, the dataset .* has 10"),
+    ]
+    for arguments, sentence in cases:
+        code, _, errors = run(*arguments)
+        said = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert code == 2 and len(said) == 1, (arguments, errors)
+        assert "Traceback" not in errors
+        assert re.search(sentence, said[0]), (sentence, said[0])
+        assert not list(tmp_path.rglob("*.npz")), "nothing is written"
+
+
+def test_a_diverged_net_is_refused_and_writes_no_scores(made_run: Path, run: Run) -> None:
+    checkpoint = next((made_run / "checkpoints").iterdir())
+    state = torch.load(checkpoint, weights_only=True)
+    state["model"]["fc.bias"][0] = float("nan")
+    publish(made_run / "checkpoints", 300, state)
+    code, _, errors = run(made_run, "--split", "train")
+    assert code == 2 and "is not a softmax" in errors
+    assert not list((made_run / "scores").glob("*.npz"))
+
+
+def test_help_opens_with_a_sentence_and_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Tests one net") and lines[0].endswith(".")
+    assert "python -m pipeline.evaluate runs/" in lines[3]

@@ -1,0 +1,149 @@
+"""Each protocol against a slow one told independently; the same bytes on any number of ranks; interruptions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.command import UserError
+from pipeline.data.dataset import Dataset, Split
+from pipeline.evaluation.definitions import find
+from pipeline.evaluation.protocols import Scored, evaluate_errors, score_split
+from pipeline.evaluation.scores import load
+from pipeline.world import World
+from tests.pipeline.evaluation.nets_and_images import (
+    LOADER,
+    SmallNet,
+    decoded,
+    provenance,
+    showing,
+    slow_softmax,
+)  # fmt: skip
+from tests.pipeline.evaluation.scoring_ranks import score
+from tests.ranks import run_ranks
+
+ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def scored(
+    net: nn.Module, dataset: Dataset, protocol: str, short_side: int, crop: int, partial: Path | None = None
+) -> Scored:
+    result = score_split(
+        net, dataset.split("train"), find(protocol), showing(short_side, crop, dataset.statistics),
+        world=ALONE, classes=dataset.classes, provenance=provenance(protocol, split="train"), partial=partial,
+    )  # fmt: skip
+    assert result is not None
+    return result
+
+
+def check_against_slow(dataset: Dataset, protocol: str, stride: int, short_side: int, crop: int) -> None:
+    net, mean, images = SmallNet(dataset.classes, stride).eval(), dataset.statistics.mean_image, decoded(dataset)
+    slow = np.stack([slow_softmax(net, image, protocol, short_side, crop, mean) for image in images])
+    result = scored(net, dataset, protocol, short_side, crop).scores
+    np.testing.assert_allclose(result.scores.astype(np.float32), slow, atol=1e-3)
+    np.testing.assert_array_equal(result.labels, dataset.split("train").labels)
+    shifted = np.stack([slow_softmax(net, image, protocol, short_side, crop, mean, off=2) for image in images])
+    assert np.abs(shifted - slow).max() > 5e-3, "a crop that is one pixel off must show"
+
+
+@pytest.mark.parametrize("protocol", ["center", "ten-crop"])
+def test_scores_equal_pillows_and_torchvisions(photographs: Dataset, protocol: str) -> None:
+    check_against_slow(photographs, protocol, stride=4, short_side=40, crop=32)
+
+
+@pytest.mark.parametrize("protocol", ["center", "ten-crop"])
+def test_real_images_score_as_by_pillow_and_torchvision(real_images: Dataset, protocol: str) -> None:
+    check_against_slow(real_images, protocol, stride=16, short_side=256, crop=224)
+
+
+def test_three_ranks_write_what_one_writes(photographs: Dataset, tmp_path: Path) -> None:
+    protocols = ["center", "ten-crop"]
+    errors = [run_ranks(size, score, photographs.folder, protocols, tmp_path) for size in (1, 2, 3)]
+    for name in protocols:
+        files = [(tmp_path / f"{name}-{size}.npz").read_bytes() for size in (1, 2, 3)]
+        assert files[0] == files[1] == files[2]
+    centre = load(tmp_path / "center-1.npz")
+    told = {rank for ranks in errors for rank in ranks}
+    assert told == {(centre.errors(1), centre.errors(5))}, "the trainer is told what the score file says"
+    assert 0 < centre.errors(1) < 100
+
+
+class Stops(nn.Module):
+    """A net that is interrupted after some batches."""
+
+    def __init__(self, net: nn.Module, batches: int) -> None:
+        super().__init__()
+        self.net, self.left = net, batches
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return self.net(images)
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_scores(photographs: Dataset, tmp_path: Path) -> None:
+    net, partial = SmallNet(photographs.classes, stride=4).eval(), tmp_path / "one.partial.npz"
+    whole = scored(net, photographs, "ten-crop", 36, 32)
+    assert whole.images == 150 and not partial.exists()
+    with pytest.raises(KeyboardInterrupt):
+        scored(Stops(net, 6), photographs, "ten-crop", 36, 32, partial)  # 6 of 10 blocks; 4 were gathered
+    assert partial.exists()
+    rest = scored(Stops(net, 6), photographs, "ten-crop", 36, 32, partial)
+    assert rest.images == 150 - 4 * 16, "what was scored is not scored again"
+    np.testing.assert_array_equal(rest.scores.scores, whole.scores.scores)
+
+
+def test_a_partial_file_of_other_weights_or_damaged_is_left_alone(photographs: Dataset, tmp_path: Path) -> None:
+    net, partial = SmallNet(photographs.classes, stride=4).eval(), tmp_path / "one.partial.npz"
+    arrays = {"ids": np.arange(64), "scores": np.zeros((64, photographs.classes), np.float16)}
+    np.savez(partial, fingerprint=np.array("of other weights"), **arrays)
+    assert scored(net, photographs, "center", 36, 32, partial).images == 150
+    partial.write_bytes(b"cut off")
+    assert scored(net, photographs, "center", 36, 32, partial).images == 150
+
+
+def test_the_net_keeps_its_mode(photographs: Dataset) -> None:
+    net = SmallNet(photographs.classes, stride=4).train()
+    scored(net, photographs, "center", 36, 32)
+    assert net.training
+
+
+def test_a_diverged_net_is_refused(photographs: Dataset) -> None:
+    net = SmallNet(photographs.classes, stride=4).eval()
+    net.fc.bias.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="is not a softmax"):
+        scored(net, photographs, "center", 36, 32)
+
+
+def errors(split: Split, net: nn.Module, dataset: Dataset) -> tuple[float, float]:
+    return evaluate_errors(
+        net, split, statistics=dataset.statistics, short_side=36, crop=32, world=ALONE, loader_config=LOADER
+    )
+
+
+def test_splits_without_images_or_labels_are_refused(photographs: Dataset) -> None:
+    net = SmallNet(photographs.classes, stride=4).eval()
+    split = photographs.split("train")
+    empty = photographs.split("train")
+    empty.info, empty.samples = dataclasses.replace(empty.info, samples=0), empty.samples[:0]
+    with pytest.raises(UserError, match="is empty"):
+        errors(empty, net, photographs)
+    unlabelled = photographs.split("train")
+    unlabelled.__dict__["labels"] = np.full(len(split), -1)
+    with pytest.raises(UserError, match="has no labels"):
+        errors(unlabelled, net, photographs)
