@@ -73,8 +73,7 @@ def cause(failures: Iterable[Failure]) -> Failure:
 
 
 def note(failure: Failure, logs: Path, attempt_name: str, log: str) -> None:
-    """Leave the failure in the run's logs/, where the launcher or launch/status.py finds it, and in the rank's own log."""
-    print(failure.detail or f"error: {failure.sentence}", file=sys.stderr, flush=True)
+    """Leave the failure in the run's logs/, where whoever waits for this attempt looks for its cause."""
     try:
         logs.mkdir(parents=True, exist_ok=True)
         (logs / f"{attempt_name}-rank-{failure.rank}.json").write_text(replace(failure, log=log).to_json() + "\n")

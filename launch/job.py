@@ -12,7 +12,7 @@ from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 
-from launch.failure import attempt, note
+from launch.failure import Failure, attempt, note
 from pipeline.command import EXIT_PREEMPTED
 from pipeline.config import Config
 
@@ -34,8 +34,7 @@ class Job:
         export_environment(environment)
         code, failure = attempt(environment.global_rank, self._train)
         if failure:
-            logs = self.config.run_folder / "logs"
-            note(failure, logs, f"{environment.job_id}.{_restarts()}", str(environment.paths.stderr))
+            self._tell(failure, environment)
         if code == EXIT_PREEMPTED:
             requeue(environment)
         if code:
@@ -48,6 +47,14 @@ class Job:
         leftover = leftover.with_suffix(leftover.suffix + ".save_tmp")
         leftover.unlink(missing_ok=True)  # of a save that was killed: submitit would trip over it
         return DelayedSubmission(Job(self.config))
+
+    def _tell(self, failure: Failure, environment: JobEnvironment) -> None:
+        """Where nobody waits for the job (SLURM) its log says it, in debug mode this terminal, else its launcher does."""
+        if environment.cluster != "local":
+            print(failure.detail or f"error: {failure.sentence}", file=sys.stderr, flush=True)
+        if environment.cluster != "debug":
+            log = str(environment.paths.stderr)
+            note(failure, self.config.run_folder / "logs", attempt_name(environment), log)
 
     def _train(self) -> int:
         from pipeline.train import main
@@ -77,6 +84,10 @@ def requeue(environment: JobEnvironment) -> None:
         time.sleep(REQUEUE_SECONDS)
     elif environment.global_rank == 0:
         environment._requeue(0)  # the local controller starts all tasks again on this exit code
+
+
+def attempt_name(environment: JobEnvironment) -> str:
+    return f"{environment.job_id}.{_restarts()}"
 
 
 def _restarts() -> int:

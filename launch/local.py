@@ -29,6 +29,7 @@ def options() -> ArgumentParser:
 
     made = parser("Trains one net on this machine, or goes on with its run.", EXAMPLE)
     made.add_argument("--procs", type=int, help="processes (ranks); default: one per GPU, or 1 without a GPU")
+    made.add_argument("--json", action="store_true", help="end with one line of JSON")
     return made
 
 

@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +20,10 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from launch.failure import EXIT_FAILED, conclude, read_notes
+from launch.follow import following
 from launch.local import gpus
 from launch.ray_worker import OUTCOME, train
+from launch.summary import summary
 from pipeline import command
 from pipeline.command import UserError, print_json
 from pipeline.config import Config, parse, parser, to_yaml
@@ -60,7 +61,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     with ray_cluster(own.address, workers[1] * own.cpus_per_worker):
         code = fit(config, workers, own.cpus_per_worker, own.max_failures)
     if own.json:
-        print_json({"name": config.run_name, "run_folder": str(config.run_folder), "exit_code": code})
+        print_json(summary(config, code))
     return code
 
 
@@ -177,34 +178,6 @@ def _fit(trainer: Any) -> Exception | None:
     except Exception as error:  # Ray's own kinds of it, one for each place of failure
         return error
     return None
-
-
-@contextmanager
-def following(log: Path) -> Iterator[None]:
-    """Show what rank 0 appends to its log on standard error while the block runs."""
-    over = threading.Event()
-    position = log.stat().st_size if log.exists() else 0
-
-    def follow() -> None:
-        at = position
-        while True:
-            last = over.wait(0.3)
-            if log.exists():
-                with open(log, errors="replace") as file:
-                    file.seek(at)
-                    sys.stderr.write(file.read())
-                    sys.stderr.flush()
-                    at = file.tell()
-            if last:
-                return
-
-    follower = threading.Thread(target=follow, name="follow", daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        over.set()
-        follower.join()
 
 
 if __name__ == "__main__":

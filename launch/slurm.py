@@ -17,8 +17,10 @@ from submitit.core.utils import FailedSubmissionError
 
 from launch.allocation import Allocation, add_options, has_slurm, resolve
 from launch.failure import EXIT_FAILED, conclude, read_notes
+from launch.follow import following
 from launch.job import Job
 from launch.local import gpus
+from launch.summary import summary
 from pipeline import command
 from pipeline.command import UserError, print_json, print_table
 from pipeline.config import Config, parse, parser, to_yaml
@@ -66,7 +68,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         )
     folder = make_folder(config)
     if cluster != "slurm":
-        return train_here(config, allocation, cluster, folder)
+        code = train_here(config, allocation, cluster, folder)
+        if own.json:
+            print_json(summary(config, code))
+        return code
     job = submit(config, allocation, folder)
     columns = ("job", "name", "nodes", "ranks", "time limit", "run folder")
     row = (job.job_id, config.run_name, allocation.nodes, allocation.ranks, allocation.time, config.run_folder)
@@ -150,7 +155,8 @@ def train_here(config: Config, allocation: Allocation, cluster: str, folder: Pat
         return int(job.results()[0])
     print(f"training in {allocation.ranks} processes; logs: {job.paths.stdout}", file=sys.stderr)
     try:
-        job.wait()
+        with following(job.task(0).paths.stderr):
+            job.wait()
     except KeyboardInterrupt:
         job.cancel()
         job.wait()

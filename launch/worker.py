@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from launch.failure import attempt
 from launch.supervisor import report
-from pipeline.command import EXIT_PREEMPTED
+from pipeline.command import EXIT_PREEMPTED, print_json
 
 
 def run(argv: Sequence[str]) -> int:
@@ -32,15 +32,19 @@ def run(argv: Sequence[str]) -> int:
     def train() -> int:
         nonlocal log
         from launch.local import options  # imports torch
+        from launch.summary import summary
         from pipeline.config import parse
         from pipeline.train import main
 
-        config, _ = parse(options(), argv)
+        config, own = parse(options(), argv)
         log = config.run_folder / "logs" / f"rank-{rank}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         if rank > 0:
             _write_to(log)
-        return main(config)
+        code = main(config)
+        if own.json and rank == 0:
+            print_json(summary(config, code))
+        return code
 
     code, failure = attempt(rank, train)
     if failure:

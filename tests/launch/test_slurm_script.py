@@ -1,0 +1,133 @@
+"""What is asked of SLURM: time limits, the site's file, and the script, compared with what a real sbatch call receives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch import slurm
+from launch.allocation import Allocation, minutes, read_site, resolve
+from pipeline.command import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("1:30", 2), ("2:00:00", 120), ("1-0", 1440), ("2-12:30", 3630), ("1-00:00:01", 1441), ("0:59", 1)],
+)
+def test_time_limits_as_sbatch_reads_them(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "1d", "-5", "1 --nodes=9"])
+def test_what_is_not_a_time_limit(text: str) -> None:
+    with pytest.raises(UserError, match="time limit"):
+        minutes(text)
+
+
+def test_command_line_overrides_site_overrides_defaults(tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("partition: gpu\ngpus_per_node: 4\ntime: '2:00:00'\nsetup: ['module load cuda']\n")
+    allocation = resolve({"site": str(site), "gpus_per_node": 2, "nodes": 3})
+    assert (allocation.partition, allocation.gpus_per_node, allocation.minutes) == ("gpu", 2, 120)
+    assert (allocation.ranks, allocation.cpus_per_gpu) == (6, Allocation().cpus_per_gpu)
+    assert allocation.setup == ("module load cuda",)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("partiton: gpu", "did you mean 'partition'"),
+        ("nodes: many", "expected int"),
+        ("nodes: true", "expected int"),
+        ("- a", "no 'key: value' lines"),
+        ("a: [", "not YAML"),
+        ("setup: ['a\\nb', \"c\\nd\"]", "line break"),
+    ],
+)
+def test_site_files_that_do_not_fit(tmp_path: Path, text: str, expected: str) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text(text)
+    with pytest.raises(UserError, match=expected):
+        read_site(site)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"partition": "a\nrm -rf /"},
+        {"qos": "$(id)"},
+        {"account": "a'b"},
+        {"constraint": "x;y"},
+        {"nodes": 0},
+        {"gpus_per_node": -1},
+        {"time": "1", "signal_delay": 60},
+    ],
+)
+def test_allocations_that_cannot_be(options: dict[str, object]) -> None:
+    with pytest.raises(UserError):
+        resolve(options)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, and an sbatch that keeps the file it is handed as `received` or fails by `refusal`."""
+    commands, folder = tmp_path / "bin", tmp_path / "here"
+    commands.mkdir()
+    folder.mkdir()
+    (commands / "sbatch").write_text(
+        f"#!/bin/sh\n[ -e {folder}/refusal ] && {{ cat {folder}/refusal >&2; exit 1; }}\n"
+        f'cat "$1" >{folder}/received\necho Submitted batch job 77\n'
+    )
+    (commands / "srun").write_text("#!/bin/sh\n")
+    for one in commands.iterdir():
+        one.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_short_command_is_enough(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert slurm.run(["--arch", "resnet152", "--nodes", "4", "--dry-run", "--json"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for line in (
+        "#SBATCH --nodes=4",
+        "#SBATCH --ntasks-per-node=8",
+        "#SBATCH --gpus-per-node=8",
+        "#SBATCH --signal=USR2@120",
+        "#SBATCH --job-name=resnet152-seed0",
+        "#SBATCH --requeue",
+        "arch: resnet152",
+        "batch: 256",
+    ):
+        assert line in printed
+    assert any(line.startswith("Nothing was submitted") for line in printed)
+    assert json.loads(printed[-1])["ranks"] == 32
+    assert list(stand_in.iterdir()) == []
+
+
+def test_dry_run_is_what_sbatch_gets(stand_in: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--config", str(tiny), "--nodes", "2", "--gpus-per-node", "0", "--qos", "high"]
+    assert slurm.run([*command, "--dry-run"]) == 0
+    dry = capsys.readouterr().out
+    assert list(stand_in.iterdir()) == []
+    assert slurm.run([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["job_id"] == "77"
+    received = (stand_in / "received").read_text()
+    assert received in dry
+    assert subprocess.run(["bash", "-n"], input=received, text=True, check=False).returncode == 0
+
+
+def test_a_refusal_of_sbatch_is_shown(stand_in: Path, tiny: Path) -> None:
+    (stand_in / "refusal").write_text("sbatch: error: invalid partition specified: nix\n")
+    with pytest.raises(UserError, match="invalid partition specified: nix"):
+        slurm.run(["--config", str(tiny), "--gpus-per-node", "1", "--partition", "nix"])
+
+
+def test_without_slurm_it_says_so(stand_in: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(UserError, match="there is no SLURM on this machine"):
+        slurm.run(["--config", str(tiny), "--gpus-per-node", "1"])
+    assert list(stand_in.iterdir()) == []
