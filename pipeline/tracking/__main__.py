@@ -1,37 +1,76 @@
-"""The command `python -m pipeline.tracking sync RUN ...`: MLflow brought up to date from run folders."""
+"""The command `python -m pipeline.tracking`: `open RUNS` shows runs in MLflow, `sync RUN ...` sends it what it lacks."""
 
 from __future__ import annotations
 
 import argparse
 import fcntl
+import os
+import socket
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline import command
 from pipeline.command import Progress, UserError, print_json, print_table
 from pipeline.tracking.journal import METRICS
 from pipeline.tracking.process import FeederProcess, unsent_lines, what_is_left
-from pipeline.tracking.state import LOG, read_delivered, read_wanted, resolve_uri, without_password
+from pipeline.tracking.state import ARTIFACTS, LOG, STORE, read_delivered, read_wanted, resolve_uri, without_password
 
-EXAMPLE = "python -m pipeline.tracking sync runs/resnet50-seed0"
+EXAMPLES = {
+    "open": "python -m pipeline.tracking open runs",
+    "sync": "python -m pipeline.tracking sync runs/resnet50-seed0",
+}
 
 
 def main() -> int:
+    options = _parser().parse_args()
+    return _open(options.runs, options.port) if options.command == "open" else _sync_all(options)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.tracking",
-        description=f"Sends MLflow what it does not have yet of finished or interrupted runs. Example: {EXAMPLE}",
+        description=f"Shows runs in MLflow, or sends it what it lacks. Example: {EXAMPLES['open']}",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    sync = commands.add_parser(
-        "sync", help="send MLflow what it does not have yet", description=f"{parser.description}"
-    )
+    text = "Opens MLflow, on this machine alone, on the runs of a folder."
+    show = commands.add_parser("open", help=text, description=f"{text} Example: {EXAMPLES['open']}")
+    show.add_argument("runs", type=Path, metavar="RUNS", help="the folder that holds the run folders")
+    show.add_argument("--port", type=int, default=5000, help="of http://127.0.0.1 (%(default)s)")
+    text = "Sends MLflow what it does not have yet of runs that have ended."
+    sync = commands.add_parser("sync", help=text, description=f"{text} Example: {EXAMPLES['sync']}")
     sync.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     sync.add_argument(
         "--uri", help="MLflow's server or store; default: the run's own, MLFLOW_TRACKING_URI, or mlflow.db beside it"
     )
     sync.add_argument("--seconds", type=float, default=600.0, help="give up after so long per run (%(default)g)")
     sync.add_argument("--json", action="store_true", help="end with one line of JSON")
-    options = parser.parse_args()
+    return parser
+
+
+def _open(runs: Path, port: int) -> NoReturn:
+    """Become an MLflow server: two processes of 250 MB each, where its defaults take 15."""
+    store = runs.resolve() / STORE
+    if not store.is_file():
+        raise UserError(
+            f"{store} does not exist: give the folder that holds the run folders, "
+            "or open the server that MLFLOW_TRACKING_URI named when they ran"
+        )
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(f"port {port} cannot be used ({error.strerror}): choose another --port") from None
+    arguments = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    arguments += ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", str(store.parent / ARTIFACTS)]
+    arguments += ["--uvicorn-opts", "--log-level warning"]
+    quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    print(f"MLflow opens in some seconds at http://127.0.0.1:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    os.execve(sys.executable, arguments, os.environ | quiet | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+
+
+def _sync_all(options: argparse.Namespace) -> int:
     for folder in options.runs:
         if read_wanted(folder) is None:
             raise UserError(f"{folder} is not the folder of a tracked run: give one like runs/resnet50-seed0")

@@ -32,6 +32,9 @@ from pipeline.tracking.state import (
 # MLflow's own limits (mlflow/utils/validation.py).
 METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 8000
 KEY_TAG = "run_key"
+# What MLflow's own page sets when "Machine learning" is chosen. Without it the page guesses, opens in its view for GenAI
+# traces where it finds no runs yet, and asks.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 BYTES_PER_READ = 1 << 16  # a few hundred lines: how much is sent again after a crash
 
 
@@ -105,7 +108,7 @@ class Delivery:
             remote = uri.startswith(("http://", "https://", "databricks"))
             location = None if remote else (self.folder.parent / ARTIFACTS).as_uri()
             try:
-                return self.client.create_experiment(name, artifact_location=location)
+                return self.client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run was quicker
                     raise

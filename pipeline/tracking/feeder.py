@@ -1,7 +1,7 @@
 """The process beside a run that feeds MLflow: python -m pipeline.tracking.feeder FOLDER CLOSE_SECONDS [URI]
 
-A process, not a thread: while a thread imports MLflow (5 s of Python), each of a training step's operators waits for the
-interpreter lock, and a step took 78 times as long (measured; docs/tracking.md). When its standard input closes or
+A process, not a thread: while a thread imports MLflow (5 s of Python), every operator of a training step waits for the
+interpreter lock (bench/tracking.py). When its standard input closes or
 its parent is gone, it delivers what is left, at most CLOSE_SECONDS long, and ends: a run that was killed is told so.
 Sentences for the user go to standard output; everything else, MLflow's own talk included, to the log.
 """

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 
@@ -161,6 +162,18 @@ def test_a_deleted_experiment_is_named(runs: Path) -> None:
         run.log("train", 1, {"loss": 1.0})
     with pytest.raises(ValueError, match="experiment 'resnet' is deleted: restore it or set"):
         deliver(runs / "a")
+
+
+def test_the_experiment_opens_in_the_model_training_view(runs: Path) -> None:
+    with tracker(runs / "a"):
+        pass
+    deliver(runs / "a")
+    experiment = MlflowClient(store_uri(runs)).get_experiment_by_name("resnet")
+    # MLflow has no constant for it in Python: its page is what reads the tag.
+    pages = (Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js").glob("main.*.js")
+    key, value = "mlflow.experimentKind", "custom_model_development"
+    assert experiment.tags[key] == value
+    assert any(f'"{key}"' in text and f'"{value}"' in text for text in (page.read_text() for page in pages))
 
 
 def test_artifacts_follow_their_files(runs: Path, tmp_path: Path) -> None:

@@ -151,12 +151,11 @@ def _status(folder: Path) -> str:
 
 
 @contextmanager
-def server(store: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", str(store.parent / "served")]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with open(store.parent / "server.log", "ab") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+def server(runs: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A real MLflow server on the store in `runs`, by the command that users open it with."""
+    command = [sys.executable, "-m", "pipeline.tracking", "open", str(runs), "--port", str(port)]
+    with open(runs / "server.log", "ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         wait_for(lambda: process.poll() is None and _answers(port), "the MLflow server")
         yield process
@@ -194,7 +193,7 @@ def test_a_server_that_hangs_dies_and_comes_back(
             iteration += 1
             time.sleep(0.005)
 
-    with server(runs / "mlflow.db", port) as process:
+    with server(runs, port) as process:
         tracker = open_tracker(folder, TrackingConfig(close_seconds=3.0), name="a", params={}, tags={})
         log("up")
         wait_for(lambda: _status(folder) == "RUNNING", "first delivery")
@@ -203,7 +202,7 @@ def test_a_server_that_hangs_dies_and_comes_back(
         os.killpg(process.pid, signal.SIGSTOP)
         log("hung")
         os.killpg(process.pid, signal.SIGCONT)
-        wait_for(lambda: (runs / "served").exists(), "delivery after the hang")
+        wait_for(lambda: (runs / "mlartifacts").exists(), "delivery after the hang")
     with tracker:
         log("dead")
         tracker.finish("FINISHED")
@@ -216,7 +215,7 @@ def test_a_server_that_hangs_dies_and_comes_back(
     sync = [sys.executable, "-m", "pipeline.tracking", "sync", str(folder), "--json"]
     refused = subprocess.run(sync, capture_output=True, text=True)
     assert refused.returncode == 2 and "(connection refused)" in refused.stderr.splitlines()[-1]
-    with server(runs / "mlflow.db", port):
+    with server(runs, port):
         done = subprocess.run(sync, capture_output=True, text=True, check=True)
         (figures,) = json.loads(done.stdout.splitlines()[-1])["runs"]
         assert figures["left"] == 0 and figures["sent"] > 0
@@ -224,12 +223,20 @@ def test_a_server_that_hangs_dies_and_comes_back(
         assert run.info.status == "FINISHED" and figures["mlflow_run"] == run.info.run_id
         stored = points(uri, run.info.run_id, "train/loss")
     assert stored == expected(folder) and [step for step, _, _ in stored] == list(range(600))
-    assert len(list((runs / "served").rglob("config.yaml"))) == 1
+    assert len(list((runs / "mlartifacts").rglob("config.yaml"))) == 1
 
 
-def test_sync_refuses_what_is_no_run(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipeline.tracking", "sync", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == (
-        f"error: {tmp_path} is not the folder of a tracked run: give one like runs/resnet50-seed0\n"
-    )
+def test_commands_refuse_what_they_cannot_do(runs: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for arguments, sentence in (
+            (["sync", str(runs)], f"{runs} is not the folder of a tracked run: give one like runs/resnet50-seed0"),
+            (["open", str(tmp_path)], f"{tmp_path / 'mlflow.db'} does not exist: give the folder that holds the run"),
+            (["open", str(runs), "--port", port], f"port {port} cannot be used (Address already in use): choose"),
+        ):
+            command = [sys.executable, "-m", "pipeline.tracking", *arguments]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 2 and done.stderr.startswith(f"error: {sentence}") and done.stdout == ""
+            assert done.stderr.count("\n") == 1
