@@ -46,11 +46,11 @@ class Order:
     batch: int
     seed: int
     block: int = 1
-    _cache: dict[int, NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _cache: dict[int, NDArray[np.uint32]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        assert self.samples > 0 and self.batch > 0 and self.block > 0 and 0 <= self.seed < 2**64
+        assert 0 < self.samples < 2**32 and self.batch > 0 and self.block > 0 and 0 <= self.seed < 2**64
 
     def minibatch(self, iteration: int) -> Presentations:
         """The global mini-batch of an iteration (0-based): `batch` rows."""
@@ -63,8 +63,8 @@ class Order:
             ids[rows] = self.permutation(epoch)[places[rows]]
         return Presentations(epochs, ids)
 
-    def permutation(self, epoch: int) -> NDArray[np.int64]:
-        """int64 [samples], read-only: the order of an epoch. The two latest are kept. Thread-safe."""
+    def permutation(self, epoch: int) -> NDArray[np.uint32]:
+        """uint32 [samples], read-only: the order of an epoch. The two latest are kept. Thread-safe."""
         with self._lock:
             if epoch not in self._cache:
                 while len(self._cache) >= _CACHED_EPOCHS:
@@ -72,7 +72,7 @@ class Order:
                 self._cache[epoch] = self._permute(epoch)
             return self._cache[epoch]
 
-    def _permute(self, epoch: int) -> NDArray[np.int64]:
+    def _permute(self, epoch: int) -> NDArray[np.uint32]:
         """Sorting raw Philox words gives a uniform permutation that no NumPy release can change."""
         words = np.random.Philox(
             key=np.array([self.seed, ORDER_STREAM], np.uint64), counter=np.array([0, epoch, 0, 0], np.uint64)
@@ -83,9 +83,9 @@ class Order:
             chunks = -(-self.samples // self.block)
             rank = np.argsort(np.argsort(words.random_raw(chunks), kind="stable"), kind="stable")
             permutation = permutation[np.argsort(rank[permutation // self.block], kind="stable")]
-        permutation = permutation.astype(np.int64, copy=False)
-        permutation.flags.writeable = False
-        return permutation
+        result = permutation.astype(np.uint32)
+        result.flags.writeable = False
+        return result
 
     def __getstate__(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in ("samples", "batch", "seed", "block")}

@@ -17,6 +17,7 @@ from pipeline.data.augment import (
     centre_views,
     five_crop_starts,
     resized_shapes,
+    shape_blocks,
     training_views,
 )
 from tests.pipeline.data.small_datasets import statistics_of_size
@@ -138,6 +139,30 @@ def test_shorter_sides() -> None:
     resized = resized_shapes(shapes, np.array([256, 256, 256, 480, 300]))
     assert resized.tolist() == [[256, 341], [341, 256], [256, 256], [480, 643], [600000, 300]]
     assert centre_views(shapes[:1], 256, 224).crop_start.tolist() == [[16, 58]]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    shapes=st.lists(st.tuples(st.sampled_from([300, 375, 500]), st.integers(330, 340)), min_size=1, max_size=80),
+    short_sides=st.lists(st.sampled_from([224, 256, 640]), min_size=1, max_size=3),
+    size=st.integers(1, 9),
+)
+def test_shape_blocks(shapes: list[tuple[int, int]], short_sides: list[int], size: int) -> None:
+    """Every sample once; a block's images have one shape at every scale; no two blocks could have been one."""
+    table = np.array(shapes, np.int64)
+    blocks = shape_blocks(table, short_sides, size)
+    assert sorted(np.concatenate(blocks).tolist()) == list(range(len(shapes)))
+    kinds = []
+    for block in blocks:
+        assert 0 < len(block) <= size
+        kind = {
+            tuple(tuple(resized_shapes(table[[sample]], np.array([side]))[0]) for side in short_sides)
+            for sample in block
+        }
+        assert len(kind) == 1
+        kinds.append((kind.pop(), len(block)))
+    short = [kind for kind, length in kinds if length < size]
+    assert len(short) == len(set(short))
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

@@ -145,7 +145,8 @@ def threads_and_files() -> tuple[set[str], int]:
 @pytest.mark.parametrize("taken", [0, 1, 5])
 def test_closing_early_is_quick_and_leaves_nothing_behind(photographs: Dataset, taken: int) -> None:
     split = photographs.split("train")
-    collect(train(split, slice(0, 16), 0, 1))  # opens the shards
+    collect(train(split, slice(0, 16), 0, 3))  # opens the shards
+    gc.collect()
     _, files = threads_and_files()
     batches = train(split, slice(0, 16), 0, 100_000)
     for _ in range(taken):

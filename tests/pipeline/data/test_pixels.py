@@ -7,7 +7,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop, five_crop_starts, training_views
+from pipeline.data.augment import (
+    AugmentConfig,
+    CenterCrop,
+    TenCrop,
+    WholeImage,
+    five_crop_starts,
+    shape_blocks,
+    training_views,
+)
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.loader import LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
@@ -46,9 +54,9 @@ def check_training(split: Split, epochs: int) -> None:
                 check(batch.images[row], expected, split.describe(sample))
 
 
-def shorter_side_256(encoded: bytes) -> NDArray[np.int64]:
+def shape_at(encoded: bytes, short_side: int) -> NDArray[np.int64]:
     width, height = reference.decoded(encoded).size
-    factor = 256 / min(height, width)
+    factor = short_side / min(height, width)
     return np.array([np.floor(height * factor + 0.5), np.floor(width * factor + 0.5)], np.int64)
 
 
@@ -60,13 +68,38 @@ def check_evaluation(split: Split) -> None:
         ten = next(batches)
     for sample in range(len(split)):
         encoded = split.read(sample)
-        shape = shorter_side_256(encoded)
+        shape = shape_at(encoded, 256)
         whole = reference.resized(encoded, shape)
         starts = five_crop_starts(shape[None], 224)[0]
         crops = [np.asarray(reference.crop(whole, start, 224), np.float32) - STATISTICS.mean_image for start in starts]
         check(centre.images[sample], crops[4], f"centre crop of {split.describe(sample)}")
         for number in range(5):
             check(ten.images[sample, number], crops[number], f"crop {number} of {split.describe(sample)}")
+
+
+def check_whole_images(split: Split, short_side: int) -> None:
+    """The fully convolutional test's images: batches of one shape, every sample once, the channel mean subtracted."""
+    shapes = np.stack([split.samples["height"], split.samples["width"]], axis=1).astype(np.int64)
+    blocks = shape_blocks(shapes, [short_side], size=16)
+    seen = []
+    with evaluation_batches(split, WholeImage(short_side=short_side), STATISTICS, blocks, CPU, CONFIG) as batches:
+        for batch in batches:
+            for row, sample in enumerate(batch.ids):
+                seen.append(int(sample))
+                encoded = split.read(sample)
+                whole = np.asarray(reference.resized(encoded, shape_at(encoded, short_side)), np.float32)
+                assert min(whole.shape[:2]) == short_side
+                check(batch.images[row], whole - STATISTICS.mean_colour, f"whole {split.describe(sample)}")
+    assert sorted(seen) == list(range(len(split)))
+
+
+def test_whole_photographs(photographs: Dataset) -> None:
+    check_whole_images(photographs.split("train"), 224)
+
+
+def test_whole_real_images(real_images: Dataset) -> None:
+    for short_side in (256, 480):
+        check_whole_images(real_images.split("train"), short_side)
 
 
 def test_training_views_of_photographs(photographs: Dataset) -> None:

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.command import UserError
+from pipeline.data import staging
+from pipeline.data.augment import CenterCrop
+from pipeline.data.dataset import Dataset
+from pipeline.data.loader import LoaderConfig, evaluation_batches
+from pipeline.data.staging import staged
+from tests.pipeline.data.small_datasets import encode, photograph, statistics_of_size
+from tests.pipeline.data.staging_process import inodes, stage_and_read
+
+
+@pytest.fixture
+def dataset(make_dataset: Callable[..., Dataset]) -> Dataset:
+    return make_dataset([encode(photograph(number, 80, 100)) for number in range(20)], shard_size=6)
+
+
+def test_copies_are_read_instead_of_the_dataset(dataset: Dataset, tmp_path: Path) -> None:
+    split = dataset.split("train")
+    expected = [split.read(sample) for sample in range(20)]
+    copy = staged(split, str(tmp_path / "fast"))
+    shutil.rmtree(dataset.folder / "train")
+    assert [copy.read(sample) for sample in range(20)] == expected
+    np.testing.assert_array_equal(copy.samples, split.samples)
+    assert not list((tmp_path / "fast").rglob("*.partial"))
+
+
+def test_sound_copies_are_kept_and_damaged_ones_made_again(dataset: Dataset, tmp_path: Path) -> None:
+    split = dataset.split("train")
+    folder = staged(split, str(tmp_path)).folder
+    before = inodes(folder)
+    assert inodes(staged(split, str(tmp_path)).folder) == before
+    names = sorted(before)
+    os.truncate(folder / "train" / names[0], 1000)
+    with open(folder / "train" / names[1], "r+b") as shard:  # same size, other bytes, later time
+        shard.write(b"x")
+    (folder / "train" / names[2]).unlink()
+    (folder / "train" / f"{names[3]}.partial").write_bytes(b"left by a copy that was killed")
+    copy = staged(split, str(tmp_path))
+    after = inodes(folder)
+    assert [name for name in names if after[name] != before[name]] == names[:3]
+    assert [copy.read(sample) for sample in range(20)] == [split.read(sample) for sample in range(20)]
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_a_shard_that_is_not_the_manifests_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    split = dataset.split("train")
+    shard = dataset.folder / split.info.shards[1].file
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match=r"test-train-000001.tar has not the sha256 that the manifest states"):
+        staged(split, str(tmp_path / "fast"))
+    assert not list((tmp_path / "fast").rglob("test-train-000001.tar"))
+
+
+def test_a_disk_that_is_too_small_is_refused(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"0.0 GB free, the shards to stage need"):
+        staged(dataset.split("train"), str(tmp_path / "fast"))
+
+
+def test_the_processes_of_a_machine_share_one_copy(dataset: Dataset, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    folder = str(tmp_path / "fast")
+    processes = [context.Process(target=stage_and_read, args=(dataset.folder, folder, 19, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    assert found[0] == found[1]
+    assert found[0][1] == dataset.split("train").read(19)
+
+
+def test_the_loader_reads_staged_shards_and_closes_them(dataset: Dataset, tmp_path: Path) -> None:
+    split, cpu = dataset.split("train"), torch.device("cpu")
+    view, blocks, statistics = CenterCrop(short_side=72, crop=64), [np.arange(20)], statistics_of_size(64)
+    with evaluation_batches(split, view, statistics, blocks, cpu, LoaderConfig(threads=2)) as batches:
+        expected = next(batches).images
+    config = LoaderConfig(threads=2, stage_to=str(tmp_path / "fast"))
+    with evaluation_batches(split, view, statistics, blocks, cpu, config) as batches:
+        assert torch.equal(next(batches).images, expected)
+    files = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd.isdigit() and _exists(fd)}
+    assert not {file for file in files if file.startswith(str(tmp_path / "fast")) and file.endswith(".tar")}
+
+
+def _exists(fd: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{fd}")
