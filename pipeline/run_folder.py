@@ -6,48 +6,57 @@ metrics.jsonl, mlflow.json  (tracking)        checkpoints/  scores/  logs/
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from pipeline.command import UserError
 from pipeline.config import Config, differences, load, to_yaml, trajectory
 from pipeline.data.dataset import Dataset
+from pipeline.lease import Lease
 from pipeline.world import LAUNCHER_VARIABLE, World, on_main
 
-CONFIG, RUN, LOCK = "config.yaml", "run.json", ".lock"
+CONFIG, RUN = "config.yaml", "run.json"
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "ray", "mlflow", "submitit", "webdataset")
 
 
+@dataclass(frozen=True, kw_only=True)
+class OpenRun:
+    """A run that is being written. `facts`: what run.json holds. `check` raises FencedError where it must write no more."""
+
+    facts: dict[str, Any]
+    check: Callable[[], None]
+
+
 @contextmanager
-def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> Iterator[dict[str, Any]]:
-    """Start the run `config` names or continue it, and hold it against other writers; yields what run.json holds.
+def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> Iterator[OpenRun]:
+    """Start the run `config` names or continue it, and hold it against other writers.
 
     A collective. Raises UserError, on every rank, where the folder belongs to a run with other values or data, or
     another process is writing it.
     """
-    lock: IO[str] | None = None
+    lease: Lease | None = None
 
     def start() -> dict[str, Any]:
-        nonlocal lock
+        nonlocal lease
         folder = config.run_folder
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
         facts: dict[str, Any] = {"dataset_sha256": dataset.sha256, "attempts": []}
         if (folder / CONFIG).exists():
             _check_same(config, dataset, folder)
-            facts = _read_facts(folder) or facts
+        lease = Lease(folder)
+        facts = _read_facts(folder) or facts
         facts["attempts"].append(_attempt(world, threads))
         # run.json first: where config.yaml stands, the dataset's identity stands too.
         write_atomically(folder / RUN, json.dumps(facts, indent=1) + "\n")
@@ -55,10 +64,11 @@ def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> It
         return facts
 
     try:
-        yield on_main(world, start)
+        facts = on_main(world, start)
+        yield OpenRun(facts=facts, check=lease.check if lease else lambda: None)
     finally:
-        if lock is not None:
-            lock.close()
+        if lease is not None:
+            lease.release()
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -73,17 +83,6 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _lock(folder: Path) -> IO[str]:
-    file = open(folder / LOCK, "w")  # noqa: SIM115 - held open for the life of the run
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"another process is training in {folder}: wait for it, stop it, or choose another --name"
-        ) from None
-    return file
 
 
 def _check_same(config: Config, dataset: Dataset, folder: Path) -> None:

@@ -24,7 +24,7 @@ from pipeline.data.loader import BatchIterator, training_batches
 from pipeline.data.order import Order
 from pipeline.evaluation.protocols import evaluate_errors
 from pipeline.models.resnet import build
-from pipeline.run_folder import CONFIG, open_run
+from pipeline.run_folder import CONFIG, OpenRun, open_run
 from pipeline.tracking import Tracker, open_tracker
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.checkpoint import Checkpoints, read_verified
@@ -52,25 +52,32 @@ def main(config: Config) -> int:
         threads = set_threads(world, config.threads)
         dataset = Dataset(config.data)
         training = Training(config, dataset, world)
-        with open_run(config, dataset, world, threads) as facts:
-            checkpoints = Checkpoints(config.run_folder / "checkpoints", config.checkpoint)
+        with open_run(config, dataset, world, threads) as run_folder:
+            checkpoints = Checkpoints(config.run_folder / "checkpoints", config.checkpoint, run_folder.check)
             training.restore(checkpoints)
             if training.iteration == config.iterations:
                 return report(config, training, "was finished already")
             with (
-                tracker_of(config, facts, world) as tracker,
+                tracker_of(config, run_folder.facts, world) as tracker,
                 StopRequest(world) as stop,
             ):
-                finished = train(training, checkpoints, tracker, stop)
+                finished = train(training, checkpoints, tracker, stop, run_folder)
                 if world.is_main:
                     checkpoints.wait()
                     tracker.finish("FINISHED" if finished else "KILLED")
             return report(config, training, "finished" if finished else "stopped on request")
 
 
-def train(training: Training, checkpoints: Checkpoints, tracker: Tracker, stop: StopRequest) -> bool:
+def train(
+    training: Training, checkpoints: Checkpoints, tracker: Tracker, stop: StopRequest, run_folder: OpenRun
+) -> bool:
     """Iterate to the end; False where it was asked to stop before (everything is saved then)."""
     config, world = training.config, training.world
+
+    def log(kind: str, values: dict[str, float]) -> None:
+        run_folder.check()
+        tracker.log(kind, training.iteration, values)
+
     bar = Progress(config.iterations, config.run_name, "it", start=training.iteration, enabled=world.is_main)
     with training.batches() as batches, bar as progress:
         for batch in batches:
@@ -80,11 +87,11 @@ def train(training: Training, checkpoints: Checkpoints, tracker: Tracker, stop: 
             training.update(batch.images, batch.labels)
             done, last = training.iteration, training.iteration == config.iterations
             if done % config.tracking.log_every == 0 or last:
-                tracker.log("train", done, training.take_interval(batches.wait_seconds))
+                log("train", training.take_interval(batches.wait_seconds))
             if training.val_split and (done % config.evaluation.every == 0 or last):
-                tracker.log("val", done, training.evaluate())
+                log("val", training.evaluate())
             if last and config.recompute_bn_images:
-                tracker.log("val_recomputed_bn", done, training.recompute_statistics())
+                log("val_recomputed_bn", training.recompute_statistics())
             if done % config.checkpoint.every == 0 or last:
                 training.save(checkpoints)
             progress.advance(**training.figures)

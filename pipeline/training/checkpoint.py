@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,9 @@ class Checkpoints:
     reported and leaves the ones before intact; the next save tries again.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: CheckpointConfig, check: Callable[[], None] = lambda: None) -> None:
+        """`check` is called before anything is written or removed; what it raises comes out of `save` and `wait`."""
+        self.folder, self.config, self.check = folder, config, check
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -100,6 +101,7 @@ class Checkpoints:
     def _write(self, iteration: int, state: dict[str, Any], best_iteration: int | None) -> None:
         self._failure = None
         try:
+            self.check()
             publish(self.folder, iteration, state)
             self._prune(best_iteration)
         except OSError as error:

@@ -1,0 +1,58 @@
+"""Who may write a run folder: one process; a later attempt of the same job takes over, and the earlier one is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.command import UserError
+from pipeline.lease import FencedError, Lease
+from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
+
+FIRST = {"SLURM_JOB_ID": "17"}
+REQUEUED = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "1"}
+
+
+def test_second_job_is_refused_until_the_first_has_gone(tmp_path: Path) -> None:
+    first = Lease(tmp_path, FIRST)
+    for environment in ({}, FIRST, {"SLURM_JOB_ID": "18", "SLURM_RESTART_COUNT": "9"}):
+        with pytest.raises(UserError, match="another process is training"):
+            Lease(tmp_path, environment)
+    first.check()
+    first.release()
+    Lease(tmp_path, {}).check()
+
+
+def test_later_attempt_of_the_job_takes_over(tmp_path: Path) -> None:
+    stale = Lease(tmp_path, FIRST)
+    current = Lease(tmp_path, REQUEUED)
+    current.check()
+    with pytest.raises(FencedError, match="taken"):
+        stale.check()
+    # The stale one's checkpoints stay unwritten; the current one's are.
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig(), stale.check)
+    checkpoints.save(1, {"iteration": 1})
+    with pytest.raises(FencedError):
+        checkpoints.wait()
+    assert not (tmp_path / "checkpoints").exists()
+    # Once the stale one is gone, its lock passes on: a third job is refused.
+    stale.release()
+    current.check()
+    with pytest.raises(UserError):
+        Lease(tmp_path, {})
+
+
+def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from pipeline.lease import Lease; "
+    code += "held = Lease(Path(sys.argv[1]), {}); print(1, flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"1\n"
+        with pytest.raises(UserError):
+            Lease(tmp_path, {})
+        holder.kill()
+    Lease(tmp_path, {}).check()
