@@ -1,7 +1,9 @@
 """The protocols of section 3.4: how an image is shown to a net, and how one softmax comes of it.
 
-center    the centre crop of the resized image: the 1-crop test (CIFAR: the image itself)
-ten-crop  four corners and the centre and their flips; the average of the ten softmax scores (AlexNet's test)
+center       the centre crop of the resized image: the 1-crop test (CIFAR: the image itself)
+ten-crop     four corners and the centre and their flips; the average of the ten softmax scores (AlexNet's test)
+multi-scale  the whole image, fully convolutionally, at five sizes, and its flips; softmax per position, averaged over
+             positions, flips and sizes
 
 A protocol works on evaluation blocks: fixed lists of sample ids that never depend on the number of processes, so every
 batch is the same everywhere. The last block is short; nothing is padded, repeated or dropped.
@@ -14,31 +16,49 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.command import UserError, nearest
-from pipeline.data.augment import CenterCrop, TenCrop
+from pipeline.data.augment import CenterCrop, TenCrop, WholeImage, shape_blocks
 from pipeline.data.dataset import Split
 from pipeline.data.graphs import Normalization
 
-View = CenterCrop | TenCrop
+View = CenterCrop | TenCrop | WholeImage
 Block = NDArray[np.int64]
 Mirror = Callable[[Tensor], Tensor]  # normalized images [..., H, W, 3] -> their mirror images, normalized
+
+
+# Section 3.4: "images are resized such that the shorter side is in {224, 256, 384, 480, 640}", for a crop of 224.
+SCALES = (224, 256, 384, 480, 640)
+SCALES_CROP = 224
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """What a protocol must know beside the images of one view.
+
+    mirror: makes their mirror images. window: side of the last feature map that the net was trained with, 7 for a crop
+    of 224; what its average pooling covers.
+    """
+
+    mirror: Mirror
+    window: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """One way of testing. `views(short_side, crop)`: the sets of images wanted, whose softmax scores are averaged.
 
-    `classify(net, images, mirror)`: one view's batch, float32 [N, ..., 3] normalized -> softmax float32 [N, classes].
-    `blocks(split)`: the sample ids of each batch; every id in one block.
+    `classify(net, images, seeing)`: one view's batch, float32 [N, ..., 3] normalized -> softmax float32 [N, classes].
+    `blocks(split, views)`: the sample ids of each batch; every id in one block.
     """
 
     name: str
     views: Callable[[int, int], tuple[View, ...]]
-    classify: Callable[[nn.Module, Tensor, Mirror], Tensor]
-    blocks: Callable[[Split], list[Block]]
+    classify: Callable[[nn.Module, Tensor, Seeing], Tensor]
+    blocks: Callable[[Split, tuple[View, ...]], list[Block]]
 
 
 def channels_first(images: Tensor) -> Tensor:
@@ -52,11 +72,33 @@ def softmax(net: nn.Module, images: Tensor) -> Tensor:
     return scores.float().softmax(dim=1)
 
 
-def ten_crop_softmax(net: nn.Module, images: Tensor, mirror: Mirror) -> Tensor:
+def ten_crop_softmax(net: nn.Module, images: Tensor, seeing: Seeing) -> Tensor:
     """images float32 [N, 5, S, S, 3] -> mean of the softmax scores of the five crops and their flips, [N, classes]."""
     n, crops = images.shape[:2]
-    views = torch.cat([images, mirror(images)], dim=1)
+    views = torch.cat([images, seeing.mirror(images)], dim=1)
     return softmax(net, views.flatten(0, 1)).view(n, 2 * crops, -1).mean(dim=1)
+
+
+def fully_convolutional_softmax(net: nn.Module, images: Tensor, seeing: Seeing) -> Tensor:
+    """images float32 [N, H, W, 3] -> softmax scores [N, classes], averaged over all positions, of the image and its flip.
+
+    The net as a convolution: its average pooling, `window` wide, moves in steps of one over the last feature map, fc is a
+    1x1 convolution, and each position has its softmax. One position is what the net sees of one crop.
+    """
+    both = torch.cat([images, seeing.mirror(images)])
+    maps: Tensor = net.features(channels_first(both))  # type: ignore[operator]
+    pooled = F.avg_pool2d(maps, seeing.window, stride=1)
+    fc: nn.Linear = net.fc  # type: ignore[assignment]
+    scores = F.conv2d(pooled, fc.weight[:, :, None, None], fc.bias)
+    averages = scores.float().softmax(dim=1).mean(dim=(2, 3))
+    return averages.view(2, len(images), -1).mean(dim=0)
+
+
+@torch.inference_mode()
+def feature_side(net: nn.Module, crop: int, device: torch.device) -> int:
+    """Side of the last feature map of a `crop` square; the net in eval mode."""
+    maps: Tensor = net.features(torch.zeros(1, 3, crop, crop, device=device))  # type: ignore[operator]
+    return int(maps.shape[-1])
 
 
 def mirror_of(normalization: Normalization, device: torch.device) -> Mirror:
@@ -73,20 +115,36 @@ def mirror_of(normalization: Normalization, device: torch.device) -> Mirror:
     return lambda images: images.flip(-2) + shift.float()
 
 
-def even_blocks(size: int) -> Callable[[Split], list[Block]]:
+def even_blocks(size: int) -> Callable[[Split, tuple[View, ...]], list[Block]]:
     """Blocks of `size` consecutive samples, the last one short."""
-    return lambda split: [np.arange(start, min(start + size, len(split))) for start in range(0, len(split), size)]
+    return lambda split, _: [np.arange(start, min(start + size, len(split))) for start in range(0, len(split), size)]
+
+
+def like_shaped_blocks(size: int) -> Callable[[Split, tuple[View, ...]], list[Block]]:
+    """Blocks of up to `size` images that have one shape in every view."""
+
+    def blocks(split: Split, views: tuple[View, ...]) -> list[Block]:
+        shapes = np.stack([split.samples["height"], split.samples["width"]], axis=1).astype(np.int64)
+        return shape_blocks(shapes, [view.short_side for view in views], size)
+
+    return blocks
+
+
+def scaled_views(short_side: int, crop: int) -> tuple[View, ...]:
+    """The whole image at the paper's five sizes; for another crop than 224 (CIFAR, the demo) in proportion."""
+    return tuple(WholeImage(short_side=round(scale * crop / SCALES_CROP)) for scale in SCALES)
 
 
 # The block sizes decide the shapes that the kernels see, hence the last bits of every score: changing one changes score
-# files. 64 crops fill a GPU and keep a CPU's activations in tens of megabytes; ten crops of 16 images are 160.
+# files. 64 crops fill a GPU and keep a CPU's activations in tens of megabytes; ten crops of 16 images are 160 crops, and
+# 8 images of 640 x 853 and their flips hold the pixels of 174.
 PROTOCOLS = {
     one.name: one
     for one in (
         Protocol(
             name="center",
             views=lambda short_side, crop: (CenterCrop(short_side=short_side, crop=crop),),
-            classify=lambda net, images, mirror: softmax(net, images),
+            classify=lambda net, images, seeing: softmax(net, images),
             blocks=even_blocks(64),
         ),
         Protocol(
@@ -94,6 +152,12 @@ PROTOCOLS = {
             views=lambda short_side, crop: (TenCrop(short_side=short_side, crop=crop),),
             classify=ten_crop_softmax,
             blocks=even_blocks(16),
+        ),
+        Protocol(
+            name="multi-scale",
+            views=scaled_views,
+            classify=fully_convolutional_softmax,
+            blocks=like_shaped_blocks(8),
         ),
     )
 }

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.command import Progress, UserError
+from pipeline.data.augment import WholeImage
 from pipeline.data.dataset import UNLABELLED, Split, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches
-from pipeline.evaluation.definitions import PROTOCOLS, Block, Mirror, Protocol, View, mirror_of
+from pipeline.evaluation.definitions import PROTOCOLS, Block, Protocol, Seeing, View, feature_side, mirror_of
 from pipeline.evaluation.partial import PartialScores
 from pipeline.evaluation.scores import Provenance, Scores, check_softmax, ranks
 from pipeline.world import World
@@ -51,7 +52,7 @@ class Showing:
         """What is subtracted in one view: the per-pixel mean where its size is the view's, else its channels' mean."""
         if isinstance(self.normalization, Normalization):
             return self.normalization
-        return Normalization.of(self.normalization, view.crop)
+        return Normalization.of(self.normalization, None if isinstance(view, WholeImage) else view.crop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def score_split(
     """
     _check_not_empty(split)
     started = time.monotonic()
-    blocks = protocol.blocks(split)
+    blocks = protocol.blocks(split, protocol.views(showing.short_side, showing.crop))
     kept = PartialScores(len(split), classes, provenance.fingerprint, partial) if world.is_main else None
     todo = _agreed_todo(kept, blocks, world)
     done = len(split) - sum(len(blocks[i]) for i in todo)
@@ -136,7 +137,7 @@ def evaluate_errors(
     )
     protocol = PROTOCOLS["center"]
     wrong = torch.zeros(2, dtype=torch.int64, device=world.device)
-    mine = protocol.blocks(split)[world.rank :: world.size]
+    mine = protocol.blocks(split, protocol.views(short_side, crop))[world.rank :: world.size]
     with _softmaxes(net, split, protocol, showing, mine, world) as results:
         for scores, labels in results:
             rank = ranks(scores, labels)
@@ -176,29 +177,26 @@ def _softmaxes(
     """An iterator over (softmax float16 [N, classes], labels int64 [N]) of each block, on the device; net in eval mode."""
     was_training = net.training
     with ExitStack() as stack:
-        loaders, mirrors = [], []
+        stack.callback(net.train, was_training)
+        net.eval()
+        loaders, seeing = [], []
         for view in protocol.views(showing.short_side, showing.crop) if blocks else ():
             normalization = showing.normalization_of(view)
             batches = evaluation_batches(split, view, normalization, blocks, world.device, showing.loader)
             loaders.append(stack.enter_context(batches))
-            mirrors.append(mirror_of(normalization, world.device))
-        net.eval()
-        try:
-            yield (_classify(net, protocol, showing, batches, mirrors) for batches in zip(*loaders, strict=True))
-        finally:
-            net.train(was_training)
+            window = feature_side(net, showing.crop, world.device) if isinstance(view, WholeImage) else 0
+            seeing.append(Seeing(mirror_of(normalization, world.device), window))
+        yield (_classify(net, protocol, showing, batches, seeing) for batches in zip(*loaders, strict=True))
 
 
 @torch.inference_mode()
 def _classify(
-    net: nn.Module, protocol: Protocol, showing: Showing, batches: Sequence[Batch], mirrors: Sequence[Mirror]
+    net: nn.Module, protocol: Protocol, showing: Showing, batches: Sequence[Batch], seeing: Sequence[Seeing]
 ) -> tuple[Tensor, Tensor]:
     """One block, seen in each of the protocol's views: the mean of their softmax scores, rounded to float16; labels."""
     device = batches[0].images.device
     with torch.autocast(device.type, torch.bfloat16, enabled=showing.precision == "bf16"):
-        softmaxes = [
-            protocol.classify(net, batch.images, mirror) for batch, mirror in zip(batches, mirrors, strict=True)
-        ]
+        softmaxes = [protocol.classify(net, batch.images, one) for batch, one in zip(batches, seeing, strict=True)]
     mean = softmaxes[0] if len(softmaxes) == 1 else torch.stack(softmaxes).mean(dim=0)
     return mean.half(), batches[0].labels
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ from pipeline.config import Config, EvaluationConfig, to_yaml
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.dataset import Dataset, Statistics
 from pipeline.data.loader import LoaderConfig
-from pipeline.evaluation.definitions import PROTOCOLS
 from pipeline.evaluation.protocols import Showing
 from pipeline.evaluation.scores import Provenance
 from pipeline.models.resnet import build
@@ -31,8 +31,9 @@ LOADER = LoaderConfig(threads=1, read_threads=2)
 
 
 class SmallNet(nn.Module):
-    """A quick net with the interface of pipeline.models.resnet; the last map has one place for `stride` pixels.
+    """A quick net with the interface of pipeline.models.resnet; its last map has one place for `stride` pixels.
 
+    Without padding, a place of the map of a whole image is what a crop there would give: the sliding window can be told.
     It looks at texture, so a crop that is one pixel off changes its scores by percents, one grey level here and there
     (what two correct ways of resizing differ by) by less than a thousandth.
     """
@@ -40,11 +41,11 @@ class SmallNet(nn.Module):
     def __init__(self, classes: int, stride: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(7)
-        self.conv = nn.Conv2d(3, 24, 5, stride=stride, padding=2, bias=False)
+        self.conv = nn.Conv2d(3, 24, 5, stride=stride, bias=False)
         self.fc = nn.Linear(24, classes)
         kernels = torch.randn(self.conv.weight.shape, generator=generator)
         self.conv.weight.data = 0.02 * (kernels - kernels.mean(dim=(1, 2, 3), keepdim=True))
-        self.fc.weight.data = 0.04 * torch.randn(self.fc.weight.shape, generator=generator)
+        self.fc.weight.data = 0.025 * torch.randn(self.fc.weight.shape, generator=generator)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         return self.conv(images).relu()
@@ -109,6 +110,23 @@ def slow_softmax(
     return torch.cat([net(normalized(one, mean)).softmax(dim=1) for one in crops]).mean(dim=0).numpy()
 
 
+@torch.no_grad()
+def slow_sliding_windows(
+    net: SmallNet, image: Image.Image, crop: int, mean: NDArray[np.float32], scales: Sequence[int]
+) -> NDArray[np.float32]:
+    """The fully convolutional test for one image, told with crops: the net on every window, in steps of its stride."""
+    stride, averages = net.conv.stride[0], []
+    crop = (crop - 5) // stride * stride + 5  # the pixels of the crop that the net sees
+    for scale in scales:
+        pixels = normalized(resized(image, scale), mean)
+        for shown in (pixels, pixels.flip(3)):
+            height, width = shown.shape[2:]
+            starts = itertools.product(range(0, height - crop + 1, stride), range(0, width - crop + 1, stride))
+            windows = (shown[:, :, y : y + crop, x : x + crop] for y, x in starts)
+            averages.append(torch.cat([net(window).softmax(dim=1) for window in windows]).mean(dim=0))
+    return torch.stack(averages).mean(dim=0).numpy()
+
+
 def even_margins(image: Image.Image, crop: int) -> bool:
     return all((side - crop) % 2 == 0 for side in image.size)
 
@@ -165,7 +183,3 @@ def write_run(
 
 def _noise() -> torch.Tensor:
     return torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 60
-
-
-def all_protocols() -> Sequence[str]:
-    return tuple(PROTOCOLS)
