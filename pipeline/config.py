@@ -144,13 +144,21 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_plain(config), sort_keys=False)
 
 
+class _Parser(jsonargparse.ArgumentParser):
+    """A parser whose help opens with its sentence and example."""
+
+    def format_help(self) -> str:
+        _, rest = super().format_help().split("\noptions:\n", 1)
+        return f"{self.description}\n\noptions:\n{rest}"
+
+
 def parser(description: str, example: str) -> jsonargparse.ArgumentParser:
     """A command-line parser with `--config FILE` and every value of `Config` as an option; add the command's own to it."""
-    made = jsonargparse.ArgumentParser(
-        description=f"{description} Example: {example}",
+    made = _Parser(
+        description=f"{description}\n\nexample:\n  {example}",
         exit_on_error=False,
         allow_abbrev=False,
-        usage="%(prog)s [--config FILE] [options]",
+        print_config=None,
     )
     made.add_argument("--config", action="config", help="YAML file of the values below; later options override it")
     made.add_class_arguments(Config, None)
