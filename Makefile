@@ -33,8 +33,8 @@ demo: $(READY)
 	$(BIN)/python -m pipeline.evaluate demo/runs/resnet8-seed0 --protocol center,ten-crop
 	$(BIN)/python -m pipeline.evaluate demo/runs/resnet14-seed0 --protocol center,ten-crop
 	$(BIN)/python -m pipeline.ensemble demo/runs/resnet8-seed0 demo/runs/resnet14-seed0
-	@echo "Run folders: demo/runs/resnet8-seed0, demo/runs/resnet14-seed0. To browse the runs in MLflow (localhost:5000):"
-	@echo "  $(BIN)/mlflow server --backend-store-uri sqlite:///demo/runs/mlflow.db --workers 1"
+	@echo "Run folders: demo/runs/resnet8-seed0, demo/runs/resnet14-seed0. To browse the runs in MLflow:"
+	@echo "  $(BIN)/python -m pipeline.tracking open demo/runs"
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
