@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.plan import Settings
 from data_prep.prepare import Summary
+from data_prep.sources import Listing
 from data_prep.workers import available_cores
 from pipeline.command import print_json, print_table
+from pipeline.data.dataset import MANIFEST
 
 
 def command_parser(sentence: str, example: str) -> argparse.ArgumentParser:
@@ -31,12 +34,20 @@ def add_preparing_options(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--workers", type=int, default=available_cores(), metavar="N", help="default: the cores at hand"
     )
+    parser.add_argument(
+        "--skip-corrupt", action="store_true", help="leave images out that do not decode; the manifest lists them"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
 
 
 def count_or_all(text: str) -> int | None:
     """A number of images; None for 'all'."""
-    return None if text == "all" else int(text)
+    if text == "all":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a number of images nor 'all'") from None
 
 
 def add_statistics_options(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +71,13 @@ def add_statistics_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def print_recognised(listings: dict[str, Listing]) -> None:
+    """Say what was recognised, one line for each split."""
+    for split, listing in listings.items():
+        passed_over = f"; {listing.ignored:,} other files passed over" if listing.ignored else ""
+        print(f"{split}: {len(listing):,} images, {listing.kind}{passed_over}", file=sys.stderr)
+
+
 def report(summary: Summary, destination: Path, as_json: bool) -> None:
     """Print what was made: a table, and with `as_json` the same figures."""
     manifest = summary.dataset.manifest
@@ -69,13 +87,16 @@ def report(summary: Summary, destination: Path, as_json: bool) -> None:
         rows.append((name, f"{split.samples:,}", f"{len(split.shards):,}", f"{size / 1e6:,.1f}"))
         splits[name] = {"samples": split.samples, "shards": len(split.shards), "bytes": size}
     samples = sum(split.samples for split in manifest.splits.values())
-    changed = sum(len(entries) for entries in manifest.notes.get("changed", {}).values())
+    notes = {kind: manifest.notes.get(kind, {}) for kind in ("changed", "left_out", "shrunk")}
+    changed, left_out = (sum(len(entries) for entries in notes[kind].values()) for kind in ("changed", "left_out"))
     figures = {
         "dataset": str(destination),
         "already": summary.already,
         "classes": len(manifest.classes),
         "splits": splits,
         "changed": changed,
+        "left_out": left_out,
+        "shrunk": sum(notes["shrunk"].values()),
         "seconds": round(summary.seconds, 3),
         "images_per_second": round(samples / summary.seconds, 1),
         "megabytes_per_second": round(summary.source_bytes / 1e6 / summary.seconds, 2),
@@ -87,5 +108,8 @@ def report(summary: Summary, destination: Path, as_json: bool) -> None:
     else:
         rates = f"{figures['images_per_second']:,} images/s, {figures['megabytes_per_second']:,} MB/s"
         print(f"made {destination} ({len(manifest.classes):,} classes) in {summary.seconds:,.1f} s: {rates}")
+    for count, what in ((changed, "re-encoded"), (left_out, "left out")):
+        if count:
+            print(f"{count:,} images were {what}: {MANIFEST} lists them under notes")
     if as_json:
         print_json(figures)

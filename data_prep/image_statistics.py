@@ -30,22 +30,22 @@ class StatisticsPlan:
 def centre_crop(image: Image.Image, size: int, short_side: int | None) -> NDArray[np.uint8]:
     """uint8 [size, size, 3], 0..255, RGB: the centre crop of the resized image (bilinear, antialiased).
 
-    Only the crop is resampled: its window is mapped back to source pixels, centred as the resize of the whole is.
+    Only the crop is resampled: its window is mapped back to source pixels.
     """
-    image = image.convert("RGB")
+    if image.mode != "RGB":  # converting RGB would copy it
+        image = image.convert("RGB")
     if short_side is None:
         return np.asarray(image)
-    scale = min(image.size) / short_side  # source pixels per pixel of the resized image
+    shortest = min(image.size)
 
     def window(source: int) -> tuple[float, float]:
-        resized = round(source / scale)
-        start = source / 2 + (round((resized - size) / 2) - resized / 2) * scale
-        start = min(max(start, 0.0), source - size * scale)  # rounding `resized` may put it outside by half a pixel
-        return start, start + size * scale
+        resized = round(source * short_side / shortest)
+        scale = source / resized  # source pixels per pixel of the resized image
+        start = round((resized - size) / 2) * scale
+        return start, min(start + size * scale, source)
 
     (left, right), (top, bottom) = window(image.width), window(image.height)
-    box = (left, top, min(right, image.width), min(bottom, image.height))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom)))
 
 
 @dataclass
@@ -64,9 +64,15 @@ class PixelSums:
     def add(self, crop: NDArray[np.uint8]) -> None:
         """Count one crop: uint8 [S, S, 3]."""
         self.pixels += crop
-        # Integers in float64 stay exact up to 2**53 (here at most 255**2 * S**2), and BLAS multiplies only floats.
-        colours = crop.reshape(-1, 3).astype(np.float64)
-        self.products += (colours.T @ colours).astype(np.uint64)
+        # Integers in float64 stay exact up to 2**53 (here at most 255**2 * S**2). einsum, as BLAS would start threads of
+        # its own in every worker; dot products of contiguous colours, as the skinny matrix product takes thrice as long.
+        colours = crop.reshape(-1, 3).T.astype(np.float64, order="C")
+        for row in range(3):
+            for column in range(row, 3):
+                product = np.uint64(np.einsum("n,n->", colours[row], colours[column]))
+                self.products[row, column] += product
+                if row != column:
+                    self.products[column, row] += product
         self.images += 1
 
     def merge(self, images: int, pixels: NDArray[np.uint64], products: NDArray[np.uint64]) -> None:

@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
+import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data_prep.files import replacing
-from data_prep.image_statistics import PixelSums
-from data_prep.plan import Settings, SplitPlan, plan_split, preparation, shard_count, shard_file, shard_tasks
+from data_prep.assemble import MANIFEST_CHECKSUM, table_name, write_dataset
+from data_prep.plan import (
+    Settings,
+    SplitPlan,
+    bytes_needed,
+    plan_split,
+    preparation,
+    shard_count,
+    shard_file,
+    shard_tasks,
+)
+from data_prep.record import RECORDS
 from data_prep.shard import (
-    RECORDS,
     WORKER_MODULES,
+    Advance,
     ShardTask,
     Unreadable,
     UnreadableImagesError,
     is_finished,
     make_shard,
-    read_record,
-    record_path,
 )
 from data_prep.sources import Listing
 from data_prep.workers import run_tasks
 from data_prep.workspace import PARTIAL, check_destination, discard, locked_workspace, publish, recover
 from pipeline.command import UserError
-from pipeline.data.dataset import (
-    MANIFEST,
-    STATISTICS,
-    ClassInfo,
-    Dataset,
-    Manifest,
-    ShardInfo,
-    SplitInfo,
-    sample_dtype,
-)
+from pipeline.data.dataset import MANIFEST, STATISTICS, ClassInfo, Dataset
 
-MANIFEST_CHECKSUM = f"{MANIFEST}.sha256"
 SHOWN = 20  # of a long list of images, these many are printed
 
 
@@ -77,6 +70,7 @@ def prepare(
             if not already:
                 published = published_names(plans)
                 recover(destination, workspace, published, shard_files(plans, settings))
+                check_free_disk(workspace, plans, settings)
                 make_shards(plans, workspace, settings)
                 write_dataset(plans, classes, workspace, settings, prepared)
                 publish(destination, workspace, published)
@@ -99,6 +93,19 @@ def already_prepared(destination: Path, prepared: dict[str, Any]) -> bool:
     return True
 
 
+def check_free_disk(workspace: Path, plans: list[SplitPlan], settings: Settings) -> None:
+    """Raise UserError where the dataset will not fit. Shrinking makes it smaller by what is not known before."""
+    if settings.rules.max_short_side is not None:
+        return
+    have = sum(path.stat().st_size for path in workspace.rglob("*") if path.is_file())
+    needed, free = bytes_needed(plans, settings) - have, shutil.disk_usage(workspace).free
+    if needed > free:
+        raise UserError(
+            f"the dataset needs {needed / 1e9:,.2f} GB and the disk of {workspace.parent} has {free / 1e9:,.2f} GB "
+            "free: free some space or name a folder on another disk"
+        )
+
+
 def published_names(plans: list[SplitPlan]) -> list[str]:
     """Everything in a dataset folder, in the order in which it is moved there: the manifest last."""
     splits = [name for plan in plans for name in (plan.name, table_name(plan.name))]
@@ -109,10 +116,6 @@ def shard_files(plans: list[SplitPlan], settings: Settings) -> set[str]:
     """The tars and indices of every split, relative to the dataset folder."""
     tars = [shard_file(settings, plan.name, index) for plan in plans for index in range(shard_count(plan, settings))]
     return {*tars, *(tar.removesuffix(".tar") + ".idx" for tar in tars)}
-
-
-def table_name(split: str) -> str:
-    return f"{split}.samples.npy"
 
 
 def make_shards(plans: list[SplitPlan], workspace: Path, settings: Settings) -> None:
@@ -133,9 +136,7 @@ def make_shards(plans: list[SplitPlan], workspace: Path, settings: Settings) -> 
         raise UserError(unreadable_message(unreadable))
 
 
-def shard_or_unreadable(
-    workspace: Path, task: ShardTask, advance: Callable[[int, int], None]
-) -> tuple[Unreadable, ...]:
+def shard_or_unreadable(workspace: Path, task: ShardTask, advance: Advance) -> tuple[Unreadable, ...]:
     """What a worker does with a task: the images that kept the shard from being made."""
     try:
         if is_finished(task, workspace):
@@ -152,77 +153,5 @@ def unreadable_message(images: list[Unreadable]) -> str:
     if len(images) > SHOWN:
         lines.append(f"  and {len(images) - SHOWN:,} more")
     noun = "image does" if len(images) == 1 else "images do"
-    return "\n".join([f"{len(images):,} {noun} not decode: replace or remove them and start again", *lines])
-
-
-def write_dataset(
-    plans: list[SplitPlan],
-    classes: tuple[ClassInfo, ...],
-    workspace: Path,
-    settings: Settings,
-    prepared: dict[str, Any],
-) -> None:
-    """Write the sample tables, the statistics and the manifest from the shards' records."""
-    splits: dict[str, SplitInfo] = {}
-    sums = PixelSums(settings.statistics.size)
-    notes: dict[str, Any] = {"preparation": prepared}
-    for plan in plans:
-        splits[plan.name], changed = assemble_split(plan, workspace, settings, sums)
-        if changed:
-            notes.setdefault("changed", {})[plan.name] = changed
-    statistics = sums.statistics()
-    arrays: dict[str, Any] = {
-        "mean_image": statistics.mean_image,
-        "eigenvalues": statistics.eigenvalues,
-        "eigenvectors": statistics.eigenvectors,
-    }
-    plan_of = settings.statistics
-    described = {
-        "size": plan_of.size,
-        "short_side": plan_of.short_side,
-        "images": sums.images,
-        "of": "all training images" if plan_of.images is None else "the first of the shuffled training split",
-        "sha256": write_hashed(workspace / STATISTICS, lambda file: np.savez(file, **arrays)),
-    }
-    manifest = Manifest(seed=settings.seed, classes=classes, splits=splits, statistics=described, notes=notes)
-    text = manifest.to_json().encode()
-    digest = write_hashed(workspace / MANIFEST, lambda file: file.write(text))
-    checksum = f"{digest}  {MANIFEST}\n".encode()
-    write_hashed(workspace / MANIFEST_CHECKSUM, lambda file: file.write(checksum))
-
-
-def assemble_split(
-    plan: SplitPlan, workspace: Path, settings: Settings, sums: PixelSums
-) -> tuple[SplitInfo, list[dict[str, str]]]:
-    """The split's table and shards from the records, its changed images; its pixel sums are added to `sums`."""
-    shards, tables, changed = [], [], []
-    for index in range(shard_count(plan, settings)):
-        file = shard_file(settings, plan.name, index)
-        record = read_record(record_path(workspace, file))
-        shards.append(
-            ShardInfo(
-                file=file,
-                samples=len(record.rows),
-                bytes=record.bytes,
-                sha256=record.sha256,
-                index_sha256=record.index_sha256,
-            )
-        )
-        tables.append(record.rows)
-        changed += [{"key": key, "change": change} for key, change in record.notes]
-        if record.sums:
-            sums.merge(record.sums.images, record.sums.pixels, record.sums.products)
-    width = max(table.dtype["key"].itemsize for table in tables)
-    table = np.concatenate([rows.astype(sample_dtype(width)) for rows in tables])
-    digest = write_hashed(workspace / table_name(plan.name), lambda file: np.save(file, table))
-    info = SplitInfo(samples=len(table), table=table_name(plan.name), table_sha256=digest, shards=tuple(shards))
-    return info, changed
-
-
-def write_hashed(path: Path, write: Callable[[io.BytesIO], Any]) -> str:
-    """Write a file at once or not at all; its SHA-256."""
-    buffer = io.BytesIO()
-    write(buffer)
-    with replacing(path) as file:
-        file.write(buffer.getvalue())
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
+    remedy = "replace or remove them and start again, or leave them out with --skip-corrupt"
+    return "\n".join([f"{len(images):,} {noun} not decode: {remedy}", *lines])

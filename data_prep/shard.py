@@ -6,11 +6,9 @@ The record is written last: a shard without one is unfinished, and one whose rec
 from __future__ import annotations
 
 import hashlib
-import json
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -19,23 +17,23 @@ from numpy.typing import NDArray
 
 from data_prep.files import file_sha256, replacing
 from data_prep.image_statistics import PixelSums, StatisticsPlan, centre_crop
-from data_prep.images import PreparedImage, UnreadableImageError, prepare_image
+from data_prep.images import ImageRules, PreparedImage, UnreadableImageError, prepare_image
 from data_prep.reading import ImageReader, SourceImage
+from data_prep.record import NoRecordError, ShardFacts, ShardRecord, read_record, record_path, write_record
 from pipeline.data.dataset import sample_dtype
 
 TAR_BLOCK = 512
-WORKER_MODULES = [
-    "data_prep.tar_writer",
-    "data_prep.shard",
-]  # what makes shards; imported once, before the workers part
-RECORDS = "records"  # the working folder's part that is not published
+WORKER_MODULES = ["data_prep.tar_writer", "data_prep.shard"]  # what makes shards; imported once, before workers part
+
+Advance = Callable[[int, int], None]  # counts (images, bytes of the source)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
     """One shard to make: `file` (relative to the working folder), number `index` in its split.
 
-    statistics: None where the split is not averaged; else the plan, by which the first `averaged` images are.
+    statistics: None where no image is averaged; else the plan, by which the first `averaged` images are.
+    skip_corrupt: leave images out that do not decode, where they would stop the run.
     """
 
     split: str
@@ -44,26 +42,15 @@ class ShardTask:
     images: tuple[SourceImage, ...]
     statistics: StatisticsPlan | None
     averaged: int
+    rules: ImageRules
+    skip_corrupt: bool
 
     @property
     def fingerprint(self) -> str:
         """What the shard is made from: a finished shard of the same fingerprint need not be made again."""
         content = [(one.key, one.label, one.size, one.stamp) for one in self.images]
-        settings = (self.split, self.index, self.file, repr(self.statistics), self.averaged)
+        settings = (self.split, self.index, self.file, repr(self.statistics), self.averaged, repr(self.rules))
         return hashlib.sha256(repr((settings, content)).encode()).hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardRecord:
-    """A finished shard. rows: its rows of the sample table; notes: (key, change); sums: None where not averaged."""
-
-    fingerprint: str
-    bytes: int
-    sha256: str
-    index_sha256: str
-    rows: NDArray[Any]
-    notes: tuple[tuple[str, str], ...]
-    sums: PixelSums | None
 
 
 class Unreadable(NamedTuple):
@@ -136,36 +123,42 @@ class ShardWriter:
         return np.array(self.rows, dtype=sample_dtype(width))
 
 
-def record_path(folder: Path, file: str) -> Path:
-    return (folder / RECORDS / file).with_suffix(".npz")
-
-
 def is_finished(task: ShardTask, folder: Path) -> bool:
     """Whether an earlier run made this very shard, and its files still hold what it wrote."""
     try:
-        record = read_record(record_path(folder, task.file))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        facts = read_record(record_path(folder, task.file)).facts
+    except NoRecordError:
+        return False
+    if facts.fingerprint != task.fingerprint or (facts.left_out and not task.skip_corrupt):
         return False
     path = folder / task.file
-    files = {path: record.sha256, path.with_suffix(".idx"): record.index_sha256}
-    return record.fingerprint == task.fingerprint and all(
-        file.is_file() and file_sha256(file) == digest for file, digest in files.items()
-    )
+    files = {path: facts.sha256, path.with_suffix(".idx"): facts.index_sha256}
+    return all(file.is_file() and file_sha256(file) == digest for file, digest in files.items())
 
 
-def make_shard(task: ShardTask, folder: Path, advance: Callable[[int, int], None]) -> ShardRecord:
-    """Make one shard in the working folder. `advance(images, bytes)` is called after each image.
+@dataclass
+class _Filling:
+    """What has come of a shard's images so far."""
 
-    Raises UnreadableImagesError, after all images were examined, where some do not decode; OSError where the shard
-    cannot be written. Either leaves no file of the shard.
+    sums: PixelSums | None
+    unreadable: list[Unreadable] = field(default_factory=list)
+    changed: list[tuple[str, str]] = field(default_factory=list)
+    shrunk: int = 0
+
+
+def make_shard(task: ShardTask, folder: Path, advance: Advance) -> None:
+    """Make one shard in the working folder, its record last. `advance` is called after each image.
+
+    Raises UnreadableImagesError, after all images were examined, where some do not decode and may not be left out;
+    OSError where the shard cannot be written. Either leaves no file of the shard.
     """
     path, record_file = folder / task.file, record_path(folder, task.file)
     record_file.unlink(missing_ok=True)
-    sums = PixelSums(task.statistics.size) if task.statistics else None
+    filling = _Filling(sums=PixelSums(task.statistics.size) if task.statistics else None)
     with replacing(path) as file:
         writer = ShardWriter(file, task.index)
         try:
-            notes = _fill(writer, task, sums, advance)
+            _fill(writer, task, filling, advance)
         except BaseException:
             with suppress(OSError):  # the tar is thrown away; unclosed, it would complain when collected
                 writer.tar.close()
@@ -173,69 +166,36 @@ def make_shard(task: ShardTask, folder: Path, advance: Callable[[int, int], None
         writer.tar.close()
     with replacing(path.with_suffix(".idx")) as file:
         file.write(writer.index_text)
-    record = ShardRecord(
+    facts = ShardFacts(
         fingerprint=task.fingerprint,
         bytes=writer.file.size,
         sha256=writer.file.hash.hexdigest(),
         index_sha256=hashlib.sha256(writer.index_text).hexdigest(),
-        rows=writer.table,
-        notes=tuple(notes),
-        sums=sums,
+        changed=tuple(filling.changed),
+        left_out=tuple((image.key, image.reason) for image in filling.unreadable),
+        shrunk=filling.shrunk,
     )
-    write_record(record_file, record)
-    return record
+    write_record(record_file, ShardRecord(facts=facts, rows=writer.table, sums=filling.sums))
 
 
-def _fill(
-    writer: ShardWriter, task: ShardTask, sums: PixelSums | None, advance: Callable[[int, int], None]
-) -> list[tuple[str, str]]:
-    unreadable: list[Unreadable] = []
-    notes: list[tuple[str, str]] = []
+def _fill(writer: ShardWriter, task: ShardTask, filling: _Filling, advance: Advance) -> None:
     with ImageReader() as reader:
         for number, (image, data) in enumerate(reader.read_all(task.images)):
             try:
                 if isinstance(data, OSError):
                     raise UnreadableImageError(data.strerror or str(data))
-                prepared = prepare_image(data)
+                prepared = prepare_image(data, image.name, task.rules)
             except UnreadableImageError as error:
-                unreadable.append(Unreadable(image.key, image.name, str(error)))
+                filling.unreadable.append(Unreadable(image.key, image.name, str(error)))
             else:
-                if not unreadable:
+                if task.skip_corrupt or not filling.unreadable:
                     writer.add(image, prepared)
-                if prepared.note:
-                    notes.append((image.key, prepared.note))
-                if sums and task.statistics and number < task.averaged:
-                    sums.add(centre_crop(prepared.pixels, task.statistics.size, task.statistics.short_side))
+                if prepared.change:
+                    filling.changed.append((image.key, prepared.change))
+                filling.shrunk += prepared.shrunk
+                if filling.sums and task.statistics and number < task.averaged:
+                    plan = task.statistics
+                    filling.sums.add(centre_crop(prepared.pixels, plan.size, plan.short_side))
             advance(1, image.size)
-    if unreadable:
-        raise UnreadableImagesError(tuple(unreadable))
-    return notes
-
-
-def write_record(path: Path, record: ShardRecord) -> None:
-    facts = {
-        "fingerprint": record.fingerprint,
-        "bytes": record.bytes,
-        "sha256": record.sha256,
-        "index_sha256": record.index_sha256,
-        "notes": record.notes,
-        "averaged": record.sums.images if record.sums else None,
-    }
-    arrays: dict[str, Any] = {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8), "rows": record.rows}
-    if record.sums:
-        arrays |= {"pixels": record.sums.pixels, "products": record.sums.products}
-    with replacing(path) as file:
-        np.savez(file, **arrays)
-
-
-def read_record(path: Path) -> ShardRecord:
-    """The record of a finished shard. Raises OSError, ValueError or KeyError where there is none that can be read."""
-    with np.load(path, allow_pickle=False) as arrays:
-        facts = json.loads(arrays["facts"].tobytes())
-        averaged = facts.pop("averaged")
-        sums = None
-        if averaged is not None:
-            sums = PixelSums(arrays["pixels"].shape[0])
-            sums.merge(averaged, arrays["pixels"], arrays["products"])
-        notes = tuple((key, text) for key, text in facts.pop("notes"))
-        return ShardRecord(rows=arrays["rows"], sums=sums, notes=notes, **facts)
+    if filling.unreadable and not task.skip_corrupt:
+        raise UnreadableImagesError(tuple(filling.unreadable))

@@ -71,9 +71,10 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def list_folder(folder: Path, container: int, label: int) -> tuple[list[ImageRow], int]:
+def list_folder(folder: Path, container: int, label: int) -> tuple[NDArray[Any], int]:
     """The images directly in `folder`, and how many other files were passed over (hidden ones are not counted)."""
-    rows, ignored = [], 0
+    rows: list[ImageRow] = []
+    ignored = 0
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -87,7 +88,7 @@ def list_folder(folder: Path, container: int, label: int) -> tuple[list[ImageRow
             except OSError:  # a dangling link: listed, so that it is reported as the unreadable image it is
                 size, stamp = 0, 0
             rows.append(ImageRow(container, WHOLE_FILE, size, stamp, label, os.fsencode(entry.name)))
-    return rows, ignored
+    return pack_rows(rows), ignored
 
 
 def class_folders(folder: Path) -> Listing:
@@ -101,7 +102,7 @@ def class_folders(folder: Path) -> Listing:
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
         found = list(pool.map(list_folder, paths, range(len(names)), range(len(names))))
     for path, (rows, _) in zip(paths, found, strict=True):
-        if not rows:
+        if not len(rows):
             raise UserError(
                 f"the class folder {path} has no images ({', '.join(IMAGE_SUFFIXES)}) directly in it: "
                 "put the class's images there or remove the folder"
@@ -110,22 +111,9 @@ def class_folders(folder: Path) -> Listing:
         kind=f"class folders {folder}",
         classes=tuple(names),
         containers=tuple(str(path) for path in paths),
-        rows=pack_rows([row for rows, _ in found for row in rows]),
+        rows=np.concatenate([rows for rows, _ in found]),
         ignored=sum(ignored for _, ignored in found),
     )
-
-
-def recognise(source: Path) -> dict[str, Listing]:
-    """The splits found in `source`, by name. Raises UserError where it is missing, empty or of no known layout."""
-    if not source.exists():
-        raise UserError(f"the source {source} does not exist: name the folder that holds the images")
-    if not source.is_dir():
-        raise UserError(f"the source {source} is a file: name the folder that holds it")
-    if not any(source.iterdir()):
-        raise UserError(f"the source {source} is empty: name the folder that holds the images")
-    if not (source / "train").is_dir():
-        raise UserError(f"the source {source} has no training images: class folders are looked for in {source}/train")
-    return {split: class_folders(source / split) for split in ("train", "val") if (source / split).is_dir()}
 
 
 def labels_among(listing: Listing, classes: tuple[str, ...], split: str) -> NDArray[np.int16]:

@@ -26,12 +26,12 @@ def test_crop_equals_torchvisions_resize_and_centre_crop(pictures):
         expected = np.asarray(F.center_crop(resized, [224, 224])).astype(int)
         difference = np.abs(centre_crop(picture, 224, 256).astype(int) - expected)
         # Resampling the crop alone rounds filter weights at other places: one grey level, where content is smooth.
-        assert difference.max() <= 2
-        assert difference.mean() < 0.3
+        assert difference.max() <= 1
+        assert difference.mean() < 0.1
 
 
 def test_a_crop_as_large_as_the_resized_image():
-    # Rounding of the longer side puts the window half a pixel outside: it must be moved back, not refused.
+    # Rounding must not put the window outside of the image, which Pillow refuses.
     for height in range(100, 130):
         image = Image.new("RGB", (100, height), (10, 20, 30))
         assert (centre_crop(image, 224, 224) == (10, 20, 30)).all()

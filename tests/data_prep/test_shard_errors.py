@@ -64,7 +64,10 @@ def test_class_folder_without_images(command, source, tmp_path):
 def test_split_without_class_folders(command, source, tmp_path):
     shutil.rmtree(source / "val")
     (source / "val").mkdir()
-    refused(command(SCRIPT, source, tmp_path / "dataset"), source / "val", "no class folders")
+    refused(command(SCRIPT, source, tmp_path / "dataset"), source / "val", "has no images")
+    shutil.rmtree(source / "train")
+    (source / "train").mkdir()
+    refused(command(SCRIPT, source, tmp_path / "dataset"), source / "train", "no class folders")
 
 
 def test_val_class_that_train_lacks(command, source, tmp_path):
@@ -128,11 +131,18 @@ def test_destination_that_is_a_file(command, source, tmp_path):
         ("--name", "my dataset", "--name 'my dataset'"),
         ("--statistics-size", 300, "--statistics-short-side 256"),
         ("--statistics-images", 0, "--statistics-images"),
+        ("--max-short-side", 0, "--max-short-side"),
     ],
 )
 def test_options_out_of_range(command, source, tmp_path, option, value, part):
     refused(command(SCRIPT, source, tmp_path / "dataset", option, value), part)
     assert not (tmp_path / "dataset").exists()
+
+
+def test_option_that_is_no_number(command, source, tmp_path):
+    done = command(SCRIPT, source, tmp_path / "dataset", "--statistics-images", "most")
+    assert done.returncode == 2
+    assert "'most' is neither a number of images nor 'all'" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.fixture
@@ -157,10 +167,13 @@ def test_full_disk(command, small_disk, tmp_path, hashes):
         Image.fromarray(noise).save(folder / f"{number}.png")
     assert sum(path.stat().st_size for path in folder.iterdir()) > 1.2e6
     destination = small_disk / "dataset"
-    refused(command(SCRIPT, folder.parents[1], destination, *OPTIONS), "the disk is full", destination)
+    refused(command(SCRIPT, folder.parents[1], destination, *OPTIONS), "the disk of", destination, "0.00 GB free")
+    # With this option the size is not known beforehand.
+    options = (*OPTIONS, "--max-short-side", 1000)
+    refused(command(SCRIPT, folder.parents[1], destination, *options), "the disk is full", destination)
     assert published(destination) == []
     # With the disk enlarged, the same command goes on and ends as if nothing had happened.
     subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
-    assert command(SCRIPT, folder.parents[1], destination, *OPTIONS).returncode == 0
-    assert command(SCRIPT, folder.parents[1], tmp_path / "roomy", *OPTIONS).returncode == 0
+    assert command(SCRIPT, folder.parents[1], destination, *options).returncode == 0
+    assert command(SCRIPT, folder.parents[1], tmp_path / "roomy", *options).returncode == 0
     assert hashes(destination) == hashes(tmp_path / "roomy")

@@ -1,0 +1,191 @@
+"""ILSVRC 2012 as it is handed out: tars and the development kit, or the layout of Kaggle's archive."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.sources import LISTING_THREADS, ImageRow, Listing, is_image_name, list_folder, pack_rows
+from data_prep.tars import Member, members, open_for_ranges
+from pipeline.command import Progress, UserError
+from pipeline.data.dataset import UNLABELLED, ClassInfo
+
+TRAIN_TAR = "ILSVRC2012_img_train.tar"
+VAL_TAR = "ILSVRC2012_img_val.tar"
+TEST_TARS = "ILSVRC2012_img_test*.tar"
+DEVKIT = "ILSVRC2012_devkit_t12"
+META = "data/meta.mat"
+GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+KAGGLE_IMAGES = Path("ILSVRC/Data/CLS-LOC")
+KAGGLE_VAL = "LOC_val_solution.csv"
+KAGGLE_NAMES = "LOC_synset_mapping.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Devkit:
+    """The development kit: its classes by ILSVRC2012_ID, their training image counts, and the ids of the val images."""
+
+    place: Path
+    classes: dict[int, ClassInfo]
+    train_images: dict[str, int]
+    val_ids: tuple[int, ...]
+
+
+def read_devkit(source: Path) -> Devkit | None:
+    """The development kit in `source`, unpacked or as it is handed out (.tar.gz); None where there is none."""
+    folder, archive = source / DEVKIT, source / f"{DEVKIT}.tar.gz"
+    try:
+        if folder.is_dir():
+            return _parse_devkit(folder, (folder / META).read_bytes(), (folder / GROUND_TRUTH).read_bytes())
+        if archive.is_file():
+            with tarfile.open(archive, "r:gz") as tar:
+                files = [tar.extractfile(f"{DEVKIT}/{name}") for name in (META, GROUND_TRUTH)]
+                meta, truth = (file.read() if file else b"" for file in files)
+            return _parse_devkit(archive, meta, truth)
+    except (OSError, EOFError, tarfile.TarError, KeyError, ValueError, TypeError, IndexError) as error:
+        raise UserError(
+            f"the development kit in {source} cannot be read ({error}): get {DEVKIT}.tar.gz again"
+        ) from None
+    return None
+
+
+def _parse_devkit(place: Path, meta: bytes, truth: bytes) -> Devkit:
+    import scipy.io  # type: ignore[import-untyped] # half a second: only where there is a development kit
+
+    synsets = np.atleast_1d(scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
+    # The file holds the inner nodes of the hierarchy too, numbered after the classes: they have children.
+    leaves = [synset for synset in synsets if int(synset["num_children"]) == 0]
+    classes = {
+        int(one["ILSVRC2012_ID"]): ClassInfo(
+            wnid=str(one["WNID"]), name=str(one["words"]), ilsvrc2012_id=int(one["ILSVRC2012_ID"])
+        )
+        for one in leaves
+    }
+    val_ids = tuple(int(line) for line in truth.split())
+    if unknown := sorted(set(val_ids) - classes.keys()):
+        raise ValueError(f"its ground truth names the id {unknown[0]}, which meta.mat has no class for")
+    counts = {str(one["WNID"]): int(one["num_train_images"]) for one in leaves}
+    return Devkit(place=place, classes=classes, train_images=counts, val_ids=val_ids)
+
+
+def train_tar(path: Path) -> Listing:
+    """The training tar: a tar of one tar per class, named CLASS.tar. Raises UserError where it is damaged."""
+    stamp = path.stat().st_mtime_ns
+    with open_for_ranges(path) as (descriptor, size):
+        inner = sorted(members(descriptor, 0, size, str(path), marked=True))
+        if not inner or any(not one.name.endswith(".tar") for one in inner):
+            raise UserError(f"{path} is not the training tar (a tar of one tar per class): get it again")
+
+        def index(tar: Member) -> list[Member]:
+            return members(descriptor, tar.offset, tar.size, f"{path}: {tar.name}", marked=False)
+
+        rows = []
+        with (
+            Progress(len(inner), f"indexing {path.name}", "classes") as progress,
+            ThreadPoolExecutor(LISTING_THREADS) as pool,
+        ):
+            for label, (tar, images) in enumerate(zip(inner, pool.map(index, inner), strict=True)):
+                if not images:
+                    raise UserError(f"{path}: {tar.name} has no images: get it again")
+                rows.append(_tar_rows(images, stamp, label))
+                progress.advance()
+    classes = tuple(tar.name.removesuffix(".tar") for tar in inner)
+    kind = f"tar of class tars {path}"
+    return Listing(kind=kind, classes=classes, containers=(str(path),), rows=np.concatenate(rows))
+
+
+def _tar_rows(images: list[Member], stamp: int, label: int) -> NDArray[Any]:
+    return pack_rows([ImageRow(0, one.offset, one.size, stamp, label, os.fsencode(one.name)) for one in images])
+
+
+def flat_tar(path: Path) -> Listing:
+    """A tar of images without classes (val and test, whose labels lie elsewhere or nowhere)."""
+    with open_for_ranges(path) as (descriptor, size):
+        found = [one for one in members(descriptor, 0, size, str(path), marked=True) if is_image_name(one.name)]
+    if not found:
+        raise UserError(f"{path} has no images: get it again")
+    rows = _tar_rows(found, path.stat().st_mtime_ns, UNLABELLED)
+    return Listing(kind=f"tar {path}", classes=(), containers=(str(path),), rows=rows)
+
+
+def flat_folder(folder: Path) -> Listing:
+    """A folder of images without classes."""
+    rows, ignored = list_folder(folder, 0, UNLABELLED)
+    if not len(rows):
+        raise UserError(f"{folder} has no images: put them there or remove the folder")
+    kind = f"images without classes {folder}"
+    return Listing(kind=kind, classes=(), containers=(str(folder),), rows=rows, ignored=ignored)
+
+
+def labelled(listing: Listing, wnids: dict[str, str], truth: str) -> Listing:
+    """`listing` with the class of every file from `wnids` (file stem -> class). `truth` is where those come from."""
+    names = [os.fsdecode(name) for name in listing.rows["name"].tolist()]
+    stems = [name.rpartition(".")[0] for name in names]
+    if missing := wnids.keys() - set(stems):
+        raise UserError(
+            f"{listing.kind} lacks {len(missing):,} of the {len(wnids):,} images that {truth} names "
+            f"({min(missing)} is one): get it again"
+        )
+    if unknown := [name for name, stem in zip(names, stems, strict=True) if stem not in wnids]:
+        raise UserError(f"{listing.kind} has images that {truth} does not name ({min(unknown)} is one): remove them")
+    classes = tuple(sorted(set(wnids.values())))
+    rank = {wnid: label for label, wnid in enumerate(classes)}
+    rows = listing.rows.copy()
+    rows["label"] = [rank[wnids[stem]] for stem in stems]
+    return Listing(
+        kind=f"{listing.kind}, labels {truth}",
+        classes=classes,
+        containers=listing.containers,
+        rows=rows,
+        ignored=listing.ignored,
+    )
+
+
+def devkit_labels(devkit: Devkit) -> dict[str, str]:
+    """Classes of the val images by file stem: line n of the ground truth is image n's ILSVRC2012_ID."""
+    return {
+        f"ILSVRC2012_val_{number:08d}": devkit.classes[class_id].wnid
+        for number, class_id in enumerate(devkit.val_ids, start=1)
+    }
+
+
+def kaggle_labels(path: Path) -> dict[str, str]:
+    """Classes of the val images by file stem, from LOC_val_solution.csv: `ImageId,CLASS x y x y CLASS ...`."""
+    try:
+        with open(path, newline="") as file:
+            return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+    except (KeyError, IndexError, AttributeError, UnicodeDecodeError, csv.Error):
+        raise UserError(f"{path} is not Kaggle's list of val labels (ImageId,PredictionString): get it again") from None
+
+
+def kaggle_names(path: Path) -> dict[str, ClassInfo]:
+    """Class names by wnid, from LOC_synset_mapping.txt: `CLASS name, name, ...`."""
+    pairs = [line.split(" ", 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return {pair[0]: ClassInfo(wnid=pair[0], name=pair[-1] if len(pair) > 1 else None) for pair in pairs}
+
+
+def warn_of_missing_images(train: Listing, devkit: Devkit) -> None:
+    """Say where the training set is smaller than the development kit's count of it."""
+    counts = np.bincount(train.rows["label"], minlength=len(train.classes))
+    short = {
+        wnid: devkit.train_images[wnid] - int(count)
+        for wnid, count in zip(train.classes, counts, strict=True)
+        if count < devkit.train_images.get(wnid, 0)
+    }
+    if short:
+        most = max(short, key=lambda wnid: short[wnid])
+        print(
+            f"warning: train lacks {sum(short.values()):,} images in {len(short):,} classes by the development kit's "
+            f"count ({most}: {short[most]:,})",
+            file=sys.stderr,
+        )

@@ -1,0 +1,109 @@
+"""What a source folder holds: recognised from what lies in it, split by split, and never asked for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.ilsvrc import (
+    DEVKIT,
+    KAGGLE_IMAGES,
+    KAGGLE_NAMES,
+    KAGGLE_VAL,
+    TEST_TARS,
+    TRAIN_TAR,
+    VAL_TAR,
+    Devkit,
+    devkit_labels,
+    flat_folder,
+    flat_tar,
+    kaggle_labels,
+    kaggle_names,
+    labelled,
+    read_devkit,
+    train_tar,
+    warn_of_missing_images,
+)
+from data_prep.sources import Listing, class_folders
+from pipeline.command import UserError
+from pipeline.data.dataset import ClassInfo
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A source folder's splits, and its classes in label order (train's, with names and ids where it has them)."""
+
+    listings: dict[str, Listing]
+    classes: tuple[ClassInfo, ...]
+
+
+def recognise(source: Path) -> Source:
+    """List the splits of `source`. Raises UserError where it is missing, empty, ambiguous or of no known layout."""
+    if not source.exists():
+        raise UserError(f"the source {source} does not exist: name the folder that holds the images")
+    if not source.is_dir():
+        raise UserError(f"the source {source} is a file: name the folder that holds it")
+    if not any(source.iterdir()):
+        raise UserError(f"the source {source} is empty: name the folder that holds the images")
+    found = {split: split_in(source, split) for split in SPLITS}
+    if found["train"] is None:
+        raise UserError(
+            f"the source {source} has no training images: looked for train/CLASS/, {TRAIN_TAR} and {KAGGLE_IMAGES}/train"
+        )
+    devkit = read_devkit(source)
+    listings: dict[str, Listing] = {}
+    for split, path in found.items():
+        if path is not None:
+            listings[split] = list_split(source, split, path, devkit)
+    names: dict[str, ClassInfo] = {}
+    if devkit:
+        names = {one.wnid: one for one in devkit.classes.values()}
+        warn_of_missing_images(listings["train"], devkit)
+    elif (source / KAGGLE_NAMES).is_file():
+        names = kaggle_names(source / KAGGLE_NAMES)
+    classes = tuple(names.get(wnid, ClassInfo(wnid=wnid)) for wnid in listings["train"].classes)
+    return Source(listings=listings, classes=classes)
+
+
+def split_in(source: Path, split: str) -> Path | None:
+    """Where `source` holds a split: a folder or a tar. Raises UserError where it does so twice."""
+    tars = {"train": TRAIN_TAR, "val": VAL_TAR, "test": TEST_TARS}
+    candidates = [source / split, source / KAGGLE_IMAGES / split]
+    found = [path for path in candidates if path.is_dir()] + sorted(source.glob(tars[split]))
+    if len(found) > 1:
+        raise UserError(f"the source {source} holds {split} twice, {found[0]} and {found[1]}: move one of them away")
+    return found[0] if found else None
+
+
+def list_split(source: Path, split: str, path: Path, devkit: Devkit | None) -> Listing:
+    """List a split that lies at `path`, by the layout that is found there."""
+    if path.is_file():
+        listing = train_tar(path) if split == "train" else flat_tar(path)
+    elif split == "train" or has_folders(path):
+        listing = class_folders(path)
+    else:
+        listing = flat_folder(path)
+    if split == "val" and not listing.classes:
+        wnids, truth = val_labels(source, devkit, listing)
+        listing = labelled(listing, wnids, truth)
+    return listing
+
+
+def has_folders(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
+
+
+def val_labels(source: Path, devkit: Devkit | None, listing: Listing) -> tuple[dict[str, str], str]:
+    """The val images' classes by file stem, and where they come from. Raises UserError where there are none."""
+    if devkit:
+        return devkit_labels(devkit), str(devkit.place)
+    if (source / KAGGLE_VAL).is_file():
+        return kaggle_labels(source / KAGGLE_VAL), str(source / KAGGLE_VAL)
+    raise UserError(
+        f"{listing.kind} says no classes: put {DEVKIT}.tar.gz or {KAGGLE_VAL} into {source}, "
+        "or the images into one folder per class"
+    )

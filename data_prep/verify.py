@@ -1,0 +1,172 @@
+"""Audits a finished dataset folder: counts, checksums, indices against tars, labels, every image's decoding."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.arguments import command_parser
+from data_prep.assemble import MANIFEST_CHECKSUM, checksum_line
+from data_prep.files import file_sha256
+from data_prep.prepare import SHOWN
+from data_prep.verify_shard import ShardCheck, check_shard
+from data_prep.workers import available_cores, run_tasks
+from pipeline.command import UserError, print_json, print_table, run
+from pipeline.data.dataset import MANIFEST, STATISTICS, Dataset, SplitInfo, Statistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What was looked at, and every fault found, each in words that name its place."""
+
+    samples: dict[str, int]
+    shards: dict[str, int]
+    problems: tuple[str, ...]
+
+
+def verify(folder: Path, *, fast: bool, workers: int) -> Audit:
+    """Audit a dataset folder; `fast` leaves out the decoding. Raises UserError where there is no manifest to go by."""
+    if (folder / MANIFEST).is_file() and (problem := check_manifest(folder)):
+        return Audit(samples={}, shards={}, problems=(problem,))  # nothing that it says can be relied on
+    dataset = Dataset(folder)
+    splits = dataset.manifest.splits
+    problems = [*check_statistics(dataset), *check_files(dataset)]
+    checks: list[ShardCheck] = []
+    for name, split in splits.items():
+        found = list(check_table(dataset, name, split))
+        problems += found
+        if not found:
+            checks += shard_checks(dataset, name, split, fast)
+    results = run_tasks(
+        check_shard,
+        checks,
+        workers=workers,
+        total=sum(len(check.rows) for check in checks),
+        description="verifying",
+        preload=["data_prep.verify_shard"],
+    )
+    problems += sorted(problem for found in results for problem in found)
+    return Audit(
+        samples={name: split.samples for name, split in splits.items()},
+        shards={name: len(split.shards) for name, split in splits.items()},
+        problems=tuple(problems),
+    )
+
+
+def check_manifest(folder: Path) -> str | None:
+    digest = file_sha256(folder / MANIFEST)
+    checksum = folder / MANIFEST_CHECKSUM
+    if not checksum.is_file():
+        return f"{checksum} is missing"
+    if checksum.read_bytes() != checksum_line(digest):
+        return f"{folder / MANIFEST} and {checksum.name} do not fit each other: one of them is damaged"
+    return None
+
+
+def check_files(dataset: Dataset) -> Iterator[str]:
+    """Files that the manifest does not know: a reader that takes every tar would read them."""
+    known = {MANIFEST, MANIFEST_CHECKSUM, STATISTICS}
+    for split in dataset.manifest.splits.values():
+        known.add(split.table)
+        for shard in split.shards:
+            known |= {shard.file, shard.file.removesuffix(".tar") + ".idx"}
+    for path in sorted(dataset.folder.rglob("*")):
+        name = path.relative_to(dataset.folder).as_posix()
+        if path.is_file() and name not in known and not name.startswith(".partial/"):
+            yield f"{path} is not in the manifest"
+
+
+def check_statistics(dataset: Dataset) -> Iterator[str]:
+    path, described = dataset.folder / STATISTICS, dataset.manifest.statistics
+    if described is None:
+        return
+    if not path.is_file():
+        yield f"{path} is missing"
+        return
+    if file_sha256(path) != described["sha256"]:
+        yield f"{path} does not have the manifest's checksum"
+        return
+    try:
+        statistics = dataset.statistics
+    except (UserError, zipfile.BadZipFile) as error:
+        yield str(error)
+        return
+    yield from implausible_statistics(path, statistics, described["size"])
+
+
+def implausible_statistics(path: Path, statistics: Statistics, size: int) -> Iterator[str]:
+    mean, values, vectors = statistics.mean_image, statistics.eigenvalues, statistics.eigenvectors
+    if mean.shape != (size, size, 3) or mean.min() < 0 or mean.max() > 255:
+        yield f"{path}: the mean image is not {size} x {size} x 3 within 0..255"
+    if not np.allclose(vectors.T @ vectors, np.eye(3)) or (values < -1e-12).any():
+        yield f"{path}: the eigenvectors are no basis or an eigenvalue is negative"
+
+
+def check_table(dataset: Dataset, name: str, split: SplitInfo) -> Iterator[str]:
+    """The sample table against the manifest: checksum, counts, labels, keys."""
+    path = dataset.folder / split.table
+    if not path.is_file():
+        yield f"{path} is missing"
+        return
+    if file_sha256(path) != split.table_sha256:
+        yield f"{path} does not have the manifest's checksum"
+        return
+    table = dataset.split(name).samples
+    if sum(shard.samples for shard in split.shards) != split.samples:
+        yield f"{path}: the shards' samples do not add up to the split's {split.samples:,}"
+    counts = np.bincount(table["shard"], minlength=len(split.shards)).tolist()
+    if counts != [shard.samples for shard in split.shards]:
+        yield f"{path}: the rows of each shard are not as many as the manifest says"
+    labels = table["label"]
+    unlabelled = bool((labels == -1).all())
+    if not unlabelled and (labels.min() < 0 or labels.max() >= dataset.classes):
+        yield f"{path}: a label is not one of the manifest's {dataset.classes:,} classes"
+    if len(np.unique(table["key"])) != len(table):
+        yield f"{path}: two samples have the same key"
+
+
+def shard_checks(dataset: Dataset, name: str, split: SplitInfo, fast: bool) -> Iterator[ShardCheck]:
+    table = dataset.split(name).samples
+    wnids = tuple(one.wnid for one in dataset.manifest.classes)
+    ends = np.cumsum([shard.samples for shard in split.shards])
+    for number, (shard, end) in enumerate(zip(split.shards, ends.tolist(), strict=True)):
+        rows = np.array(table[end - shard.samples : end])
+        yield ShardCheck(path=dataset.folder / shard.file, info=shard, number=number, rows=rows, wnids=wnids, fast=fast)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = command_parser(
+        "Audit a dataset folder: counts, checksums, indices against tars, labels, the decoding of every image.",
+        "python data_prep/verify.py datasets/imagenet",
+    )
+    parser.add_argument("dataset", type=Path, help="the dataset folder")
+    parser.add_argument("--fast", action="store_true", help="do not decode the images")
+    parser.add_argument(
+        "--workers", type=int, default=available_cores(), metavar="N", help="default: the cores at hand"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
+    options = parser.parse_args(arguments)
+    if options.workers < 1:
+        raise UserError("--workers must be at least 1")
+    audit = verify(options.dataset, fast=options.fast, workers=options.workers)
+    rows = [(name, f"{count:,}", f"{audit.shards[name]:,}") for name, count in audit.samples.items()]
+    print_table("verified" if not audit.problems else "damaged", ("split", "images", "shards"), rows)
+    if options.json:
+        print_json({"samples": audit.samples, "shards": audit.shards, "problems": list(audit.problems[:SHOWN])})
+    if audit.problems:
+        lines = [f"  {problem}" for problem in audit.problems[:SHOWN]]
+        if len(audit.problems) > SHOWN:
+            lines.append(f"  and {len(audit.problems) - SHOWN:,} more")
+        faults = "1 fault" if len(audit.problems) == 1 else f"{len(audit.problems):,} faults"
+        heading = f"{options.dataset} is damaged ({faults}): copy or prepare it again"
+        raise UserError("\n".join([heading, *lines]))
+    how = "not decoded" if options.fast else "each decoded"
+    print(f"{options.dataset} is whole: {sum(audit.samples.values()):,} images, {how}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,144 @@
+import io
+
+import numpy as np
+import pytest
+from nvidia.dali import fn, pipeline_def
+from PIL import Image
+
+from data_prep.images import ImageRules, UnreadableImageError, decode, eight_bit, prepare_image
+
+GENERATOR = np.random.default_rng(4)
+UNCHANGED = ImageRules()
+
+
+def picture(height=60, width=80):
+    coarse = Image.fromarray(GENERATOR.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    return coarse.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, **options)
+    return buffer.getvalue()
+
+
+def psnr(first, second):
+    difference = np.asarray(first, float) - np.asarray(second, float)
+    return 10 * np.log10(255**2 / max((difference**2).mean(), 1e-12))
+
+
+def dali_decode(data):
+    """uint8 [H, W, 3]: what DALI's decoder makes of an image, EXIF orientation ignored."""
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None)
+    def pipe():
+        image = fn.external_source(source=lambda _: [np.frombuffer(data, np.uint8)], batch=True)
+        return fn.decoders.image(image, adjust_orientation=False)
+
+    pipeline = pipe()
+    pipeline.build()
+    return np.asarray(pipeline.run()[0].at(0))
+
+
+def transparent(image):
+    image = image.convert("RGBA")
+    image.putalpha(Image.fromarray(np.tile(np.linspace(0, 255, image.width, dtype=np.uint8), (image.height, 1))))
+    return image
+
+
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "extension"),
+    [
+        (encoded(picture(), format="JPEG", quality=90), "a.JPEG", "jpg"),
+        (encoded(picture(), format="JPEG", quality=90, exif=EXIF), "rotated.jpg", "jpg"),
+        (encoded(picture(), format="JPEG", quality=90, progressive=True), "a.jpg", "jpg"),
+        (encoded(picture().convert("L"), format="JPEG", quality=90), "grey.jpg", "jpg"),
+        (encoded(picture(), format="JPEG", quality=90), "jpeg called.png", "jpg"),
+        (encoded(picture(), format="PNG"), "a.PNG", "png"),
+        (encoded(picture().convert("L"), format="PNG"), "grey.png", "png"),
+        (encoded(picture().quantize(60), format="PNG"), "palette.png", "png"),
+        (encoded(transparent(picture()), format="PNG"), "transparent.png", "png"),
+    ],
+)
+def test_bytes_stay_as_they_are_and_dali_reads_them_as_pillow_does(data, name, extension):
+    prepared = prepare_image(data, name, UNCHANGED)
+    assert prepared.data == data and prepared.extension == extension and prepared.change is None
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    assert expected.shape == (prepared.height, prepared.width, 3)
+    np.testing.assert_array_equal(dali_decode(prepared.data), expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "change"),
+    [
+        (encoded(picture().convert("CMYK"), format="JPEG", quality=95), "cmyk.JPEG", "CMYK"),
+        (encoded(picture(), format="PNG"), "n02105855_2933.JPEG", "PNG called JPEG"),
+        (encoded(transparent(picture()), format="PNG"), "transparent.jpg", "PNG called JPEG"),
+    ],
+)
+def test_what_decoders_cannot_read_is_reencoded_without_a_visible_change(data, name, change):
+    prepared = prepare_image(data, name, UNCHANGED)
+    assert change in prepared.change and prepared.extension == "jpg"
+    result = Image.open(io.BytesIO(prepared.data))
+    assert (result.format, result.mode) == ("JPEG", "RGB")
+    assert [component[1:3] for component in result.layer] == [(1, 1)] * 3  # 4:4:4
+    assert all(max(table) == 1 for table in result.quantization.values())  # quality 100
+    assert psnr(result, Image.open(io.BytesIO(data)).convert("RGB")) > 45
+    np.testing.assert_array_equal(dali_decode(prepared.data), np.asarray(result))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "no bytes"),
+        (b"<html>404</html>", "neither JPEG nor PNG"),
+        (encoded(picture(), format="GIF"), "neither JPEG nor PNG"),
+        (encoded(picture(), format="JPEG")[:-40], "truncated"),
+        (encoded(picture(), format="JPEG")[:-2], "truncated"),
+        (encoded(picture(), format="JPEG")[:100], None),
+        (encoded(picture(), format="PNG")[:-200], "truncated"),
+        (encoded(picture(), format="PNG")[:-12], "cut off"),
+        (encoded(picture(), format="PNG")[:-4], "cut off"),
+        (encoded(Image.new("1", (70_000, 1)), format="PNG"), "larger than"),
+    ],
+)
+def test_unreadable_images(data, reason):
+    with pytest.raises(UnreadableImageError, match=reason):
+        decode(data)
+
+
+def test_sixteen_bit_greyscale_is_scaled():
+    ramp = np.linspace(0, 65535, 80).astype(np.uint16)[None].repeat(10, 0)
+    data = encoded(Image.fromarray(ramp), format="PNG")
+    prepared = prepare_image(data, "deep.png", UNCHANGED)
+    assert prepared.data == data
+    assert np.abs(np.asarray(eight_bit(prepared.pixels)).astype(int) - ramp / 257).max() <= 1
+    assert np.abs(dali_decode(data)[..., 0].astype(int) - np.asarray(prepared.pixels).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "form"), [("RGB", "a.jpg", "JPEG"), ("L", "a.jpg", "JPEG"), ("RGB", "a.png", "PNG")]
+)
+def test_max_short_side_shrinks_larger_images_only(mode, name, form):
+    rules = ImageRules(max_short_side=48)
+    data = encoded(picture(100, 150).convert(mode), format=form)
+    prepared = prepare_image(data, name, rules)
+    assert prepared.shrunk and prepared.change is None
+    result = Image.open(io.BytesIO(prepared.data))
+    assert (result.format, result.mode, result.size) == (form, mode, (72, 48)) == (form, mode, prepared.pixels.size)
+    reference = Image.open(io.BytesIO(data)).resize((72, 48), Image.Resampling.BOX)
+    assert psnr(result, reference) > 30
+    small = encoded(picture(48, 150), format="JPEG")
+    untouched = prepare_image(small, "small.jpg", rules)
+    assert untouched.data == small and not untouched.shrunk
+
+
+def test_exact_side():
+    rules = ImageRules(exact_side=32)
+    assert prepare_image(encoded(picture(32, 32), format="PNG"), "a.png", rules).height == 32
+    with pytest.raises(UnreadableImageError, match="32 x 32 are needed"):
+        prepare_image(encoded(picture(32, 31), format="PNG"), "a.png", rules)
