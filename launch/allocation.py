@@ -126,6 +126,8 @@ def requeue_lines(folder: Path, limit: int) -> list[str]:
         "  code=$?",
         f"  count={shlex.quote(str(folder))}/$SLURM_JOB_ID.failures",
         '  [ "$code" -eq 0 ] || [ "$code" -eq 2 ] && return',
+        # Not RUNNING: cancelled, or requeued already.
+        '  [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ] || return',
         f'  [ "$(cat "$count" 2>/dev/null | wc -l)" -lt {limit} ] || return',
         '  scontrol requeue "$SLURM_JOB_ID" && date "+%FT%T exit code $code, requeued" >>"$count"',
         "}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -76,14 +77,30 @@ def export_environment(environment: JobEnvironment) -> None:
 
 
 def requeue(environment: JobEnvironment) -> None:
-    """Rank 0 puts the job back into the queue; every task then waits for its end by the scheduler."""
+    """Rank 0 puts the job back into the queue; every task then ends, by the scheduler's hand."""
     if environment.cluster == "slurm":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # saved: the scheduler need not wait before it kills
         if environment.global_rank == 0:
-            print(f"saved; requeueing job {environment.job_id}", file=sys.stderr, flush=True)
-            subprocess.run(["scontrol", "requeue", environment.job_id], timeout=60, check=False)
+            requeue_running_job(environment.job_id)
         time.sleep(REQUEUE_SECONDS)
     elif environment.global_rank == 0:
         environment._requeue(0)  # the local controller starts all tasks again on this exit code
+
+
+def requeue_running_job(job_id: str) -> None:
+    """`scontrol requeue`, which would also bring back a job that its user has just cancelled: hence the look before."""
+    state = subprocess.run(
+        ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    ).stdout.strip()
+    if state == "RUNNING":
+        print(f"saved; requeueing job {job_id}", file=sys.stderr, flush=True)
+        subprocess.run(["scontrol", "requeue", job_id], timeout=60, check=False)
+    else:
+        print(f"saved; job {job_id} is {state or 'gone'}: the scheduler decides what becomes of it", file=sys.stderr)
 
 
 def attempt_name(environment: JobEnvironment) -> str:

@@ -28,6 +28,7 @@ from pipeline.training.batchnorm import plan_groups
 
 EXAMPLE = "python launch/slurm.py --arch resnet152 --nodes 4"
 CLUSTERS = ("slurm", "local", "debug")
+STOPS = 1_000_000  # submitit's own limit on time-outs: a training of weeks meets its time limit as often as it takes
 
 
 class _Script(submitit.SlurmExecutor):
@@ -114,7 +115,7 @@ def make_folder(config: Config) -> Path:
 def script(config: Config, allocation: Allocation) -> str:
     """The sbatch script, exactly as submitit submits it."""
     folder = submitit_folder(config)
-    executor = _Script(folder, max_num_timeout=allocation.requeue_limit)
+    executor = _Script(folder, max_num_timeout=STOPS)
     executor.update_parameters(**allocation.sbatch_parameters(config.run_name, folder))
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
@@ -131,7 +132,7 @@ def show(config: Config, allocation: Allocation, as_json: bool) -> int:
 
 def submit(config: Config, allocation: Allocation, folder: Path) -> submitit.Job[int]:
     """Hand the job to SLURM. Raises UserError with sbatch's own words where it refuses."""
-    executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=allocation.requeue_limit)
+    executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=STOPS)
     parameters = allocation.sbatch_parameters(config.run_name, folder)
     executor.update_parameters(**{f"slurm_{key}": value for key, value in parameters.items()})
     try:
