@@ -8,6 +8,7 @@ Units: iterations count updates; learning rates are per update; errors and thres
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
 import re
@@ -62,6 +63,8 @@ class Config:
             allreduce leaves the order to the backend; auto is tree where the number of ranks allows it.
         recompute_bn_images: training images over which BN mean and variance are recomputed as a plain average after training
             (paper 3.4 and the authors' README); rounded up to whole mini-batches; 0 for not at all.
+        on_nonfinite: what a gradient that is not a number does, besides being recorded with its samples: stop the run, or
+            skip that update.
         precision: float32, or bf16 autocast.
         device: auto, cpu or cuda.
         threads: CPU threads per rank; the host's cores divided among its ranks where null. Part of a CPU run's last bits.
@@ -81,6 +84,7 @@ class Config:
     shuffle_block: int = 1
     reduction: Literal["auto", "tree", "allreduce"] = "auto"
     recompute_bn_images: int = 51_200
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     precision: Literal["float32", "bf16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
@@ -104,9 +108,8 @@ class Config:
 
 # What may change between the attempts of one run and leaves what it computes as it is; the dataset counts by content,
 # not by place, and `threads` and `reduction` reach the last bits only.
-SURROUNDINGS = frozenset(
-    ("data", "name", "runs", "reduction", "device", "threads", "timeout_seconds", "checkpoint", "loader", "tracking")
-)
+SURROUNDINGS = frozenset(("data", "name", "runs", "device", "threads", "timeout_seconds", "reduction", "on_nonfinite"))
+SURROUNDINGS |= {"checkpoint", "loader", "tracking"}
 
 
 def trajectory(config: Config) -> dict[str, Any]:
@@ -147,8 +150,8 @@ def to_yaml(config: Config) -> str:
 class _Parser(jsonargparse.ArgumentParser):
     """A parser whose help opens with its sentence and example."""
 
-    def format_help(self) -> str:
-        _, rest = super().format_help().split("\noptions:\n", 1)
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
+        _, rest = super().format_help(formatter).split("\noptions:\n", 1)
         return f"{self.description}\n\noptions:\n{rest}"
 
 

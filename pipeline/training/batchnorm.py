@@ -65,7 +65,8 @@ def plan_groups(batch: int, bn_group: int | Literal["rank"], rank: int, size: in
 class GroupStatistics:
     """The running statistics of this rank's groups, and their average over all groups.
 
-    Between `group(i)` blocks the modules' own running buffers hold nothing that matters.
+    `rows` float32 [local groups, C], on the device; C runs over the mean and variance of every module. Between `group(i)`
+    blocks the modules' own running buffers hold nothing that matters.
     """
 
     def __init__(self, model: nn.Module, plan: GroupPlan) -> None:
@@ -75,16 +76,20 @@ class GroupStatistics:
         for module in self.modules:
             assert module.running_mean is not None and module.running_var is not None
             self.buffers += [module.running_mean, module.running_var]
-        self.rows = [[buffer.clone() for buffer in self.buffers] for _ in range(plan.local)]
+        self.rows = torch.cat(self.buffers).repeat(plan.local, 1)
+        self._fresh: list[Tensor] = []
 
     @contextmanager
     def group(self, number: int) -> Iterator[None]:
         """The modules' running statistics are those of this rank's group `number` while the block runs."""
-        if self.buffers:
-            torch._foreach_copy_(self.buffers, self.rows[number])
+        self._scatter(self.rows[number], self.buffers)
         yield
-        if self.buffers:
-            torch._foreach_copy_(self.rows[number], self.buffers)
+        self._fresh.append(torch.cat(self.buffers))
+
+    def commit(self, finite: Tensor) -> None:
+        """Keep what the groups' blocks since the last call made of the statistics, where `finite` (bool []) holds."""
+        self.rows = torch.where(finite, torch.stack(self._fresh), self.rows)
+        self._fresh.clear()
 
     def all_groups(self) -> Tensor:
         """float32 [groups, C], on the host, the same on every rank; C runs over the mean and variance of every module.
@@ -106,13 +111,13 @@ class GroupStatistics:
         rows = []
         for rows_of_group in images.split(self.plan.micro_batch):
             network(rows_of_group)
-            rows.append([buffer.clone() for buffer in self.buffers])
+            rows.append(torch.cat(self.buffers))
         for module, momentum in zip(self.modules, momenta, strict=True):
             module.momentum = momentum
-        return self._gather(rows)
+        return self._gather(torch.stack(rows))
 
-    def _gather(self, rows: list[list[Tensor]]) -> Tensor:
-        local = torch.stack([torch.cat(row) for row in rows]).cpu()
+    def _gather(self, rows: Tensor) -> Tensor:
+        local = rows.cpu()
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return local
         gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
@@ -124,8 +129,7 @@ class GroupStatistics:
         assert len(statistics) == self.plan.groups
         rows_per_group = self.plan.micro_batch * self.plan.ranks_per_group
         first = self.plan.rows.start // rows_per_group
-        for row, values in zip(self.rows, statistics[first : first + self.plan.local], strict=True):
-            self._scatter(values, row)
+        self.rows.copy_(statistics[first : first + self.plan.local])
 
     def average_into_model(self, statistics: Tensor, iterations: int) -> None:
         """Set the modules' running statistics to the plain average over groups, for evaluation and saving."""
@@ -137,5 +141,5 @@ class GroupStatistics:
 
     @staticmethod
     def _scatter(values: Tensor, targets: list[Tensor]) -> None:
-        for target, value in zip(targets, values.split([target.numel() for target in targets]), strict=True):
-            target.copy_(value)
+        pieces = values.to(targets[0].device).split([target.numel() for target in targets])
+        torch._foreach_copy_(targets, pieces)

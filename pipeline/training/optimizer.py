@@ -38,7 +38,13 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SG
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, foreach=True)
+    # fused: one pass over memory, the bits of the foreach form, and it can skip an update without asking the device.
+    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    if config.momentum:
+        # Zeros from the start (0.9 * 0 + g is the first step's g): a skipped first update then leaves nothing undefined.
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.SGD, lr: float, config: OptimizerConfig) -> None:
@@ -52,8 +58,7 @@ def set_learning_rate(optimizer: torch.optim.SGD, lr: float, config: OptimizerCo
         if lr == old:
             continue
         if config.caffe_momentum and old > 0 and lr > 0:
-            buffers = [optimizer.state[p]["momentum_buffer"] for p in group["params"] if p in optimizer.state]
-            buffers = [buffer for buffer in buffers if buffer is not None]
+            buffers = [state["momentum_buffer"] for p in group["params"] if (state := optimizer.state.get(p))]
             if buffers:
                 torch._foreach_mul_(buffers, old / lr)
         group["lr"] = lr

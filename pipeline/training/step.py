@@ -61,24 +61,31 @@ class TrainingStep:
                 **{switch: False},  # type: ignore[arg-type]
             )
             self.network.register_comm_hook(None, self.reducer.hook)
-        self._metrics: list[Tensor] = []  # one [local micro-batches, 2] per iteration: loss share, wrong predictions
+        self._metrics: list[Tensor] = []  # one [local micro-batches, 3] per iteration: see `take_metrics`
 
     def step(self, images: Tensor, labels: Tensor, lr: float) -> None:
         """One update. `images` float32 [N, H, W, 3] normalised, `labels` int64 [N]: this rank's rows of the mini-batch."""
         set_learning_rate(self.optimizer, lr, self.optimizer_config)
         self.optimizer.zero_grad(set_to_none=True)
         size = self.plan.micro_batch
-        metrics = torch.empty(self.plan.local, 2, dtype=torch.float64, device=self.world.device)
+        metrics = torch.empty(self.plan.local, 3, dtype=torch.float64, device=self.world.device)
         for number in range(self.plan.local):
             rows = slice(number * size, (number + 1) * size)
             last = number == self.plan.local - 1
             with self.statistics.group(number):
-                metrics[number] = self._micro_batch(images[rows], labels[rows], travels=last)
+                metrics[number, :2] = self._micro_batch(images[rows], labels[rows], travels=last)
             if not last:
                 self.reducer.push_gradients()
         if self.network is self.model:
             self.reducer.finish_alone()
+        # The same on every rank: the gradients are summed by now. Nobody waits for the answer: the optimizer reads it on
+        # the device, and an update that would poison the weights leaves everything as it is.
+        gradients = [parameter.grad for parameter in self.reducer.parameters if parameter.grad is not None]
+        finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()
+        self.statistics.commit(finite)
+        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
+        metrics[:, 2] = finite
         self._metrics.append(metrics)
 
     def _micro_batch(self, images: Tensor, labels: Tensor, *, travels: bool) -> Tensor:
@@ -101,19 +108,21 @@ class TrainingStep:
             return self.statistics.observe(self.model, images.permute(0, 3, 1, 2))
 
     def take_metrics(self) -> NDArray[np.float64]:
-        """float64 [iterations since the last call, 2]: loss and number of wrong predictions of each mini-batch.
+        """float64 [iterations since the last call, 3]: of each mini-batch its loss, its wrong predictions, 1 if it counted.
 
-        A collective, equal on every rank and, with the tree reduction, for every number of ranks.
+        The last is 0 where a gradient was not a number and the update was skipped. A collective,
+        equal on every rank and, with the tree reduction, for every number of ranks.
         """
         if not self._metrics:
-            return np.zeros((0, 2))
+            return np.zeros((0, 3))
         local = torch.stack(self._metrics).cpu()
         self._metrics = []
         parts = [local]
         if self.world.size > 1:
             parts = [torch.empty_like(local) for _ in range(self.world.size)]
             dist.all_gather(parts, local)
-        return torch.cat(parts, dim=1).numpy().sum(axis=1)
+        shares = torch.cat(parts, dim=1).numpy()
+        return np.concatenate([shares[:, :, :2].sum(axis=1), shares[:, :1, 2]], axis=1)
 
     def close(self) -> None:
         self.reducer.close()

@@ -21,8 +21,10 @@ from pipeline.command import EXIT_PREEMPTED, EXIT_USER_ERROR
 from pipeline.config import Config, EvaluationConfig, to_yaml
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import LoaderConfig
+from pipeline.data.order import Order
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
+from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.schedule import ScheduleConfig
 from pipeline.world import World
 from tests.conftest import ROOT
@@ -139,6 +141,17 @@ def test_bf16_stays_near_float32(undisturbed: Config) -> None:
     losses = [line[2] for line in series(config) if line[0] == "train"]
     reference = [line[2] for line in series(undisturbed) if line[0] == "train"]
     np.testing.assert_allclose(losses, reference, rtol=0.1)
+
+
+def test_a_diverging_run_stops_and_saves_nothing_of_it(undisturbed: Config) -> None:
+    config = replace(undisturbed, name="diverging", optimizer=OptimizerConfig(lr=1e30), iterations=12)
+    with pytest.raises(AssertionError, match="is not a number"):
+        run_ranks(2, train_rank, config)
+    lines = [json.loads(line) for line in (config.run_folder / "nonfinite.jsonl").read_text().splitlines()]
+    order = Order(1442, config.batch, config.seed)
+    assert lines and all(line["samples"] == order.minibatch(line["iteration"]).ids.tolist() for line in lines)
+    newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
+    assert newest is None
 
 
 MISTAKES = {

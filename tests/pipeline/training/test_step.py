@@ -41,7 +41,7 @@ def net(dtype: torch.dtype) -> nn.Module:
 
 
 def train(world: World, reduction: str, dtype: torch.dtype, group: int = GROUP) -> tuple[str, np.ndarray, dict]:
-    """(SHA-256 of weights and statistics, metrics [STEPS, 2], state) after STEPS updates."""
+    """(SHA-256 of weights and statistics, metrics [STEPS, 3], state) after STEPS updates."""
     plan = plan_groups(BATCH, group, world.rank, world.size)
     step = TrainingStep(
         net(dtype),
@@ -84,7 +84,7 @@ def test_one_rank_equals_a_plain_loop() -> None:
     _, metrics, state = alone(train, "auto", torch.float64)
     for name, parameter in model.named_parameters():
         np.testing.assert_allclose(state[name], parameter.detach().numpy(), rtol=1e-9, atol=1e-12, err_msg=name)
-    assert metrics.shape == (STEPS, 2) and (metrics[:, 1] <= BATCH).all()
+    assert metrics.shape == (STEPS, 3) and (metrics[:, 1] <= BATCH).all() and (metrics[:, 2] == 1).all()
 
 
 def test_running_statistics_are_the_average_over_groups() -> None:
@@ -148,3 +148,38 @@ def test_recomputed_statistics_are_plain_averages() -> None:
     torch.testing.assert_close(step.statistics.all_groups(), before)
     assert model.bn1.momentum == 0.1
     step.close()
+
+
+def train_around_a_bad_batch(world: World, bad: int | None) -> tuple[np.ndarray, dict]:
+    """As `train`; the mini-batch before number `bad` is one whose last image holds a NaN."""
+    plan = plan_groups(BATCH, GROUP, world.rank, world.size)
+    step = TrainingStep(
+        net(torch.float32),
+        batch=BATCH,
+        plan=plan,
+        optimizer=OptimizerConfig(),
+        reduction="tree",
+        precision="float32",
+        world=world,
+    )
+    for number, (images, labels) in enumerate(batches()):
+        if number == bad:
+            poisoned = images.clone()
+            poisoned[-1, 0, 0, 0] = float("nan")
+            step.step(poisoned[plan.rows], labels[plan.rows], 0.1)
+        step.step(images[plan.rows], labels[plan.rows], 0.1)
+    step.statistics.average_into_model(step.statistics.all_groups(), STEPS)
+    state = {name: value.detach().numpy().copy() for name, value in step.model.state_dict().items()}
+    metrics = step.take_metrics()
+    step.close()
+    return metrics, state
+
+
+@pytest.mark.parametrize(("size", "bad"), [(1, 0), (2, 3)])
+def test_a_poisoned_update_leaves_no_trace(size: int, bad: int) -> None:
+    """Reference: the same run without that mini-batch; on two ranks only the second one's rows are bad."""
+    _, expected = alone(train_around_a_bad_batch, None)
+    for metrics, state in run_ranks(size, train_around_a_bad_batch, bad):
+        assert metrics[:, 2].tolist() == [float(number != bad) for number in range(STEPS + 1)]
+        for name in expected:
+            np.testing.assert_array_equal(state[name], expected[name], err_msg=name)

@@ -1,0 +1,252 @@
+"""A run's state between two updates, and what moves it: updates, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.command import UserError
+from pipeline.config import Config
+from pipeline.data.dataset import Dataset
+from pipeline.data.loader import BatchIterator, training_batches
+from pipeline.data.order import Order
+from pipeline.evaluation.protocols import evaluate_errors
+from pipeline.models.resnet import build
+from pipeline.training.batchnorm import plan_groups
+from pipeline.training.checkpoint import Checkpoints, read_verified
+from pipeline.training.reduction import choose_mode
+from pipeline.training.schedule import Schedule
+from pipeline.training.step import TrainingStep
+from pipeline.world import World, available_cores, on_main
+
+NONFINITE = "nonfinite.jsonl"  # of the run folder: iteration, learning rate and samples of each update that was none
+SKIPPED_AT_MOST = 50  # updates in a row, where on_nonfinite is skip: the run is lost by then
+
+
+class Trainer:
+    """A run's state between two updates, and what moves it: `iteration` counts the updates done."""
+
+    def __init__(self, config: Config, dataset: Dataset, world: World) -> None:
+        self.config, self.dataset, self.world = config, dataset, world
+        cores = max(1, available_cores() // world.local_size)
+        self.loader = replace(config.loader, threads=config.loader.threads or cores)
+        self.train_split = dataset.split("train")
+        self.val_split = dataset.split("val") if "val" in dataset.manifest.splits else None
+        if self.val_split is None and config.schedule.kind == "plateau":
+            raise UserError(
+                f"the plateau schedule follows the val error, and {dataset.folder} has no val split: "
+                "prepare one, or use schedule.kind steps or cosine"
+            )
+        self.order = Order(len(self.train_split), config.batch, config.seed, config.shuffle_block)
+        self.plan = plan_groups(config.batch, config.bn_group, world.rank, world.size)
+        generator = torch.Generator().manual_seed(config.seed)
+        model = build(
+            config.arch,
+            classes=dataset.classes,
+            shortcut=config.shortcut,
+            stride=config.stride,
+            generator=generator,
+        )
+        self.step = TrainingStep(
+            model,
+            batch=config.batch,
+            plan=self.plan,
+            optimizer=config.optimizer,
+            reduction=choose_mode(config.reduction, world.size, self.plan.local),
+            precision=config.precision,
+            world=world,
+        )
+        self.schedule = Schedule(config.schedule, config.optimizer.lr, config.iterations)
+        self.iteration = 0
+        self.interval = np.zeros((0, 2))  # loss and wrong predictions of each update since the last log point
+        self.skipped = 0  # updates in a row that were none
+        self.errors: dict[str, float] = {}  # the latest of each, percent
+        self.best: dict[str, float] = {}  # val top-1 error (percent) and iteration of the best evaluation
+        self.recomputed: dict[str, torch.Tensor] | None = None  # the model with recomputed BN statistics, at the end
+        self.figures: dict[str, str] = {}
+        self.clock = Clock()
+
+    def batches(self, count: int | None = None) -> BatchIterator:
+        """This rank's rows of every mini-batch still to come, or of the next `count`."""
+        config = self.config
+        return training_batches(
+            self.train_split,
+            self.order,
+            config.augment,
+            self.dataset.statistics,
+            rows=self.plan.rows,
+            start_iteration=self.iteration,
+            stop_iteration=config.iterations if count is None else self.iteration + count,
+            device=self.world.device,
+            config=self.loader,
+        )
+
+    def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.step.step(images, labels, self.schedule.lr(self.iteration))
+        self.iteration += 1
+        self.clock.updates += 1
+
+    def take_interval(self, wait_seconds: float) -> dict[str, float]:
+        """The training metrics since the last log point; a collective."""
+        lr = self.schedule.lr(self.iteration - 1)
+        self._collect()
+        if not len(self.interval):
+            return {"lr": lr}  # every update was skipped
+        loss, wrong = (float(mean) for mean in self.interval.mean(axis=0))
+        error = 100 * wrong / self.config.batch
+        self.interval = np.zeros((0, 2))
+        self.errors["train_error"] = error
+        self.schedule.observe_train_error(error)
+        seconds, updates, waited = self.clock.take(wait_seconds)
+        rate = updates * self.config.batch / seconds
+        self.figures |= {"images/s": f"{rate:,.0f}", "lr": f"{lr:g}", "loss": f"{loss:.4f}", "error": f"{error:.2f}%"}
+        speed = {"images_per_second": rate, "data_wait_share": waited / seconds}
+        return {"loss": loss, "error": error, "lr": lr, **speed}
+
+    def evaluate(self) -> dict[str, float]:
+        """Top-1 and top-5 error on val (percent), exact whatever the number of ranks; a collective."""
+        with self.clock.paused():
+            self._average_statistics()
+            top1, top5 = self._val_errors()
+            self.errors |= {"val_top1": top1, "val_top5": top5}
+            if top1 < self.best.get("error", float("inf")):
+                self.best = {"error": top1, "iteration": self.iteration}
+            self.schedule.observe_val_error(top1)
+            self.figures["val"] = f"{top1:.2f}%"
+            return {"top1_error": top1, "top5_error": top5}
+
+    def recompute_statistics(self) -> dict[str, float]:
+        """BN statistics as a plain average over the training images that would come next, and the val errors with them.
+
+        The weights with them become a second set in the checkpoints that follow; equal for every number of ranks. A
+        collective.
+        """
+        mini_batches = -(-self.config.recompute_bn_images // self.config.batch)
+        total = torch.zeros(1)
+        with self.batches(mini_batches) as batches:
+            for batch in batches:
+                total = total + self.step.batch_statistics(batch.images).double().sum(dim=0)
+        average = (total / (mini_batches * self.plan.groups)).float()
+        self.step.statistics.average_into_model(average[None], self.iteration)
+        self.recomputed = {name: value.clone() for name, value in self.step.model.state_dict().items()}
+        if self.val_split is None:
+            return {}
+        top1, top5 = self._val_errors()
+        self.errors |= {"val_top1_recomputed_bn": top1, "val_top5_recomputed_bn": top5}
+        return {"top1_error": top1, "top5_error": top5}
+
+    def _val_errors(self) -> tuple[float, float]:
+        """(top-1, top-5) of the model with the statistics that its buffers hold."""
+        assert self.val_split is not None
+        errors = evaluate_errors(
+            self.step.model,
+            self.val_split,
+            statistics=self.dataset.statistics,
+            short_side=self.config.evaluation.short_side,
+            crop=self.config.augment.crop,
+            world=self.world,
+            loader_config=self.loader,
+            precision=self.config.precision,
+        )
+        self.step.model.train()
+        return errors
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Start writing a checkpoint of the state as it is now; a collective."""
+        with self.clock.paused():
+            self._collect()
+            statistics = self._average_statistics()
+            if not self.world.is_main:
+                return
+            state: dict[str, Any] = {
+                "iteration": self.iteration,
+                "model": self.step.model.state_dict(),
+                "training": {
+                    "optimizer": self.step.optimizer.state_dict(),
+                    "schedule": self.schedule.state_dict(),
+                    "statistics": statistics,
+                    "interval": torch.from_numpy(self.interval),
+                    "errors": self.errors,
+                    "best": self.best,
+                },
+            }
+            if self.recomputed is not None:
+                state["model_recomputed_bn"] = self.recomputed
+            best = self.best.get("iteration")
+            checkpoints.save(self.iteration, state, best_iteration=None if best is None else int(best))
+
+    def restore(self, checkpoints: Checkpoints) -> None:
+        """Go back to the newest sound checkpoint, where there is one; a collective."""
+        newest = on_main(self.world, lambda: found.path.name if (found := checkpoints.newest()) else None)
+        if newest is None:
+            return
+        path = checkpoints.folder / newest
+        state = read_verified(path)
+        if state is None:
+            raise UserError(
+                f"rank {self.world.rank} cannot read {path}: the run folder must be the same for every rank"
+            )
+        saved = state["training"]
+        self.iteration = state["iteration"]
+        self.step.model.load_state_dict(state["model"])
+        self.step.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        self.step.statistics.load_all_groups(saved["statistics"])
+        self.interval, self.errors, self.best = saved["interval"].numpy(), saved["errors"], saved["best"]
+
+    def _collect(self) -> None:
+        """Fetch the metrics of the updates since the last call; raises UserError where one was none and must not be."""
+        fresh = self.step.take_metrics()
+        sound = np.isfinite(fresh[:, 0]) & (fresh[:, 2] == 1)
+        first = self.iteration - len(fresh)
+        for place, good in enumerate(sound):
+            self.skipped = 0 if good else self.skipped + 1
+            if good:
+                continue
+            self._record_nonfinite(first + place, float(fresh[place, 0]))
+            if self.config.on_nonfinite == "stop" or self.skipped == SKIPPED_AT_MOST:
+                record = self.config.run_folder / NONFINITE
+                raise UserError(
+                    f"the loss or gradient of iteration {first + place} is not a number (see {record}): nothing of it was "
+                    "saved; start another run with a smaller optimizer.lr or a warm-up, or go on with on_nonfinite: skip"
+                )
+        self.interval = np.concatenate([self.interval, fresh[sound, :2]])
+
+    def _record_nonfinite(self, iteration: int, loss: float) -> None:
+        if self.world.is_main:
+            ids = self.order.minibatch(iteration).ids.tolist()
+            line = {"iteration": iteration, "lr": self.schedule.lr(iteration), "loss": str(loss), "samples": ids}
+            with open(self.config.run_folder / NONFINITE, "a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def _average_statistics(self) -> torch.Tensor:
+        statistics = self.step.statistics.all_groups()
+        self.step.statistics.average_into_model(statistics, self.iteration)
+        return statistics
+
+
+class Clock:
+    """Time spent on updates alone: evaluation and checkpoints stop it."""
+
+    def __init__(self) -> None:
+        self.updates, self.started, self.excluded, self.waited = 0, time.monotonic(), 0.0, 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.excluded += time.monotonic() - started
+
+    def take(self, wait_seconds: float) -> tuple[float, int, float]:
+        """(seconds, updates, seconds waited for data) since the last call."""
+        now = time.monotonic()
+        result = (max(now - self.started - self.excluded, 1e-9), self.updates, wait_seconds - self.waited)
+        self.updates, self.started, self.excluded, self.waited = 0, now, 0.0, wait_seconds
+        return result
