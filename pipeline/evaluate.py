@@ -5,42 +5,65 @@ Alone, or as one rank of several (torchrun and any other launcher): the score fi
 
 from __future__ import annotations
 
-import argparse
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipeline import command
 from pipeline.command import UserError, print_json, print_table
 from pipeline.config import load
-from pipeline.data.dataset import Dataset
-from pipeline.data.loader import LoaderConfig
-from pipeline.evaluation.definitions import find
+from pipeline.data.dataset import Dataset, Statistics
+from pipeline.data.graphs import Normalization
+from pipeline.evaluation.definitions import PROTOCOLS, find
+from pipeline.evaluation.foreign import open_weights
 from pipeline.evaluation.nets import STATE_KEYS, TrainedNet, find_checkpoint, open_checkpoint
-from pipeline.evaluation.options import CommandParser, add_json_option, errors_cells, protocol_names, rate_cell
+from pipeline.evaluation.options import (
+    CommandParser,
+    add_json_option,
+    errors_cells,
+    protocol_names,
+    rate_cell,
+    three_numbers,
+)  # fmt: skip
 from pipeline.evaluation.protocols import Showing
 from pipeline.evaluation.score_files import ScoreFile, make, score_path
 from pipeline.run_folder import CONFIG
-from pipeline.tracking import log_evaluation
+from pipeline.tracking import log_evaluations
 from pipeline.world import World, available_cores, on_main, open_world, set_threads
 
 EXAMPLE = "python -m pipeline.evaluate runs/resnet50-seed0 --protocol center,ten-crop --split val"
 
 
-def options() -> argparse.ArgumentParser:
+def options() -> ArgumentParser:
     made = CommandParser("Tests one net on a split of a dataset and writes its score files.", EXAMPLE)
-    made.add_argument("target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
-    made.add_argument("--protocol", action="append", metavar="NAME", help="center (default), ten-crop; repeated or a,b")
+    made.add_argument(
+        "target", type=Path, nargs="?", metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/"
+    )
+    names = ", ".join(PROTOCOLS)
+    made.add_argument("--protocol", action="append", metavar="NAME", help=f"{names}; repeated or a,b (default center)")
     made.add_argument("--split", default="val", help="of the dataset (default val)")
     made.add_argument("--weights", choices=list(STATE_KEYS), default="final", help="which of the checkpoint's weights")
     made.add_argument("--data", type=Path, metavar="DATASET", help="the dataset folder (default: the run's)")
+    made.add_argument("--mean", type=three_numbers, metavar="R,G,B", help="subtracted, 0..255 (default: the dataset's)")
+    made.add_argument("--std", type=three_numbers, metavar="R,G,B", help="divided by, 0..255 (default: no division)")
+    made.add_argument("--short-side", type=int, metavar="PIXELS", help="of center and ten-crop (default: the run's)")
     made.add_argument(
         "--precision", choices=["float32", "bf16"], default="float32", help="of the net (default float32)"
     )
+    made.add_argument("--scores", type=Path, metavar="OUT.npz", help="the score file (default: in the run folder)")
+    made.add_argument("--again", action="store_true", help="score anew where the same score file stands already")
     made.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     made.add_argument("--threads", type=int, help="CPU threads per rank (default: the cores divided among the ranks)")
-    made.add_argument("--again", action="store_true", help="score anew where the same score file stands already")
+    foreign = made.add_argument_group("weights from elsewhere, instead of RUN|CHECKPOINT")
+    foreign.add_argument("--weights-file", type=Path, metavar="FILE", help="a state dict in torchvision's naming")
+    foreign.add_argument("--arch", help="the net, such as resnet50; needs --data too")
+    foreign.add_argument("--shortcut", choices=["default", "A", "B", "C"], default="default")
+    foreign.add_argument("--stride", choices=["paper", "v1.5"], default="paper", help="v1.5 is torchvision's")
+    foreign.add_argument("--crop", type=int, metavar="PIXELS", help="the net's input (default: 224, CIFAR nets 32)")
     add_json_option(made)
     return made
 
@@ -48,20 +71,49 @@ def options() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     own = options().parse_args(argv)
     names = protocol_names(own.protocol or ["center"])
+    check(own, names)
     with open_world(own.device) as world:
         set_threads(world, own.threads)
-        path = on_main(world, lambda: find_checkpoint(own.target))
-        subject = open_checkpoint(path, own.weights, own.data)
-        results = evaluate(subject, names, own.split, world, precision=own.precision, again=own.again)
+        subject = open_subject(own, world)
+        results = evaluate(subject, names, own, world)
         if world.is_main:
             track(subject, results)
             report(subject, results, own.json)
     return 0
 
 
-def evaluate(
-    subject: TrainedNet, names: Sequence[str], split_name: str, world: World, *, precision: str, again: bool
-) -> list[ScoreFile]:
+def check(own: Namespace, names: Sequence[str]) -> None:
+    """Raise UserError for options that do not go together."""
+    if (own.target is None) == (own.weights_file is None):
+        raise UserError("name either a run folder (or checkpoint) or a --weights-file: see --help")
+    if own.weights_file is not None and (own.arch is None or own.data is None):
+        raise UserError("--weights-file needs --arch and --data: say which net it is and what to test it on")
+    if own.weights_file is None and (own.arch, own.crop, own.shortcut, own.stride) != (None, None, "default", "paper"):
+        raise UserError("--arch, --shortcut, --stride and --crop go with --weights-file: a run's config knows them")
+    if own.std is not None and own.mean is None:
+        raise UserError("--std needs --mean: give both on the 0..255 scale")
+    if own.scores is not None and (len(names) > 1 or own.scores.suffix != ".npz"):
+        raise UserError("--scores names the one file OUT.npz: give it with one --protocol")
+
+
+def open_subject(own: Namespace, world: World) -> TrainedNet:
+    """The net that is to be tested, on every rank the same."""
+    if own.weights_file is None:
+        path = on_main(world, lambda: find_checkpoint(own.target))
+        subject = open_checkpoint(path, own.weights, own.data)
+        return replace(subject, short_side=own.short_side or subject.short_side)
+    return open_weights(
+        own.weights_file,
+        own.arch,
+        own.data,
+        shortcut=own.shortcut,
+        stride=own.stride,
+        short_side=own.short_side,
+        crop=own.crop,
+    )
+
+
+def evaluate(subject: TrainedNet, names: Sequence[str], own: Namespace, world: World) -> list[ScoreFile]:
     """The score file of each protocol, on rank 0; nothing on the others. Every rank calls it."""
     dataset = Dataset(subject.data)
     if dataset.classes != subject.classes:
@@ -69,47 +121,48 @@ def evaluate(
             f"{subject.name} tells {subject.classes} classes apart, the dataset {subject.data} has {dataset.classes}: "
             "give the dataset that the net was trained for"
         )
+    threads = subject.loader.threads or max(1, available_cores() // world.local_size)
     showing = Showing(
         short_side=subject.short_side,
         crop=subject.crop,
-        normalization=Dataset(subject.training_data).statistics,
-        loader=LoaderConfig(threads=max(1, available_cores() // world.local_size)),
-        precision="bf16" if precision == "bf16" else "float32",
+        normalization=normalization(subject, own),
+        loader=replace(subject.loader, threads=threads),
+        precision=own.precision,
     )
     # float32 is float32: on the GPU, convolutions would otherwise round their inputs to TF32's 10 bits.
     torch.backends.cudnn.allow_tf32 = False
     subject.net.to(world.device).to(memory_format=torch.channels_last)
-    split = dataset.split(split_name)
-    results = [
-        make(
-            subject,
-            split,
-            dataset,
-            find(name),
-            showing,
-            score_path(subject, name, split_name),
-            world=world,
-            again=again,
-        )
-        for name in names
-    ]
+    split = dataset.split(own.split)
+    results = []
+    for name in names:
+        path = own.scores or score_path(subject, name, own.split)
+        results.append(make(subject, split, dataset, find(name), showing, path, world=world, again=own.again))
     return [one for one in results if one is not None]
+
+
+def normalization(subject: TrainedNet, own: Namespace) -> Statistics | Normalization:
+    """`--mean` and `--std`, else the statistics of the dataset that the net was trained on."""
+    if own.mean is None:
+        return Dataset(subject.training_data).statistics
+    std = None if own.std is None else np.array(own.std, np.float32)
+    return Normalization(np.array(own.mean, np.float32), std)
 
 
 def track(subject: TrainedNet, results: Sequence[ScoreFile]) -> None:
     """Add the errors of the score files made now to the run's metrics.jsonl and its MLflow run."""
-    if subject.run is None:
-        return
-    tracking = load(subject.run / CONFIG).tracking
+    evaluations = {}
     for one in results:
         top1, top5 = one.scores.errors(1), one.scores.errors(5)
         if one.made and top1 is not None and top5 is not None:
-            kind = one.path.stem.replace(f"-{subject.iteration:08d}", "")
-            values = {"top1_error": top1, "top5_error": top5}
-            log_evaluation(subject.run, tracking, kind, subject.iteration or 0, values)
+            suffix = "" if subject.weights == "final" else f"-{subject.weights}"
+            kind = f"{one.scores.provenance.protocol}-{one.scores.provenance.split}{suffix}"
+            evaluations[kind] = {"top1_error": top1, "top5_error": top5}
+    if subject.run is not None and evaluations:
+        log_evaluations(subject.run, load(subject.run / CONFIG).tracking, subject.iteration or 0, evaluations)
 
 
 def report(subject: TrainedNet, results: Sequence[ScoreFile], as_json: bool) -> None:
+    """Print the table and, with `as_json`, the figures."""
     rows, figures = [], []
     for one in results:
         provenance, errors = one.scores.provenance, (one.scores.errors(1), one.scores.errors(5))

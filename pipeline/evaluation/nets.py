@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pipeline.command import UserError
 from pipeline.config import load
+from pipeline.data.loader import LoaderConfig
 from pipeline.models.resnet import ResNet, build
 from pipeline.run_folder import CONFIG
 from pipeline.training.checkpoint import NAME, Checkpoints, read_verified
@@ -42,6 +43,7 @@ class TrainedNet:
     training_data: Path
     short_side: int
     crop: int
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
 
     @property
     def name(self) -> str:
@@ -87,7 +89,7 @@ def open_checkpoint(path: Path, weights: Weights, data: Path | None = None) -> T
             f"{path} holds no weights with recomputed batch normalization statistics: "
             "they are made at the end of a training; use --weights final"
         )
-    classes = _classes(state[key], path)
+    classes = classes_of(state[key], path)
     net = build(config.arch, classes=classes, shortcut=config.shortcut, stride=config.stride)
     load_weights(net, state[key], path)
     return TrainedNet(
@@ -102,6 +104,7 @@ def open_checkpoint(path: Path, weights: Weights, data: Path | None = None) -> T
         training_data=Path(config.data),
         short_side=config.evaluation.short_side,
         crop=config.augment.crop,
+        loader=config.loader,
     )
 
 
@@ -139,8 +142,9 @@ def _run_of(checkpoint: Path) -> Path:
     return checkpoint.absolute().parent.parent
 
 
-def _classes(state: Mapping[str, Any], place: Path) -> int:
+def classes_of(state: Mapping[str, Any], place: Path) -> int:
+    """How many classes the net with these weights tells apart. Raises UserError where it has no fc layer."""
     bias = state.get("fc.bias")
     if not isinstance(bias, Tensor) or bias.ndim != 1:
-        raise UserError(f"the weights in {place} have no fc.bias: they are not those of a net of this project")
+        raise UserError(f"the weights in {place} have no fc.bias: they are not those of a net of the ResNet family")
     return len(bias)

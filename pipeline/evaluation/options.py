@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import NoReturn
 
 from pipeline.command import UserError, nearest
@@ -30,6 +31,14 @@ class CommandParser(argparse.ArgumentParser):
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
+
+
+def three_numbers(text: str) -> tuple[float, float, float]:
+    """`123.675,116.28,103.53`: one finite number per channel."""
+    numbers = tuple(float(part) for part in text.split(","))
+    if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"'{text}' is not three numbers R,G,B")
+    return numbers
 
 
 def protocol_names(texts: list[str]) -> list[str]:

@@ -57,8 +57,9 @@ class ScoreFile:
 
 
 def score_path(subject: TrainedNet, protocol: str, split: str) -> Path:
-    """Where the score file of a run's net stands."""
-    assert subject.run is not None
+    """Where the score file of a net stands: in its run folder, or in the working directory where it has none."""
+    if subject.run is None:
+        return Path(f"{subject.name}-{protocol}-{split}.npz")
     suffix = "" if subject.weights == "final" else f"-{subject.weights}"
     return subject.run / SCORES / f"{protocol}-{split}-{subject.iteration:08d}{suffix}.npz"
 

@@ -1,0 +1,109 @@
+"""Weights from elsewhere: state dicts in torchvision's naming, in the wrappings they come in."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.command import UserError
+from pipeline.evaluation.nets import TrainedNet, classes_of, digest, load_weights
+from pipeline.models.resnet import Shortcut, Stride, build, parse_arch
+
+NESTINGS = ("state_dict", "model", "model_state_dict")
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # DataParallel and DDP, torch.compile
+# The public CIFAR reproductions name two layers differently.
+RENAMED = ((re.compile(r"^linear\."), "fc."), (re.compile(r"\.shortcut\."), ".downsample."))
+# (shorter side, crop) of the centre-crop test: sections 3.4 and 4.2.
+SIZES = {"imagenet": (256, 224), "cifar": (32, 32)}
+
+
+def open_weights(
+    path: Path,
+    arch: str,
+    data: Path,
+    *,
+    shortcut: Shortcut = "default",
+    stride: Stride = "paper",
+    short_side: int | None = None,
+    crop: int | None = None,
+) -> TrainedNet:
+    """The net named `arch` with the weights in `path`, to be tested on the dataset folder `data`.
+
+    short_side, crop: pixels; the paper's for the net's family by default. Raises UserError where the file holds no
+    weights, or those of another net.
+    """
+    architecture = parse_arch(arch)
+    state = read_weights(path)
+    net = build(arch, classes=classes_of(state, path), shortcut=shortcut, stride=stride)
+    load_weights(net, state, path)
+    usual_short_side, usual_crop = SIZES[architecture.family]
+    return TrainedNet(
+        net=net,
+        arch=arch,
+        checkpoint=path,
+        iteration=None,
+        weights="file",
+        weights_sha256=digest(net.state_dict()),
+        run=None,
+        data=data,
+        training_data=data,
+        short_side=short_side or max(usual_short_side, crop or 0),
+        crop=crop or usual_crop,
+    )
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors file or a file of torch.save: unwrapped, in torchvision's names, on the CPU.
+
+    Nothing in the file is executed. Raises UserError where it holds no state dict.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no weights file {path}: give a state dict (.pt, .pth, .safetensors)")
+    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    for key in NESTINGS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(one, Tensor) for one in loaded.values()):
+        raise UserError(f"{path} holds no state dict (a mapping of names to tensors): give one in torchvision's naming")
+    return {_usual_name(key): value for key, value in loaded.items()}
+
+
+def _usual_name(key: str) -> str:
+    key = WRAPPERS.sub("", key)
+    for pattern, name in RENAMED:
+        key = pattern.sub(name, key)
+    return key
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = "it holds more than weights" if "Unsupported" in str(error) else "it is damaged or of another format"
+        raise UserError(
+            f"{path} cannot be read as weights ({reason}): save the state dict alone, by torch.save or as safetensors"
+        ) from None
+
+
+def safetensors_module(path: Path) -> ModuleType:
+    """The library, which is no dependency of training. Raises UserError, naming the file it is needed for."""
+    try:
+        return importlib.import_module("safetensors.torch")
+    except ImportError:
+        raise UserError(f"{path} needs the package safetensors: install it, or use a .pt file of torch.save") from None
+
+
+def _read_safetensors(path: Path) -> Any:
+    library = safetensors_module(path)
+    try:
+        return library.load_file(path)
+    except importlib.import_module("safetensors").SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file ({error}): download or save it again") from None
