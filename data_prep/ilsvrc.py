@@ -87,7 +87,8 @@ def train_tar(path: Path) -> Listing:
             raise UserError(f"{path} is not the training tar (a tar of one tar per class): get it again")
 
         def index(tar: Member) -> list[Member]:
-            return members(descriptor, tar.offset, tar.size, f"{path}: {tar.name}", marked=False)
+            found = members(descriptor, tar.offset, tar.size, f"{path}: {tar.name}", marked=False)
+            return [one for one in found if is_image_name(one.name)]
 
         rows = []
         with (
@@ -157,6 +158,24 @@ def devkit_labels(devkit: Devkit) -> dict[str, str]:
         f"ILSVRC2012_val_{number:08d}": devkit.classes[class_id].wnid
         for number, class_id in enumerate(devkit.val_ids, start=1)
     }
+
+
+def check_val_folders(val: Listing, devkit: Devkit) -> None:
+    """Raise UserError where class folders put val images into other classes than the ground truth does.
+
+    Scripts that sort the val images have taken the ground truth's ids for ranks of the sorted wnids.
+    """
+    truth = devkit_labels(devkit)
+    wrong = []
+    for name, label in zip(val.rows["name"].tolist(), val.rows["label"].tolist(), strict=True):
+        stem = os.fsdecode(name).rpartition(".")[0]
+        if truth.get(stem, val.classes[label]) != val.classes[label]:
+            wrong.append(f"{val.classes[label]}/{stem} is of {truth[stem]}")
+    if wrong:
+        raise UserError(
+            f"{val.kind}: {len(wrong):,} images lie in another class's folder than {devkit.place} says "
+            f"({min(wrong)}): sort them anew"
+        )
 
 
 def kaggle_labels(path: Path) -> dict[str, str]:

@@ -23,7 +23,6 @@ from data_prep.plan import (
 from data_prep.record import RECORDS
 from data_prep.shard import (
     WORKER_MODULES,
-    Advance,
     ShardTask,
     Unreadable,
     UnreadableImagesError,
@@ -31,7 +30,7 @@ from data_prep.shard import (
     make_shard,
 )
 from data_prep.sources import Listing
-from data_prep.workers import run_tasks
+from data_prep.workers import Advance, run_tasks
 from data_prep.workspace import PARTIAL, check_destination, discard, locked_workspace, publish, recover
 from pipeline.command import UserError
 from pipeline.data.dataset import MANIFEST, STATISTICS, ClassInfo, Dataset
@@ -63,10 +62,10 @@ def prepare(
     plans = [plan_split(split, listing, names, settings.seed) for split, listing in listings.items()]
     prepared = preparation(plans, settings)
     source_bytes = sum(listing.bytes for listing in listings.values())
-    already = already_prepared(destination, prepared)
+    already = already_prepared(destination, prepared, classes)
     if not already or (destination / PARTIAL).exists():  # or it was cut off while it tidied up
         with locked_workspace(destination) as workspace:
-            already = already_prepared(destination, prepared)  # by the process that held the lock until now
+            already = already_prepared(destination, prepared, classes)  # by the process that held the lock until now
             if not already:
                 published = published_names(plans)
                 recover(destination, workspace, published, shard_files(plans, settings))
@@ -79,16 +78,20 @@ def prepare(
     return Summary(dataset=Dataset(destination), seconds=seconds, already=already, source_bytes=source_bytes)
 
 
-def already_prepared(destination: Path, prepared: dict[str, Any]) -> bool:
+def already_prepared(destination: Path, prepared: dict[str, Any], classes: tuple[ClassInfo, ...]) -> bool:
     """Whether `destination` is the dataset that would be made. Raises UserError where it is another one."""
     if not (destination / MANIFEST).exists():
         return False
-    have = Dataset(destination).manifest.notes.get("preparation", {})
-    if different := [key for key, value in prepared.items() if have.get(key) != value]:
-        names = {"images_sha256": "images"}
+    manifest = Dataset(destination).manifest
+    have = manifest.notes.get("preparation", {})
+    names = {"images_sha256": "images"}
+    different = [names.get(key, key) for key, value in prepared.items() if have.get(key) != value]
+    if manifest.classes != classes:
+        different.append("classes, class names or ids")
+    if different:
         raise UserError(
-            f"the destination {destination} already holds a dataset, with other "
-            f"{' and '.join(names.get(key, key) for key in different)}: name another folder or remove this one"
+            f"the destination {destination} already holds a dataset, with other {' and '.join(different)}: "
+            "name another folder or remove this one"
         )
     return True
 

@@ -15,6 +15,7 @@ from data_prep.ilsvrc import (
     TRAIN_TAR,
     VAL_TAR,
     Devkit,
+    check_val_folders,
     devkit_labels,
     flat_folder,
     flat_tar,
@@ -89,6 +90,8 @@ def list_split(source: Path, split: str, path: Path, devkit: Devkit | None) -> L
     if split == "val" and not listing.classes:
         wnids, truth = val_labels(source, devkit, listing)
         listing = labelled(listing, wnids, truth)
+    elif split == "val" and devkit:
+        check_val_folders(listing, devkit)
     return listing
 
 

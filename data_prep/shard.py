@@ -6,7 +6,6 @@ The record is written last: a shard without one is unfinished, and one whose rec
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +19,11 @@ from data_prep.image_statistics import PixelSums, StatisticsPlan, centre_crop
 from data_prep.images import ImageRules, PreparedImage, UnreadableImageError, prepare_image
 from data_prep.reading import ImageReader, SourceImage
 from data_prep.record import NoRecordError, ShardFacts, ShardRecord, read_record, record_path, write_record
+from data_prep.workers import Advance
 from pipeline.data.dataset import sample_dtype
 
 TAR_BLOCK = 512
 WORKER_MODULES = ["data_prep.tar_writer", "data_prep.shard"]  # what makes shards; imported once, before workers part
-
-Advance = Callable[[int, int], None]  # counts (images, bytes of the source)
 
 
 @dataclass(frozen=True, kw_only=True)

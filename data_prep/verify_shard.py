@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ from data_prep.files import file_sha256
 from data_prep.images import UnreadableImageError, decode
 from data_prep.order import MAX_KEY, NOT_IN_KEY
 from data_prep.tars import members, open_for_ranges
+from data_prep.workers import Advance
 from pipeline.command import UserError
 from pipeline.data.dataset import UNLABELLED, ShardInfo
-
-Advance = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

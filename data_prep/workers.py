@@ -17,6 +17,7 @@ from pipeline.command import Progress, UserError
 
 POLL_SECONDS = 0.2
 
+Advance = Callable[[int, int], None]  # counts (images, bytes) of work done
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -59,7 +60,7 @@ def _start_worker(counters: Counters) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _call(work: Callable[[Task, Callable[[int, int], None]], Result], task: Task) -> Result:
+def _call(work: Callable[[Task, Advance], Result], task: Task) -> Result:
     assert _counters is not None
     return work(task, _counters.advance)
 
@@ -70,7 +71,7 @@ def available_cores() -> int:
 
 
 def run_tasks(
-    work: Callable[[Task, Callable[[int, int], None]], Result],
+    work: Callable[[Task, Advance], Result],
     tasks: Iterable[Task],
     *,
     workers: int,

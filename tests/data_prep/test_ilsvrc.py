@@ -281,6 +281,11 @@ def test_corrupt_images_stop_the_run_and_are_listed(tars, tmp_path, synthetic):
     assert not (tmp_path / "dataset" / "manifest.json").exists()
 
 
+def test_a_dataset_without_the_devkits_ids_is_not_the_same(kaggle, dataset):
+    with pytest.raises(UserError, match="already holds a dataset, with other classes, class names or ids"):
+        prepare(kaggle, dataset.folder, "--skip-corrupt")
+
+
 def copied(tars, tmp_path, *names):
     folder = tmp_path / "source"
     folder.mkdir()
@@ -344,6 +349,17 @@ def test_train_tar_that_is_no_tar_of_tars(tars, tmp_path):
     source = copied(tars, tmp_path, "ILSVRC2012_img_train.tar")
     (source / "ILSVRC2012_img_train.tar").symlink_to(tars / "ILSVRC2012_img_val.tar")
     refused(source, "is not the training tar")
+
+
+def test_val_folders_sorted_wrongly(class_folders, tmp_path, synthetic):
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("ILSVRC2012_devkit_t12", "train"):
+        (source / name).symlink_to(class_folders / name)
+    ranked = sorted(synthetic.wnids)
+    for name, data in synthetic.val.items():
+        write_files(source / "val" / ranked[synthetic.val_ids[int(name[15:23]) - 1] - 1], {name: data})
+    refused(source, "lie in another class's folder", f"is of {synthetic.wnids[0][:2]}")
 
 
 def test_missing_training_images_are_said(class_folders, tmp_path, synthetic, capsys):

@@ -58,6 +58,7 @@ EXIF[0x0112] = 6
         (encoded(picture(), format="JPEG", quality=90, progressive=True), "a.jpg", "jpg"),
         (encoded(picture().convert("L"), format="JPEG", quality=90), "grey.jpg", "jpg"),
         (encoded(picture(), format="JPEG", quality=90), "jpeg called.png", "jpg"),
+        (encoded(picture(), format="MPO", save_all=True, append_images=[picture()]), "two.jpg", "jpg"),
         (encoded(picture(), format="PNG"), "a.PNG", "png"),
         (encoded(picture().convert("L"), format="PNG"), "grey.png", "png"),
         (encoded(picture().quantize(60), format="PNG"), "palette.png", "png"),

@@ -1,8 +1,11 @@
 import hashlib
+import os
 import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_prep.order import MAX_KEY, by_class_and_name, by_stem, permutation, sample_key, unique_keys
 
@@ -22,6 +25,19 @@ from data_prep.order import MAX_KEY, by_class_and_name, by_stem, permutation, sa
 )
 def test_key(name, class_name, key):
     assert sample_key(name, class_name) == key
+
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=130).map(
+    lambda text: f"{text}.jpg"
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "a_b", "n01440764", "tabby cat"]), NAMES), max_size=30, unique=True))
+def test_any_names_give_unique_keys_that_every_reader_takes(images):
+    keys = unique_keys([sample_key(os.fsencode(name), class_name) for class_name, name in images]).tolist()
+    assert len(set(keys)) == len(images)
+    # One component of a plain tar header's name: no dot (WebDataset), no space (DALI), at most 100 bytes with suffix.
+    assert all(re.fullmatch(rb"[A-Za-z0-9_-]{1,96}", key) for key in keys)
 
 
 def test_long_keys_are_cut_and_stay_apart():

@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep import shard_imagenet
+from data_prep.verify import verify
+from pipeline.command import UserError
+from pipeline.data.dataset import Dataset
+
 OPTIONS = ("--samples-per-shard", 4, "--statistics-size", 24, "--statistics-short-side", 32, "--workers", 2)
 SCRIPT = "data_prep/shard_imagenet.py"
 
@@ -87,6 +92,31 @@ def test_all_unreadable_images_are_listed(command, source, tmp_path):
     refused(done, "24 images do not decode", "and 4 more", "truncated", "neither JPEG nor PNG", "no bytes")
     listed = [line for line in done.stderr.splitlines() if line.startswith("  ")]
     assert len(listed) == 21
+    assert published(tmp_path / "dataset") == []
+
+
+def test_corrupt_images_left_out_may_be_all_of_a_shard(source, tmp_path):
+    broken = source / "val" / "n01443537" / "ILSVRC2012_val_00000000.JPEG"
+    broken.write_bytes(b"")
+    options = ["--samples-per-shard", "1", *map(str, OPTIONS[2:]), "--skip-corrupt"]
+    shard_imagenet.main([str(source), str(tmp_path / "dataset"), *options])
+    dataset = Dataset(tmp_path / "dataset")
+    val = dataset.split("val")
+    assert len(val) == len(val.info.shards) == 8
+    left = {path for path in source.glob("val/*/*") if path != broken}
+    assert {val.read(number) for number in range(len(val))} == {path.read_bytes() for path in left}
+    assert dataset.manifest.notes["left_out"]["val"] == [
+        {"key": "n01443537_ILSVRC2012_val_00000000", "reason": "it has no bytes"}
+    ]
+    assert verify(dataset.folder, fast=False, workers=2).problems == ()
+
+
+def test_nothing_but_corrupt_images(tmp_path):
+    folder = tmp_path / "source" / "train" / "a"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="no image of the train split decodes"):
+        shard_imagenet.main([str(tmp_path / "source"), str(tmp_path / "dataset"), *map(str, OPTIONS), "--skip-corrupt"])
     assert published(tmp_path / "dataset") == []
 
 
