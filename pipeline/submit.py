@@ -1,0 +1,87 @@
+"""Write an ILSVRC submission: python -m pipeline.submit runs/A runs/B --protocol multi-scale --split test --out test.txt"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import command
+from pipeline.command import UserError, print_json, print_table
+from pipeline.config import load
+from pipeline.data.dataset import Dataset
+from pipeline.evaluation import submission
+from pipeline.evaluation.ensemble import check_members
+from pipeline.evaluation.members import Member, find_members, read_members, shared_protocols
+from pipeline.evaluation.nets import STATE_KEYS
+from pipeline.evaluation.options import CommandParser, add_json_option, errors_cells, protocol_names
+from pipeline.run_folder import CONFIG
+
+EXAMPLE = "python -m pipeline.submit runs/resnet101-seed0 runs/resnet152-seed0 --protocol multi-scale --out test.txt"
+
+
+def options() -> ArgumentParser:
+    made = CommandParser("Writes the ILSVRC submission of a net or an ensemble from its score files.", EXAMPLE)
+    made.add_argument("members", nargs="+", metavar="MEMBER", help="run folders, score files or MLflow run ids")
+    made.add_argument("--out", type=Path, required=True, metavar="FILE", help="the submission")
+    made.add_argument("--protocol", metavar="NAME", help="default: the one that all members have")
+    made.add_argument(
+        "--split", default="test", help="of the score files: test (default), or val to check by its labels"
+    )
+    made.add_argument("--weights", choices=list(STATE_KEYS), default="final", help="of the runs' score files")
+    made.add_argument("--data", type=Path, metavar="DATASET", help="the dataset folder (default: the first run's)")
+    made.add_argument("--ground-truth", type=Path, metavar="FILE", help="the development kit's, for val")
+    made.add_argument("--lines", type=int, metavar="N", help="images of the split, where it is not ILSVRC's whole one")
+    made.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where MLflow run ids are looked up (default runs)"
+    )
+    add_json_option(made)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    own = options().parse_args(argv)
+    members = find_members(own.members, runs=own.runs, split=own.split, weights=own.weights)
+    names = shared_protocols(members, protocol_names([own.protocol]) if own.protocol else [])
+    if len(names) > 1:
+        raise UserError(f"the members have scores under {', '.join(names)}: say which with --protocol")
+    scores = [one.scores for one in read_members(members, names[0])]
+    check_members(scores, [one.name for one in members])
+    provenance = scores[0].provenance
+    dataset = dataset_of(members, own.data)
+    if dataset.sha256 != provenance.dataset_sha256:
+        raise UserError(
+            f"the scores are not of the dataset {dataset.folder}: give with --data the one they were made on"
+        )
+    split = dataset.split(provenance.split)
+    submission.check_order(split)
+    ids = submission.class_ids(dataset)
+    lines = own.lines or submission.LINES.get(provenance.split, len(split))
+    submission.write(own.out, scores, ids, lines)
+
+    truth = submission.read_ground_truth(own.ground_truth, lines) if own.ground_truth else None
+    truth = truth or submission.ground_truth(split, ids)
+    # From the file itself: what was written is scored, not what was meant to be written.
+    written = submission.read(own.out, lines, set(ids.tolist()))
+    top1, top5 = submission.errors(written, truth) if truth else (None, None)
+    row = (", ".join(one.name for one in members), names[0], f"{lines:,}", *errors_cells(top1, top5), own.out)
+    columns = ("net", "protocol", "lines", "top-1 error %", "top-5 error %", "submission")
+    print_table(f"submission for {provenance.split}", columns, [row])
+    if own.json:
+        figures = {"submission": str(own.out), "lines": lines, "top1_error": top1, "top5_error": top5}
+        print_json({**figures, "protocol": names[0], "members": [one.name for one in members]})
+    return 0
+
+
+def dataset_of(members: Sequence[Member], data: Path | None) -> Dataset:
+    """The dataset folder: the one given, or that of the first run among the members."""
+    runs = [one.run for one in members if one.run is not None]
+    if data is not None:
+        return Dataset(data)
+    if not runs:
+        raise UserError("score files do not say where their dataset lies: give it with --data")
+    return Dataset(load(runs[0] / CONFIG).data)
+
+
+if __name__ == "__main__":
+    command.run(main)
