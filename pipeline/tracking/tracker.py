@@ -67,8 +67,7 @@ class RunTracker(Tracker):
             self.feeder.ensure()
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        path, home = path.resolve(), self.folder.resolve()
-        name = str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
+        name = _artifact_name(self.folder, path)
         if [name, folder] not in self.wanted.artifacts:
             self._change(artifacts=[*self.wanted.artifacts, [name, folder]])
 
@@ -108,6 +107,12 @@ class RunTracker(Tracker):
             print(f"MLflow will not be told of {', '.join(changes)} of this run: {error}", file=sys.stderr)
 
 
+def _artifact_name(folder: Path, path: Path) -> str:
+    """A file as tracking.json names it: relative to the run folder where it lies in it."""
+    path, home = path.resolve(), folder.resolve()
+    return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
+
+
 def open_tracker(
     folder: Path,
     config: TrackingConfig,
@@ -140,13 +145,25 @@ def open_tracker(
 
 
 def log_evaluations(
-    folder: Path, config: TrackingConfig, iteration: int, evaluations: Mapping[str, Mapping[str, float]]
+    folder: Path,
+    config: TrackingConfig,
+    iteration: int,
+    evaluations: Mapping[str, Mapping[str, float]],
+    artifacts: Iterable[tuple[Path, str]] = (),
 ) -> None:
     """Add evaluations (kind -> metrics) of the trained run in `folder` to its metrics.jsonl and, as KIND/NAME, to MLflow.
 
     `iteration` is the checkpoint's. Values that differ from those of an earlier evaluation are added, equal ones not.
-    The run's status, parameters and tags stay as they are. Waits for MLflow as the end of a run does.
+    `artifacts`: files that MLflow is to keep, each with its folder in the MLflow run; not while the run is training,
+    which alone writes what MLflow is to know. The run's status, parameters and tags stay as they are. Waits for MLflow
+    as the end of a run does.
     """
+    wanted = read_wanted(folder)
+    if wanted is not None and not is_training(folder):
+        added = [[_artifact_name(folder, path), place] for path, place in artifacts]
+        write_wanted(
+            folder, replace(wanted, artifacts=wanted.artifacts + [a for a in added if a not in wanted.artifacts])
+        )
     journal = Journal(folder / METRICS, repair=not is_training(folder))
     for kind, values in evaluations.items():
         journal.append(kind, iteration, values, revise=True)
