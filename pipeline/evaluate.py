@@ -149,16 +149,16 @@ def normalization(subject: TrainedNet, own: Namespace) -> Statistics | Normaliza
 
 
 def track(subject: TrainedNet, results: Sequence[ScoreFile]) -> None:
-    """Add the errors of the score files made now to the run's metrics.jsonl and its MLflow run."""
-    evaluations = {}
+    """Add the score files made now to the run's MLflow run, and their errors to its metrics.jsonl and there."""
+    evaluations, files = {}, [(one.path, "scores") for one in results if one.made]
     for one in results:
         top1, top5 = one.scores.errors(1), one.scores.errors(5)
         if one.made and top1 is not None and top5 is not None:
             suffix = "" if subject.weights == "final" else f"-{subject.weights}"
             kind = f"{one.scores.provenance.protocol}-{one.scores.provenance.split}{suffix}"
             evaluations[kind] = {"top1_error": top1, "top5_error": top5}
-    if subject.run is not None and evaluations:
-        log_evaluations(subject.run, load(subject.run / CONFIG).tracking, subject.iteration or 0, evaluations)
+    if subject.run is not None and files:
+        log_evaluations(subject.run, load(subject.run / CONFIG).tracking, subject.iteration or 0, evaluations, files)
 
 
 def report(subject: TrainedNet, results: Sequence[ScoreFile], as_json: bool) -> None:

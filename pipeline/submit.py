@@ -8,14 +8,11 @@ from pathlib import Path
 
 from pipeline import command
 from pipeline.command import UserError, print_json, print_table
-from pipeline.config import load
-from pipeline.data.dataset import Dataset
 from pipeline.evaluation import submission
 from pipeline.evaluation.ensemble import check_members
-from pipeline.evaluation.members import Member, find_members, read_members, shared_protocols
+from pipeline.evaluation.members import dataset_of, find_members, read_members, shared_protocols
 from pipeline.evaluation.nets import STATE_KEYS
 from pipeline.evaluation.options import CommandParser, add_json_option, errors_cells, protocol_names
-from pipeline.run_folder import CONFIG
 
 EXAMPLE = "python -m pipeline.submit runs/resnet101-seed0 runs/resnet152-seed0 --protocol multi-scale --out test.txt"
 
@@ -71,16 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures = {"submission": str(own.out), "lines": lines, "top1_error": top1, "top5_error": top5}
         print_json({**figures, "protocol": names[0], "members": [one.name for one in members]})
     return 0
-
-
-def dataset_of(members: Sequence[Member], data: Path | None) -> Dataset:
-    """The dataset folder: the one given, or that of the first run among the members."""
-    runs = [one.run for one in members if one.run is not None]
-    if data is not None:
-        return Dataset(data)
-    if not runs:
-        raise UserError("score files do not say where their dataset lies: give it with --data")
-    return Dataset(load(runs[0] / CONFIG).data)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.command import UserError
+from pipeline.config import load
+from pipeline.data.dataset import Dataset
 from pipeline.evaluation.definitions import PROTOCOLS
 from pipeline.evaluation.score_files import ScoreFile, newest, read
 from pipeline.evaluation.scores import read_provenance
@@ -58,6 +60,16 @@ def shared_protocols(members: Sequence[Member], wanted: Sequence[str]) -> list[s
 def read_members(members: Sequence[Member], protocol: str) -> list[ScoreFile]:
     """Every member's score file under one protocol."""
     return [read(one.files[protocol]) for one in members]
+
+
+def dataset_of(members: Sequence[Member], data: Path | None) -> Dataset:
+    """The dataset folder: the one given, or that of the first run among the members."""
+    runs = [one.run for one in members if one.run is not None]
+    if data is not None:
+        return Dataset(data)
+    if not runs:
+        raise UserError("score files do not say where their dataset lies: give it with --data")
+    return Dataset(load(runs[0] / CONFIG).data)
 
 
 def _find(text: str, runs: Path, split: str, weights: str) -> Member:

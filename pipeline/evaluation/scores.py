@@ -137,6 +137,11 @@ def top_k_errors(scores: FloatArray, labels: NDArray[np.int64], k: int) -> NDArr
     return (ranks(torch.from_numpy(scores), torch.from_numpy(labels)) >= k).numpy()
 
 
+def ranks_of(scores: Scores) -> NDArray[np.int64]:
+    """int64 [N]: `ranks` of a labelled score file."""
+    return ranks(torch.from_numpy(scores.scores), torch.from_numpy(scores.labels)).numpy()
+
+
 def percent(wrong: NDArray[np.bool_]) -> float:
     """The share of True, in percent."""
     return 100.0 * int(wrong.sum()) / len(wrong)
