@@ -66,8 +66,23 @@ def _open(runs: Path, port: int) -> NoReturn:
     arguments += ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", str(store.parent / ARTIFACTS)]
     arguments += ["--uvicorn-opts", "--log-level warning"]
     quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    print(f"MLflow opens in some seconds at http://127.0.0.1:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    print("MLflow opens in some seconds (Ctrl-C ends it):", file=sys.stderr)
+    for page in _pages(store, port):
+        print(f"  {page}", file=sys.stderr, flush=True)
     os.execve(sys.executable, arguments, os.environ | quiet | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+
+
+def _pages(store: Path, port: int) -> list[str]:
+    """The addresses of the experiments in `store` that the run folders beside it belong to, in MLflow's view for training.
+
+    MLflow 3.17 opens any other address in its view for traces of language models, until its switch is used.
+    """
+    place, ids = f"sqlite:///{store}", set()
+    for folder in store.parent.iterdir():
+        if folder.is_dir():
+            ids.add(read_delivered(folder, place).experiment_id)
+    base = f"http://127.0.0.1:{port}"
+    return [f"{base}/#/experiments/{one}?workflowType=machine_learning" for one in sorted(ids - {""})] or [base]
 
 
 def _sync_all(options: argparse.Namespace) -> int:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -32,8 +34,7 @@ from pipeline.tracking.state import (
 # MLflow's own limits (mlflow/utils/validation.py).
 METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 8000
 KEY_TAG = "run_key"
-# What MLflow's own page sets when "Machine learning" is chosen. Without it the page guesses, opens in its view for GenAI
-# traces where it finds no runs yet, and asks.
+# MLflow 3.4's page opens in the view for this kind; 3.17's goes by `workflowType` in its address (see `open`) and its switch.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 BYTES_PER_READ = 1 << 16  # a few hundred lines: how much is sent again after a crash
 
@@ -75,6 +76,8 @@ class Delivery:
         from mlflow import MlflowClient
 
         uri = self.uri or resolve_uri(self.folder, wanted.uri)
+        if uri.startswith("sqlite:////"):
+            make_store(Path(uri.removeprefix("sqlite:///").partition("?")[0]))
         self.client = self.client or MlflowClient(tracking_uri=uri, registry_uri=uri)
         place, known = without_password(uri), self.delivered
         if known.run_id:
@@ -198,6 +201,23 @@ class Delivery:
         for name, value in changes.items():
             setattr(self.delivered, name, value)
         write_delivered(self.folder, self.delivered)
+
+
+def make_store(path: Path) -> None:
+    """Make MLflow's SQLite file, whole or not at all.
+
+    Two processes that made one file at once, or one that was killed at it, left half of MLflow's migrations, and no later
+    start could mend it.
+    """
+    if path.exists() or not path.parent.is_dir():
+        return
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        made = Path(folder) / path.name
+        MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
+        with suppress(OSError):  # another process was quicker; without hard links, MLflow makes the file in its place
+            os.link(made, path)
 
 
 def clean(name: str) -> str:

@@ -148,7 +148,8 @@ def test_another_store_gets_the_whole_run_too(runs: Path, empty_store: Path) -> 
         run.log("train", 1, {"loss": 1.0})
     deliver(folder)
     shutil.copy(empty_store, runs / "other.db")
-    other, said = f"sqlite:///{runs / 'other.db'}", []
+    other = f"sqlite:///{runs / 'other.db'}"
+    said: list[str] = []
     Delivery(folder, said.append, other).deliver()
     assert len(said) == 1 and "is not yet in" in said[0]
     for uri in (store_uri(runs), other):
@@ -164,12 +165,12 @@ def test_a_deleted_experiment_is_named(runs: Path) -> None:
         deliver(runs / "a")
 
 
-def test_the_experiment_opens_in_the_model_training_view(runs: Path) -> None:
+def test_the_experiment_is_of_the_machine_learning_kind(runs: Path) -> None:
     with tracker(runs / "a"):
         pass
     deliver(runs / "a")
     experiment = MlflowClient(store_uri(runs)).get_experiment_by_name("resnet")
-    # MLflow has no constant for it in Python: its page is what reads the tag.
+    # MLflow has no constant for it in Python: its page is what knows the tag.
     pages = (Path(mlflow.__file__).parent / "server" / "js" / "build" / "static" / "js").glob("main.*.js")
     key, value = "mlflow.experimentKind", "custom_model_development"
     assert experiment.tags[key] == value
@@ -267,35 +268,3 @@ def test_deliveries_killed_at_random_moments(runs: Path) -> None:
     assert int(done.stdout.split()[-1]) >= 3, done.stdout  # it was not over before the first kill
     deliver(folder)
     assert points(uri, only_run(uri).info.run_id, "train/loss") == expected(folder, "train", "loss")
-
-
-FIRST_DELIVERIES = """
-import os, sys
-from pathlib import Path
-import mlflow.tracking.client
-from pipeline.tracking.delivery import Delivery
-children = []
-for name in ("a", "b", "c"):
-    children.append(os.fork())
-    if not children[-1]:
-        for attempt in range(10):
-            try:
-                Delivery(Path(sys.argv[1]) / name, print).deliver()
-                os._exit(0)
-            except Exception as error:
-                print(error)
-        os._exit(1)
-sys.exit(max(os.waitpid(child, 0)[1] for child in children) > 0)
-"""
-
-
-def test_runs_that_make_the_store_at_the_same_time(tmp_path: Path) -> None:
-    for name in ("a", "b", "c"):
-        with tracker(tmp_path / name) as run:
-            for iteration in range(300):
-                run.log("train", iteration, {"loss": 1.0})
-    subprocess.run([sys.executable, "-c", FIRST_DELIVERIES, str(tmp_path)], check=True)
-    uri = store_uri(tmp_path)
-    assert sorted(run.info.run_name for run in runs_in(uri)) == ["a", "b", "c"]
-    for run in runs_in(uri):
-        assert len(points(uri, run.info.run_id, "train/loss")) == 300

@@ -17,8 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from pipeline.tracking import TrackingConfig, open_tracker, read_metrics
+from pipeline.tracking.delivery import Delivery
 from tests.pipeline.tracking.mlflow_store import only_run, points, store_uri
 
 CONFIG = TrackingConfig(close_seconds=60.0)
@@ -165,6 +167,12 @@ def server(runs: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def _answers(port: int) -> bool:
     try:
         return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).status == 200
@@ -176,9 +184,7 @@ def test_a_server_that_hangs_dies_and_comes_back(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = runs / "a"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     uri = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     seconds: dict[str, list[float]] = {}
@@ -224,6 +230,23 @@ def test_a_server_that_hangs_dies_and_comes_back(
         stored = points(uri, run.info.run_id, "train/loss")
     assert stored == expected(folder) and [step for step, _, _ in stored] == list(range(600))
     assert len(list((runs / "mlartifacts").rglob("config.yaml"))) == 1
+
+
+def test_open_names_the_page_of_each_experiment(runs: Path) -> None:
+    for name, experiment in (("a", "one"), ("b", "two"), ("c", "two")):
+        config = TrackingConfig(mlflow=False, experiment=experiment)
+        with open_tracker(runs / name, config, name=name, params={}, tags={}):
+            pass
+        Delivery(runs / name, print).deliver()
+    command = [sys.executable, "-m", "pipeline.tracking", "open", str(runs), "--port", str(free_port())]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        said = [next(process.stderr).strip() for _ in range(3)]
+        os.killpg(process.pid, signal.SIGKILL)
+    client = MlflowClient(store_uri(runs))
+    ids = [client.get_experiment_by_name(name).experiment_id for name in ("one", "two")]
+    pages = [f"http://127.0.0.1:{command[-1]}/#/experiments/{one}?workflowType=machine_learning" for one in ids]
+    assert said == ["MLflow opens in some seconds (Ctrl-C ends it):", *pages]
 
 
 def test_commands_refuse_what_they_cannot_do(runs: Path, tmp_path: Path) -> None:
