@@ -73,14 +73,14 @@ def cpu_seconds() -> float:
     return total
 
 
-def shard_samples(folder: Path) -> Path:
+def shard_samples(folder: Path, copies: int = COPIES) -> Path:
     """The 140 real images, each several times, through data_prep/."""
     if not SAMPLES.is_file():
         raise UserError(f"{SAMPLES} is not there: name a dataset folder (of data_prep/shard_imagenet.py) instead")
     with tarfile.open(SAMPLES) as tar:
         tar.extractall(folder / "images", filter="data")
     for image in sorted((folder / "images").rglob("*.*")):
-        for copy in range(COPIES):
+        for copy in range(copies):
             place = folder / "source/train" / image.parent.name / f"{image.stem}_{copy}{image.suffix}"
             place.parent.mkdir(parents=True, exist_ok=True)
             os.link(image, place)

@@ -28,15 +28,16 @@ Int = NDArray[np.int64]
 class AugmentConfig:
     """How training images are varied.
 
-    kind: "scale-crop" (ImageNet, section 3.4 of the paper): shorter side uniform in `short_side`, random `crop` square,
-        flip, colour. "pad-crop" (CIFAR, section 4.2): the per-pixel mean subtracted from the whole `crop` square image,
-        `pad` zeros on each side, random `crop` square of that, flip. "none": the centre `crop` of the image resized to
-        shorter side `short_side[0]`, neither flipped nor coloured.
-    short_side: (minimum, maximum) pixels, inclusive; (256, 480) in section 3.4.
-    crop: side of the square that the net sees, pixels.
-    flip: mirror half of the presentations.
-    colour: standard deviation of AlexNet's PCA colour coefficients (0.1 there); 0 switches it off.
-    pad: pixels of zeros on each side, for pad-crop (4 in section 4.2).
+    Args:
+        kind: scale-crop (ImageNet, section 3.4 of the paper): shorter side uniform in `short_side`, random `crop` square,
+            flip, colour. pad-crop (CIFAR, section 4.2): the per-pixel mean subtracted from the whole `crop` square
+            image, `pad` zeros on each side, random `crop` square of that, flip. none: the centre `crop` of the image
+            resized to the first `short_side`, neither flipped nor coloured.
+        short_side: minimum and maximum of the shorter side in pixels, inclusive; 256 and 480 in section 3.4.
+        crop: side of the square that the net sees, pixels.
+        flip: mirror half of the presentations.
+        colour: standard deviation of AlexNet's PCA colour coefficients (0.1 there); 0 switches it off.
+        pad: pixels of zeros on each side, for pad-crop; 4 in section 4.2.
     """
 
     kind: Literal["scale-crop", "pad-crop", "none"] = "scale-crop"

@@ -20,17 +20,20 @@ from pipeline.data.order import Presentations
 class LoaderConfig:
     """How batches are made. Nothing here changes their content, but for `on_decode_error` where an image is damaged.
 
-    threads: threads that decode; None is one per core that this process may use.
-    read_threads: reads in flight at once. read_ahead: batches being read before DALI asks for them.
-    decode_ahead: batches that DALI works on at once. ready: finished batches waiting for the consumer.
-    stage_to: folder on a disk of this machine where the shards are copied before the first batch; None reads them where
-        they are. Processes of one machine share the copies.
-    on_decode_error: "stop" at a training image that does not decode, or "substitute" the next sample for it.
-        Evaluation always stops.
-    decode_on: "gpu" decodes where the batches are wanted, "cpu" sends uint8 images across the bus; "auto" is the GPU
-        for batches on a GPU.
-    hw_decoder_load: share of the images that go to the GPU's hardware JPEG decoder, 0..1 (0.65 is DALI's default).
-    fancy_upsampling: whether the GPU interpolates chroma as libjpeg-turbo does on the CPU.
+    Args:
+        threads: threads that decode; one per core that this process may use where null.
+        read_threads: reads in flight at once.
+        read_ahead: batches being read before DALI asks for them.
+        decode_ahead: batches that DALI works on at once.
+        ready: finished batches waiting for the consumer.
+        stage_to: folder on a disk of this machine where the shards are copied before the first batch; null reads them
+            where they are. Processes of one machine share the copies.
+        on_decode_error: stop at a training image that does not decode, or substitute the next sample for it.
+            Evaluation always stops.
+        decode_on: gpu decodes where the batches are wanted, cpu sends uint8 images across the bus; auto is the GPU
+            for batches on a GPU.
+        hw_decoder_load: share of the images that go to the GPU's hardware JPEG decoder, 0..1; 0.65 is DALI's default.
+        fancy_upsampling: whether the GPU interpolates chroma as libjpeg-turbo does on the CPU.
     """
 
     threads: int | None = None

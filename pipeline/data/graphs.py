@@ -4,6 +4,10 @@ Every graph decodes as RGB (greyscale is expanded, EXIF orientation ignored) and
 widened when shrinking: Pillow's BILINEAR, torchvision's antialias=True. The result is uint8, which is what crosses the
 bus to a GPU; `Normalization` turns it into float32 on the device. (On the CPU the float arithmetic inside DALI cost
 four times as much as in NumPy: 0.45 ms an image against 0.12.)
+
+Decoding at a reduced DCT scale was measured and left out: 3.6% of the presentations of real images shrink by two or
+more, and for those Pillow's half-scale decode alone took 7.3 ms, the window's decode and resize here 7.9; the images
+differ by 36 to 46 dB.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,6 +25,18 @@ def resized(encoded: bytes, shape: NDArray[np.int64]) -> Image.Image:
 def crop(image: Image.Image, start: NDArray[np.int64], side: int) -> Image.Image:
     y, x = (int(place) for place in start)
     return image.crop((x, y, x + side, y + side))
+
+
+def exact_crop(
+    encoded: bytes, shape: NDArray[np.int64], start: NDArray[np.int64], side: int, mirror: bool
+) -> NDArray[np.float64]:
+    """Resize, crop and flip by torch in float64, never rounded (Pillow rounds after each of its two passes)."""
+    pixels = torch.from_numpy(np.array(decoded(encoded))).permute(2, 0, 1)[None].double()
+    height, width = (int(length) for length in shape)
+    whole = torch.nn.functional.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)
+    y, x = (int(place) for place in start)
+    image = whole[0, :, y : y + side, x : x + side].permute(1, 2, 0).numpy()
+    return image[:, ::-1] if mirror else image
 
 
 def scale_crop(

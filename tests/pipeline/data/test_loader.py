@@ -3,9 +3,13 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,7 @@ from pipeline.data.order import Order
 from tests.pipeline.data.small_datasets import encode, photograph, statistics_of_size
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[3]
 CONFIG = LoaderConfig(threads=2)
 AUGMENT = AugmentConfig(short_side=(72, 96), crop=64)
 STATISTICS = statistics_of_size(64)
@@ -194,3 +199,44 @@ def test_reads_run_ahead_and_at_once(photographs: Dataset, monkeypatch: pytest.M
     started = time.monotonic()
     collect(train(split, slice(0, 16), 0, 8))
     assert time.monotonic() - started < 0.5 * 8 * 0.8
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import torch
+from pipeline.data.augment import AugmentConfig
+from pipeline.data.dataset import Dataset
+from pipeline.data.loader import LoaderConfig, training_batches
+from pipeline.data.order import Order
+from tests.pipeline.data.small_datasets import statistics_of_size
+
+split = Dataset(sys.argv[1]).split("train")
+augment, rows = AugmentConfig(short_side=(72, 96), crop=64), slice(0, 8)
+batches = training_batches(
+    split, Order(len(split), 8, 0), augment, statistics_of_size(64), rows, 0, 10**9, torch.device("cpu"), LoaderConfig()
+)
+next(batches)
+print("running", flush=True)
+if sys.argv[2] == "consume":
+    for batch in batches:
+        pass
+if sys.argv[2] == "fail":
+    raise RuntimeError("the consumer failed")
+"""
+
+
+@pytest.mark.parametrize(("end", "code"), [("consume", -signal.SIGINT), ("leave", 0), ("fail", 1)])
+def test_processes_end_at_once_without_closing(photographs: Dataset, end: str, code: int) -> None:
+    """Ctrl-C while the loader runs, falling off the end of the program, and an error in it: no hang, no crash."""
+    command = [sys.executable, "-c", SCRIPT, str(photographs.folder), end]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None and process.stdout.readline() == "running\n"
+    if end == "consume":
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert time.monotonic() - started < 15
+    assert ("KeyboardInterrupt" in errors) == (end == "consume")

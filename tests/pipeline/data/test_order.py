@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.data.order import Order
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     samples=st.integers(1, 400),
     batch=st.integers(1, 100),

@@ -30,6 +30,8 @@ STATISTICS = statistics_of_size(224)
 # the filter: the outermost row and column of a crop may differ more.
 BOUND = 53.0
 GREY_LEVELS = 1.001
+# Against a resize that never rounds, each pixel is the right one rounded once: off by half a grey level and DALI's float32.
+ROUNDED_ONCE = 0.51
 
 
 def check(images: torch.Tensor, expected: NDArray[np.float32], place: str) -> None:
@@ -39,6 +41,7 @@ def check(images: torch.Tensor, expected: NDArray[np.float32], place: str) -> No
 
 
 def check_training(split: Split, epochs: int) -> None:
+    """Both references from the same drawn numbers."""
     order, config = Order(len(split), len(split), seed=3), AugmentConfig()
     rows = slice(0, len(split))
     with training_batches(split, order, config, STATISTICS, rows, 0, epochs, CPU, CONFIG) as batches:
@@ -47,11 +50,13 @@ def check_training(split: Split, epochs: int) -> None:
             sizes = (table["height"].astype(np.int64), table["width"].astype(np.int64))
             views = training_views(3, np.full(len(split), epoch), batch.ids, *sizes, config, STATISTICS)
             for row, sample in enumerate(batch.ids):
-                expected = reference.scale_crop(
-                    split.read(sample), views.resized[row], views.crop_start[row], 224,
-                    bool(views.mirror[row]), views.colour[row], STATISTICS.mean_image,
+                geometry = (
+                    split.read(sample), views.resized[row], views.crop_start[row], 224, bool(views.mirror[row])
                 )  # fmt: skip
-                check(batch.images[row], expected, split.describe(sample))
+                colour, mean = views.colour[row], STATISTICS.mean_image
+                check(batch.images[row], reference.scale_crop(*geometry, colour, mean), split.describe(sample))
+                error = batch.images[row].numpy() - (reference.exact_crop(*geometry) + colour - mean)
+                assert np.abs(error)[1:-1, 1:-1].max() < ROUNDED_ONCE, split.describe(sample)
 
 
 def shape_at(encoded: bytes, short_side: int) -> NDArray[np.int64]:
@@ -103,11 +108,11 @@ def test_whole_real_images(real_images: Dataset) -> None:
 
 
 def test_training_views_of_photographs(photographs: Dataset) -> None:
-    check_training(photographs.split("train"), epochs=3)
+    check_training(photographs.split("train"), epochs=2)
 
 
 def test_training_views_of_real_images(real_images: Dataset) -> None:
-    check_training(real_images.split("train"), epochs=2)
+    check_training(real_images.split("train"), epochs=1)
 
 
 def test_evaluation_views_of_photographs(photographs: Dataset) -> None:

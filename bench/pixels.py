@@ -1,0 +1,133 @@
+"""States how closely each of the loader's graphs agrees with Pillow (resize whole, then crop) on real images."""
+
+from __future__ import annotations
+
+import argparse
+import statistics as averages
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.loader import shard_samples  # noqa: E402
+from pipeline.command import print_json, print_table, run  # noqa: E402
+from pipeline.data.augment import (  # noqa: E402
+    AugmentConfig,
+    CenterCrop,
+    TenCrop,
+    WholeImage,
+    five_crop_starts,
+    resized_shapes,
+    shape_blocks,
+    training_views,
+)
+from pipeline.data.dataset import Dataset, Split  # noqa: E402
+from pipeline.data.graphs import Normalization  # noqa: E402
+from pipeline.data.loader import LoaderConfig, evaluation_batches, training_batches  # noqa: E402
+from pipeline.data.order import Order  # noqa: E402
+from tests.pipeline.data import pillow_reference as reference  # noqa: E402
+
+RAW = Normalization(np.zeros(3, np.float32))  # grey levels as they are
+CPU = torch.device("cpu")
+BATCH = 64
+Pair = tuple[int, np.ndarray, np.ndarray]  # sample id, the graph's image, Pillow's
+
+
+def shapes_of(split: Split) -> np.ndarray:
+    return np.stack([split.samples["height"], split.samples["width"]], axis=1).astype(np.int64)
+
+
+def training(split: Split, dataset: Dataset, config: LoaderConfig) -> Iterator[Pair]:
+    augment, statistics, shapes = AugmentConfig(colour=0), dataset.statistics, shapes_of(split)
+    order = Order(len(split), min(BATCH, len(split)), seed=0)
+    stop = -(-3 * len(split) // order.batch)
+    rows = slice(0, order.batch)
+    with training_batches(
+        split, order, augment, statistics, rows, 0, stop, CPU, config, normalization=RAW
+    ) as batches:  # fmt: skip
+        for iteration, batch in enumerate(batches):
+            shown, sizes = order.minibatch(iteration), shapes[batch.ids]
+            views = training_views(0, shown.epochs, shown.ids, sizes[:, 0], sizes[:, 1], augment, statistics)
+            for row, sample in enumerate(batch.ids):
+                image = reference.crop(
+                    reference.resized(split.read(sample), views.resized[row]), views.crop_start[row], augment.crop
+                )
+                pixels = np.asarray(image, np.float32)
+                yield int(sample), batch.images[row].numpy(), pixels[:, ::-1] if views.mirror[row] else pixels
+
+
+def evaluation(
+    split: Split, view: CenterCrop | TenCrop | WholeImage, config: LoaderConfig
+) -> Iterator[Pair]:  # fmt: skip
+    shapes = shapes_of(split)
+    blocks = shape_blocks(shapes, [view.short_side], BATCH)
+    resized = resized_shapes(shapes, np.full(len(split), view.short_side))
+    with evaluation_batches(split, view, RAW, blocks, CPU, config) as batches:
+        for batch in batches:
+            for images, sample in zip(batch.images.numpy(), batch.ids, strict=True):
+                whole = reference.resized(split.read(sample), resized[sample])
+                if isinstance(view, WholeImage):
+                    yield int(sample), images, np.asarray(whole, np.float32)
+                    continue
+                starts = five_crop_starts(resized[sample][None], view.crop)[0]
+                crops = [np.asarray(reference.crop(whole, start, view.crop), np.float32) for start in starts]
+                if isinstance(view, TenCrop):
+                    yield from ((int(sample), image, crop) for image, crop in zip(images, crops, strict=True))
+                else:
+                    yield int(sample), images, crops[4]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  python bench/pixels.py\n  python bench/pixels.py --images",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dataset", nargs="?", type=Path, help="dataset folder (default: the 140 sample images)")
+    parser.add_argument("--images", action="store_true", help="state every image's worst PSNR over the graphs too")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="bench-pixels-") as folder:
+        dataset = Dataset(options.dataset or shard_samples(Path(folder), copies=1))
+        report(dataset, options)
+
+
+def report(dataset: Dataset, options: argparse.Namespace) -> None:
+    split, config = dataset.split("train"), LoaderConfig()
+    graphs = {
+        "training, 3 epochs": training(split, dataset, config),
+        "centre crop at 256": evaluation(split, CenterCrop(), config),
+        "ten crops at 256": evaluation(split, TenCrop(), config),
+        **{f"whole image at {side}": evaluation(split, WholeImage(short_side=side), config) for side in (224, 640)},
+    }
+    rows, figures, worst = [], {}, dict.fromkeys(range(len(split)), float("inf"))
+    for name, pairs in graphs.items():
+        found = [
+            (reference.psnr(image, expected), sample, float(np.abs(image - expected)[1:-1, 1:-1].max()))
+            for sample, image, expected in pairs
+        ]
+        for quality, sample, _ in found:
+            worst[sample] = min(worst[sample], quality)
+        low, at, _ = min(found)
+        middle, levels = averages.median(one[0] for one in found), max(one[2] for one in found)
+        rows.append(
+            (name, len(found), f"{low:.1f}", f"{middle:.1f}", f"{levels:.0f}", split.samples[at]["key"].decode())
+        )
+        figures[name] = {"psnr_min": low, "psnr_median": middle, "grey_levels_max": levels}
+    if options.images:
+        keys = [(split.samples[sample]["key"].decode(), f"{quality:.1f}") for sample, quality in worst.items()]
+        print_table("worst PSNR of each image", ("image", "dB"), sorted(keys, key=lambda row: float(row[1])))
+    columns = ("graph", "crops", "PSNR, worst", "median", "grey levels off, inside", "worst image")
+    print_table("agreement with Pillow, dB", columns, rows)
+    if options.json:
+        print_json(figures)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.command import UserError
+from pipeline.data.batch import LoaderConfig
+from pipeline.data.graphs import Normalization, pad_and_crop
+from tests.pipeline.data.small_datasets import statistics_of_size
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("std", [None, (58.4, 57.1, 57.4)])
+@pytest.mark.parametrize("shape", [(6, 32, 32, 3), (4, 5, 32, 32, 3), (3, 20, 45, 3)])
+def test_both_normalizations_are_the_formula_to_the_bit(shape: tuple[int, ...], std: tuple[float, ...] | None) -> None:
+    side = 32 if shape[-3:-1] == (32, 32) else None
+    normalization = Normalization.of(statistics_of_size(32), side, std)
+    images = RANDOM.integers(0, 256, shape, np.uint8)
+    colour = RANDOM.normal(0, 5, (shape[0], 3)).astype(np.float32)
+    shift = colour.reshape(-1, *(1,) * (len(shape) - 2), 3)
+    expected = (images.astype(np.float32) - normalization.mean) + shift
+    expected = expected if std is None else expected / np.array(std, np.float32)
+    result = np.empty(shape, np.float32)
+    normalization.on_cpu(images, colour, result)
+    np.testing.assert_array_equal(result, expected)
+    on_device = normalization.on_gpu(torch.from_numpy(images), torch.from_numpy(colour))
+    np.testing.assert_array_equal(on_device, expected)
+
+
+def test_the_mean_image_only_where_it_fits() -> None:
+    statistics = statistics_of_size(32)
+    assert Normalization.of(statistics, 32).mean.shape == (32, 32, 3)
+    for side in (None, 31, 224):
+        np.testing.assert_allclose(
+            Normalization.of(statistics, side).mean, statistics.mean_image.mean(axis=(0, 1)), rtol=1e-5
+        )
+
+
+def test_pad_and_crop_at_the_corners() -> None:
+    image = torch.arange(1, 17, dtype=torch.float32).reshape(1, 4, 4, 1).repeat(4, 1, 1, 3)
+    starts = np.array([[0, 0], [2, 2], [4, 4], [2, 2]])
+    result = pad_and_crop(image, starts, np.array([False, False, False, True]), pad=2)[..., 0]
+    assert result[0, 2:, 2:].tolist() == [[1, 2], [5, 6]] and result[0].sum() == 14
+    assert torch.equal(result[1], image[0, ..., 0])
+    assert result[2, :2, :2].tolist() == [[11, 12], [15, 16]] and result[2].sum() == 54
+    assert torch.equal(result[3], image[0, ..., 0].flip(1))
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    for options in ({"threads": 0}, {"threads": -1}, {"read_threads": 0}, {"ready": 0}):
+        with pytest.raises(UserError, match="must be at least 1"):
+            LoaderConfig(**options)
+    with pytest.raises(UserError, match="hw_decoder_load"):
+        LoaderConfig(hw_decoder_load=1.5)
+    with pytest.raises(UserError, match="decode_on is gpu, but the batches are wanted on the CPU"):
+        LoaderConfig(decode_on="gpu").decoding_device(torch.device("cpu"))
+    cuda = torch.device("cuda", 1)
+    assert LoaderConfig().decoding_device(cuda) == cuda
+    assert LoaderConfig(decode_on="cpu").decoding_device(cuda) == torch.device("cpu")

@@ -1,0 +1,38 @@
+"""The benches run and print what they promise; their figures are not judged here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pipeline.data.small_datasets import REAL_IMAGES
+
+ROOT = Path(__file__).parents[3]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not REAL_IMAGES.is_file(), reason="no sample images")]
+
+
+def run(*command: str) -> dict[str, Any]:
+    result = subprocess.run([sys.executable, *command, "--json"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_loader() -> None:
+    figures = run("bench/loader.py", "--rounds", "1", "--images", "128", "--threads", "2")
+    assert set(figures["ratios"]) == {"ours/torchvision", "ours/webdataset", "ours/dali"}
+    assert all(ratio > 0 for ratio in figures["ratios"].values())
+
+
+def test_scale() -> None:
+    figures = run("bench/scale.py", "--rounds", "1", "--iterations", "10")
+    assert figures["ratios"]["private memory beyond the libraries 1.28M/10k"] < 1.2
+    assert figures["cases"]["1.28M, from 0"]["start_up"] < 2
+
+
+def test_pixels() -> None:
+    figures = run("bench/pixels.py")
+    assert min(graph["psnr_min"] for graph in figures.values()) > 53
