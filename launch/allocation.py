@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.command import UserError, nearest
+from launch.fence import EXIT_FENCED, LEASE
+from pipeline.command import EXIT_USER_ERROR, UserError, nearest
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -110,28 +111,52 @@ class Allocation:
             "signal_delay_s": self.signal_delay,
             # A rank that dies takes the step with it, so that the job ends at once instead of at a collective's time-out.
             "srun_args": ["--kill-on-bad-exit=1"],
-            "setup": [*self.setup, *requeue_lines(folder, self.requeue_limit)],
+            "setup": [*self.setup, *requeue_lines(folder, self.requeue_limit), *fence_lines(folder.parent / LEASE)],
             "additional_parameters": {"requeue": True},
         }
         return {key: value for key, value in asked.items() if value is not None}
 
 
 def requeue_lines(folder: Path, limit: int) -> list[str]:
-    """Shell lines of the batch script: put the job back after a failure that another start may mend, at most `limit` times.
+    """Shell lines of the batch script: after a failure that a new start may mend, requeue the job, at most `limit` times.
 
-    Not after 0 (finished) and 2 (a mistake of its user). SLURM itself requeues a job whose node is lost.
+    Not after 0 (finished), 2 (a mistake of its user) and 76 (a later attempt has taken over). SLURM itself requeues a job
+    whose node is lost.
     """
     return [
         "requeue_after_failure() {",
         "  code=$?",
+        "  kill %1 2>/dev/null",
         f"  count={shlex.quote(str(folder))}/$SLURM_JOB_ID.failures",
-        '  [ "$code" -eq 0 ] || [ "$code" -eq 2 ] && return',
-        # Not RUNNING: cancelled, or requeued already.
-        '  [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ] || return',
+        f'  case "$code" in 0|{EXIT_USER_ERROR}|{EXIT_FENCED}) return ;; esac',
         f'  [ "$(cat "$count" 2>/dev/null | wc -l)" -lt {limit} ] || return',
+        # Neither a job that was cancelled, nor a later attempt than this one: a node that was cut off comes back late.
+        '  now=$(scontrol show job "$SLURM_JOB_ID" --oneliner)',
+        '  case "$now" in *" JobState=RUNNING "*) ;; *) return ;; esac',
+        '  case "$now" in *" Restarts=${SLURM_RESTART_COUNT:-0} "*) ;; *) return ;; esac',
         '  scontrol requeue "$SLURM_JOB_ID" && date "+%FT%T exit code $code, requeued" >>"$count"',
         "}",
         "trap requeue_after_failure EXIT",
+    ]
+
+
+def fence_lines(lease: Path) -> list[str]:
+    """Shell lines of the batch script: it ends, and its srun with it, when a later attempt of the job holds the lease.
+
+    The srun of an attempt that was cut off would, once the cable is back, cancel the step of the new attempt: both are
+    called JOB.0.
+    """
+    return [
+        "watch_lease() {",
+        "  while sleep 1; do",
+        f"    holder=$(tr -d '\"{{}},' <{shlex.quote(str(lease))} 2>/dev/null) || continue",
+        "    set -- $holder  # job: JOB restarts: N released: true",
+        '    if [ "$2" = "$SLURM_JOB_ID" ] && [ "$4" -gt "${SLURM_RESTART_COUNT:-0}" ]; then',
+        "      pkill -KILL -P $$ -x srun; kill -KILL $$",
+        "    fi",
+        "  done",
+        "}",
+        "watch_lease &",
     ]
 
 

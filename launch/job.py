@@ -14,6 +14,7 @@ from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 
 from launch.failure import Failure, attempt, note
+from launch.fence import Attempt, Fence
 from pipeline.command import EXIT_PREEMPTED
 from pipeline.config import Config
 
@@ -33,7 +34,14 @@ class Job:
         """Returns 0 where the run is finished. Any other outcome leaves through SystemExit, so that the scheduler sees it."""
         environment = JobEnvironment()
         export_environment(environment)
+        fence = Fence(self.config.run_folder, Attempt(environment.job_id, _restarts()))
+        if environment.cluster == "slurm":
+            fence.watch()
+            if environment.global_rank == 0:
+                fence.take()
         code, failure = attempt(environment.global_rank, self._train)
+        if environment.cluster == "slurm" and environment.global_rank == 0:
+            fence.release()
         if failure:
             self._tell(failure, environment)
         if code == EXIT_PREEMPTED:
@@ -88,19 +96,16 @@ def requeue(environment: JobEnvironment) -> None:
 
 
 def requeue_running_job(job_id: str) -> None:
-    """`scontrol requeue`, which would also bring back a job that its user has just cancelled: hence the look before."""
-    state = subprocess.run(
-        ["squeue", "--noheader", "--jobs", job_id, "--format", "%T"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    ).stdout.strip()
-    if state == "RUNNING":
+    """`scontrol requeue` for this attempt alone: not a job that its user has just cancelled, not a later attempt."""
+    shown = subprocess.run(
+        ["scontrol", "show", "job", job_id, "--oneliner"], capture_output=True, text=True, timeout=60, check=False
+    ).stdout.split()
+    if {"JobState=RUNNING", f"Restarts={_restarts()}"} <= set(shown):
         print(f"saved; requeueing job {job_id}", file=sys.stderr, flush=True)
         subprocess.run(["scontrol", "requeue", job_id], timeout=60, check=False)
     else:
-        print(f"saved; job {job_id} is {state or 'gone'}: the scheduler decides what becomes of it", file=sys.stderr)
+        state = next((word for word in shown if word.startswith("JobState=")), "gone")
+        print(f"saved; job {job_id} is {state}: the scheduler decides what becomes of it", file=sys.stderr)
 
 
 def attempt_name(environment: JobEnvironment) -> str:

@@ -152,6 +152,7 @@ class SlurmCluster:
     # What can happen to a node
 
     def power_on(self, node: str) -> None:
+        self.plug(node)
         process = subprocess.Popen(
             [
                 *("ip", "netns", "exec", f"{self.tag}-{node}", "unshare", "-umpf", "--kill-child", "--mount-proc"),
@@ -165,7 +166,8 @@ class SlurmCluster:
         (self.folder / "run" / f"{node}.unshare.pid").write_text(str(process.pid))
 
     def power_off(self, node: str) -> None:
-        """Every process of the node is gone at once."""
+        """Every process of the node is gone at once, and no packet says good-bye."""
+        self.unplug(node)
         if pid := self._pid(f"{node}.unshare"):
             _kill(pid)  # the kernel kills its child, the namespace's init, and with it the namespace
 
@@ -181,9 +183,9 @@ class SlurmCluster:
         namespace = Path(f"/run/netns/{self.tag}-{node}").stat().st_ino
         for entry in Path("/proc").iterdir():
             try:
-                if entry.name.isdigit() and (entry / "ns" / "net").stat().st_ino == namespace:
-                    if word in (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode():
-                        found.append(int(entry.name))
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode() if entry.name.isdigit() else ""
+                if word in words and (entry / "ns" / "net").stat().st_ino == namespace:
+                    found.append(int(entry.name))
             except OSError:
                 continue
         return sorted(found)
@@ -241,9 +243,9 @@ class SlurmCluster:
             _check(["ip", "netns", "add", inside])
             _check(["ip", "-n", switch, *f"link add {port} type veth peer name eth0 netns {inside}".split()])
             _check(["ip", "-n", switch, *f"link set {port} master br0 up".split()])
-            _check(["ip", "-n", inside, *"link set lo up".split()])
+            _check(["ip", "-n", inside, *["link", "set", "lo", "up"]])
             _check(["ip", "-n", inside, *f"addr add {NETWORK}.{number}/24 dev eth0".split()])
-            _check(["ip", "-n", inside, *"link set eth0 up".split()])
+            _check(["ip", "-n", inside, *["link", "set", "eth0", "up"]])
 
 
 def wait_for(condition: Callable[[], object], seconds: float, what: str) -> float:
