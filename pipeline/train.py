@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline import command
-from pipeline.command import EXIT_PREEMPTED, Progress
+from pipeline.command import EXIT_PREEMPTED, Progress, UserError
 from pipeline.config import Config, parse, parser, to_plain, to_yaml
 from pipeline.data.dataset import Dataset
 from pipeline.run_folder import CONFIG, OpenRun, open_run
@@ -40,18 +40,20 @@ def main(config: Config) -> int:
         dataset = Dataset(config.data)
         training = Trainer(config, dataset, world)
         with open_run(config, dataset, world, threads) as run_folder:
-            checkpoints = Checkpoints(config.run_folder / "checkpoints", config.checkpoint, run_folder.check)
-            training.restore(checkpoints)
+            folder = config.run_folder / "checkpoints"
+            training.restore(Checkpoints(folder, config.checkpoint))
             if training.iteration == config.iterations:
                 return report(config, training, "was finished already")
-            with (
-                tracker_of(config, run_folder.facts, world) as tracker,
-                StopRequest(world) as stop,
-            ):
+            with tracker_of(config, run_folder.facts, world) as tracker, StopRequest(world) as stop:
+
+                def before_publishing() -> None:
+                    run_folder.check()
+                    tracker.fsync()  # no checkpoint without the metrics that led to it
+
+                checkpoints = Checkpoints(folder, config.checkpoint, before_publishing)
                 finished = train(training, checkpoints, tracker, stop, run_folder)
                 if world.is_main:
-                    checkpoints.wait()
-                    tracker.finish("FINISHED" if finished else "KILLED")
+                    conclude(checkpoints, tracker, finished)
             return report(config, training, "finished" if finished else "stopped on request")
 
 
@@ -103,12 +105,26 @@ def tracker_of(config: Config, facts: dict[str, Any], world: World) -> Tracker:
     return tracker
 
 
+def conclude(checkpoints: Checkpoints, tracker: Tracker, finished: bool) -> None:
+    """See the last checkpoint onto the disk and tell MLflow how the run ended; raises UserError where it was not saved."""
+    if not checkpoints.wait():
+        raise UserError(
+            f"the last checkpoint could not be written to {checkpoints.folder}: free some space and start the same command "
+            "again, which goes on from the checkpoint before it"
+        )
+    newest = checkpoints.newest()
+    if finished and newest is not None:
+        tracker.artifact(newest.path, "checkpoints")
+    tracker.finish("FINISHED" if finished else "KILLED")
+
+
 def report(config: Config, training: Trainer, outcome: str) -> int:
     """Print the closing table on the main rank; the exit code."""
     if training.world.is_main:
         errors = training.errors
-        cells = [f"{errors[key]:.2f}" if key in errors else "-" for key in ERRORS]
-        columns = ("net", "iterations", *(f"{title} %" for title in ERRORS.values()), "run folder")
+        known = {key: title for key, title in ERRORS.items() if key in errors}
+        cells = [f"{errors[key]:.2f}" for key in known]
+        columns = ("net", "iterations", *(f"{title} %" for title in known.values()), "run folder")
         row = (config.arch, f"{training.iteration:,} of {config.iterations:,}", *cells, config.run_folder)
         command.print_table(f"{config.run_name} {outcome}", columns, [row])
     return 0 if training.iteration == config.iterations else EXIT_PREEMPTED
