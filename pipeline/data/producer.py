@@ -121,7 +121,7 @@ class Producer:
         """Batch after batch, to the end of the plan. Raises _BatchError; the batches in flight are in `decoding`."""
         config = self.config
         pipeline = self.graph.build(self._next_inputs, self.plan.size, self.device, config.cores, config.decode_ahead)
-        outputs = self._call(pipeline.schedule_run)  # starts `decode_ahead` batches
+        self._call(pipeline.schedule_run)  # starts `decode_ahead` batches
         while not self.stopping.is_set():
             try:
                 (outputs,) = self._call(pipeline.share_outputs, self.finish.stream)
@@ -130,9 +130,11 @@ class Producer:
             # DALI's default execution model counts references to outputs: they stay valid after their release.
             pipeline.release_outputs()
             done = self.decoding.popleft()
-            self._call(pipeline.schedule_run)
-            batch, event = self.finish(outputs, done.work, self.finishers)
-            self._put(Item(dataclasses.replace(batch, substitutions=done.substitutions), event=event))
+            try:
+                self._call(pipeline.schedule_run)
+            finally:  # this batch is sound, whatever becomes of the next one
+                batch, event = self.finish(outputs, done.work, self.finishers)
+                self._put(Item(dataclasses.replace(batch, substitutions=done.substitutions), event=event))
 
     def _call(self, function: Any, *arguments: Any) -> Any:
         try:

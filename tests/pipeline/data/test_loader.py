@@ -142,6 +142,20 @@ def test_a_shard_that_was_cut_off_is_named(make_dataset: Callable[..., Dataset])
         collect(train(dataset.split("train"), slice(0, 6), 0, 1, batch=6))
 
 
+def test_batches_before_a_failure_are_delivered(make_dataset: Callable[..., Dataset]) -> None:
+    images = [encode(photograph(number, 90, 120)) for number in range(8)]
+    images[5] = b"not an image"
+    split = make_dataset(images).split("train")
+    blocks = [np.array([number]) for number in range(8)]
+    config = LoaderConfig(threads=1, decode_ahead=1, read_ahead=1)
+    batches = evaluation_batches(split, CenterCrop(short_side=72, crop=64), STATISTICS, blocks, CPU, config)
+    assert [int(next(batches).ids[0]) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match="image0005"):
+        next(batches)
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
 def threads_and_files() -> tuple[set[str], int]:
     names = {thread.name for thread in threading.enumerate() if thread.name.startswith("loader")}
     return names, len(os.listdir("/proc/self/fd"))
