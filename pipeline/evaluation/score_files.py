@@ -56,6 +56,11 @@ class ScoreFile:
         return self.speed.images_per_second if self.speed else None
 
 
+def is_score_file(path: Path) -> bool:
+    """Whether a file in scores/ is whole, by its name."""
+    return path.suffix == ".npz" and not path.name.endswith(PARTIAL) and not path.name.startswith(".")
+
+
 def score_path(subject: TrainedNet, protocol: str, split: str) -> Path:
     """Where the score file of a net stands: in its run folder, or in the working directory where it has none."""
     if subject.run is None:
@@ -125,7 +130,7 @@ def newest(run: Path, split: str, weights: str) -> dict[str, Path]:
     """The newest score file of a run under each protocol. Raises UserError where the run has none for that split."""
     found: dict[str, tuple[int, Path]] = {}
     for path in sorted((run / SCORES).glob("*.npz")):
-        if path.name.endswith(PARTIAL):
+        if not is_score_file(path):
             continue
         provenance, _ = read_provenance(path)
         if (provenance.split, provenance.weights) == (split, weights):
