@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import pickle
 import re
@@ -86,7 +87,9 @@ def _usual_name(key: str) -> str:
 def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a zip file that was cut off
+            raise
         reason = "it holds more than weights" if "Unsupported" in str(error) else "it is damaged or of another format"
         raise UserError(
             f"{path} cannot be read as weights ({reason}): save the state dict alone, by torch.save or as safetensors"

@@ -1,0 +1,142 @@
+"""python -m pipeline.export: every file gives the net's own answers, read by its own library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import command, export
+from pipeline.data.dataset import Dataset
+from pipeline.evaluation.exporting import FORMATS, missing_packages
+from pipeline.evaluation.nets import find_checkpoint, open_checkpoint
+from pipeline.evaluation.scores import Scores, save
+from pipeline.tracking import TrackingConfig, mlflow_run_id, open_tracker
+from tests.pipeline.evaluation.nets_and_images import decoded, provenance, random_softmax, write_run
+
+
+@pytest.fixture
+def made_run(photographs: Dataset, tmp_path: Path) -> Path:
+    return write_run(tmp_path / "runs", "one", photographs)
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        command.run(lambda: export.main(list(map(str, arguments))))
+    return int(ended.value.code or 0)
+
+
+def pixels(dataset: Dataset) -> np.ndarray:
+    """float32 [3, 32, 32, 3], 0..255."""
+    return np.stack([np.asarray(image.resize((32, 32)), np.float32) for image in decoded(dataset)[:3]])
+
+
+@torch.no_grad()
+def own_answers(folder: Path, dataset: Dataset) -> np.ndarray:
+    net = open_checkpoint(find_checkpoint(folder), "final").net.eval()
+    images = pixels(dataset) - dataset.statistics.mean_image
+    return net(torch.from_numpy(images).permute(0, 3, 1, 2)).softmax(dim=1).numpy()
+
+
+def test_the_whole_net_takes_pixels_and_gives_softmax(made_run: Path, photographs: Dataset, tmp_path: Path) -> None:
+    assert run(made_run, "--out", tmp_path / "out", "--format", "torch-export") == 0
+    answers = own_answers(made_run, photographs)
+    assert answers.std(axis=0).max() > 0.05
+    loaded = torch.export.load(tmp_path / "out/model.pt2").module()
+    np.testing.assert_allclose(loaded(torch.from_numpy(pixels(photographs))).detach().numpy(), answers, atol=1e-5)
+    np.testing.assert_array_equal(np.load(tmp_path / "out/mean.npy"), photographs.statistics.mean_image)
+
+
+@pytest.mark.skipif(bool(missing_packages("onnx")), reason="onnx, onnxscript or onnxruntime is not installed")
+def test_onnx_gives_the_nets_answers(made_run: Path, photographs: Dataset, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    assert run(made_run, "--out", tmp_path / "out", "--format", "onnx") == 0
+    session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx", providers=["CPUExecutionProvider"])
+    (scores,) = session.run(None, {"images": pixels(photographs)})
+    np.testing.assert_allclose(scores, own_answers(made_run, photographs), atol=1e-5)
+
+
+@pytest.mark.skipif(bool(missing_packages("safetensors")), reason="safetensors is not installed")
+def test_safetensors_hold_the_weights(made_run: Path, tmp_path: Path) -> None:
+    library = pytest.importorskip("safetensors.torch")
+    assert run(made_run, "--out", tmp_path / "out", "--format", "safetensors") == 0
+    loaded = library.load_file(tmp_path / "out/model.safetensors")
+    state = torch.load(find_checkpoint(made_run), weights_only=True)["model"]
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[key], state[key]) for key in state)
+
+
+def test_the_card_tells_errors_recipe_and_data(made_run: Path, photographs: Dataset, tmp_path: Path) -> None:
+    subject = open_checkpoint(find_checkpoint(made_run), "final")
+    labels = photographs.split("train").labels
+    for number, digest in enumerate((subject.weights_sha256, "of other weights")):
+        table = random_softmax(np.random.default_rng(number), 150, photographs.classes)
+        made = provenance(
+            "ten-crop", split="train", weights_sha256=digest, iteration=number, dataset_sha256=photographs.sha256
+        )
+        scores = Scores(scores=table, ids=np.arange(150), labels=labels, provenance=made)
+        save(scores, made_run / f"scores/ten-crop-train-{number:08d}.npz")
+        if number == 0:
+            told = f"| train | 150 | ten-crop | {scores.errors(1):.2f} | {scores.errors(5):.2f} |"
+    assert run(made_run, "--out", tmp_path / "out", "--format", "torch-export") == 0
+    card = (tmp_path / "out/README.md").read_text()
+    assert told in card and card.count("| ten-crop |") == 1
+    assert photographs.sha256 in card and subject.weights_sha256 in card
+    assert "arch: resnet8" in card and "batch: 16" in card
+    assert str(tmp_path) not in card, "no folders of this machine"
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own use of SQLAlchemy
+def test_a_net_is_registered_under_aliases(made_run: Path, photographs: Dataset, tmp_path: Path) -> None:
+    text = (made_run / "config.yaml").read_text()
+    (made_run / "config.yaml").write_text(text.replace("mlflow: false", "mlflow: true"))
+    tracking = TrackingConfig()
+    with open_tracker(made_run, tracking, name="one", params={}, tags={}) as tracker:
+        tracker.finish("FINISHED")
+    arguments = ["--register", "resnet8", "--alias", "best", "--alias", "ensemble-member", "--format", "torch-export"]
+    assert run(made_run, "--out", tmp_path / "out", *arguments) == 0
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{made_run.parent}/mlflow.db")
+    try:
+        version = mlflow.MlflowClient().get_model_version_by_alias("resnet8", "best")
+        assert version.run_id == mlflow_run_id(made_run)
+        loaded = mlflow.pytorch.load_model("models:/resnet8@ensemble-member")
+        scores = loaded(torch.from_numpy(pixels(photographs))).detach().numpy()
+    finally:
+        mlflow.set_tracking_uri(None)
+    np.testing.assert_allclose(scores, own_answers(made_run, photographs), atol=1e-5)
+
+
+def test_mistakes_get_one_sentence(
+    made_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = ["--out", tmp_path / "out"]
+    cases: list[tuple[list[object], str]] = [
+        ([tmp_path / "absent", *out], "there is no run folder"),
+        ([made_run, *out, "--format", "onx"], "there is no format 'onx': did you mean 'onnx'"),
+        ([made_run, *out, "--alias", "best"], "--alias goes with --register"),
+        ([made_run, *out, "--register", "a/b"], "'a/b' cannot be a name"),
+        ([made_run, *out, "--format", "torch-export", "--register", "x"], "MLflow does not know the run"),
+        ([made_run], "required: --out"),
+    ]
+    for arguments, sentence in cases:
+        assert run(*arguments) == 2
+        errors = capsys.readouterr().err
+        assert sentence in errors and "Traceback" not in errors, (arguments, errors)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run(made_run, *out, "--format", "safetensors") == 2
+    assert "needs the package safetensors" in capsys.readouterr().err
+
+
+def test_formats_without_their_packages_are_left_out_and_named(
+    made_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.export.missing_packages", lambda name: list(FORMATS[name].packages))
+    assert run(made_run, "--out", tmp_path / "out", "--json") == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(figures["formats"]) == ["torch-export"] and figures["left_out"] == ["safetensors", "onnx"]
+    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == ["README.md", "mean.npy", "model.pt2"]
