@@ -86,7 +86,7 @@ class Allocation:
             value = getattr(self, name)
             if value is not None and not _PLAIN.fullmatch(value):
                 raise UserError(
-                    f"--{name} '{value}' holds characters that have no place there: give the name that sinfo shows"
+                    f"--{name} {value!r} holds characters that have no place there: give the name that sinfo shows"
                 )
         if self.minutes * 60 <= self.signal_delay:
             raise UserError(
@@ -134,7 +134,9 @@ def requeue_lines(folder: Path, limit: int) -> list[str]:
         '  now=$(scontrol show job "$SLURM_JOB_ID" --oneliner)',
         '  case "$now" in *" JobState=RUNNING "*) ;; *) return ;; esac',
         '  case "$now" in *" Restarts=${SLURM_RESTART_COUNT:-0} "*) ;; *) return ;; esac',
-        '  scontrol requeue "$SLURM_JOB_ID" && date "+%FT%T exit code $code, requeued" >>"$count"',
+        # Noted first: the requeueing ends this script.
+        '  date "+%FT%T exit code $code, requeued" >>"$count"',
+        '  scontrol requeue "$SLURM_JOB_ID"',
         "}",
         "trap requeue_after_failure EXIT",
     ]
@@ -149,7 +151,7 @@ def fence_lines(lease: Path) -> list[str]:
     return [
         "watch_lease() {",
         "  while sleep 1; do",
-        f"    holder=$(tr -d '\"{{}},' <{shlex.quote(str(lease))} 2>/dev/null) || continue",
+        f"    holder=$(cat {shlex.quote(str(lease))} 2>/dev/null | tr -d '\"{{}},')",
         "    set -- $holder  # job: JOB restarts: N released: true",
         '    if [ "$2" = "$SLURM_JOB_ID" ] && [ "$4" -gt "${SLURM_RESTART_COUNT:-0}" ]; then',
         "      pkill -KILL -P $$ -x srun; kill -KILL $$",

@@ -86,6 +86,14 @@ def read_notes(logs: Path, attempt_name: str) -> list[Failure]:
     return [Failure.from_json(path.read_text()) for path in logs.glob(f"{attempt_name}-rank-*.json")]
 
 
+def read_all_notes(logs: Path) -> dict[str, list[Failure]]:
+    """The failures of every attempt that had some, by the attempt's name."""
+    found: dict[str, list[Failure]] = {}
+    for path in logs.glob("*-rank-*.json"):
+        found.setdefault(path.name.rpartition("-rank-")[0], []).append(Failure.from_json(path.read_text()))
+    return found
+
+
 def conclude(failures: Iterable[Failure]) -> int:
     """Print the cause of these failures; its exit code. Raises UserError where it is its user's mistake."""
     first = cause(failures)

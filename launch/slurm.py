@@ -5,6 +5,8 @@ python launch/slurm.py --arch resnet152 --nodes 4
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -20,10 +22,12 @@ from launch.failure import EXIT_FAILED, conclude, read_notes
 from launch.follow import following
 from launch.job import Job
 from launch.local import gpus
+from launch.scheduler import check_partition
 from launch.summary import summary
 from pipeline import command
 from pipeline.command import UserError, print_json, print_table
 from pipeline.config import Config, parse, parser, to_yaml
+from pipeline.data.dataset import Dataset
 from pipeline.training.batchnorm import plan_groups
 
 EXAMPLE = "python launch/slurm.py --arch resnet152 --nodes 4"
@@ -67,6 +71,9 @@ def run(argv: Sequence[str] | None = None) -> int:
             "there is no SLURM on this machine (sbatch and srun are not on PATH): run this on a login node of the cluster, "
             "or add --dry-run, or --cluster local to train here"
         )
+    if cluster == "slurm":
+        check_partition(allocation)
+        Dataset(config.data)  # readable here, of a format we know
     folder = make_folder(config)
     if cluster != "slurm":
         code = train_here(config, allocation, cluster, folder)
@@ -77,6 +84,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     columns = ("job", "name", "nodes", "ranks", "time limit", "run folder")
     row = (job.job_id, config.run_name, allocation.nodes, allocation.ranks, allocation.time, config.run_folder)
     print_table("submitted", columns, [row])
+    print(f"How it is doing: python launch/status.py {config.run_folder} --follow")
     if own.json:
         print_json({"job_id": job.job_id, "nodes": allocation.nodes, "ranks": allocation.ranks, **_run_fields(config)})
     return 0
@@ -136,9 +144,12 @@ def submit(config: Config, allocation: Allocation, folder: Path) -> submitit.Job
     parameters = allocation.sbatch_parameters(config.run_name, folder)
     executor.update_parameters(**{f"slurm_{key}": value for key, value in parameters.items()})
     try:
-        return executor.submit(Job(config))
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the error says
+            return executor.submit(Job(config))
     except (FailedSubmissionError, submitit.core.utils.FailedJobError) as error:
         reason = " ".join(str(error).split()) or "it gave no reason"
+        for leftover in (*folder.glob(".submission_file_*"), *folder.glob("[0-9a-f]" * 32 + ".pkl")):
+            leftover.unlink(missing_ok=True)
         raise UserError(f"sbatch refused the job: {reason.removeprefix('sbatch: error: ')}") from None
 
 

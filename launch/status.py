@@ -1,0 +1,152 @@
+"""How a run is doing: its job in SLURM, its progress, its last errors and the end of its log.
+
+python launch/status.py resnet152-seed0
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.allocation import has_slurm
+from launch.failure import Failure, cause, read_all_notes
+from launch.scheduler import show
+from pipeline import command
+from pipeline.command import UserError, print_json, print_table
+
+FOLLOW_SECONDS = 10.0
+LOG_BYTES = 4000
+LOG_LINES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """One run as its folder and SLURM show it. `left_seconds`: at the rate of the last log interval, None where unknown."""
+
+    name: str
+    jobs: dict[str, str]  # job id -> state in SLURM's words
+    restarts: int
+    iteration: int
+    iterations: int
+    images_per_second: float | None
+    left_seconds: float | None
+    errors: list[Failure]  # the cause of each attempt that failed, oldest first
+    log: Path | None
+
+    @property
+    def over(self) -> bool:
+        return self.iteration >= self.iterations or not any(state.split()[0] in ACTIVE for state in self.jobs.values())
+
+
+ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "PREEMPTED"}
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Shows how a run is doing. Example: python launch/status.py resnet152-seed0"
+    )
+    parser.add_argument("name", help="the run's name, or its folder")
+    parser.add_argument("--runs", default="runs", help="the folder that holds the run folders (default: runs)")
+    parser.add_argument("--follow", action="store_true", help=f"again every {FOLLOW_SECONDS:g} s until the run is over")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    own = parser.parse_args(argv)
+    folder = Path(own.name) if (Path(own.name) / "config.yaml").exists() else Path(own.runs) / own.name
+    if not (folder / "config.yaml").exists() and not (folder / "slurm").exists():
+        raise UserError(f"there is no run in {folder}: give its name and --runs, or its folder")
+    while True:
+        status = read(folder)
+        show_status(status)
+        if not own.follow or status.over:
+            break
+        time.sleep(FOLLOW_SECONDS)
+    if own.json:
+        print_json(figures(status))
+    return 0
+
+
+def read(folder: Path) -> Status:
+    """Read a run folder, and ask SLURM about its jobs where there is a SLURM."""
+    from pipeline.config import load
+    from pipeline.tracking.journal import METRICS, read_metrics
+
+    config = load(folder / "config.yaml") if (folder / "config.yaml").exists() else None
+    records = read_metrics(folder / METRICS) if (folder / METRICS).exists() else []
+    training = [record for record in records if record.kind == "train"]
+    iteration = max((record.iteration for record in records), default=0)
+    rate = training[-1].values.get("images_per_second") if training else None
+    left = None
+    if config and rate:
+        left = (config.iterations - iteration) * config.batch / rate
+    jobs, restarts = _jobs(folder)
+    notes = read_all_notes(folder / "logs")
+    logs = [*(folder / "slurm").glob("*_0_log.err"), *(folder / "logs").glob("rank-0.log")]
+    return Status(
+        name=folder.name,
+        jobs=jobs,
+        restarts=restarts,
+        iteration=iteration,
+        iterations=config.iterations if config else 0,
+        images_per_second=rate,
+        left_seconds=left,
+        errors=[cause(failures) for _, failures in sorted(notes.items(), key=lambda item: item[1][0].time)],
+        log=max(logs, key=lambda path: path.stat().st_mtime, default=None),
+    )
+
+
+def show_status(status: Status) -> None:
+    columns = ("run", "job", "restarts", "iteration", "images/s", "left")
+    job = ", ".join(f"{number} {state}" for number, state in status.jobs.items()) or "-"
+    rate = f"{status.images_per_second:,.0f}" if status.images_per_second else "-"
+    left = "-" if status.left_seconds is None or status.over else duration(status.left_seconds)
+    progress = f"{status.iteration:,} of {status.iterations:,}"
+    print_table(status.name, columns, [(status.name, job, status.restarts, progress, rate, left)])
+    for failure in status.errors[-3:]:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure.time))
+        print(f"{when} rank {failure.rank}: {failure.sentence}  (log: {failure.log})")
+    if status.log:
+        print(f"\n{status.log}, its end:")
+        with open(status.log, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - LOG_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+        print("\n".join(f"  {line}" for line in lines[-LOG_LINES:]), flush=True)
+
+
+def figures(status: Status) -> dict[str, object]:
+    return {
+        "name": status.name,
+        "jobs": status.jobs,
+        "restarts": status.restarts,
+        "iteration": status.iteration,
+        "iterations": status.iterations,
+        "images_per_second": status.images_per_second,
+        "left_seconds": status.left_seconds,
+        "errors": [failure.sentence for failure in status.errors],
+    }
+
+
+def duration(seconds: float) -> str:
+    days, rest = divmod(round(seconds), 86400)
+    clock = f"{rest // 3600}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
+    return f"{days} d {clock}" if days else clock
+
+
+def _jobs(folder: Path) -> tuple[dict[str, str], int]:
+    """State of every job ever submitted for the run (by the scripts that submitit left), and restarts of the latest."""
+    numbers = sorted({path.name.partition("_")[0] for path in (folder / "slurm").glob("*_submission.sh")}, key=int)
+    if not has_slurm():
+        return dict.fromkeys(numbers, "unknown (no SLURM on this machine)"), 0
+    states, restarts = {}, 0
+    for number in numbers:
+        found = show("job", number)
+        states[number] = found[0]["JobState"] if found else "forgotten by SLURM"
+        restarts = int(found[0].get("Restarts", 0)) if found else restarts
+        if found and states[number] == "PENDING" and found[0].get("Reason") not in (None, "None"):
+            states[number] += f" ({found[0]['Reason']})"
+    return states, restarts
+
+
+if __name__ == "__main__":
+    command.run(run)

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.slurm_cluster import SlurmCluster, wait_for, why_not
+from tests.conftest import ROOT
+from tests.launch.doors import TINY, environment, final_checkpoint
+
+SITE = """
+gpus_per_node: 0
+cpus_per_gpu: 1
+time: '30'
+signal_delay: 30
+setup:
+- export GLOO_SOCKET_IFNAME=eth0
+- export OMP_NUM_THREADS=1
+"""
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """A SLURM of four nodes."""
+    if reason := why_not():
+        pytest.skip(reason)
+    # Nodes run as other users too (munge): a folder below /tmp that everyone may enter.
+    folder = tmp_path_factory.mktemp("slurm")
+    for parent in (folder, *folder.parents[:2]):
+        parent.chmod(parent.stat().st_mode | 0o055)
+    cluster = SlurmCluster.up(folder / "cluster")
+    try:
+        cluster.wait_for_nodes()
+        yield cluster
+    finally:
+        cluster.down()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A submitted training."""
+
+    cluster: SlurmCluster
+    folder: Path
+    job: str
+
+    def wait_for_iteration(self, iteration: int, seconds: float = 120) -> float:
+        return wait_for(lambda: self.iteration() >= iteration, seconds, f"iteration {iteration} of {self.folder}")
+
+    def iteration(self) -> int:
+        metrics = self.folder / "metrics.jsonl"
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        return json.loads(lines[-1])["iteration"] if lines else 0
+
+    def restarts(self) -> int:
+        return int(self.cluster.field(self.job, "Restarts"))
+
+    def wait_for_attempt(self, number: int, seconds: float = 120) -> float:
+        """Seconds until restart `number` of the job runs."""
+        running = lambda: self.restarts() >= number and self.cluster.state(self.job) == "RUNNING"  # noqa: E731
+        return wait_for(running, seconds, f"attempt {number}: {self.log()}")
+
+    def wait_for_end(self, seconds: float = 180) -> str:
+        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        wait_for(lambda: self.cluster.state(self.job) in over, seconds, f"the end: {self.log()}")
+        return self.cluster.state(self.job)
+
+    def log(self) -> str:
+        return "\n".join(path.read_text() for path in sorted((self.folder / "slurm").glob("*_log.err")))
+
+    def iterations_logged(self) -> list[int]:
+        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return [line["iteration"] for line in lines if line["kind"] == "train"]
+
+
+class Trainings:
+    """Submits trainings of the tiny config by launch/slurm.py, and trains the same alone for comparison."""
+
+    def __init__(self, cluster: SlurmCluster, folder: Path, digits: Path) -> None:
+        self.cluster, self.folder = cluster, folder
+        self.config, self.site = folder / "tiny.yaml", folder / "site.yaml"
+        self.config.write_text(TINY.format(data=digits))
+        self.site.write_text(SITE)
+        self.references: dict[int, str] = {}
+
+    def slurm_py(self, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "launch" / "slurm.py"), "--config", str(self.config)]
+        options = (*options, "--site", str(self.site), "--json")
+        return self.cluster.run([*command, *options], cwd=self.folder, extra=environment(), check=False)
+
+    def submit(self, name: str, *options: str) -> Run:
+        done = self.slurm_py("--name", name, *options)
+        assert done.returncode == 0, done.stderr
+        return Run(self.cluster, self.folder / "runs" / name, json.loads(done.stdout.splitlines()[-1])["job_id"])
+
+    def reference(self, iterations: int) -> str:
+        """The final checkpoint of the same training in one process that nothing interrupts."""
+        if iterations not in self.references:
+            command = [
+                sys.executable,
+                "-m",
+                "pipeline.train",
+                "--config",
+                str(self.config),
+                "--name",
+                f"alone{iterations}",
+            ]
+            options = ["--iterations", str(iterations), "--checkpoint.every", "100000"]
+            subprocess.run(
+                [*command, *options], cwd=self.folder, env=environment(), check=True, capture_output=True, timeout=200
+            )
+            self.references[iterations] = final_checkpoint(self.folder / "runs" / f"alone{iterations}")
+        return self.references[iterations]
+
+
+@pytest.fixture(scope="session")
+def trainings(slurm: SlurmCluster, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+    return Trainings(slurm, tmp_path_factory.mktemp("trainings"), digits)
+
+
+@pytest.fixture
+def seconds_lost(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Iterator[dict[str, float]]:
+    """What a test measured, printed at its end (pytest -s not needed)."""
+    measured: dict[str, float] = {}
+    yield measured
+    with capsys.disabled():
+        for event, seconds in measured.items():
+            print(f"\n{re.sub('^test_', '', request.node.name)}: {event} {seconds:.1f} s")
