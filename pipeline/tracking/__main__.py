@@ -66,7 +66,7 @@ def _open(runs: Path, port: int) -> NoReturn:
     arguments += ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", str(store.parent / ARTIFACTS)]
     arguments += ["--uvicorn-opts", "--log-level warning"]
     quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    print("MLflow opens in some seconds (Ctrl-C ends it):", file=sys.stderr)
+    print("MLflow opens in some seconds (Ctrl-C ends it). Press 'Model training' there, once:", file=sys.stderr)
     for page in _pages(store, port):
         print(f"  {page}", file=sys.stderr, flush=True)
     os.execve(sys.executable, arguments, os.environ | quiet | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
@@ -75,7 +75,8 @@ def _open(runs: Path, port: int) -> NoReturn:
 def _pages(store: Path, port: int) -> list[str]:
     """The addresses of the experiments in `store` that the run folders beside it belong to, in MLflow's view for training.
 
-    MLflow 3.17 opens any other address in its view for traces of language models, until its switch is used.
+    MLflow 3.17 opens any other page in its view for traces of language models, until its switch 'Model training' is pressed,
+    which the browser remembers.
     """
     place, ids = f"sqlite:///{store}", set()
     for folder in store.parent.iterdir():
