@@ -1,6 +1,7 @@
 """Contract 1: a dataset is a folder. The one place that knows its format; data_prep/ writes it, the loader reads it.
 
     manifest.json        Manifest: format version, classes, splits with their shards (samples, bytes, sha256), seed
+    manifest.json.sha256 the manifest's own hash (sha256sum form), for data_prep/verify.py; readers need it not
     statistics.npz       Statistics: per-pixel mean image and RGB covariance of the training split
     SPLIT.samples.npy    one row per sample (see `sample_dtype`), in sample-id order
     SPLIT/NAME-SPLIT-000000.tar (+ .idx)   WebDataset: KEY.jpg + KEY.cls; the index is DALI's
