@@ -42,6 +42,8 @@ class Allocation:
         time: time limit of one attempt: minutes, H:MM:SS, or D-HH:MM:SS. A longer training requeues itself.
         signal_delay: seconds before the time limit (or preemption) at which the job is told to save.
         requeue_limit: how often a job is requeued after a crash or a lost node. Preemption and time limit do not count.
+        network_gbits: bandwidth between nodes in Gb/s, for the plan of `--dry-run`.
+        images_per_second: of this net on one device, measured, for the plan; an estimate where null.
         setup: shell lines that run on the first node before the ranks start (module load ..., export ...).
     """
 
@@ -57,6 +59,8 @@ class Allocation:
     time: str = "1-00:00:00"
     signal_delay: int = 120
     requeue_limit: int = 3
+    network_gbits: float = 100.0
+    images_per_second: float | None = None
     setup: tuple[str, ...] = ()
 
     @property
@@ -182,7 +186,9 @@ def add_options(made: ArgumentParser) -> None:
     for one in dataclasses.fields(Allocation):
         if one.name == "setup":
             continue
-        kind = {"time": str, "mem_gb": float}.get(one.name, str if "str" in str(one.type) else int)
+        kind = next(
+            kind for name, kind in (("int", int), ("float", float), ("str", str)) if str(one.type).startswith(name)
+        )
         default = "" if one.default is None else f" (default: {one.default})"
         made.add_argument(f"--{one.name.replace('_', '-')}", type=kind, help=documents[one.name] + default)
     made.add_argument(

@@ -17,6 +17,8 @@ def check_partition(allocation: Allocation) -> None:
     What sbatch itself refuses (features, GPUs, accounts) it refuses in its own words, with nothing submitted.
     """
     partitions = {one["PartitionName"]: one for one in show("partition")}
+    if not partitions:
+        return  # scontrol does not tell: sbatch will
     names = allocation.partition.split(",") if allocation.partition else _default(partitions)
     for name in names:
         if name not in partitions:

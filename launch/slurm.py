@@ -9,20 +9,23 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import submitit
 from jsonargparse import ArgumentParser
-from submitit.core.utils import FailedSubmissionError
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launch.allocation import Allocation, add_options, has_slurm, resolve
 from launch.failure import EXIT_FAILED, conclude, read_notes
 from launch.follow import following
 from launch.job import Job
 from launch.local import gpus
+from launch.plan import show_plan
 from launch.scheduler import check_partition
+from launch.several import EvaluateEnsemble, folder_of_evaluation, members
 from launch.summary import summary
 from pipeline import command
 from pipeline.command import UserError, print_json, print_table
@@ -50,7 +53,15 @@ def options() -> ArgumentParser:
     made.add_argument(
         "--cluster", choices=CLUSTERS, help="slurm; local: submitit's processes on this machine; debug: in here"
     )
-    made.add_argument("--dry-run", action="store_true", help="print the sbatch script and the config; submit nothing")
+    made.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the sbatch script, the config and the plan (hours, GPU hours, scaling); submit nothing",
+    )
+    made.add_argument("--array-of-archs", type=str, help="one job for each of these nets: resnet18,resnet34,resnet50")
+    made.add_argument(
+        "--ensemble", action="store_true", help="the six nets of an ensemble, and its evaluation after them"
+    )
     made.add_argument("--json", action="store_true", help="end with one line of JSON")
     return made
 
@@ -63,30 +74,45 @@ def run(argv: Sequence[str] | None = None) -> int:
         return 0
     cluster = own.cluster or "slurm"
     allocation = resolve(vars(own), here(cluster))
-    check(config, allocation, cluster)
+    configs = members(config, own.array_of_archs, own.ensemble)
+    for one in configs:
+        check(one, allocation, cluster)
     if own.dry_run:
-        return show(config, allocation, own.json)
-    if cluster == "slurm" and not has_slurm():
+        return show(configs, allocation, own.json)
+    if cluster != "slurm":
+        return here_one_by_one(configs, allocation, cluster, own.json)
+    if not has_slurm():
         raise UserError(
             "there is no SLURM on this machine (sbatch and srun are not on PATH): run this on a login node of the cluster, "
             "or add --dry-run, or --cluster local to train here"
         )
-    if cluster == "slurm":
-        check_partition(allocation)
-        Dataset(config.data)  # readable here, of a format we know
-    folder = make_folder(config)
-    if cluster != "slurm":
-        code = train_here(config, allocation, cluster, folder)
-        if own.json:
-            print_json(summary(config, code))
-        return code
-    job = submit(config, allocation, folder)
+    check_partition(allocation)
+    Dataset(config.data)  # readable here, of a format we know
+    jobs = [submit(Job(one), one.run_name, make_folder(submitit_folder(one)), allocation) for one in configs]
+    evaluation = submit_evaluation(config, configs, jobs, allocation) if own.ensemble else None
     columns = ("job", "name", "nodes", "ranks", "time limit", "run folder")
-    row = (job.job_id, config.run_name, allocation.nodes, allocation.ranks, allocation.time, config.run_folder)
-    print_table("submitted", columns, [row])
-    print(f"How it is doing: python launch/status.py {config.run_folder} --follow")
+    rows = [
+        (job, one.run_name, allocation.nodes, allocation.ranks, allocation.time, one.run_folder)
+        for job, one in zip(jobs, configs, strict=True)
+    ]
+    if evaluation:
+        rows.append((evaluation, "evaluation", 1, 1, allocation.time, folder_of_evaluation(config).parent))
+    print_table("submitted", columns, rows)
+    print(f"How it is doing: python launch/status.py {configs[0].run_folder} --follow")
     if own.json:
-        print_json({"job_id": job.job_id, "nodes": allocation.nodes, "ranks": allocation.ranks, **_run_fields(config)})
+        figures = {"nodes": allocation.nodes, "ranks": allocation.ranks, **_run_fields(configs[0])}
+        print_json({"job_id": jobs[0], "jobs": jobs, "evaluation": evaluation, **figures})
+    return 0
+
+
+def here_one_by_one(configs: Sequence[Config], allocation: Allocation, cluster: str, as_json: bool) -> int:
+    """`--cluster local|debug`: train one net after the other; the first exit code that is not 0."""
+    for config in configs:
+        code = train_here(config, allocation, cluster, make_folder(submitit_folder(config)))
+        if as_json:
+            print_json(summary(config, code))
+        if code:
+            return code
     return 0
 
 
@@ -112,9 +138,8 @@ def submitit_folder(config: Config) -> Path:
     return (config.run_folder / "slurm").absolute()
 
 
-def make_folder(config: Config) -> Path:
-    """submitit's folder of this run: scripts, pickles and logs, for its owner alone, since a pickle is code."""
-    folder = submitit_folder(config)
+def make_folder(folder: Path) -> Path:
+    """submitit's folder: scripts, pickles and logs, for its owner alone, since a pickle is code."""
     folder.mkdir(parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
     return folder
@@ -128,29 +153,48 @@ def script(config: Config, allocation: Allocation) -> str:
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def show(config: Config, allocation: Allocation, as_json: bool) -> int:
+def show(configs: Sequence[Config], allocation: Allocation, as_json: bool) -> int:
     """`--dry-run`."""
-    text = script(config, allocation)
-    print(f"# The script for sbatch\n{text}\n# The resolved config\n{to_yaml(config)}")
-    print(f"Nothing was submitted. {allocation.nodes} nodes, {allocation.ranks} ranks, run folder {config.run_folder}")
+    figures: list[dict[str, Any]] = []
+    for config in configs:
+        text = script(config, allocation)
+        print(f"# The script for sbatch\n{text}\n# The resolved config\n{to_yaml(config)}")
+        plan = show_plan(config, allocation)
+        figures.append({"ranks": allocation.ranks, "script": text, "plan": plan, **_run_fields(config)})
+    names = ", ".join(str(config.run_folder) for config in configs)
+    print(f"Nothing was submitted. {allocation.nodes} nodes, {allocation.ranks} ranks; {names}")
     if as_json:
-        print_json({"nodes": allocation.nodes, "ranks": allocation.ranks, "script": text, **_run_fields(config)})
+        print_json({"nodes": allocation.nodes, **figures[0], "runs": figures})
     return 0
 
 
-def submit(config: Config, allocation: Allocation, folder: Path) -> submitit.Job[int]:
-    """Hand the job to SLURM. Raises UserError with sbatch's own words where it refuses."""
+def submit(work: Callable[[], Any], name: str, folder: Path, allocation: Allocation, after: Sequence[str] = ()) -> str:
+    """Hand one job to SLURM, to start after those in `after` have ended well; its id.
+
+    Raises UserError with sbatch's own words where it refuses.
+    """
     executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=STOPS)
-    parameters = allocation.sbatch_parameters(config.run_name, folder)
+    parameters = allocation.sbatch_parameters(name, folder)
+    if after:
+        parameters["additional_parameters"] |= {"dependency": f"afterok:{':'.join(after)}"}
     executor.update_parameters(**{f"slurm_{key}": value for key, value in parameters.items()})
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the error says
-            return executor.submit(Job(config))
-    except (FailedSubmissionError, submitit.core.utils.FailedJobError) as error:
-        reason = " ".join(str(error).split()) or "it gave no reason"
+            return str(executor.submit(work).job_id)
+    except (FailedSubmissionError, FailedJobError) as error:
         for leftover in (*folder.glob(".submission_file_*"), *folder.glob("[0-9a-f]" * 32 + ".pkl")):
             leftover.unlink(missing_ok=True)
+        reason = " ".join(str(error).split()) or "it gave no reason"
         raise UserError(f"sbatch refused the job: {reason.removeprefix('sbatch: error: ')}") from None
+
+
+def submit_evaluation(config: Config, trained: Sequence[Config], jobs: Sequence[str], allocation: Allocation) -> str:
+    """The job that scores the ensemble once its members are trained: one task, one GPU."""
+    runs = tuple(str(one.run_folder.absolute()) for one in trained)
+    one_task = replace(allocation, nodes=1, gpus_per_node=min(1, allocation.gpus_per_node), tasks_per_node=1)
+    work = EvaluateEnsemble(runs, str(Path(config.runs).absolute()))
+    folder = make_folder(folder_of_evaluation(config))
+    return submit(work, f"{config.name or 'ensemble'}-evaluation", folder, one_task, jobs)
 
 
 def train_here(config: Config, allocation: Allocation, cluster: str, folder: Path) -> int:
