@@ -13,7 +13,7 @@ from typing import Any
 from pipeline import command
 from pipeline.command import EXIT_PREEMPTED, Progress, UserError
 from pipeline.config import Config, parse, parser, to_plain, to_yaml
-from pipeline.data.dataset import Dataset
+from pipeline.data.storage import open_dataset
 from pipeline.run_folder import CONFIG, OpenRun, open_run
 from pipeline.tracking import Tracker, open_tracker
 from pipeline.trainer import Trainer
@@ -37,7 +37,7 @@ def main(config: Config) -> int:
     """
     with open_world(config.device, config.timeout_seconds) as world:
         threads = set_threads(world, config.threads)
-        dataset = Dataset(config.data)
+        dataset = open_dataset(config.data)
         training = Trainer(config, dataset, world)
         with open_run(config, dataset, world, threads) as run_folder:
             folder = config.run_folder / "checkpoints"
@@ -73,10 +73,12 @@ def train(
             if stop.agreed():
                 training.save(checkpoints)
                 return False
+            for sentence in batch.substitutions:
+                print(f"warning: {sentence}", file=sys.stderr)
             training.update(batch.images, batch.labels)
             done, last = training.iteration, training.iteration == config.iterations
             if done % config.tracking.log_every == 0 or last:
-                log("train", training.take_interval(batches.wait_seconds))
+                log("train", training.take_interval(batches))
             if training.val_split and (done % config.evaluation.every == 0 or last):
                 log("val", training.evaluate())
             if last and config.recompute_bn_images:

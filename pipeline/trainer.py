@@ -24,7 +24,7 @@ from pipeline.training.checkpoint import Checkpoints, read_verified
 from pipeline.training.reduction import choose_mode
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import TrainingStep
-from pipeline.world import World, available_cores, on_main
+from pipeline.world import World, available_cores, on_main, sum_over_ranks
 
 NONFINITE = "nonfinite.jsonl"  # of the run folder: iteration, learning rate and samples of each update that was none
 SKIPPED_AT_MOST = 50  # updates in a row, where on_nonfinite is skip: the run is lost by then
@@ -76,6 +76,7 @@ class Trainer:
     def batches(self, count: int | None = None) -> BatchIterator:
         """This rank's rows of every mini-batch still to come, or of the next `count`."""
         config = self.config
+        bf16_on_gpu = config.precision == "bf16" and self.world.device.type == "cuda"
         return training_batches(
             self.train_split,
             self.order,
@@ -86,6 +87,7 @@ class Trainer:
             stop_iteration=config.iterations if count is None else self.iteration + count,
             device=self.world.device,
             config=self.loader,
+            dtype=torch.bfloat16 if bf16_on_gpu else torch.float32,
         )
 
     def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -93,7 +95,7 @@ class Trainer:
         self.iteration += 1
         self.clock.updates += 1
 
-    def take_interval(self, wait_seconds: float) -> dict[str, float]:
+    def take_interval(self, batches: BatchIterator) -> dict[str, float]:
         """The training metrics since the last log point; a collective."""
         lr = self.schedule.lr(self.iteration - 1)
         self._collect()
@@ -104,11 +106,14 @@ class Trainer:
         self.interval = np.zeros((0, 2))
         self.errors["train_error"] = error
         self.schedule.observe_train_error(error)
-        seconds, updates, waited = self.clock.take(wait_seconds)
+        seconds, updates, waited = self.clock.take(batches.wait_seconds)
         rate = updates * self.config.batch / seconds
         self.figures |= {"images/s": f"{rate:,.0f}", "lr": f"{lr:g}", "loss": f"{loss:.4f}", "error": f"{error:.2f}%"}
-        speed = {"images_per_second": rate, "data_wait_share": waited / seconds}
-        return {"loss": loss, "error": error, "lr": lr, **speed}
+        metrics = {"loss": loss, "top1_error": error, "lr": lr}
+        metrics |= {"images_per_second": rate, "data_wait_share": waited / seconds}
+        if self.config.loader.on_decode_error == "substitute":
+            metrics["substituted_images"] = sum_over_ranks(self.world, batches.substituted)
+        return metrics
 
     def evaluate(self) -> dict[str, float]:
         """Top-1 and top-5 error on val (percent), exact whatever the number of ranks; a collective."""

@@ -89,6 +89,15 @@ def on_main(world: World, function: Callable[[], T]) -> T:
     return cast(T, result)
 
 
+def sum_over_ranks(world: World, value: int) -> int:
+    """The sum of a count over all ranks, on each; a collective."""
+    if world.size == 1:
+        return value
+    total = torch.tensor(value, device=world.device)
+    dist.all_reduce(total)
+    return int(total.item())
+
+
 def available_cores() -> int:
     """The cores this process really has: its affinity mask, less where a cgroup's quota says so."""
     cores = len(os.sched_getaffinity(0))

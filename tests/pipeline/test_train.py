@@ -71,7 +71,7 @@ def weights(config: Config) -> str:
 def series(config: Config) -> list[tuple]:
     """The metrics that do not depend on the clock, in order."""
     lines = [json.loads(line) for line in (config.run_folder / "metrics.jsonl").read_text().splitlines()]
-    names = ("kind", "iteration", "loss", "error", "lr", "top1_error", "top5_error")
+    names = ("kind", "iteration", "loss", "lr", "top1_error", "top5_error")
     return [tuple(line.get(name) for name in names) for line in lines]
 
 
