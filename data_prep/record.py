@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import replacing
 from data_prep.image_statistics import PixelSums
+from pipeline.files import replacing
 
 RECORDS = "records"  # the working folder's part that is not published
 

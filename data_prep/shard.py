@@ -14,13 +14,13 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import file_sha256, replacing
 from data_prep.image_statistics import PixelSums, StatisticsPlan, centre_crop
 from data_prep.images import ImageRules, PreparedImage, UnreadableImageError, prepare_image
 from data_prep.reading import ImageReader, SourceImage
 from data_prep.record import NoRecordError, ShardFacts, ShardRecord, read_record, record_path, write_record
 from data_prep.workers import Advance
 from pipeline.data.dataset import sample_dtype
+from pipeline.files import file_sha256, replacing
 
 TAR_BLOCK = 512
 WORKER_MODULES = ["data_prep.tar_writer", "data_prep.shard"]  # what makes shards; imported once, before workers part

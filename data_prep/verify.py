@@ -11,12 +11,12 @@ import numpy as np
 
 from data_prep.arguments import command_parser
 from data_prep.assemble import MANIFEST_CHECKSUM, checksum_line
-from data_prep.files import file_sha256
 from data_prep.prepare import SHOWN
 from data_prep.verify_shard import ShardCheck, check_shard
 from data_prep.workers import available_cores, run_tasks
 from pipeline.command import UserError, print_json, print_table, run
 from pipeline.data.dataset import MANIFEST, STATISTICS, Dataset, SplitInfo, Statistics
+from pipeline.files import file_sha256
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep.files import TEMPORARY_SUFFIX, sync_folder
 from pipeline.command import UserError
 from pipeline.data.dataset import MANIFEST
+from pipeline.files import TEMPORARY_SUFFIX, sync_folder
 
 PARTIAL = ".partial"
 LOCK = "lock"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.command import UserError
+from pipeline.files import write_text
 
 LOCK, LEASE = ".lock", ".lease"
 # (identity of the job, number of its attempt) as schedulers name them in a task's environment.
@@ -45,9 +46,7 @@ class Lease:
                     "wait for it, stop it, or choose another --name"
                 )
         values = {"token": self.token, "job": job, "attempt": attempt, "host": socket.gethostname()}
-        temporary = folder / f"{LEASE}.{self.token}"
-        temporary.write_text(json.dumps(values))
-        os.rename(temporary, folder / LEASE)
+        write_text(folder / LEASE, json.dumps(values) + "\n")
 
     def check(self) -> None:
         """Call before publishing anything. Raises FencedError where a later attempt took the run over."""

@@ -24,6 +24,7 @@ import torch
 from pipeline.command import UserError
 from pipeline.config import Config, differences, load, to_yaml, trajectory
 from pipeline.data.dataset import Dataset
+from pipeline.files import write_text
 from pipeline.lease import Lease
 from pipeline.world import LAUNCHER_VARIABLE, World, on_main
 
@@ -59,8 +60,8 @@ def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> It
         facts = _read_facts(folder) or facts
         facts["attempts"].append(_attempt(world, threads))
         # run.json first: where config.yaml stands, the dataset's identity stands too.
-        write_atomically(folder / RUN, json.dumps(facts, indent=1) + "\n")
-        write_atomically(folder / CONFIG, to_yaml(config))
+        write_text(folder / RUN, json.dumps(facts, indent=1) + "\n")
+        write_text(folder / CONFIG, to_yaml(config))
         return facts
 
     try:
@@ -69,20 +70,6 @@ def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> It
     finally:
         if lease is not None:
             lease.release()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _check_same(config: Config, dataset: Dataset, folder: Path) -> None:

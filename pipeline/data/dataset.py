@@ -212,7 +212,7 @@ class Dataset:
                 f"{self.folder} is not a dataset folder (it has no {MANIFEST}): "
                 "prepare one with 'python data_prep/shard_imagenet.py SOURCE DEST'"
             )
-        text = manifest.read_text()
+        text = manifest.read_bytes().decode(errors="replace")  # damage shows in the parser's or the checksum's words
         self.manifest = Manifest.from_json(text, manifest)
         # The identity of the dataset: the manifest holds the hash of everything else.
         self.sha256 = hashlib.sha256(text.encode()).hexdigest()

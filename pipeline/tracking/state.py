@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.files import write_text
+
 WANTED, DELIVERED = "tracking.json", "mlflow.json"
 STORE, ARTIFACTS = "mlflow.db", "mlartifacts"  # beside the run folders, where nothing else is configured
 LOG = "logs/mlflow.log"  # what MLflow and its libraries have to say
@@ -118,13 +120,4 @@ def _read(path: Path, kind: type[Wanted] | type[Delivered]) -> dict[str, Any]:
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")  # one writer: a killed one leaves one file, which the next reuses
-    try:
-        with open(temporary, "w") as file:
-            json.dump(values, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(path, json.dumps(values, indent=1))

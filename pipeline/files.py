@@ -38,6 +38,12 @@ class replacing:  # noqa: N801 - read as the statement it is: `with replacing(pa
             error.filename = str(self.path)  # writing to a full disk does not say where
 
 
+def write_text(path: Path, text: str) -> None:
+    """Publish a small text file."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
 def sync_folder(folder: Path) -> None:
     """Put a folder's entries (files made, renamed) on the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
