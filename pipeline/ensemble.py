@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline import command
 from pipeline.command import UserError, print_json, print_table
@@ -81,6 +82,7 @@ def options() -> ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     own = options().parse_args(argv)
+    torch.set_num_threads(1)  # the pieces are small: on a busy machine waiting for threads took six times the work
     members = find_members(own.members, runs=own.runs, split=own.split, weights=own.weights)
     if len(members) < 2:
         raise UserError(f"an ensemble needs at least two members, here is one ({own.members[0]}): name more of them")

@@ -1,0 +1,254 @@
+"""Compares our evaluation with the loop that torchvision's users write: same net, images and cores; times ensembling."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import statistics as averages
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from pipeline.command import Progress, UserError, print_json, print_table, run  # noqa: E402
+from pipeline.data.dataset import Dataset  # noqa: E402
+from pipeline.data.graphs import Normalization  # noqa: E402
+from pipeline.data.loader import LoaderConfig  # noqa: E402
+from pipeline.evaluation.definitions import SCALES, find  # noqa: E402
+from pipeline.evaluation.protocols import Showing, score_split  # noqa: E402
+from pipeline.evaluation.scores import Provenance, Scores, save  # noqa: E402
+from pipeline.models.resnet import build  # noqa: E402
+from pipeline.world import World, available_cores  # noqa: E402
+
+SAMPLES = ROOT.parent / "shared/data/imagenet-samples.tar"
+CLASSES = 1000
+IMAGES = {"center": 140, "ten-crop": 28, "multi-scale": 7}  # a round of each takes about as long
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Files(torch.utils.data.Dataset[Any]):
+    """Image files with a transform, as torchvision's ImageFolder."""
+
+    def __init__(self, paths: list[Path], transform: Callable[[Image.Image], Any]) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Any:
+        with Image.open(io.BytesIO(self.paths[index].read_bytes())) as image:
+            return self.transform(image.convert("RGB"))
+
+
+def plain_loop(net: nn.Module, paths: list[Path], protocol: str, device: torch.device, workers: int) -> np.ndarray:
+    """Softmax scores [N, classes] as torchvision's reference and the usual scripts make them: float32, NCHW."""
+    tensors = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    one = transforms.Compose(tensors)
+    crops = {
+        "center": [transforms.Resize(256), transforms.CenterCrop(224), one],
+        "ten-crop": [
+            transforms.Resize(256),
+            transforms.TenCrop(224),
+            transforms.Lambda(lambda ten: torch.stack([one(crop) for crop in ten])),
+        ],
+        "multi-scale": [transforms.Lambda(lambda image: [one(transforms.Resize(scale)(image)) for scale in SCALES])],
+    }
+    batch = {"center": 64, "ten-crop": 16, "multi-scale": 1}[protocol]
+    data = Files(paths, transforms.Compose(crops[protocol]))
+    collate = (lambda items: items[0]) if protocol == "multi-scale" else None
+    found = []
+    with torch.inference_mode():
+        for images in DataLoader(data, batch, num_workers=workers, collate_fn=collate):
+            if protocol == "multi-scale":
+                found.append(convolutional_scores(net, [image[None].to(device) for image in images]))
+            elif protocol == "ten-crop":
+                scores = net(images.flatten(0, 1).to(device)).softmax(1)
+                found.append(scores.view(len(images), 10, -1).mean(1))
+            else:
+                found.append(net(images.to(device)).softmax(1))
+        return torch.cat(found).cpu().numpy()
+
+
+def convolutional_scores(net: nn.Module, scales: list[Tensor]) -> Tensor:
+    """One image at every scale, and its flip, through a torchvision net: [1, classes]."""
+    averages_of_scales = []
+    body = nn.Sequential(*list(net.children())[:-2])
+    for image in scales:
+        for shown in (image, image.flip(3)):
+            pooled = F.avg_pool2d(body(shown), 7, stride=1)
+            averages_of_scales.append(
+                F.conv2d(pooled, net.fc.weight[:, :, None, None], net.fc.bias).softmax(1).mean(dim=(2, 3))
+            )
+    return torch.stack(averages_of_scales).mean(0)
+
+
+def our_scores(
+    net: nn.Module, data: Path, protocol: str, device: torch.device, threads: int, precision: Any
+) -> np.ndarray:
+    """Softmax scores [N, classes] by pipeline.evaluation."""
+    dataset = Dataset(data)
+    normalization = Normalization(*(255 * np.array(values, np.float32) for values in (MEAN, STD)))
+    showing = Showing(
+        short_side=256, crop=224, normalization=normalization, loader=LoaderConfig(threads=threads), precision=precision
+    )
+    world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
+    scored = score_split(
+        net,
+        dataset.split("train"),
+        find(protocol),
+        showing,
+        world=world,
+        classes=CLASSES,
+        provenance=provenance("bench"),
+    )
+    assert scored is not None
+    return scored.scores.scores
+
+
+def provenance(weights: str) -> Provenance:
+    return Provenance(
+        arch="bench", checkpoint="bench", iteration=0, weights="final", weights_sha256=weights, dataset_sha256="",
+        split="val", protocol="multi-scale", short_sides=SCALES, crop=224, normalization="", precision="float32",
+    )  # fmt: skip
+
+
+def prepare(folder: Path, count: int) -> tuple[Path, list[Path]]:
+    """(dataset folder, image files) of `count` of the 140 sample images, spread over them."""
+    source = folder / f"source-{count}"
+    with tarfile.open(SAMPLES) as tar:
+        members = sorted((one for one in tar if one.isfile()), key=lambda one: one.name)
+        for member in members[:: len(members) // count][:count]:
+            member.name = f"train/{Path(member.name).parent.name}/{Path(member.name).name}"
+            tar.extract(member, source, filter="data")
+    data = folder / f"dataset-{count}"
+    command = [sys.executable, ROOT / "data_prep/shard_imagenet.py", source, data]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return data, sorted(source.rglob("*.JPEG"))
+
+
+def nets(arch: str, device: torch.device) -> tuple[nn.Module, nn.Module]:
+    """(torchvision's net, ours) with the same random weights."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(arch, weights=None).eval()
+    ours = build(arch, classes=CLASSES, shortcut="B", stride="v1.5")
+    ours.load_state_dict(theirs.state_dict())
+    return theirs.to(device), ours.to(device).to(memory_format=torch.channels_last)
+
+
+def measure(options: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, dict[str, list[float]]]:
+    """Images/s of each way under each protocol, one value a round; the ways take turns within a round."""
+    theirs, ours = nets(options.arch, device)
+    cores = options.threads
+    rates: dict[str, dict[str, list[float]]] = {}
+    with Progress(options.rounds * len(options.protocols) * 3, "rounds", "runs") as progress:
+        for protocol in options.protocols:
+            data, files = prepare(folder, min(140, IMAGES[protocol] * options.scale))
+            ways: dict[str, Callable[[], Any]] = {
+                "torchvision": lambda p=protocol, f=files: plain_loop(theirs, f, p, device, cores),
+                "ours": lambda p=protocol, d=data: our_scores(ours, d, p, device, cores, "float32"),
+                "ours bf16": lambda p=protocol, d=data: our_scores(ours, d, p, device, cores, "bf16"),
+            }
+            rates[protocol] = {way: [] for way in ways}
+            for _ in range(options.rounds):
+                for way, call in ways.items():
+                    started = time.perf_counter()
+                    scores = call()
+                    assert scores.shape == (len(files), CLASSES)
+                    rates[protocol][way].append(len(files) / (time.perf_counter() - started))
+                    progress.advance(now=f"{protocol} {way}: {rates[protocol][way][-1]:.1f} images/s")
+    return rates
+
+
+def time_ensemble(folder: Path, images: int, members: int) -> tuple[float, float]:
+    """(seconds, GB of memory at most) of `python -m pipeline.ensemble` over score files of `images` x 1000."""
+    files = list(write_scores(folder, images, members))
+    # The peak is read inside: getrusage would count this process's own memory, from before the child's exec.
+    script = "import sys; from pipeline import ensemble; ensemble.main(sys.argv[1:]); print(open('/proc/self/status').read())"
+    started = time.perf_counter()
+    command = [sys.executable, "-c", script, *map(str, files), "--no-tracking"]
+    output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    seconds = time.perf_counter() - started
+    (kilobytes,) = (line.split()[1] for line in output.splitlines() if line.startswith("VmHWM:"))
+    return seconds, int(kilobytes) / 1e6
+
+
+def write_scores(folder: Path, images: int, members: int) -> Iterator[Path]:
+    """Score files as six good ImageNet nets give them: about 17% top-1 error, mistakes largely in common."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, CLASSES, images)
+    common = random.normal(0, 1.3, (images, CLASSES)).astype(np.float32)
+    common[np.arange(images), labels] += random.normal(7.6, 2.0, images).astype(np.float32)
+    for member in range(members):
+        logits = common + np.random.default_rng(member + 1).normal(0, 0.9, common.shape).astype(np.float32)
+        powers = np.exp(1.6 * (logits - logits.max(axis=1, keepdims=True)))
+        table = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float16)
+        made = provenance(f"{member}")
+        save(Scores(scores=table, ids=np.arange(images), labels=labels, provenance=made), folder / f"{member}.npz")
+        yield folder / f"{member}.npz"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  python bench/evaluate.py\n  python bench/evaluate.py --arch resnet50 --protocols center --scale 20",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--arch", default="resnet18", help="default resnet18")
+    parser.add_argument("--protocols", nargs="+", choices=list(IMAGES), default=list(IMAGES), metavar="PROTOCOL")
+    parser.add_argument("--threads", type=int, default=available_cores(), help="default: the cores at hand")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=int, default=1, help="so many times the images (140 at most)")
+    parser.add_argument("--ensemble-images", type=int, default=50_000, help="rows of the six score files; 0: leave out")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    if not SAMPLES.is_file():
+        raise UserError(f"{SAMPLES} is not there: this bench needs the sample images")
+    gpu = options.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if gpu else "cpu")
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory(prefix="bench-evaluate-") as folder:
+        rates = measure(options, Path(folder), device)
+        ensemble = time_ensemble(Path(folder), options.ensemble_images, 6) if options.ensemble_images else None
+    rows, ratios = [], {}
+    for protocol, ways in rates.items():
+        for way, found in ways.items():
+            # A ratio of one round's neighbours, then the median over rounds: a busy machine slows neighbours alike.
+            ratio = averages.median(a / b for a, b in zip(found, ways["torchvision"], strict=True))
+            rows.append((f"{protocol}, {way}", f"{averages.median(found):,.1f}", f"{ratio:.2f}"))
+            if way != "torchvision":
+                ratios[f"{way}/torchvision {protocol}"] = round(ratio, 3)
+    where = torch.cuda.get_device_name(device) if gpu else f"{options.threads} CPU threads"
+    title = f"{options.arch}, {where}, {options.rounds} rounds"
+    print_table(title, ("protocol", "images/s, median", "/ torchvision loop"), rows)
+    if ensemble is not None:
+        print(f"six score files of {options.ensemble_images:,} x 1000: {ensemble[0]:.1f} s, {ensemble[1]:.2f} GB")
+    if options.json:
+        medians = {p: {way: averages.median(found) for way, found in ways.items()} for p, ways in rates.items()}
+        figures = {"images_per_second": medians, "cores": os.cpu_count(), "threads": options.threads}
+        print_json({"ratios": ratios, **figures, "ensemble_seconds_gb": ensemble})
+
+
+if __name__ == "__main__":
+    run(main)
