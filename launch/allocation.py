@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from launch.fence import EXIT_FENCED, LEASE
+from launch.fence import EXIT_FENCED, batch_script_lines
 from pipeline.command import EXIT_USER_ERROR, UserError, nearest
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Allocation:
             "signal_delay_s": self.signal_delay,
             # A rank that dies takes the step with it, so that the job ends at once instead of at a collective's time-out.
             "srun_args": ["--kill-on-bad-exit=1"],
-            "setup": [*self.setup, *requeue_lines(folder, self.requeue_limit), *fence_lines(folder.parent / LEASE)],
+            "setup": [*self.setup, *requeue_lines(folder, self.requeue_limit), *batch_script_lines(folder.parent)],
             "additional_parameters": {"requeue": True},
         }
         return {key: value for key, value in asked.items() if value is not None}
@@ -143,26 +143,6 @@ def requeue_lines(folder: Path, limit: int) -> list[str]:
         '  scontrol requeue "$SLURM_JOB_ID"',
         "}",
         "trap requeue_after_failure EXIT",
-    ]
-
-
-def fence_lines(lease: Path) -> list[str]:
-    """Shell lines of the batch script: it ends, and its srun with it, when a later attempt of the job holds the lease.
-
-    The srun of an attempt that was cut off would, once the cable is back, cancel the step of the new attempt: both are
-    called JOB.0.
-    """
-    return [
-        "watch_lease() {",
-        "  while sleep 1; do",
-        f"    holder=$(cat {shlex.quote(str(lease))} 2>/dev/null | tr -d '\"{{}},')",
-        "    set -- $holder  # job: JOB restarts: N released: true",
-        '    if [ "$2" = "$SLURM_JOB_ID" ] && [ "$4" -gt "${SLURM_RESTART_COUNT:-0}" ]; then',
-        "      pkill -KILL -P $$ -x srun; kill -KILL $$",
-        "    fi",
-        "  done",
-        "}",
-        "watch_lease &",
     ]
 
 

@@ -14,7 +14,7 @@ from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 
 from launch.failure import Failure, attempt, note
-from launch.fence import Attempt, Fence
+from launch.fence import watch
 from pipeline.command import EXIT_PREEMPTED
 from pipeline.config import Config
 
@@ -34,14 +34,9 @@ class Job:
         """Returns 0 where the run is finished. Any other outcome leaves through SystemExit, so that the scheduler sees it."""
         environment = JobEnvironment()
         export_environment(environment)
-        fence = Fence(self.config.run_folder, Attempt(environment.job_id, _restarts()))
         if environment.cluster == "slurm":
-            fence.watch()
-            if environment.global_rank == 0:
-                fence.take()
+            watch(self.config.run_folder, environment.job_id, _restarts())
         code, failure = attempt(environment.global_rank, self._train)
-        if environment.cluster == "slurm" and environment.global_rank == 0:
-            fence.release()
         if failure:
             self._tell(failure, environment)
         if code == EXIT_PREEMPTED:

@@ -87,7 +87,7 @@ class Trainings:
         self.config, self.site = folder / "tiny.yaml", folder / "site.yaml"
         self.config.write_text(TINY.format(data=digits))
         self.site.write_text(SITE)
-        self.references: dict[int, str] = {}
+        self.references: dict[str, str] = {}
 
     def slurm_py(self, *options: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "launch" / "slurm.py"), "--config", str(self.config)]
@@ -99,9 +99,10 @@ class Trainings:
         assert done.returncode == 0, done.stderr
         return Run(self.cluster, self.folder / "runs" / name, json.loads(done.stdout.splitlines()[-1])["job_id"])
 
-    def reference(self, iterations: int) -> str:
+    def reference(self, iterations: int, arch: str = "resnet8") -> str:
         """The final checkpoint of the same training in one process that nothing interrupts."""
-        if iterations not in self.references:
+        name = f"alone-{arch}-{iterations}"
+        if name not in self.references:
             command = [
                 sys.executable,
                 "-m",
@@ -111,12 +112,21 @@ class Trainings:
                 "--name",
                 f"alone{iterations}",
             ]
-            options = ["--iterations", str(iterations), "--checkpoint.every", "100000"]
+            options = [
+                "--arch",
+                arch,
+                "--iterations",
+                str(iterations),
+                "--evaluation.every",
+                "10000",
+                "--checkpoint.every",
+                "100000",
+            ]
             subprocess.run(
-                [*command, *options], cwd=self.folder, env=environment(), check=True, capture_output=True, timeout=200
+                [*command, *options], cwd=self.folder, env=environment(), check=True, capture_output=True, timeout=400
             )
-            self.references[iterations] = final_checkpoint(self.folder / "runs" / f"alone{iterations}")
-        return self.references[iterations]
+            self.references[name] = final_checkpoint(self.folder / "runs" / name)
+        return self.references[name]
 
 
 @pytest.fixture(scope="session")

@@ -133,13 +133,14 @@ def test_requeue_and_preemption(trainings: Trainings, seconds_lost: dict[str, fl
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_more_time_limits_than_submitit_would_count(trainings: Trainings) -> None:
     """One-minute limits with the signal 45 s before: the fifth start is one more than submitit's own three time-outs."""
-    short = ("--time", "1", "--signal-delay", "45", "--iterations", "700", "--evaluation.every", "10000")
+    short = ("--time", "1", "--signal-delay", "45", "--iterations", "2000", "--evaluation.every", "10000")
     run = trainings.submit("limit", "--nodes", "2", *short, "--checkpoint.every", "10000")
     assert run.wait_for_end(600) == "COMPLETED", run.log()
     assert run.restarts() >= 4
-    assert final_checkpoint(run.folder) == trainings.reference(700)
+    assert final_checkpoint(run.folder) == trainings.reference(2000)
 
 
 @pytest.mark.slow
@@ -160,10 +161,13 @@ def test_node_without_power(trainings: Trainings, seconds_lost: dict[str, float]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_attempt_that_was_cut_off_is_fenced(trainings: Trainings, seconds_lost: dict[str, float]) -> None:
     """The node trains on without network while SLURM starts the job elsewhere; then the cable is plugged in again."""
     cluster = trainings.cluster
-    run = trainings.submit("cut", "--nodes", "1", *LONG, "--iterations", "1500")
+    # Long enough that the old attempt is still training when the new one starts.
+    options = ("--arch", "resnet20", "--iterations", "2500", "--checkpoint.every", "20", "--evaluation.every", "10000")
+    run = trainings.submit("cut", "--nodes", "1", *options)
     run.wait_for_iteration(40)
     (cut,) = nodes_of(cluster, run.job)
     cluster.unplug(cut)
@@ -173,15 +177,15 @@ def test_attempt_that_was_cut_off_is_fenced(trainings: Trainings, seconds_lost: 
         seconds_lost["new attempt running to old attempt gone"] = wait_for(
             lambda: not cluster.processes(cut, "submitit.core._submit"), 40, "the fence"
         )
-        assert "attempt 0 of job" in run.log() and "has taken over" in run.log()
+        assert "has taken" in run.log()  # its last word, or the refusal of what it wanted to publish
         run.wait_for_iteration(run.iteration() + 40)
     finally:
         cluster.plug(cut)
-    assert run.wait_for_end() == "COMPLETED", run.log()
+    assert run.wait_for_end(500) == "COMPLETED", run.log()
     assert run.restarts() == 1  # its return has not disturbed the new attempt
     logged = run.iterations_logged()
     assert logged == sorted(set(logged))
-    assert final_checkpoint(run.folder) == trainings.reference(1500)
+    assert final_checkpoint(run.folder) == trainings.reference(2500, "resnet20")
     cluster.wait_for_nodes(60)
 
 
