@@ -103,25 +103,9 @@ class Trainings:
         """The final checkpoint of the same training in one process that nothing interrupts."""
         name = f"alone-{arch}-{iterations}"
         if name not in self.references:
-            command = [
-                sys.executable,
-                "-m",
-                "pipeline.train",
-                "--config",
-                str(self.config),
-                "--name",
-                f"alone{iterations}",
-            ]
-            options = [
-                "--arch",
-                arch,
-                "--iterations",
-                str(iterations),
-                "--evaluation.every",
-                "10000",
-                "--checkpoint.every",
-                "100000",
-            ]
+            command = [sys.executable, "-m", "pipeline.train", "--config", str(self.config), "--name", name]
+            options = ["--arch", arch, "--iterations", str(iterations)]
+            options += ["--evaluation.every", "10000", "--checkpoint.every", "100000"]
             subprocess.run(
                 [*command, *options], cwd=self.folder, env=environment(), check=True, capture_output=True, timeout=400
             )
