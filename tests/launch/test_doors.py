@@ -178,4 +178,5 @@ def test_help_opens_with_a_sentence_and_an_example(name: str, capsys: pytest.Cap
     with pytest.raises(SystemExit) as ended:
         door.run(["--help"])
     assert ended.value.code == 0
-    assert f"Example: python launch/{name}" in " ".join(capsys.readouterr().out.split()).replace("- ", "-")
+    sentence, _, title, example, *_ = capsys.readouterr().out.splitlines()
+    assert sentence.endswith(".") and title == "example:" and example.startswith(f"  python launch/{name} ")
