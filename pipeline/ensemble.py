@@ -37,7 +37,8 @@ from pipeline.evaluation.members import Member, find_members, read_members, shar
 from pipeline.evaluation.nets import STATE_KEYS
 from pipeline.evaluation.options import CommandParser, add_json_option, protocol_names, rate_cell
 from pipeline.evaluation.score_files import ScoreFile
-from pipeline.evaluation.scores import Scores, write_atomically
+from pipeline.evaluation.scores import Scores
+from pipeline.files import write_text
 from pipeline.run_folder import CONFIG
 from pipeline.tracking import TrackingConfig, log_result_run, mlflow_run_id
 
@@ -210,8 +211,7 @@ def track(members: Sequence[Member], results: Sequence[Result], figures: dict[st
     if (folder / CONFIG).exists():
         raise UserError(f"{folder} is the run folder of a training: give the ensemble another --name")
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"protocols": figures}, indent=1) + "\n"
-    write_atomically(folder / "ensemble.json", lambda file: file.write(text.encode()))
+    write_text(folder / "ensemble.json", json.dumps({"protocols": figures}, indent=1) + "\n")
     tags = {"arch": "ensemble", "candidates": ", ".join(one.name for one in members)}
     chosen = [one for one in members if any(one.name in result.members for result in results)]
     for position, one in enumerate(chosen):

@@ -14,11 +14,11 @@ from pipeline.command import UserError, nearest, print_json, print_table
 from pipeline.config import load
 from pipeline.data.dataset import Dataset
 from pipeline.data.graphs import Normalization
-from pipeline.evaluation.exporting import FORMATS, Deployed, Exported, export, missing_packages
+from pipeline.evaluation.exporting import FORMATS, Deployed, Exported, export
 from pipeline.evaluation.model_card import known_scores, model_card
 from pipeline.evaluation.nets import STATE_KEYS, TrainedNet, find_checkpoint, open_checkpoint
 from pipeline.evaluation.options import CommandParser, add_json_option
-from pipeline.evaluation.scores import write_atomically
+from pipeline.files import replacing, write_text
 from pipeline.run_folder import CONFIG
 
 EXAMPLE = "python -m pipeline.export runs/resnet50-seed0 --out exported/resnet50 --register resnet50 --alias best"
@@ -30,7 +30,7 @@ def options() -> ArgumentParser:
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
     made.add_argument("--weights", choices=list(STATE_KEYS), default="final", help="which of the checkpoint's weights")
     made.add_argument(
-        "--format", metavar="A,B", help=f"of {', '.join(FORMATS)} (default: all whose packages are installed)"
+        "--format", metavar="A,B", default=",".join(FORMATS), help=f"of {', '.join(FORMATS)} (default: all)"
     )
     made.add_argument("--register", metavar="NAME", help="make it a version of this model in MLflow's registry")
     made.add_argument("--alias", action="append", default=[], metavar="ALIAS", help="such as best, ensemble-member")
@@ -47,9 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     normalization = Normalization.of(dataset.statistics, subject.crop)
     module = Deployed(subject.net, normalization, subject.crop).eval()
     exported = [export(module, own.out, name) for name in names]
-    write_atomically(own.out / "mean.npy", lambda file: np.save(file, normalization.mean, allow_pickle=False))
+    with replacing(own.out / "mean.npy") as file:
+        np.save(file, normalization.mean, allow_pickle=False)
     card = model_card(subject, dataset.sha256, exported, known_scores(subject))
-    write_atomically(own.out / "README.md", lambda file: file.write(card.encode()))
+    write_text(own.out / "README.md", card)
     version = None
     if own.register is not None:
         from pipeline.evaluation.registry import register  # imports MLflow: seconds
@@ -61,14 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def formats(own: Namespace) -> list[str]:
-    """The formats asked for, or all that can be written here. Raises UserError for options that do not fit."""
+    """The formats asked for. Raises UserError for options that do not fit."""
     if own.alias and own.register is None:
         raise UserError("--alias goes with --register: say which model the alias belongs to")
     for word in (own.register, *own.alias):
         if word is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", word):
             raise UserError(f"'{word}' cannot be a name in MLflow's registry: use letters, digits, '.', '_' and '-'")
-    if own.format is None:
-        return [name for name in FORMATS if not missing_packages(name)]
     names = [name for name in own.format.split(",") if name]
     for name in names:
         if name not in FORMATS:
@@ -82,15 +81,12 @@ def report(subject: TrainedNet, exported: Sequence[Exported], version: str | Non
         (one.format, one.path, f"{one.path.stat().st_size / 1e6:,.1f}", f"{one.difference:.1g}") for one in exported
     ]
     print_table(f"{subject.name} exported to {own.out}", ("format", "file", "MB", "difference when read back"), rows)
-    left_out = {name: missing_packages(name) for name in FORMATS if own.format is None and missing_packages(name)}
-    for name, packages in left_out.items():
-        print(f"{name} was left out: it needs the package {', '.join(packages)}.")
     if version is not None:
         aliases = "".join(f", {alias}" for alias in own.alias)
         print(f"Registered in MLflow as {own.register}, version {version}{aliases}.")
     if own.json:
         files = {one.format: {"file": str(one.path), "difference": one.difference} for one in exported}
-        print_json({"net": subject.name, "formats": files, "left_out": list(left_out), "version": version})
+        print_json({"net": subject.name, "formats": files, "version": version})
 
 
 if __name__ == "__main__":

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
-import importlib.util
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from pipeline.command import UserError
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.definitions import channels_first
-from pipeline.evaluation.foreign import safetensors_module
-from pipeline.evaluation.scores import write_atomically
+from pipeline.files import replacing
 
 TOLERANCE = 1e-5  # of softmax scores; other runtimes order their float32 sums differently
 EXAMPLE_BATCH = 2  # torch.export takes a batch of 1 for a constant
@@ -31,10 +29,9 @@ CHECKED_BATCHES = (1, 3)
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One form. `packages`: what it needs beside torch. `write(path, deployed)`; `read(path)`: images -> softmax."""
+    """One form. `write(path, deployed)`; `read(path, deployed)`: the file as a function, images -> softmax."""
 
     file: str
-    packages: tuple[str, ...]
     write: Callable[[Path, Deployed], None]
     read: Callable[[Path, Deployed], Callable[[Tensor], Tensor]]
 
@@ -68,8 +65,6 @@ class Deployed(nn.Module):
 def export(module: Deployed, folder: Path, name: str) -> Exported:
     """Write one format into `folder`, read it back and compare. Raises UserError where it cannot be, or differs."""
     form = FORMATS[name]
-    if lacking := missing_packages(name):
-        raise UserError(f"the format {name} needs the package {lacking[0]}: install it, or leave the format out")
     path = folder / form.file
     folder.mkdir(parents=True, exist_ok=True)
     form.write(path, module)
@@ -85,22 +80,18 @@ def export(module: Deployed, folder: Path, name: str) -> Exported:
     return Exported(format=name, path=path, difference=difference)
 
 
-def missing_packages(name: str) -> list[str]:
-    """What a format needs and this environment lacks."""
-    return [one for one in FORMATS[name].packages if importlib.util.find_spec(one) is None]
-
-
 def _write_safetensors(path: Path, module: Deployed) -> None:
     state = {key: value.contiguous() for key, value in module.net.state_dict().items()}
-    content = safetensors_module(path).save(state, metadata={"format": "pt"})
-    write_atomically(path, lambda file: file.write(content))
+    content = safetensors.torch.save(state, metadata={"format": "pt"})
+    with replacing(path) as file:
+        file.write(content)
 
 
 def _read_safetensors(path: Path, module: Deployed) -> Callable[[Tensor], Tensor]:
     copy_of = copy.deepcopy(module)
     for value in copy_of.net.state_dict().values():
         value.fill_(-1)  # nothing of the original can stand in for what the file lacks
-    copy_of.net.load_state_dict(safetensors_module(path).load_file(path), strict=True)
+    copy_of.net.load_state_dict(safetensors.torch.load_file(path), strict=True)
     return copy_of
 
 
@@ -113,7 +104,8 @@ def _program(module: Deployed) -> torch.export.ExportedProgram:
 def _write_torch_export(path: Path, module: Deployed) -> None:
     buffer = io.BytesIO()
     torch.export.save(_program(module), buffer)
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
+    with replacing(path) as file:
+        file.write(buffer.getvalue())
 
 
 def _read_torch_export(path: Path, module: Deployed) -> Callable[[Tensor], Tensor]:
@@ -127,20 +119,19 @@ def _write_onnx(path: Path, module: Deployed) -> None:
         )
     assert program is not None
     content = program.model_proto.SerializeToString()
-    write_atomically(path, lambda file: file.write(content))
+    with replacing(path) as file:
+        file.write(content)
 
 
 def _read_onnx(path: Path, module: Deployed) -> Callable[[Tensor], Tensor]:
-    session = importlib.import_module("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    import onnxruntime  # type: ignore[import-untyped]
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
 FORMATS = {
-    "safetensors": Format(
-        file="model.safetensors", packages=("safetensors",), write=_write_safetensors, read=_read_safetensors
-    ),
-    "torch-export": Format(file="model.pt2", packages=(), write=_write_torch_export, read=_read_torch_export),
-    "onnx": Format(
-        file="model.onnx", packages=("onnx", "onnxscript", "onnxruntime"), write=_write_onnx, read=_read_onnx
-    ),
+    "safetensors": Format(file="model.safetensors", write=_write_safetensors, read=_read_safetensors),
+    "torch-export": Format(file="model.pt2", write=_write_torch_export, read=_read_torch_export),
+    "onnx": Format(file="model.onnx", write=_write_onnx, read=_read_onnx),
 }

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.command import UserError
@@ -96,17 +96,8 @@ def _read_torch(path: Path) -> Any:
         ) from None
 
 
-def safetensors_module(path: Path) -> ModuleType:
-    """The library, which is no dependency of training. Raises UserError, naming the file it is needed for."""
-    try:
-        return importlib.import_module("safetensors.torch")
-    except ImportError:
-        raise UserError(f"{path} needs the package safetensors: install it, or use a .pt file of torch.save") from None
-
-
 def _read_safetensors(path: Path) -> Any:
-    library = safetensors_module(path)
     try:
-        return library.load_file(path)
-    except importlib.import_module("safetensors").SafetensorError as error:
+        return load_file(path)
+    except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file ({error}): download or save it again") from None

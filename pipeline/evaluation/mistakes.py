@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.data.dataset import Dataset, Split
-from pipeline.evaluation.scores import Scores, ranks_of, write_atomically
+from pipeline.evaluation.scores import Scores, ranks_of
+from pipeline.files import replacing, write_text
 
 THUMBNAIL = 160  # pixels; an image keeps its shape inside
 CAPTION = 44  # pixels: three lines
@@ -106,7 +107,8 @@ def class_names(dataset: Dataset) -> list[str]:
 
 
 def write_tables(folder: Path, scores: Scores, names: Sequence[str]) -> list[Path]:
-    """Write classes.csv and confusions.csv; their paths."""
+    """Write classes.csv and confusions.csv into `folder`, which is made where it is not there; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
     classes = [
         (one.label, names[one.label], one.images, one.top1_wrong, one.top5_wrong, f"{100 * one.top1_wrong / one.images:.2f}")
         for one in class_errors(scores)
@@ -136,7 +138,8 @@ def write_sheet(path: Path, mistakes: Sequence[Mistake], split: Split, names: Se
         lines = ((f"{names[one.true]}", INK), (f"{names[one.predicted]} {one.score:.1%}", WRONG))
         for line, (text, colour) in enumerate((*lines, (split.samples["key"][one.sample].decode(), "grey"))):
             pen.text((x, y + THUMBNAIL + 14 * line), _fitting(text, font), fill=colour, font=font)
-    write_atomically(path, lambda file: sheet.save(file, "PNG"))
+    with replacing(path) as file:
+        sheet.save(file, "PNG")
     return path
 
 
@@ -151,5 +154,5 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(rows)
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    write_text(path, text.getvalue())
     return path

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.scores import write_atomically
+from pipeline.files import replacing
 
 WRITE_SECONDS = 30.0  # between two writes: what a kill can lose
 
@@ -60,7 +60,9 @@ class PartialScores:
             return
         ids = np.flatnonzero(self._scored)
         arrays: dict[str, Any] = {"fingerprint": np.array(self.fingerprint), "ids": ids, "scores": self.scores[ids]}
-        write_atomically(self.path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as file:
+            np.savez(file, allow_pickle=False, **arrays)
 
     def _take_over(self, path: Path) -> None:
         try:

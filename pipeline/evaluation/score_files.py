@@ -20,7 +20,8 @@ from pipeline.data.graphs import Normalization
 from pipeline.evaluation.definitions import Protocol
 from pipeline.evaluation.nets import TrainedNet
 from pipeline.evaluation.protocols import Showing, score_split
-from pipeline.evaluation.scores import Provenance, Scores, load, read_provenance, save, write_atomically
+from pipeline.evaluation.scores import Provenance, Scores, load, read_provenance, save
+from pipeline.files import write_text
 from pipeline.world import World, on_main
 
 SCORES = "scores"
@@ -96,8 +97,7 @@ def make(
         device=torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
         threads=torch.get_num_threads(),
     )
-    text = json.dumps(asdict(speed)) + "\n"
-    write_atomically(_speed_path(path), lambda file: file.write(text.encode()))
+    write_text(_speed_path(path), json.dumps(asdict(speed)) + "\n")
     partial.unlink(missing_ok=True)
     return ScoreFile(scores=scored.scores, path=path, speed=speed, made=True)
 

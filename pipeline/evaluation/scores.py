@@ -14,13 +14,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +27,10 @@ from torch import Tensor
 
 from pipeline.command import UserError
 from pipeline.data.dataset import UNLABELLED
+from pipeline.files import replacing
 
 FORMAT = "imagenet-pipeline-scores"
 VERSION = 1
-TEMPORARY = ".tmp"
 ONE = 0x3C00  # the bits of float16 1.0: non-negative float16 numbers are ordered as their bits are
 # Rounding to float16 changes a score by at most 2^-11 of itself, and by 2^-25 where it underflows: a true softmax sums
 # to 1 within 5e-4 + classes * 3e-8.
@@ -157,27 +155,9 @@ def save(scores: Scores, path: Path) -> None:
         "labels": scores.labels,
         "provenance": np.array(text),
     }
-    write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk and rename it: never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def read_provenance(path: Path) -> tuple[Provenance, str]:

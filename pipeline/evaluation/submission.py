@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pipeline.command import UserError
 from pipeline.data.dataset import UNLABELLED, Dataset, Split
 from pipeline.evaluation.ensemble import average
-from pipeline.evaluation.scores import ROWS, Scores, write_atomically
+from pipeline.evaluation.scores import ROWS, Scores
+from pipeline.files import write_text
 
 LINES = {"test": 100_000, "val": 50_000}  # ILSVRC 2012
 ANSWERS = 5
@@ -66,7 +67,8 @@ def write(path: Path, members: Sequence[Scores], ids: NDArray[np.int64], lines: 
             "give the whole split, or say how many with --lines"
         )
     text = "".join(" ".join(map(str, row)) + "\n" for rows in answers(members) for row in ids[rows].tolist())
-    write_atomically(path, lambda file: file.write(text.encode()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
     read(path, lines, set(ids.tolist()))
 
 

@@ -25,23 +25,43 @@ def write_statistics(dataset: Dataset, side: int) -> Dataset:
     return Dataset(dataset.folder)
 
 
-@pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """150 small JPEGs of several shapes in 10 classes: three blocks of the centre crop, the last one short."""
+def small_photographs(count: int, folder: Path) -> Dataset:
+    """Small JPEGs of several shapes in 10 classes."""
     random = np.random.default_rng(5)
     shapes = [(48, 64), (64, 48), (40, 40), *((int(a), int(b)) for a, b in random.integers(36, 90, (7, 2)))]
-    images = [encode(photograph(number, *shapes[number % len(shapes)])) for number in range(150)]
-    labels = [int(label) for label in random.permutation(np.arange(150) % CLASSES)]
-    folder: Path = tmp_path_factory.mktemp("evaluated") / "data"
+    images = [encode(photograph(number, *shapes[number % len(shapes)])) for number in range(count)]
+    labels = [int(label) for label in random.permutation(np.arange(count) % CLASSES)]
     return write_statistics(write_dataset(folder, images, labels, shard_size=60), 32)
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """150 images: three blocks of the centre crop, the last one short."""
+    return small_photographs(150, tmp_path_factory.mktemp("evaluated") / "data")
+
+
+@pytest.fixture(scope="session")
+def few_photographs(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """67 images: two blocks of the centre crop, five of the ten-crop test, the last ones short."""
+    return small_photographs(67, tmp_path_factory.mktemp("evaluated-few") / "data")
+
+
+def real(tmp_path_factory: pytest.TempPathFactory, every: int) -> Dataset:
+    if not REAL_IMAGES.is_file():
+        pytest.skip("../shared/data/imagenet-samples.tar is not there")
+    files = real_image_files()[::every]
+    labels = [number % CLASSES for number in range(len(files))]  # few classes: scores far from zero
+    folder = tmp_path_factory.mktemp(f"evaluated-real-{every}") / "data"
+    return write_statistics(write_dataset(folder, files, labels, shard_size=50), 224)
 
 
 @pytest.fixture(scope="session")
 def real_images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The 140 real ImageNet images, where they are at hand."""
-    if not REAL_IMAGES.is_file():
-        pytest.skip("../shared/data/imagenet-samples.tar is not there")
-    files = real_image_files()
-    labels = [number % CLASSES for number in range(len(files))]  # few classes: scores far from zero
-    folder: Path = tmp_path_factory.mktemp("evaluated-real") / "data"
-    return write_statistics(write_dataset(folder, files, labels, shard_size=50), 224)
+    return real(tmp_path_factory, every=1)
+
+
+@pytest.fixture(scope="session")
+def few_real_images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Every twelfth of them."""
+    return real(tmp_path_factory, every=12)

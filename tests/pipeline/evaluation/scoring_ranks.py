@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.definitions import find
 from pipeline.evaluation.protocols import evaluate_errors, score_split
@@ -14,8 +16,6 @@ from tests.pipeline.evaluation.nets_and_images import LOADER, provenance, showin
 
 def score(world: World, folder: Path, protocols: list[str], out: Path) -> tuple[float, float]:
     """Write out/PROTOCOL-SIZE.npz for each protocol; the errors that the trainer would be told."""
-    import torch
-
     dataset = Dataset(folder)
     split = dataset.split("train")
     noise = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 60
