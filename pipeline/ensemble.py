@@ -155,7 +155,9 @@ def combine(files: Sequence[ScoreFile], names: Sequence[str], protocol: str) -> 
 
 
 def report(results: Sequence[Result]) -> None:
-    """Print the errors of all members and ensembles, then what each ensemble is made of."""
+    """Print what each ensemble is made of, then the errors of all members and ensembles."""
+    for result in results:
+        report_details(result)
     rows = []
     for result in results:
         names = [*result.members, f"ensemble of {len(result.members)}"]
@@ -166,8 +168,6 @@ def report(results: Sequence[Result]) -> None:
     scores = results[0].files[0].scores
     columns = ("net", "protocol", "top-1 error %", "95% interval", "top-5 error %", "95% interval", "images/s")
     print_table(f"{len(scores):,} images of {scores.provenance.split}", columns, rows)
-    for result in results:
-        report_details(result)
 
 
 def report_details(result: Result) -> None:
@@ -217,15 +217,17 @@ def track(members: Sequence[Member], results: Sequence[Result], figures: dict[st
     for position, one in enumerate(chosen):
         identity = mlflow_run_id(one.run) if one.run else None
         tags[f"member.{position + 1}"] = f"{one.name} ({identity})" if identity else one.name
-    metrics = {}
-    for result in results:
-        metrics[f"{result.protocol}_top1_error"] = result.ensemble.top1_error
-        metrics[f"{result.protocol}_top5_error"] = result.ensemble.top5_error
+    split = results[0].files[0].scores.provenance.split
+    # The kinds of pipeline.evaluate: MLflow shows the ensemble in its members' columns.
+    metrics = {
+        f"{one.protocol}-{split}": {"top1_error": one.ensemble.top1_error, "top5_error": one.ensemble.top5_error}
+        for one in results
+    }
     log_result_run(
         folder,
         load(first / CONFIG).tracking if first else TrackingConfig(),
         name=name,
-        params={"size": len(results[0].members), "split": results[0].files[0].scores.provenance.split},
+        params={"size": len(results[0].members), "split": split},
         metrics=metrics,
         tags=tags,
         artifacts=[folder / "ensemble.json"],

@@ -185,19 +185,19 @@ def log_result_run(
     *,
     name: str,
     params: Mapping[str, Any],
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, Mapping[str, float]],
     tags: Mapping[str, str],
     artifacts: Iterable[Path] = (),
-    kind: str = "ensemble",
 ) -> None:
     """Record a result of its own, such as an ensemble's errors, as a run in `folder`, which stands among the run folders.
 
-    Name the members in `params` and `tags`: `mlflow_run_id(folder)` gives each one's MLflow run. Calling it again with
+    `metrics` (kind -> metrics) as in `log_evaluations`, so that members and ensembles stand in the same columns. Name the members in `params` and `tags`: `mlflow_run_id(folder)` gives each one's MLflow run. Calling it again with
     the same folder goes on with the same MLflow run.
     """
     with open_tracker(folder, config, name=name, params=params, tags=tags) as tracker:
         assert isinstance(tracker, RunTracker)
-        tracker.journal.append(kind, 0, metrics, revise=True)
+        for kind, values in metrics.items():
+            tracker.journal.append(kind, 0, values, revise=True)
         for path in artifacts:
             tracker.artifact(path)
         tracker.finish("FINISHED")

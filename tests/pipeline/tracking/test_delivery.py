@@ -227,7 +227,7 @@ def test_an_ensemble_is_a_run_of_its_own(runs: Path) -> None:
             OFFLINE,
             name="ensemble",
             params={"members": ["a"]},
-            metrics={"top5_error": 3.57},
+            metrics={"ten-crop-test": {"top5_error": 3.57}},
             tags={"member_run_ids": str(mlflow_run_id(runs / "a"))},
             artifacts=[table],
         )
@@ -235,7 +235,7 @@ def test_an_ensemble_is_a_run_of_its_own(runs: Path) -> None:
     stored = {run.info.run_name: run for run in runs_in(store_uri(runs))}
     assert set(stored) == {"a", "ensemble"}
     data = stored["ensemble"].data
-    assert data.metrics == {"ensemble/top5_error": 3.57} and data.params == {"members": '["a"]'}
+    assert data.metrics == {"ten-crop-test/top5_error": 3.57} and data.params == {"members": '["a"]'}
     assert data.tags["member_run_ids"] == stored["a"].info.run_id
 
 
