@@ -79,9 +79,9 @@ def make(
     Where `path` holds the same scores already (equal fingerprint) they are read, unless `again`.
     """
     provenance = provenance_of(subject, split, dataset, protocol, showing)
-    stands = on_main(world, lambda: not again and path.exists() and read_provenance(path)[0] == provenance)
-    if stands:
-        return read(path) if world.is_main else None
+    found = None if again or not world.is_main else _standing(path, provenance)
+    if on_main(world, lambda: found is not None):
+        return found
     partial = path.with_suffix(PARTIAL)
     scored = score_split(
         subject.net, split, protocol, showing, world=world, classes=subject.classes, provenance=provenance,
@@ -90,16 +90,26 @@ def make(
     if scored is None:
         return None
     save(scored.scores, path)
-    speed = Speed(
-        images=scored.images,
-        seconds=scored.seconds,
-        world_size=world.size,
-        device=torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
-        threads=torch.get_num_threads(),
-    )
-    write_text(_speed_path(path), json.dumps(asdict(speed)) + "\n")
+    speed = None
+    if scored.images:
+        speed = Speed(
+            images=scored.images,
+            seconds=scored.seconds,
+            world_size=world.size,
+            device=torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
+            threads=torch.get_num_threads(),
+        )
+        write_text(_speed_path(path), json.dumps(asdict(speed)) + "\n")
     partial.unlink(missing_ok=True)
     return ScoreFile(scores=scored.scores, path=path, speed=speed, made=True)
+
+
+def _standing(path: Path, provenance: Provenance) -> ScoreFile | None:
+    """The score file where it stands already, sound and with the same origin."""
+    try:
+        return read(path) if path.exists() and read_provenance(path)[0] == provenance else None
+    except UserError:
+        return None  # damaged: it is made again
 
 
 def read(path: Path) -> ScoreFile:

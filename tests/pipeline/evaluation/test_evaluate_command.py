@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,6 +83,28 @@ def test_scores_that_stand_are_not_made_twice(made_run: Path, run: Run, monkeypa
     assert figures(run(made_run, "--split", "train", "--json")[1]) == first
     with pytest.raises(AssertionError, match="scored again"):
         run(made_run, "--split", "train", "--again")
+
+
+def test_a_damaged_score_file_is_made_again(made_run: Path, run: Run) -> None:
+    run(made_run, "--split", "train")
+    path = made_run / "scores/center-train-00000100.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-200])
+    assert run(made_run, "--split", "train")[0] == 0
+    assert path.read_bytes() == whole
+
+
+def test_a_split_without_labels_is_scored(made_run: Path, photographs: Dataset, run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "unlabelled"
+    shutil.copytree(photographs.folder, folder)
+    table = np.load(folder / "train.samples.npy")
+    table["label"] = -1
+    np.save(folder / "train.samples.npy", table)
+    code, output, errors = run(made_run, "--data", folder, "--split", "train", "--json")
+    assert code == 0, errors
+    assert figures(output)["results"][0]["top1_error"] is None
+    assert (load(made_run / "scores/center-train-00000100.npz").labels == -1).all()
+    assert not (made_run / "metrics.jsonl").exists() or not read_metrics(made_run / "metrics.jsonl")
 
 
 def test_a_checkpoint_of_a_run_can_be_named(made_run: Path, photographs: Dataset, run: Run) -> None:
