@@ -191,7 +191,8 @@ def log_result_run(
 ) -> None:
     """Record a result of its own, such as an ensemble's errors, as a run in `folder`, which stands among the run folders.
 
-    `metrics` (kind -> metrics) as in `log_evaluations`, so that members and ensembles stand in the same columns. Name the members in `params` and `tags`: `mlflow_run_id(folder)` gives each one's MLflow run. Calling it again with
+    `metrics` (kind -> metrics) as in `log_evaluations`, so that members and ensembles stand in the same columns.
+    Name the members in `params` and `tags`: `mlflow_run_id(folder)` gives each one's MLflow run. Calling it again with
     the same folder goes on with the same MLflow run.
     """
     with open_tracker(folder, config, name=name, params=params, tags=tags) as tracker:

@@ -90,8 +90,9 @@ def test_runs_are_averaged_under_every_protocol_they_share(runs: list[Path], run
 def test_the_ensemble_is_a_run_of_its_own(runs: list[Path], run: Run) -> None:
     found = figures(run(*runs, "--json")[1])
     folder = runs[0].parent / "ensemble-a-b-c"
-    (record,) = read_metrics(folder / "metrics.jsonl")
-    assert record.values["ten-crop_top1_error"] == found["ten-crop"]["ensemble"]["top1_error"]
+    records = {record.kind: record.values for record in read_metrics(folder / "metrics.jsonl")}
+    assert set(records) == {"center-val", "ten-crop-val"}
+    assert records["ten-crop-val"]["top1_error"] == found["ten-crop"]["ensemble"]["top1_error"]
     assert json.loads((folder / "ensemble.json").read_text())["protocols"] == found
     told = (folder / "tracking.json").read_text()
     assert all(f'"member.{i + 1}": "{name}"' in told.replace('":"', '": "') for i, name in enumerate("abc"))
