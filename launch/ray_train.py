@@ -85,6 +85,7 @@ def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
         # Needs ray[default]; without it Ray warns once a second.
         "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it logs what is printed a second time
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS": "0",
     }

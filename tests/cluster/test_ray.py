@@ -1,0 +1,148 @@
+"""launch/ray_train.py when workers die and nodes come and go: a real Ray, on this machine. Minutes each."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cluster.slurm_cluster import wait_for
+from tests.launch.doors import TINY, environment, final_checkpoint, script
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+PORT = 6391
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    """The environment of a Ray of this test alone: a token of its own."""
+    (tmp_path / ".ray").mkdir(mode=0o700)
+    token = tmp_path / ".ray" / "auth_token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    return environment({"HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"})
+
+
+def train(folder: Path, digits: Path, home: dict[str, str], *options: str) -> subprocess.Popen[str]:
+    (folder / "tiny.yaml").write_text(TINY.format(data=digits))
+    return subprocess.Popen(
+        [*script("ray_train.py"), "--config", str(folder / "tiny.yaml"), "--evaluation.every", "100000", *options],
+        cwd=folder,
+        env=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def alone(folder: Path, *options: str) -> Path:
+    """The same training in one process that nothing interrupts."""
+    command = [sys.executable, "-m", "pipeline.train", "--config", str(folder / "tiny.yaml"), "--name", "alone"]
+    options = ("--evaluation.every", "100000", *options)
+    subprocess.run([*command, *options], cwd=folder, env=environment(), check=True, capture_output=True, timeout=300)
+    return folder / "runs" / "alone"
+
+
+def losses(run: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [(line["iteration"], line["loss"]) for line in lines if line["kind"] == "train"]
+    assert len(found) == len(dict(found)), "an iteration was logged twice"
+    return dict(found)
+
+
+def world_sizes(run: Path) -> list[int]:
+    path = run / "run.json"
+    return [one["world_size"] for one in json.loads(path.read_text())["attempts"]] if path.exists() else []
+
+
+def logged(run: Path) -> int:
+    return max(losses(run), default=0) if (run / "metrics.jsonl").exists() else 0
+
+
+def processes(word: str, home: dict[str, str]) -> list[int]:
+    """Processes of this test's Ray (its daemons share the test's HOME) whose command line begins with `word`."""
+
+    def mine(entry: Path) -> bool:
+        if word.startswith("ray::"):  # workers overwrite their environment with their title: known by their raylet
+            parent = (entry / "status").read_text().partition("PPid:")[2].split()[0]
+            return int(parent) in processes("raylet", home)
+        return f"HOME={home['HOME']}".encode() in (entry / "environ").read_bytes().split(b"\0")
+
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            name = (entry / "cmdline").read_text().split("\0")[0] if entry.name.isdigit() else ""
+            if name and Path(name).name.startswith(word) and mine(entry):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+def test_killed_worker(tmp_path: Path, digits: Path, home: dict[str, str], seconds_lost: dict[str, float]) -> None:
+    options = ("--iterations", "400", "--checkpoint.every", "20")
+    process = train(tmp_path, digits, home, "--name", "run", "--workers", "2", *options)
+    run = tmp_path / "runs" / "run"
+    wait_for(lambda: logged(run) >= 60, 200, "iteration 60")
+    os.kill(processes("ray::RayTrainWorker", home)[-1], signal.SIGKILL)
+    seconds_lost["kill -9 of a worker to training again"] = wait_for(
+        lambda: len(world_sizes(run)) == 2, 200, "the second attempt"
+    )
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert final_checkpoint(run) == final_checkpoint(alone(tmp_path, *options))
+
+
+@pytest.fixture
+def nodes(home: dict[str, str], tmp_path: Path) -> Iterator[list[str]]:
+    """A Ray of four nodes of one core each; the command that adds a node."""
+    ray = [str(Path(sys.executable).parent / "ray"), "start", "--num-cpus=1", "--node-ip-address=127.0.0.1"]
+    head = [*ray, "--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={tmp_path}/ray"]
+    add = [*ray, f"--address=127.0.0.1:{PORT}"]
+    for command in (head, add, add, add):
+        subprocess.run(command, env=home, check=True, capture_output=True, timeout=120)
+    try:
+        yield add
+    finally:
+        for word in ("raylet", "gcs_server", "ray::"):
+            for pid in processes(word, home):
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_elastic(
+    tmp_path: Path, digits: Path, home: dict[str, str], nodes: list[str], seconds_lost: dict[str, float]
+) -> None:
+    """4 workers, a node dies (3), another comes (4): the same losses, every iteration exactly once."""
+    # 24 rows are divided by 2, 3 and 4; a small learning rate, so that rounding does not grow into another trajectory.
+    options = ("--batch", "24", "--bn_group", "2", "--optimizer.lr", "0.001", "--checkpoint.every", "20")
+    options = (*options, "--iterations", "4000")
+    elastic = ("--name", "run", "--address", f"127.0.0.1:{PORT}", "--workers", "2:4")
+    process = train(tmp_path, digits, home, *elastic, *options)
+    run = tmp_path / "runs" / "run"
+    wait_for(lambda: logged(run) >= 40, 200, "iteration 40")
+    assert world_sizes(run) == [4]
+    os.kill(processes("raylet", home)[-1], signal.SIGKILL)
+    seconds_lost["a node lost to training on the others"] = wait_for(
+        lambda: world_sizes(run) == [4, 3], 240, "3 workers"
+    )
+    at = logged(run)
+    subprocess.run(nodes, env=home, check=True, capture_output=True, timeout=120)
+    seconds_lost["a node added to training on it"] = wait_for(lambda: world_sizes(run) == [4, 3, 4], 240, "4 workers")
+    resized = logged(run)
+    assert resized > at
+    wait_for(lambda: logged(run) >= resized + 40, 200, "progress")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    here = losses(run)
+    reference = losses(alone(tmp_path, *options[:-1], str(max(here))))
+    assert sorted(here) == list(range(4, max(here) + 1, 4))  # tracking.log_every
+    shared = sorted(here)
+    np.testing.assert_allclose([here[i] for i in shared], [reference[i] for i in shared], rtol=1e-3)
