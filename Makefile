@@ -1,6 +1,6 @@
 # Each target makes what it needs, on a machine with only Python (3.11 or newer) and make, and does nothing twice.
 #   make demo    the whole system on real images, minutes on two CPU cores
-#   make test    the tests
+#   make test    the tests; make test-cluster and make test-slow are the rest of them
 #   make check   lint, format, types
 #   make bench   the benchmarks: ratios of interleaved runs
 PYTHON ?= python3
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 READY := $(VENV)/ready
 
-.PHONY: setup demo test test-slow check format bench lock clean
+.PHONY: setup demo test test-cluster test-slow slurm-up slurm-down check format bench lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -37,10 +37,21 @@ demo: $(READY)
 	@echo "  $(BIN)/python -m pipeline.tracking open demo/runs"
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"
+
+# Real SLURM and real Ray clusters on this machine, and everything that interrupts them; skipped, with a line, where they cannot run.
+test-cluster: $(READY)
+	$(BIN)/python -m pytest -m cluster
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not gpu and not cluster"
+
+# A SLURM of four nodes to try things on (root; apt packages slurmctld slurmd slurm-client munge iproute2).
+slurm-up: $(READY)
+	$(BIN)/python tests/cluster/slurm_cluster.py up
+
+slurm-down: $(READY)
+	$(BIN)/python tests/cluster/slurm_cluster.py down
 
 check: $(READY)
 	$(BIN)/ruff check
@@ -53,6 +64,11 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/loader.py
+	$(BIN)/python bench/pixels.py
+	$(BIN)/python bench/scale.py
+	$(BIN)/python bench/shard.py
+	$(BIN)/python bench/evaluate.py
+	$(BIN)/python bench/tracking.py
 
 lock: $(READY)
 	{ echo "# Every package that set-up installs, pinned; written by 'make lock' from pyproject.toml. Names and versions only, no addresses."; \
