@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,10 +104,11 @@ def test_killed_worker(tmp_path: Path, digits: Path, home: dict[str, str], secon
 
 
 @pytest.fixture
-def nodes(home: dict[str, str], tmp_path: Path) -> Iterator[list[str]]:
+def nodes(home: dict[str, str]) -> Iterator[list[str]]:
     """A Ray of four nodes of one core each; the command that adds a node."""
+    sessions = tempfile.mkdtemp(prefix="ray")  # short: its sockets' paths must stay under 108 bytes
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--num-cpus=1", "--node-ip-address=127.0.0.1"]
-    head = [*ray, "--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={tmp_path}/ray"]
+    head = [*ray, "--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={sessions}"]
     add = [*ray, f"--address=127.0.0.1:{PORT}"]
     for command in (head, add, add, add):
         subprocess.run(command, env=home, check=True, capture_output=True, timeout=120)
@@ -115,6 +118,7 @@ def nodes(home: dict[str, str], tmp_path: Path) -> Iterator[list[str]]:
         for word in ("raylet", "gcs_server", "ray::"):
             for pid in processes(word, home):
                 os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(sessions, ignore_errors=True)
 
 
 def test_elastic(
