@@ -16,6 +16,7 @@ from pipeline import command, ensemble
 from pipeline.config import Config, to_yaml
 from pipeline.evaluation.scores import Scores, load, save
 from pipeline.tracking import TrackingConfig, read_metrics
+from pipeline.tracking.state import Delivered, write_delivered
 from tests.pipeline.evaluation.nets_and_images import provenance, random_softmax
 
 Run = Callable[..., tuple[int, str, str]]
@@ -105,6 +106,16 @@ def test_score_files_can_be_members(runs: list[Path], run: Run) -> None:
     by_run = figures(run(*runs, "--protocol", "center", "--json", "--no-tracking")[1])
     assert by_file["center"]["ensemble"] == by_run["center"]["ensemble"]
     assert not (runs[0].parent / "ensemble-a-b-c").exists()
+
+
+def test_mlflow_run_ids_can_be_members(runs: list[Path], run: Run) -> None:
+    ids = [f"{number:032x}" for number in range(3)]
+    for folder, one in zip(runs, ids, strict=True):
+        write_delivered(folder, Delivered(run_id=one))
+    by_id = figures(run(*ids, "--runs", runs[0].parent, "--json")[1])
+    assert by_id == figures(run(*runs, "--json", "--no-tracking")[1])
+    told = (runs[0].parent / "ensemble-a-b-c/tracking.json").read_text()
+    assert all(f"{name} ({one})" in told for name, one in zip("abc", ids, strict=True)), "the run links its members"
 
 
 def test_search_keeps_the_best(runs: list[Path], run: Run) -> None:

@@ -18,7 +18,8 @@ import torch
 from pipeline import command, evaluate
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.scores import load
-from pipeline.tracking import read_metrics
+from pipeline.tracking import TrackingConfig, open_tracker, read_metrics
+from pipeline.tracking.state import read_wanted
 from pipeline.training.checkpoint import publish
 from tests.pipeline.evaluation.nets_and_images import write_run
 
@@ -51,6 +52,7 @@ def figures(output: str) -> dict[str, Any]:
 
 
 def test_a_run_is_tested_under_each_protocol(made_run: Path, run: Run) -> None:
+    open_tracker(made_run, TrackingConfig(mlflow=False), name="one", params={}, tags={}).close()  # as the training did
     code, output, errors = run(made_run, "--protocol", "center,ten-crop", "--split", "train", "--json")
     assert code == 0, errors
     results = {one["protocol"]: one for one in figures(output)["results"]}
@@ -70,6 +72,9 @@ def test_a_run_is_tested_under_each_protocol(made_run: Path, run: Run) -> None:
         f"{protocol}-train-00000100.{end}" for protocol in ("center", "ten-crop") for end in ("json", "npz")
     ]
     recorded = {(one.kind, one.iteration): one.values for one in read_metrics(made_run / "metrics.jsonl")}
+    wanted = read_wanted(made_run)
+    artifacts = [[f"scores/{protocol}-train-00000100.npz", "scores"] for protocol in ("center", "ten-crop")]
+    assert wanted is not None and wanted.artifacts == artifacts
     assert recorded["ten-crop-train", 100]["top1_error"] == results["ten-crop"]["top1_error"]
 
 
