@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -27,6 +28,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 EXIT_PREEMPTED = 75
 
 LOG_INTERVAL_SECONDS = 15.0
+_UNLIMITED = Console(width=10_000).options
 
 
 class UserError(Exception):
@@ -95,6 +97,17 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
 
 
+class _Bar(RichProgress):
+    """A progress bar with a line of figures below it: beside it they would not fit into 80 columns."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.figures:
+            yield Text(self.figures, no_wrap=True, overflow="ellipsis")
+
+
 class Progress:
     """Progress of long work: a bar on a terminal; in a log file a line every 15 seconds and one at the end.
 
@@ -106,17 +119,12 @@ class Progress:
         self.enabled = enabled
         self.figures: dict[str, str] = {}
         self.started = self.last_line = time.monotonic()
-        self.bar: RichProgress | None = None
+        self.bar: _Bar | None = None
         console = Console(stderr=True)
         if enabled and console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-            )
-            self.bar = RichProgress(*columns, TimeRemainingColumn(), console=console)
-            self.task = self.bar.add_task(description, total=total, completed=start, text="")
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            self.bar = _Bar(*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console)
+            self.task = self.bar.add_task(description, total=total, completed=start, rate="")
 
     def __enter__(self) -> Self:
         if self.bar:
@@ -135,31 +143,46 @@ class Progress:
         self.done += n
         self.figures.update(figures)
         if self.bar:
-            self.bar.update(self.task, completed=self.done, text=self._text())
+            self.bar.figures = "  ".join(self._figures())
+            self.bar.update(self.task, completed=self.done, rate=self._rate())
         elif self.enabled and time.monotonic() - self.last_line >= LOG_INTERVAL_SECONDS:
             self._line()
 
-    def _text(self) -> str:
-        rate = (self.done - self.start) / max(time.monotonic() - self.started, 1e-9)
-        return "  ".join([f"{rate:,.1f} {self.unit}/s", *(f"{key} {value}" for key, value in self.figures.items())])
+    def _figures(self) -> list[str]:
+        return [f"{key} {value}" for key, value in self.figures.items()]
+
+    def _per_second(self) -> float:
+        return (self.done - self.start) / max(time.monotonic() - self.started, 1e-9)
+
+    def _rate(self) -> str:
+        return f"{self._per_second():,.1f} {self.unit}/s"
 
     def _line(self) -> None:
         self.last_line = time.monotonic()
-        rate = (self.done - self.start) / max(self.last_line - self.started, 1e-9)
-        left = f"  {(self.total - self.done) / rate:,.0f} s left" if rate > 0 and self.done < self.total else ""
-        print(f"{self.description}: {self.done:,} of {self.total:,}  {self._text()}{left}", file=sys.stderr, flush=True)
+        rate = self._per_second()
+        left = [f"{(self.total - self.done) / rate:,.0f} s left"] if rate > 0 and self.done < self.total else []
+        text = "  ".join([f"{self.done:,} of {self.total:,}", self._rate(), *self._figures(), *left])
+        print(f"{self.description}: {text}", file=sys.stderr, flush=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table for people on standard output; the first column is aligned left, the others right."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    console = Console()
-    # A pipe has no width of its own: never cut a table there.
-    (console if console.is_terminal else Console(width=200)).print(table)
+    console, cells = Console(), [[str(cell) for cell in row] for row in rows]
+
+    def table(titles: Sequence[str]) -> Table:
+        made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        for number, column in enumerate(titles):
+            made.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        for row in cells:
+            made.add_row(*row)
+        return made
+
+    made = table(columns)
+    if console.is_terminal and console.measure(made, options=_UNLIMITED).maximum > console.width:
+        made = table([column.replace(" ", "\n") for column in columns])
+    # A pipe has no width of its own, and a row that is too wide for a terminal is better wrapped than cut.
+    width = max(console.width, console.measure(made, options=_UNLIMITED).maximum)
+    Console(width=width, force_terminal=console.is_terminal).print(made)
 
 
 def print_json(figures: dict[str, Any]) -> None:
