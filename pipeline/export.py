@@ -76,14 +76,11 @@ def formats(own: Namespace) -> list[str]:
 
 
 def report(subject: TrainedNet, exported: Sequence[Exported], version: str | None, own: Namespace) -> None:
-    """Print what was written, what was not and why, and where it is registered."""
+    """Print where the net is registered and what was written."""
     rows = [
         (one.format, one.path, f"{one.path.stat().st_size / 1e6:,.1f}", f"{one.difference:.1g}") for one in exported
     ]
     print_table(f"{subject.name} exported to {own.out}", ("format", "file", "MB", "difference when read back"), rows)
-    if version is not None:
-        aliases = "".join(f", {alias}" for alias in own.alias)
-        print(f"Registered in MLflow as {own.register}, version {version}{aliases}.")
     if own.json:
         files = {one.format: {"file": str(one.path), "difference": one.difference} for one in exported}
         print_json({"net": subject.name, "formats": files, "version": version})

@@ -79,11 +79,11 @@ def report(scores: Scores, dataset: Dataset, folder: Path, as_json: bool) -> Non
     names = class_names(dataset)
     worst, pairs = class_errors(scores)[:ROWS], confusions(scores)[:ROWS]
     rows = [(names[one.label], one.images, 100 * one.top1_wrong / one.images, one.top5_wrong) for one in worst]
+    print(f"Tables of all classes and confusions and the picture sheet: {folder}")
     cells = [(name, n, f"{top1:.2f}", f"{100 * top5 / n:.2f}") for name, n, top1, top5 in rows]
     print_table("The worst classes", ("class", "images", "top-1 error %", "top-5 error %"), cells)
     table = [(names[one.true], names[one.predicted], one.count) for one in pairs]
     print_table("The most frequent confusions", ("class", "taken for", "images"), table)
-    print(f"Tables of all classes and confusions and the picture sheet: {folder}")
     if as_json:
         print_json(
             {
