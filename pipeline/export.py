@@ -77,6 +77,9 @@ def formats(own: Namespace) -> list[str]:
 
 def report(subject: TrainedNet, exported: Sequence[Exported], version: str | None, own: Namespace) -> None:
     """Print where the net is registered and what was written."""
+    if version is not None:
+        aliases = "".join(f", {alias}" for alias in own.alias)
+        print(f"Registered in MLflow as {own.register}, version {version}{aliases}.")
     rows = [
         (one.format, one.path, f"{one.path.stat().st_size / 1e6:,.1f}", f"{one.difference:.1g}") for one in exported
     ]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from pipeline import command, export
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.nets import find_checkpoint, open_checkpoint
-from pipeline.evaluation.scores import Scores, save
+from pipeline.evaluation.scores import Scores, load, save
 from pipeline.tracking import TrackingConfig, mlflow_run_id, open_tracker
 from tests.pipeline.evaluation.nets_and_images import decoded, provenance, random_softmax, write_run
 
@@ -42,69 +42,82 @@ def own_answers(folder: Path, dataset: Dataset) -> np.ndarray:
     return net(torch.from_numpy(images).permute(0, 3, 1, 2)).softmax(dim=1).numpy()
 
 
-def test_all_formats_are_written_with_a_card(
-    made_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(made_run, "--out", tmp_path / "out", "--json") == 0
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert all(one["difference"] <= 1e-5 for one in figures["formats"].values()) and len(figures["formats"]) == 3
+@pytest.fixture(scope="module")
+def exported(photographs: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(run folder, what was exported of it); the run has scores of its own weights and of others."""
+    runs = tmp_path_factory.mktemp("exported")
+    folder = write_run(runs, "one", photographs)
+    digest = open_checkpoint(find_checkpoint(folder), "final").weights_sha256
+    labels = photographs.split("train").labels
+    for number, weights in enumerate((digest, "of other weights")):
+        table = random_softmax(np.random.default_rng(number), 150, photographs.classes)
+        made = provenance(
+            "ten-crop", split="train", weights_sha256=weights, iteration=number, dataset_sha256=photographs.sha256
+        )
+        scores = Scores(scores=table, ids=np.arange(150), labels=labels, provenance=made)
+        save(scores, folder / f"scores/ten-crop-train-{number:08d}.npz")
+    assert run(folder, "--out", runs / "out") == 0
+    return folder, runs / "out"
+
+
+def test_all_formats_are_written_with_a_card(exported: tuple[Path, Path]) -> None:
     names = ["README.md", "mean.npy", "model.onnx", "model.pt2", "model.safetensors"]
-    assert sorted(one.name for one in (tmp_path / "out").iterdir()) == names
+    assert sorted(one.name for one in exported[1].iterdir()) == names
 
 
-def test_the_whole_net_takes_pixels_and_gives_softmax(made_run: Path, photographs: Dataset, tmp_path: Path) -> None:
-    assert run(made_run, "--out", tmp_path / "out", "--format", "torch-export") == 0
-    answers = own_answers(made_run, photographs)
+def test_the_whole_net_takes_pixels_and_gives_softmax(exported: tuple[Path, Path], photographs: Dataset) -> None:
+    folder, out = exported
+    answers = own_answers(folder, photographs)
     assert answers.std(axis=0).max() > 0.05
-    loaded = torch.export.load(tmp_path / "out/model.pt2").module()
+    loaded = torch.export.load(out / "model.pt2").module()
     np.testing.assert_allclose(loaded(torch.from_numpy(pixels(photographs))).detach().numpy(), answers, atol=1e-5)
-    np.testing.assert_array_equal(np.load(tmp_path / "out/mean.npy"), photographs.statistics.mean_image)
-
-
-def test_onnx_gives_the_nets_answers(made_run: Path, photographs: Dataset, tmp_path: Path) -> None:
-    assert run(made_run, "--out", tmp_path / "out", "--format", "onnx") == 0
-    session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     (scores,) = session.run(None, {"images": pixels(photographs)})
-    np.testing.assert_allclose(scores, own_answers(made_run, photographs), atol=1e-5)
+    np.testing.assert_allclose(scores, answers, atol=1e-5)
+    np.testing.assert_array_equal(np.load(out / "mean.npy"), photographs.statistics.mean_image)
 
 
-def test_safetensors_hold_the_weights(made_run: Path, tmp_path: Path) -> None:
-    assert run(made_run, "--out", tmp_path / "out", "--format", "safetensors") == 0
-    loaded = load_file(tmp_path / "out/model.safetensors")
-    state = torch.load(find_checkpoint(made_run), weights_only=True)["model"]
+def test_safetensors_hold_the_weights(exported: tuple[Path, Path]) -> None:
+    folder, out = exported
+    loaded = load_file(out / "model.safetensors")
+    state = torch.load(find_checkpoint(folder), weights_only=True)["model"]
     assert loaded.keys() == state.keys()
     assert all(torch.equal(loaded[key], state[key]) for key in state)
 
 
-def test_the_card_tells_errors_recipe_and_data(made_run: Path, photographs: Dataset, tmp_path: Path) -> None:
-    subject = open_checkpoint(find_checkpoint(made_run), "final")
-    labels = photographs.split("train").labels
-    for number, digest in enumerate((subject.weights_sha256, "of other weights")):
-        table = random_softmax(np.random.default_rng(number), 150, photographs.classes)
-        made = provenance(
-            "ten-crop", split="train", weights_sha256=digest, iteration=number, dataset_sha256=photographs.sha256
-        )
-        scores = Scores(scores=table, ids=np.arange(150), labels=labels, provenance=made)
-        save(scores, made_run / f"scores/ten-crop-train-{number:08d}.npz")
-        if number == 0:
-            told = f"| train | 150 | ten-crop | {scores.errors(1):.2f} | {scores.errors(5):.2f} |"
-    assert run(made_run, "--out", tmp_path / "out", "--format", "torch-export") == 0
-    card = (tmp_path / "out/README.md").read_text()
-    assert told in card and card.count("| ten-crop |") == 1
-    assert photographs.sha256 in card and subject.weights_sha256 in card
+def test_the_card_tells_errors_recipe_and_data(exported: tuple[Path, Path], photographs: Dataset) -> None:
+    folder, out = exported
+    card, scores = (out / "README.md").read_text(), load(folder / "scores/ten-crop-train-00000000.npz")
+    told = f"| train | 150 | ten-crop | {scores.errors(1):.2f} | {scores.errors(5):.2f} |"
+    assert told in card and card.count("| ten-crop |") == 1, "the errors of these weights alone"
+    assert photographs.sha256 in card and scores.provenance.weights_sha256 in card
     assert "arch: resnet8" in card and "batch: 16" in card
-    assert str(tmp_path) not in card, "no folders of this machine"
+    assert str(folder.parent) not in card, "no folders of this machine"
+
+
+def test_a_file_that_differs_is_removed(
+    made_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("safetensors.torch.load_file", lambda path: {k: v + 1 for k, v in load_file(path).items()})
+    assert run(made_run, "--out", tmp_path / "out", "--format", "safetensors") == 2
+    assert "differed from the net" in capsys.readouterr().err
+    assert not (tmp_path / "out/model.safetensors").exists()
 
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own use of SQLAlchemy
-def test_a_net_is_registered_under_aliases(made_run: Path, photographs: Dataset, tmp_path: Path) -> None:
+def test_a_net_is_registered_under_aliases(
+    made_run: Path, photographs: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = (made_run / "config.yaml").read_text()
     (made_run / "config.yaml").write_text(text.replace("mlflow: false", "mlflow: true"))
     tracking = TrackingConfig()
     with open_tracker(made_run, tracking, name="one", params={}, tags={}) as tracker:
         tracker.finish("FINISHED")
     arguments = ["--register", "resnet8", "--alias", "best", "--alias", "ensemble-member", "--format", "torch-export"]
-    assert run(made_run, "--out", tmp_path / "out", *arguments) == 0
+    assert run(made_run, "--out", tmp_path / "out", *arguments, "--json") == 0
+    output = capsys.readouterr().out
+    assert "Registered in MLflow as resnet8, version 1, best, ensemble-member." in output
+    assert json.loads(output.splitlines()[-1])["version"] == "1"
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{made_run.parent}/mlflow.db")
