@@ -11,20 +11,11 @@ from data_prep.plan import Settings
 from data_prep.prepare import Summary
 from data_prep.sources import Listing
 from data_prep.workers import available_cores
-from pipeline.command import print_json, print_table
+from pipeline.command import CommandParser, print_json, print_table
 from pipeline.data.dataset import MANIFEST
 
 
-def command_parser(sentence: str, example: str) -> argparse.ArgumentParser:
-    """A parser whose --help opens with one sentence and an example."""
-    return argparse.ArgumentParser(
-        usage=argparse.SUPPRESS,
-        description=f"{sentence}\n\nexample:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def add_preparing_options(parser: argparse.ArgumentParser, name: str) -> None:
+def add_preparing_options(parser: CommandParser, name: str) -> None:
     defaults = Settings()
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the training split's shuffle (default 0)")
     parser.add_argument("--name", default=name, help=f"begins the shards' file names (default {name})")
@@ -37,7 +28,7 @@ def add_preparing_options(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--skip-corrupt", action="store_true", help="leave images out that do not decode; the manifest lists them"
     )
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
+    parser.add_json_option()
 
 
 def count_or_all(text: str) -> int | None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep.arguments import command_parser
-from pipeline.command import UserError, print_json, print_table, run
+from pipeline.command import CommandParser, UserError, print_json, print_table, run
 
 SIDE = 48  # pixels; the digits are 8 x 8
 LEVELS = 16  # the digits' grey levels are 0..16
@@ -47,12 +46,12 @@ def write_digits(folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = command_parser(
+    parser = CommandParser(
         "Write scikit-learn's 1,797 handwritten digits as JPEG files in class folders train/ and val/.",
         "python data_prep/digits.py demo/digits",
     )
     parser.add_argument("destination", type=Path, help="the folder to make")
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
+    parser.add_json_option()
     options = parser.parse_args(arguments)
     write_digits(options.destination)
     counts = {split: len(list((options.destination / split).glob("*/*.jpg"))) for split in ("train", "val")}

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.arguments import add_preparing_options, command_parser, print_recognised, report
+from data_prep.arguments import add_preparing_options, print_recognised, report
 from data_prep.cifar import CLASSES, recognise
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.plan import Settings
 from data_prep.prepare import prepare
-from pipeline.command import run
+from pipeline.command import CommandParser, run
 from pipeline.data.dataset import ClassInfo
 
 SIDE = 32  # pixels
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = command_parser(
+    parser = CommandParser(
         "Make a dataset folder of CIFAR-10, from its Python archive or from PNGs in class folders.",
         "python data_prep/shard_cifar10.py cifar-10-python.tar.gz datasets/cifar10",
     )

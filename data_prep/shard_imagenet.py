@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.arguments import add_preparing_options, add_statistics_options, command_parser, print_recognised, report
+from data_prep.arguments import add_preparing_options, add_statistics_options, print_recognised, report
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.plan import Settings
 from data_prep.prepare import prepare
 from data_prep.recognise import recognise
-from pipeline.command import run
+from pipeline.command import CommandParser, run
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = command_parser(
+    parser = CommandParser(
         "Make a dataset folder (WebDataset shards, index, sample table, statistics) of ImageNet's tars or class folders.",
         "python data_prep/shard_imagenet.py /data/imagenet datasets/imagenet",
     )

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.arguments import command_parser
 from data_prep.assemble import MANIFEST_CHECKSUM, checksum_line
 from data_prep.prepare import SHOWN
 from data_prep.verify_shard import ShardCheck, check_shard
 from data_prep.workers import available_cores, run_tasks
-from pipeline.command import UserError, print_json, print_table, run
+from pipeline.command import CommandParser, UserError, print_json, print_table, run
 from pipeline.data.dataset import MANIFEST, STATISTICS, Dataset, SplitInfo, Statistics
 from pipeline.files import file_sha256
 
@@ -139,7 +138,7 @@ def shard_checks(dataset: Dataset, name: str, split: SplitInfo, fast: bool) -> I
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = command_parser(
+    parser = CommandParser(
         "Audit a dataset folder: counts, checksums, indices against tars, labels, the decoding of every image.",
         "python data_prep/verify.py datasets/imagenet",
     )
@@ -148,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--workers", type=int, default=available_cores(), metavar="N", help="default: the cores at hand"
     )
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
+    parser.add_json_option()
     options = parser.parse_args(arguments)
     if options.workers < 1:
         raise UserError("--workers must be at least 1")

@@ -5,7 +5,6 @@ python launch/status.py resnet152-seed0
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from launch.allocation import has_slurm
 from launch.failure import Failure, cause, read_all_notes
 from launch.scheduler import show
 from pipeline import command
-from pipeline.command import UserError, print_json, print_table
+from pipeline.command import CommandParser, UserError, print_json, print_table
 
 FOLLOW_SECONDS = 10.0
 LOG_BYTES = 4000
@@ -45,13 +44,11 @@ ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUE
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Shows how a run is doing. Example: python launch/status.py resnet152-seed0"
-    )
+    parser = CommandParser("Shows how a run is doing.", "python launch/status.py resnet152-seed0")
     parser.add_argument("name", help="the run's name, or its folder")
     parser.add_argument("--runs", default="runs", help="the folder that holds the run folders (default: runs)")
     parser.add_argument("--follow", action="store_true", help=f"again every {FOLLOW_SECONDS:g} s until the run is over")
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_json_option()
     own = parser.parse_args(argv)
     folder = Path(own.name) if (Path(own.name) / "config.yaml").exists() else Path(own.runs) / own.name
     if not (folder / "config.yaml").exists() and not (folder / "slurm").exists():
