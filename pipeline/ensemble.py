@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pipeline import command
-from pipeline.command import UserError, print_json, print_table
+from pipeline.command import CommandParser, UserError, print_json, print_table
 from pipeline.config import load
 from pipeline.evaluation.ensemble import (
     Errors,
@@ -35,7 +35,7 @@ from pipeline.evaluation.ensemble import (
 )  # fmt: skip
 from pipeline.evaluation.members import Member, find_members, read_members, shared_protocols
 from pipeline.evaluation.nets import STATE_KEYS
-from pipeline.evaluation.options import CommandParser, add_json_option, protocol_names, rate_cell
+from pipeline.evaluation.options import protocol_names, rate_cell
 from pipeline.evaluation.score_files import ScoreFile
 from pipeline.evaluation.scores import Scores
 from pipeline.files import write_text
@@ -62,7 +62,7 @@ class Result:
     curve: list[SizeErrors]
 
 
-def options() -> ArgumentParser:
+def options() -> CommandParser:
     made = CommandParser(
         "Averages the softmax scores of several nets and gives the errors of each and of all.", EXAMPLE
     )
@@ -77,7 +77,7 @@ def options() -> ArgumentParser:
     )
     made.add_argument("--name", help="of the ensemble's own run folder and MLflow run (default: of its members)")
     made.add_argument("--no-tracking", action="store_true", help="write no run folder and no MLflow run")
-    add_json_option(made)
+    made.add_json_option()
     return made
 
 

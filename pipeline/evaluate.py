@@ -5,7 +5,7 @@ Alone, or as one rank of several (torchrun and any other launcher): the score fi
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline import command
-from pipeline.command import UserError, print_json, print_table
+from pipeline.command import CommandParser, UserError, print_json, print_table
 from pipeline.config import load
 from pipeline.data.dataset import Dataset, Statistics
 from pipeline.data.graphs import Normalization
@@ -22,8 +22,6 @@ from pipeline.evaluation.definitions import PROTOCOLS, find
 from pipeline.evaluation.foreign import open_weights
 from pipeline.evaluation.nets import STATE_KEYS, TrainedNet, find_checkpoint, open_checkpoint
 from pipeline.evaluation.options import (
-    CommandParser,
-    add_json_option,
     errors_cells,
     protocol_names,
     rate_cell,
@@ -38,7 +36,7 @@ from pipeline.world import World, available_cores, on_main, open_world, set_thre
 EXAMPLE = "python -m pipeline.evaluate runs/resnet50-seed0 --protocol center,ten-crop --split val"
 
 
-def options() -> ArgumentParser:
+def options() -> CommandParser:
     made = CommandParser("Tests one net on a split of a dataset and writes its score files.", EXAMPLE)
     made.add_argument(
         "target", type=Path, nargs="?", metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/"
@@ -64,7 +62,7 @@ def options() -> ArgumentParser:
     foreign.add_argument("--shortcut", choices=["default", "A", "B", "C"], default="default")
     foreign.add_argument("--stride", choices=["paper", "v1.5"], default="paper", help="v1.5 is torchvision's")
     foreign.add_argument("--crop", type=int, metavar="PIXELS", help="the net's input (default: 224, CIFAR nets 32)")
-    add_json_option(made)
+    made.add_json_option()
     return made
 
 

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import re
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pipeline import command
-from pipeline.command import UserError, nearest, print_json, print_table
+from pipeline.command import CommandParser, UserError, nearest, print_json, print_table
 from pipeline.config import load
 from pipeline.data.dataset import Dataset
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.exporting import FORMATS, Deployed, Exported, export
 from pipeline.evaluation.model_card import known_scores, model_card
 from pipeline.evaluation.nets import STATE_KEYS, TrainedNet, find_checkpoint, open_checkpoint
-from pipeline.evaluation.options import CommandParser, add_json_option
 from pipeline.files import replacing, write_text
 from pipeline.run_folder import CONFIG
 
 EXAMPLE = "python -m pipeline.export runs/resnet50-seed0 --out exported/resnet50 --register resnet50 --alias best"
 
 
-def options() -> ArgumentParser:
+def options() -> CommandParser:
     made = CommandParser("Exports a trained net with a model card, and registers it in MLflow on request.", EXAMPLE)
     made.add_argument("target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
@@ -34,7 +33,7 @@ def options() -> ArgumentParser:
     )
     made.add_argument("--register", metavar="NAME", help="make it a version of this model in MLflow's registry")
     made.add_argument("--alias", action="append", default=[], metavar="ALIAS", help="such as best, ensemble-member")
-    add_json_option(made)
+    made.add_json_option()
     return made
 
 

@@ -5,12 +5,11 @@ Errors per class, the confusions and the most confident mistakes as a picture, f
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import command
-from pipeline.command import UserError, print_json, print_table
+from pipeline.command import CommandParser, UserError, print_json, print_table
 from pipeline.config import load
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.members import dataset_of, find_members, read_members, shared_protocols
@@ -23,7 +22,7 @@ from pipeline.evaluation.mistakes import (
     write_tables,
 )  # fmt: skip
 from pipeline.evaluation.nets import STATE_KEYS
-from pipeline.evaluation.options import CommandParser, add_json_option, protocol_names
+from pipeline.evaluation.options import protocol_names
 from pipeline.evaluation.scores import Scores
 from pipeline.run_folder import CONFIG
 from pipeline.tracking import log_evaluations
@@ -32,7 +31,7 @@ EXAMPLE = "python -m pipeline.mistakes runs/resnet50-seed0 --protocol ten-crop"
 ROWS = 10  # of the tables on the terminal; the files hold all
 
 
-def options() -> ArgumentParser:
+def options() -> CommandParser:
     made = CommandParser("Shows what a net gets wrong: errors per class, confusions, confident mistakes.", EXAMPLE)
     made.add_argument("target", metavar="RUN|SCORES", help="a run folder, a score file or an MLflow run id")
     made.add_argument("--protocol", metavar="NAME", help="of the run's score files (default: the first it has)")
@@ -44,7 +43,7 @@ def options() -> ArgumentParser:
     made.add_argument(
         "--runs", type=Path, default=Path("runs"), help="where MLflow run ids are looked up (default runs)"
     )
-    add_json_option(made)
+    made.add_json_option()
     return made
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import command
-from pipeline.command import UserError, print_json, print_table
+from pipeline.command import CommandParser, UserError, print_json, print_table
 from pipeline.evaluation import submission
 from pipeline.evaluation.ensemble import check_members
 from pipeline.evaluation.members import dataset_of, find_members, read_members, shared_protocols
 from pipeline.evaluation.nets import STATE_KEYS
-from pipeline.evaluation.options import CommandParser, add_json_option, errors_cells, protocol_names
+from pipeline.evaluation.options import errors_cells, protocol_names
 
 EXAMPLE = "python -m pipeline.submit runs/resnet101-seed0 runs/resnet152-seed0 --protocol multi-scale --out test.txt"
 
 
-def options() -> ArgumentParser:
+def options() -> CommandParser:
     made = CommandParser("Writes the ILSVRC submission of a net or an ensemble from its score files.", EXAMPLE)
     made.add_argument("members", nargs="+", metavar="MEMBER", help="run folders, score files or MLflow run ids")
     made.add_argument("--out", type=Path, required=True, metavar="FILE", help="the submission")
@@ -32,7 +31,7 @@ def options() -> ArgumentParser:
     made.add_argument(
         "--runs", type=Path, default=Path("runs"), help="where MLflow run ids are looked up (default runs)"
     )
-    add_json_option(made)
+    made.add_json_option()
     return made
 
 

@@ -4,33 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import NoReturn
 
-from pipeline.command import UserError, nearest
+from pipeline.command import UserError
 from pipeline.evaluation.definitions import PROTOCOLS, find
-
-
-class CommandParser(argparse.ArgumentParser):
-    """A parser whose --help opens with one sentence and an example, and whose errors are one sentence (UserError)."""
-
-    def __init__(self, sentence: str, example: str) -> None:
-        super().__init__(
-            description=f"{sentence}\n\nexample:\n  {example}",
-            usage=argparse.SUPPRESS,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: "):
-            word = message.split(": ", 1)[1].split()[0]
-            options = [option for action in self._actions for option in action.option_strings]
-            message = f"{word} is not an option: {nearest(word.partition('=')[0], options)}"
-        raise UserError(f"{message}: see --help")
-
-
-def add_json_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
 
 
 def three_numbers(text: str) -> tuple[float, float, float]:
