@@ -41,10 +41,10 @@ test: $(READY)
 
 # Real SLURM and real Ray clusters on this machine, and everything that interrupts them; skipped, with a line, where they cannot run.
 test-cluster: $(READY)
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -m "cluster and not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not gpu and not cluster"
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 # A SLURM of four nodes to try things on (root; apt packages slurmctld slurmd slurm-client munge iproute2).
 slurm-up: $(READY)
