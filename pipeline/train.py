@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 from pipeline import command
@@ -38,8 +39,10 @@ def main(config: Config) -> int:
     with open_world(config.device, config.timeout_seconds) as world:
         threads = set_threads(world, config.threads)
         dataset = open_dataset(config.data)
-        training = Trainer(config, dataset, world)
-        with open_run(config, dataset, world, threads) as run_folder:
+        with (
+            closing(Trainer(config, dataset, world)) as training,
+            open_run(config, dataset, world, threads) as run_folder,
+        ):
             folder = config.run_folder / "checkpoints"
             training.restore(Checkpoints(folder, config.checkpoint))
             if training.iteration == config.iterations:

@@ -206,6 +206,10 @@ class Trainer:
         self.step.statistics.load_all_groups(saved["statistics"])
         self.interval, self.errors, self.best = saved["interval"].numpy(), saved["errors"], saved["best"]
 
+    def close(self) -> None:
+        """Give the threads back; several runs may follow one another in one process (Ray, tests)."""
+        self.step.close()
+
     def _collect(self) -> None:
         """Fetch the metrics of the updates since the last call; raises UserError where one was none and must not be."""
         fresh = self.step.take_metrics()
