@@ -23,10 +23,10 @@ from launch.failure import EXIT_FAILED, conclude, read_notes
 from launch.follow import following
 from launch.local import gpus
 from launch.ray_worker import OUTCOME, train
-from launch.summary import summary
 from pipeline import command
 from pipeline.command import UserError, print_json
 from pipeline.config import Config, parse, parser, to_yaml
+from pipeline.summary import summary
 from pipeline.training.batchnorm import plan_groups
 
 EXAMPLE = "python launch/ray_train.py --config configs/demo.yaml --workers 2"

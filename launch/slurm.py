@@ -26,11 +26,11 @@ from launch.local import gpus
 from launch.plan import show_plan
 from launch.scheduler import check_partition
 from launch.several import EvaluateEnsemble, folder_of_evaluation, members
-from launch.summary import summary
 from pipeline import command
 from pipeline.command import UserError, print_json, print_table
 from pipeline.config import Config, parse, parser, to_yaml
 from pipeline.data.dataset import Dataset
+from pipeline.summary import summary
 from pipeline.training.batchnorm import plan_groups
 
 EXAMPLE = "python launch/slurm.py --arch resnet152 --nodes 4"

@@ -32,8 +32,8 @@ def run(argv: Sequence[str]) -> int:
     def train() -> int:
         nonlocal log
         from launch.local import options  # imports torch
-        from launch.summary import summary
         from pipeline.config import parse
+        from pipeline.summary import summary
         from pipeline.train import main
 
         config, own = parse(options(), argv)

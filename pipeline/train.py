@@ -6,6 +6,7 @@ starting a run whose folder exists continues it from its newest sound checkpoint
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -16,6 +17,7 @@ from pipeline.command import EXIT_PREEMPTED, Progress, UserError
 from pipeline.config import Config, parse, parser, to_plain, to_yaml
 from pipeline.data.storage import open_dataset
 from pipeline.run_folder import CONFIG, OpenRun, open_run
+from pipeline.summary import summary
 from pipeline.tracking import Tracker, open_tracker
 from pipeline.trainer import Trainer
 from pipeline.training.checkpoint import Checkpoints
@@ -138,11 +140,15 @@ def report(config: Config, training: Trainer, outcome: str) -> int:
 def run(argv: Sequence[str] | None = None) -> int:
     """The command `python -m pipeline.train`: one rank, or one of several under torchrun."""
     options = parser("Trains one net on the dataset folder that the config names, or goes on with its run.", EXAMPLE)
+    options.add_argument("--json", action="store_true", help="end with one line of JSON (rank 0)")
     config, own = parse(options, sys.argv[1:] if argv is None else argv)
     if own.print_config:
         print(to_yaml(config), end="")
         return 0
-    return main(config)
+    code = main(config)
+    if own.json and os.environ.get("RANK", "0") == "0":
+        command.print_json(summary(config, code))
+    return code
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def test_asked_to_stop_saves_and_goes_on(undisturbed: Config, tmp_path: Path) ->
     config = replace(undisturbed, name="stopped", runs=str(tmp_path))
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(config))
-    command = [sys.executable, "-m", "pipeline.train", "--config", str(file)]
+    command = [sys.executable, "-m", "pipeline.train", "--config", str(file), "--json"]
     job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     metrics = config.run_folder / "metrics.jsonl"
     while not metrics.exists() or metrics.read_text().count("\n") < 2:
@@ -127,6 +127,7 @@ def test_asked_to_stop_saves_and_goes_on(undisturbed: Config, tmp_path: Path) ->
     job.send_signal(signal.SIGTERM)
     output, _ = job.communicate(timeout=60)
     assert job.returncode == EXIT_PREEMPTED and "stopped on request" in output
+    assert json.loads(output.splitlines()[-1])["exit_code"] == EXIT_PREEMPTED
     newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
     assert newest is not None and 10 <= newest.iteration < ITERATIONS
     assert run_ranks(4, train_rank, config) == [0] * 4

@@ -1,4 +1,4 @@
-"""The closing line of JSON that every door prints: what the run's own files say."""
+"""The closing line of JSON of a training: what the run's own files say."""
 
 from __future__ import annotations
 
