@@ -54,6 +54,7 @@ def test_submitit_in_this_process(tmp_path: Path, tiny: Path, reference: str) ->
     assert launcher_of(tmp_path / "runs" / "run") == ("submitit-debug", 1)
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path: Path, tiny: Path, reference: str) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     rendezvous = ["--rdzv-endpoint", "localhost:0", "-m", "pipeline.train", "--config", str(tiny), "--name", "run"]
@@ -83,6 +84,7 @@ def test_ray_two_workers(tmp_path: Path, tiny: Path, reference: str) -> None:
     assert "seed: 0 -> 1" in wrong.stderr and "Traceback" not in wrong.stderr
 
 
+@pytest.mark.slow
 def test_stop_request_saves_and_the_same_command_goes_on(tmp_path: Path, tiny: Path) -> None:
     command = [*script("local.py"), "--config", str(tiny), "--procs", "2", "--iterations", "150"]
     command += ["--checkpoint.every", "100000", "--evaluation.every", "100000", "--tracking.log_every", "10"]

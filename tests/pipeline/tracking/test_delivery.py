@@ -258,6 +258,7 @@ print("killed", 20 - finished)
 """
 
 
+@pytest.mark.slow
 def test_deliveries_killed_at_random_moments(runs: Path) -> None:
     folder, uri = runs / "a", store_uri(runs)
     with tracker(folder) as run:
