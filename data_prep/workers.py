@@ -65,11 +65,6 @@ def _call(work: Callable[[Task, Advance], Result], task: Task) -> Result:
     return work(task, _counters.advance)
 
 
-def available_cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def run_tasks(
     work: Callable[[Task, Advance], Result],
     tasks: Iterable[Task],

@@ -16,6 +16,7 @@ import torch
 from pipeline import command
 from pipeline.command import CommandParser, UserError, print_json, print_table
 from pipeline.config import load
+from pipeline.cores import available_cores
 from pipeline.data.dataset import Dataset, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.definitions import PROTOCOLS, find
@@ -31,7 +32,7 @@ from pipeline.evaluation.protocols import Showing
 from pipeline.evaluation.score_files import ScoreFile, make, score_path
 from pipeline.run_folder import CONFIG
 from pipeline.tracking import log_evaluations
-from pipeline.world import World, available_cores, on_main, open_world, set_threads
+from pipeline.world import World, on_main, open_world, set_threads
 
 EXAMPLE = "python -m pipeline.evaluate runs/resnet50-seed0 --protocol center,ten-crop --split val"
 

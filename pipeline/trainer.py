@@ -14,6 +14,7 @@ import torch
 
 from pipeline.command import UserError
 from pipeline.config import Config
+from pipeline.cores import available_cores
 from pipeline.data.dataset import Dataset
 from pipeline.data.loader import BatchIterator, training_batches
 from pipeline.data.order import Order
@@ -24,7 +25,7 @@ from pipeline.training.checkpoint import Checkpoints, read_verified
 from pipeline.training.reduction import choose_mode
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import TrainingStep
-from pipeline.world import World, available_cores, on_main, sum_over_ranks
+from pipeline.world import World, on_main, sum_over_ranks
 
 NONFINITE = "nonfinite.jsonl"  # of the run folder: iteration, learning rate and samples of each update that was none
 SKIPPED_AT_MOST = 50  # updates in a row, where on_nonfinite is skip: the run is lost by then

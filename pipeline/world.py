@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from pipeline.command import UserError
+from pipeline.cores import available_cores
 
 T = TypeVar("T")
 
@@ -96,17 +96,6 @@ def sum_over_ranks(world: World, value: int) -> int:
     total = torch.tensor(value, device=world.device)
     dist.all_reduce(total)
     return int(total.item())
-
-
-def available_cores() -> int:
-    """The cores this process really has: its affinity mask, less where a cgroup's quota says so."""
-    cores = len(os.sched_getaffinity(0))
-    quota_file = Path("/sys/fs/cgroup/cpu.max")
-    if quota_file.is_file():
-        quota, period = quota_file.read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
 
 
 def set_threads(world: World, threads: int | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.command import UserError
+from pipeline.cores import available_cores
 from pipeline.data.augment import Int, Views
 from pipeline.data.dataset import Split
 from pipeline.data.order import Presentations
@@ -56,7 +56,7 @@ class LoaderConfig:
 
     @property
     def cores(self) -> int:
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or available_cores()
 
     def decoding_device(self, device: torch.device) -> torch.device:
         """Where images for batches on `device` are decoded."""

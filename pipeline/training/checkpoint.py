@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import sys
 import threading
@@ -20,9 +19,10 @@ from typing import Any
 import torch
 
 from pipeline.command import describe_os_error
+from pipeline.files import TEMPORARY_SUFFIX, file_sha256, replacing, sync_folder
 
 NAME = re.compile(r"(\d{8})-([0-9a-f]{16})\.pt")
-TEMPORARY = ".tmp"
+DIGEST_LETTERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class Checkpoints:
 
     def _prune(self, best_iteration: int | None) -> None:
         """Remove what the rule does not keep, and what writes that were killed left behind."""
-        for leftover in self.folder.glob(f"*{TEMPORARY}"):
+        for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)
         every = self.config.keep_every
         for iteration, path in self._list()[: -max(1, self.config.keep_last)]:
@@ -128,23 +128,11 @@ def publish(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
     # Into memory first: torch.save into a file hides a full disk's OSError behind an error of its own.
     contents = io.BytesIO()
     torch.save(state, contents)
-    digest = hashlib.sha256(contents.getbuffer()).hexdigest()[:16]
-    temporary = folder / f"{iteration:08d}-{os.getpid()}{TEMPORARY}"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(contents.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        final = folder / f"{iteration:08d}-{digest}.pt"
-        os.rename(temporary, final)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    digest = hashlib.sha256(contents.getbuffer()).hexdigest()[:DIGEST_LETTERS]
+    final = folder / f"{iteration:08d}-{digest}.pt"
+    with replacing(final) as file:
+        file.write(contents.getbuffer())
+    sync_folder(folder)
     return final
 
 
@@ -152,16 +140,11 @@ def read_verified(path: Path) -> dict[str, Any] | None:
     """The state in a checkpoint file, None where its bytes are not those that were written."""
     match = NAME.fullmatch(path.name)
     try:
-        if match is None or _digest(path) != match[2]:
+        if match is None or file_sha256(path)[:DIGEST_LETTERS] != match[2]:
             return None
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _to_host(value: Any) -> Any:
