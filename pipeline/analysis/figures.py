@@ -1,0 +1,196 @@
+"""The paper's figures as SVG, drawn by matplotlib: colours follow the reader's light or dark setting, text stays text.
+
+A figure is a row of `Panel`s. matplotlib draws in placeholder colours, which become CSS variables: `svg` is for a page
+that defines them (`COLOURS`), `standalone` brings its own.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+WIDTH, HEIGHT = 5.0, 3.6  # inches of one panel; at 72 units an inch, 360 x 259: a phone shows it about 1:1
+FONT_SIZE = 11.0
+POINTS = 400  # per curve: a longer one is averaged over equal stretches, which the page's reader could not tell apart
+LABEL_GAP = 0.062  # of the axis' height: the least distance between two labels at the curves' ends
+
+# Okabe and Ito's colours for all kinds of colour vision, darkened (light page) or lightened (dark page) to a contrast of
+# at least 4.5 with the page's background, because the labels are written in them.
+COLOURS = {
+    "page": ("#ffffff", "#14181d"),
+    "ink": ("#1b1f24", "#e6e8eb"),
+    "quiet": ("#59616b", "#a3acb8"),
+    "grid": ("#dfe3e8", "#343b44"),
+    "series-0": ("#0061a3", "#6cb8f5"),
+    "series-1": ("#b34700", "#f29c55"),
+    "series-2": ("#007a59", "#3ecfa0"),
+    "series-3": ("#a63d80", "#e79ac8"),
+    "series-4": ("#7a5c00", "#e3c04b"),
+    "series-5": ("#5b4bb5", "#b3a7f5"),
+}
+_PLACEHOLDERS = {name: f"#0e0f{number:02x}" for number, name in enumerate(COLOURS, start=0x10)}
+_SERIES = [name for name in COLOURS if name.startswith("series")]
+_STYLES: dict[str, dict[str, object]] = {  # Figs. 1, 4 and 6: training error thin or dashed, test error bold
+    "train": {"linewidth": 1.0, "dashes": (3, 1.5)},
+    "test": {"linewidth": 2.0},
+    "responses": {"linewidth": 1.2, "marker": "o", "markersize": 2.6},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One line: x, y float [N]. net: whose it is; the curves of a net share a colour, and the bold one bears its label."""
+
+    net: str
+    kind: Literal["train", "test", "responses"]
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One pair of axes. nets: in the order of their colours. marks: the paper's figure of a net, (net, y) at the right end.
+
+    x_limits, y_limits: of the axes; None fits the curves, from zero.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    nets: Sequence[str]
+    curves: Sequence[Curve]
+    marks: Sequence[tuple[str, float]] = field(default=())
+    x_limits: tuple[float, float] | None = None
+    y_limits: tuple[float, float] | None = None
+
+
+def binned(x: NDArray[np.float64], y: NDArray[np.float64], most: int = POINTS) -> tuple[NDArray, NDArray]:
+    """(x, y) averaged over stretches of equal length, so that at most `most` points are left; the last may be shorter."""
+    size = -(-len(x) // most) if len(x) else 1
+    starts = np.arange(0, len(x), size)
+    if size == 1:
+        return x, y
+    counts = np.diff([*starts, len(x)])
+    return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
+
+
+def response_panels(std: Mapping[str, Sequence[float]]) -> list[Panel]:
+    """Fig. 7: the layers in their order, and sorted by falling magnitude. std: by net, in layer order."""
+    panels = []
+    for title, label, order in (
+        ("in layer order", "layer index (original)", list),
+        ("sorted", "layer index (sorted by magnitude)", lambda values: sorted(values, reverse=True)),
+    ):
+        curves = [
+            Curve(
+                net=net,
+                kind="responses",
+                x=np.arange(1, len(values) + 1, dtype=np.float64),
+                y=np.array(order(values), dtype=np.float64),
+            )
+            for net, values in std.items()
+        ]
+        panels.append(Panel(title=title, x_label=label, y_label="std", nets=list(std), curves=curves))
+    return panels
+
+
+def responses_figure(std: Mapping[str, Sequence[float]]) -> str:
+    """Fig. 7 as a file of its own."""
+    return standalone(response_panels(std), "Standard deviation of the responses of each 3x3 layer", "responses")
+
+
+def svg(panels: Sequence[Panel], title: str, name: str) -> str:
+    """An <svg> element for a page that defines the variables of `COLOURS`. name: unique on the page. title: for readers
+    who do not see it."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": FONT_SIZE}):
+        figure = Figure(figsize=(WIDTH * len(panels), HEIGHT), layout="constrained")
+        for number, panel in enumerate(panels):
+            _draw(figure.add_subplot(1, len(panels), number + 1), panel)
+        file = io.StringIO()
+        # Without a date equal figures are equal files.
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _as_element(file.getvalue(), title, name)
+
+
+def standalone(panels: Sequence[Panel], title: str, name: str) -> str:
+    """An SVG file with its own colours for light and dark."""
+    style = f"<style>{css()} svg {{ background: var(--page) }} text {{ font-family: sans-serif !important }}</style>"
+    return svg(panels, title, name).replace(">", f">{style}", 1) + "\n"
+
+
+def css() -> str:
+    """The colours as CSS variables, for light and for dark."""
+    light, dark = (" ".join(f"--{name}: {pair[i]};" for name, pair in COLOURS.items()) for i in (0, 1))
+    return f":root {{ {light} }} @media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    ink, quiet, grid = (_PLACEHOLDERS[name] for name in ("ink", "quiet", "grid"))
+    colours = {net: _PLACEHOLDERS[_SERIES[i % len(_SERIES)]] for i, net in enumerate(panel.nets)}
+    for curve in panel.curves:
+        axes.plot(*binned(curve.x, curve.y), color=colours[curve.net], **_STYLES[curve.kind])  # type: ignore[arg-type]
+    axes.set_title(panel.title, color=ink, fontsize=FONT_SIZE, loc="left")
+    axes.set_xlabel(panel.x_label, color=quiet)
+    axes.set_ylabel(panel.y_label, color=quiet)
+    if panel.x_limits:
+        axes.set_xlim(*panel.x_limits)
+    else:
+        axes.set_xlim(0, max((curve.x.max() for curve in panel.curves), default=1) * 1.02)
+    if panel.y_limits:
+        axes.set_ylim(*panel.y_limits)
+    else:
+        axes.set_ylim(0, max((curve.y.max() for curve in panel.curves), default=1) * 1.05)
+    axes.grid(color=grid, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=quiet, length=0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(grid)
+    right = axes.get_xlim()[1]
+    for net, value in panel.marks:
+        axes.plot([right], [value], "D", markersize=5, markerfacecolor="none", markeredgecolor=colours[net],
+                  clip_on=False, zorder=5)  # fmt: skip
+    _label(axes, panel, colours)
+
+
+def _label(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
+    """Write each net's name at the end of its bold curve, moved up or down where two would overlap."""
+    low, high = axes.get_ylim()
+    ends: dict[str, float] = {net: value for net, value in panel.marks}
+    ends |= {one.net: float(one.y[-1]) for one in panel.curves if len(one.y)}
+    ends |= {one.net: float(one.y[-1]) for one in panel.curves if len(one.y) and one.kind != "train"}
+    heights = sorted((float(np.clip((value - low) / (high - low), 0, 1)), net) for net, value in ends.items())
+    places: list[float] = []
+    for height, _ in heights:
+        places.append(max(height, places[-1] + LABEL_GAP) if places else height)
+    overflow = max(0.0, places[-1] - 1) if places else 0.0
+    for i in reversed(range(len(places))):  # those pushed out at the top come back down
+        above = places[i + 1] - LABEL_GAP if i + 1 < len(places) else 1.0
+        places[i] = min(places[i], above) if overflow else places[i]
+    for place, (_, net) in zip(places, heights, strict=True):
+        axes.annotate(net, (1.03, place), xycoords="axes fraction", color=colours[net], va="center", fontsize=FONT_SIZE)
+
+
+def _as_element(text: str, title: str, name: str) -> str:
+    """matplotlib's file as an element: no prologue, no size of its own, ids of its own, colours by name."""
+    text = text[text.index("<svg ") :].rstrip()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    start, rest = text.split(">", 1)
+    box = re.search(r'viewBox="([^"]+)"', start)
+    assert box is not None
+    rest = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', rest)
+    rest = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", rest)
+    rest = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', rest)
+    for colour, placeholder in _PLACEHOLDERS.items():
+        rest = rest.replace(placeholder, f"var(--{colour})")
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box[1]}" role="img" aria-label="{title}">'
+    return f"{head}<title>{title}</title>{rest}"

@@ -1,0 +1,128 @@
+"""Measure the layer responses of a net (Fig. 7 of the paper): python -m pipeline.responses runs/NAME
+
+Alone, or as one rank of several (torchrun and any other launcher): the result is the same.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pipeline import command
+from pipeline.analysis.figures import responses_figure
+from pipeline.analysis.responses import Responses, measure, save
+from pipeline.command import CommandParser, UserError, print_json, print_table
+from pipeline.config import load
+from pipeline.cores import available_cores
+from pipeline.data.dataset import Dataset
+from pipeline.evaluation.nets import STATE_KEYS, TrainedNet, find_checkpoint, open_checkpoint
+from pipeline.evaluation.protocols import Showing
+from pipeline.files import write_text
+from pipeline.run_folder import CONFIG
+from pipeline.tracking import log_evaluations
+from pipeline.world import World, on_main, open_world, set_threads
+
+EXAMPLE = "python -m pipeline.responses runs/resnet56-seed0"
+FIGURE = "responses.svg"  # beside responses.json
+
+
+def options() -> CommandParser:
+    made = CommandParser(
+        "Measures the standard deviation of each 3x3 layer's output, after BN and before ReLU and addition (Fig. 7).",
+        EXAMPLE,
+    )
+    made.add_argument("target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
+    made.add_argument("--split", default="val", help="of the dataset (default val)")
+    made.add_argument("--weights", choices=list(STATE_KEYS), default="final", help="which of the checkpoint's weights")
+    made.add_argument("--data", type=Path, metavar="DATASET", help="the dataset folder (default: the run's)")
+    made.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    made.add_argument("--threads", type=int, help="CPU threads per rank (default: the cores divided among the ranks)")
+    made.add_json_option()
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    own = options().parse_args(argv)
+    with open_world(own.device) as world:
+        set_threads(world, own.threads)
+        path = on_main(world, lambda: find_checkpoint(own.target))
+        subject = open_checkpoint(path, own.weights, own.data)
+        responses = responses_of(subject, own.split, world)
+        if responses is not None:
+            assert subject.run is not None
+            report(subject, responses, track(subject.run, responses), own)
+    return 0
+
+
+def responses_of(subject: TrainedNet, split: str, world: World) -> Responses | None:
+    """The responses of a trained net, on rank 0. Every rank calls it."""
+    dataset = Dataset(subject.data)
+    if dataset.classes != subject.classes:
+        raise UserError(
+            f"{subject.name} tells {subject.classes} classes apart, the dataset {subject.data} has {dataset.classes}: "
+            "give the dataset that the net was trained for"
+        )
+    showing = Showing(
+        short_side=subject.short_side,
+        crop=subject.crop,
+        normalization=Dataset(subject.training_data).statistics,
+        loader=replace(subject.loader, threads=max(1, available_cores() // world.local_size)),
+    )
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as in pipeline.evaluate
+    subject.net.to(world.device).to(memory_format=torch.channels_last)
+    shown = dataset.split(split)
+    measured = measure(subject.net, shown, showing, world=world, show_progress=True)
+    if measured is None:
+        return None
+    assert subject.iteration is not None, "a checkpoint of a run counts its updates"
+    return Responses(
+        arch=subject.arch,
+        split=split,
+        images=len(shown),
+        iteration=subject.iteration,
+        checkpoint=subject.checkpoint.name,
+        weights=subject.weights,
+        weights_sha256=subject.weights_sha256,
+        dataset_sha256=dataset.sha256,
+        layers=tuple(measured),
+        std=tuple(measured.values()),
+    )
+
+
+def track(run: Path, responses: Responses) -> list[Path]:
+    """Write responses.json and its figure into the run folder and add both to the run's MLflow run."""
+    figure = run / FIGURE
+    write_text(figure, responses_figure({responses.arch: responses.std}))
+    files = [save(responses, run), figure]
+    artifacts = [(path, "responses") for path in files]
+    log_evaluations(run, load(run / CONFIG).tracking, responses.iteration, {}, artifacts=artifacts)
+    return files
+
+
+def report(subject: TrainedNet, responses: Responses, files: Sequence[Path], own: Namespace) -> None:
+    """Print the table and, on request, the figures."""
+    title = f"{subject.arch} ({subject.checkpoint.name}) on {responses.images:,} images of {responses.split}"
+    rows = [(name, f"{std:.4f}") for name, std in zip(responses.layers, responses.std, strict=True)]
+    print(f"Written: {', '.join(str(path) for path in files)}")
+    print_table(title, ("3x3 layer", "std of its responses"), rows)
+    if own.json:
+        print_json(
+            {
+                "net": subject.name,
+                "arch": responses.arch,
+                "split": responses.split,
+                "images": responses.images,
+                "iteration": responses.iteration,
+                "layers": responses.layers,
+                "std": responses.std,
+                "responses": str(files[0]),
+            }
+        )
+
+
+if __name__ == "__main__":
+    command.run(main)
