@@ -63,6 +63,10 @@ class Config:
             allreduce leaves the order to the backend; auto is tree where the number of ranks allows it.
         recompute_bn_images: training images over which BN mean and variance are recomputed as a plain average after training
             (paper 3.4 and the authors' README); rounded up to whole mini-batches; 0 for not at all.
+        label_smoothing: share of the target that goes to all classes alike, 0 to below 1; 0 in the paper. The reported
+            training loss stays the cross-entropy with the labels themselves.
+        ema_decay: of the exponential moving average of the weights, for each update, 0 to below 1; such as 0.9998. It is
+            evaluated and kept beside the weights themselves. 0: none, as in the paper.
         on_nonfinite: what a gradient that is not a number does, besides being recorded with its samples: stop the run, or
             skip that update.
         precision: float32, or bf16 autocast.
@@ -84,6 +88,8 @@ class Config:
     shuffle_block: int = 1
     reduction: Literal["auto", "tree", "allreduce"] = "auto"
     recompute_bn_images: int = 51_200
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
     on_nonfinite: Literal["stop", "skip"] = "stop"
     precision: Literal["float32", "bf16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -203,6 +209,9 @@ def check(config: Config) -> None:
         raise UserError(
             f"bn_group {config.bn_group} does not divide batch {config.batch}: choose a bn_group of at least 2 that does"
         )
+    for name in ("label_smoothing", "ema_decay"):
+        if not 0 <= getattr(config, name) < 1:
+            raise UserError(f"{name} is {getattr(config, name)}: it must be at least 0 and less than 1")
     # The name becomes a folder, a job name and part of a shell script: plain characters only.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.run_name):
         raise UserError(

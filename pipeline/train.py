@@ -28,6 +28,7 @@ ERRORS = {  # of the closing table
     "train_error": "train error",
     "val_top1": "val top-1 error",
     "val_top5": "val top-5 error",
+    "val_top1_ema": "top-1, EMA",
     "val_top1_recomputed_bn": "top-1, BN recomputed",
 }
 EXAMPLE = "python launch/local.py --config configs/demo.yaml --procs 2"
@@ -86,6 +87,8 @@ def train(
                 log("train", training.take_interval(batches))
             if training.val_split and (done % config.evaluation.every == 0 or last):
                 log("val", training.evaluate())
+                if config.ema_decay:
+                    log("val_ema", training.evaluate_average())
             if last and config.recompute_bn_images:
                 log("val_recomputed_bn", training.recompute_statistics())
             if done % config.checkpoint.every == 0 or last:

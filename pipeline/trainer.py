@@ -63,6 +63,8 @@ class Trainer:
             reduction=choose_mode(config.reduction, world.size, self.plan.local),
             precision=config.precision,
             world=world,
+            label_smoothing=config.label_smoothing,
+            ema_decay=config.ema_decay,
         )
         self.schedule = Schedule(config.schedule, config.optimizer.lr, config.iterations)
         self.iteration = 0
@@ -120,12 +122,22 @@ class Trainer:
         """Top-1 and top-5 error on val (percent), exact whatever the number of ranks; a collective."""
         with self.clock.paused():
             self._average_statistics()
-            top1, top5 = self._val_errors()
+            top1, top5 = self._val_errors(self.step.model)
             self.errors |= {"val_top1": top1, "val_top5": top5}
             if top1 < self.best.get("error", float("inf")):
                 self.best = {"error": top1, "iteration": self.iteration}
             self.schedule.observe_val_error(top1)
             self.figures["val"] = f"{top1:.2f}%"
+            return {"top1_error": top1, "top5_error": top5}
+
+    def evaluate_average(self) -> dict[str, float]:
+        """As `evaluate`, of the moving average of the weights; the schedule and the best error are the weights' own."""
+        average = self.step.average
+        assert average is not None
+        with self.clock.paused():
+            average.statistics.average_into_model(average.statistics.all_groups(), self.iteration)
+            top1, top5 = self._val_errors(average.model)
+            self.errors |= {"val_top1_ema": top1, "val_top5_ema": top5}
             return {"top1_error": top1, "top5_error": top5}
 
     def recompute_statistics(self) -> dict[str, float]:
@@ -144,15 +156,15 @@ class Trainer:
         self.recomputed = {name: value.clone() for name, value in self.step.model.state_dict().items()}
         if self.val_split is None:
             return {}
-        top1, top5 = self._val_errors()
+        top1, top5 = self._val_errors(self.step.model)
         self.errors |= {"val_top1_recomputed_bn": top1, "val_top5_recomputed_bn": top5}
         return {"top1_error": top1, "top5_error": top5}
 
-    def _val_errors(self) -> tuple[float, float]:
-        """(top-1, top-5) of the model with the statistics that its buffers hold."""
+    def _val_errors(self, model: torch.nn.Module) -> tuple[float, float]:
+        """(top-1, top-5) of `model` with the statistics that its buffers hold."""
         assert self.val_split is not None
-        errors = evaluate_errors(
-            self.step.model,
+        return evaluate_errors(
+            model,
             self.val_split,
             statistics=self.dataset.statistics,
             short_side=self.config.evaluation.short_side,
@@ -161,14 +173,16 @@ class Trainer:
             loader_config=self.loader,
             precision=self.config.precision,
         )
-        self.step.model.train()
-        return errors
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Start writing a checkpoint of the state as it is now; a collective."""
         with self.clock.paused():
             self._collect()
             statistics = self._average_statistics()
+            average = self.step.average
+            if average:
+                ema_statistics = average.statistics.all_groups()
+                average.statistics.average_into_model(ema_statistics, self.iteration)
             if not self.world.is_main:
                 return
             state: dict[str, Any] = {
@@ -183,6 +197,9 @@ class Trainer:
                     "best": self.best,
                 },
             }
+            if average:
+                state["model_ema"] = average.model.state_dict()
+                state["training"]["ema_statistics"] = ema_statistics
             if self.recomputed is not None:
                 state["model_recomputed_bn"] = self.recomputed
             best = self.best.get("iteration")
@@ -205,6 +222,10 @@ class Trainer:
         self.step.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         self.step.statistics.load_all_groups(saved["statistics"])
+        if average := self.step.average:
+            average.model.load_state_dict(state["model_ema"])
+            average.statistics.load_all_groups(saved["ema_statistics"])
+            average.updates = self.iteration
         self.interval, self.errors, self.best = saved["interval"].numpy(), saved["errors"], saved["best"]
 
     def close(self) -> None:

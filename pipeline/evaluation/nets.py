@@ -19,8 +19,12 @@ from pipeline.run_folder import CONFIG
 from pipeline.training.checkpoint import NAME, Checkpoints, read_verified
 
 CHECKPOINTS = "checkpoints"
-Weights = Literal["final", "recomputed-bn"]
-STATE_KEYS = {"final": "model", "recomputed-bn": "model_recomputed_bn"}
+Weights = Literal["final", "recomputed-bn", "ema"]
+STATE_KEYS = {"final": "model", "recomputed-bn": "model_recomputed_bn", "ema": "model_ema"}
+MISSING = {  # what a checkpoint without those weights is told
+    "recomputed-bn": "holds no weights with recomputed batch normalization statistics: they are made at the end of a training",
+    "ema": "holds no moving average of the weights: a training with ema_decay above 0 keeps one",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +89,7 @@ def open_checkpoint(path: Path, weights: Weights, data: Path | None = None) -> T
         raise UserError(f"{path} is damaged (its digest differs): give another checkpoint of that run")
     config, key = load(run / CONFIG), STATE_KEYS[weights]
     if key not in state:
-        raise UserError(
-            f"{path} holds no weights with recomputed batch normalization statistics: "
-            "they are made at the end of a training; use --weights final"
-        )
+        raise UserError(f"{path} {MISSING[weights]}; use --weights final")
     classes = classes_of(state[key], path)
     net = build(config.arch, classes=classes, shortcut=config.shortcut, stride=config.stride)
     load_weights(net, state[key], path)

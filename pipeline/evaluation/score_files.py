@@ -1,6 +1,6 @@
 """The score files of a run: where they stand, made once, found again.
 
-runs/NAME/scores/PROTOCOL-SPLIT-ITERATION[-recomputed-bn].npz    the score file
+runs/NAME/scores/PROTOCOL-SPLIT-ITERATION[-recomputed-bn|-ema].npz    the score file
 ....json                                                         how fast it was made (`Speed`)
 ....partial.npz                                                  an evaluation that was interrupted
 """

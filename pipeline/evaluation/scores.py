@@ -45,10 +45,10 @@ class Provenance:
     """Where scores come from: everything that decides their values.
 
     arch: the net's name. checkpoint: the file's name. iteration: updates done, None where unknown. weights: "final",
-    "recomputed-bn" or "file". weights_sha256: of the state dict's contents (see `weights.digest`). dataset_sha256: of the
-    manifest. split: its name. protocol: its name. short_sides: pixels of the resized images' shorter sides. crop: pixels
-    of a crop's side (fully convolutional: of the net's training crop). normalization: "per-pixel mean" or
-    "mean R,G,B std R,G,B" on the 0..255 scale. precision: "float32" or "bf16".
+    "recomputed-bn", "ema" or "file". weights_sha256: of the state dict's contents (see `weights.digest`).
+    dataset_sha256: of the manifest. split: its name. protocol: its name. short_sides: pixels of the resized images'
+    shorter sides. crop: pixels of a crop's side (fully convolutional: of the net's training crop). normalization:
+    "per-pixel mean" or "mean R,G,B std R,G,B" on the 0..255 scale. precision: "float32" or "bf16".
     """
 
     arch: str

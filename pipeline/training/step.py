@@ -5,6 +5,7 @@ Nothing here waits for the device: losses and errors stay on it until `take_metr
 
 from __future__ import annotations
 
+import copy
 import inspect
 from contextlib import nullcontext
 from typing import Literal
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.training.average import WeightAverage
 from pipeline.training.batchnorm import GroupPlan, GroupStatistics
 from pipeline.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
 from pipeline.training.reduction import GradientReducer
@@ -27,7 +29,9 @@ from pipeline.world import World
 class TrainingStep:
     """The model in training: `step(images, labels, lr)` makes one update on this rank's rows of the mini-batch.
 
-    `batch` is the size of the whole mini-batch: the loss is the mean over it.
+    `batch` is the size of the whole mini-batch: the loss is the mean over it. `label_smoothing` in [0, 1): the target is
+    the label by 1 - label_smoothing, and every class alike by the rest. `ema_decay` in [0, 1): of `average`, the moving
+    average of the weights, which is None where it is 0.
     """
 
     def __init__(
@@ -40,14 +44,19 @@ class TrainingStep:
         reduction: Literal["tree", "allreduce"],
         precision: Literal["float32", "bf16"],
         world: World,
+        label_smoothing: float = 0.0,
+        ema_decay: float = 0.0,
     ) -> None:
         self.batch, self.plan, self.world, self.precision = batch, plan, world, precision
-        self.optimizer_config = optimizer
+        self.optimizer_config, self.label_smoothing = optimizer, label_smoothing
+        model = model.to(world.device).to(memory_format=torch.channels_last).train()
+        average = copy.deepcopy(model) if ema_decay else None  # before its BN modules hold process groups
         if plan.ranks_per_group > 1:
             share_normalization(model, plan.ranks_per_group, world.rank, world.size)
-        self.model = model.to(world.device).to(memory_format=torch.channels_last).train()
+        self.model = model
         self.optimizer = build_optimizer(self.model, optimizer)
         self.statistics = GroupStatistics(self.model, plan)
+        self.average = WeightAverage(average, self.model, self.statistics, ema_decay) if average else None
         self.reducer = GradientReducer(list(self.model.parameters()), reduction, world.device)
         self.network: nn.Module = self.model
         if world.size > 1:
@@ -85,6 +94,8 @@ class TrainingStep:
         self.statistics.commit(finite)
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         self.optimizer.step()
+        if self.average:
+            self.average.update(finite)
         metrics[:, 2] = finite
         self._metrics.append(metrics)
 
@@ -97,9 +108,12 @@ class TrainingStep:
                 logits = self.network(images.permute(0, 3, 1, 2))
                 # bf16 has 8 bits: the softmax and its loss are float32 (float64 stays, for tests).
                 logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-                loss = F.cross_entropy(logits, labels, reduction="sum") / self.batch
+                smoothing = self.label_smoothing
+                loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing) / self.batch
             loss.backward()
         with torch.no_grad():
+            if smoothing:  # reported is the cross-entropy with the labels themselves: it compares with other recipes'
+                loss = F.cross_entropy(logits, labels, reduction="sum") / self.batch
             return torch.stack([loss.detach(), (logits.argmax(dim=1) != labels).sum().to(loss.dtype)])
 
     def batch_statistics(self, images: Tensor) -> Tensor:

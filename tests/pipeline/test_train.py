@@ -43,6 +43,8 @@ def config_of(digits: Path, runs: Path, name: str) -> Config:
         batch=32,
         bn_group=8,
         recompute_bn_images=256,
+        label_smoothing=0.1,
+        ema_decay=0.9,
         threads=1,
         augment=AugmentConfig(short_side=(33, 38), crop=32),
         schedule=ScheduleConfig(kind="steps", steps=(30,)),
@@ -60,10 +62,11 @@ def train_rank(world: World, config: Config) -> int:
 
 
 def weights(config: Config) -> str:
-    """SHA-256 of weights, statistics and momentum of the finished run."""
+    """SHA-256 of weights, their moving average, statistics and momentum of the finished run."""
     newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
     assert newest is not None and newest.iteration == config.iterations
     tensors = [*newest.state["model"].values(), *newest.state["model_recomputed_bn"].values()]
+    tensors += [*newest.state["model_ema"].values(), newest.state["training"]["ema_statistics"]]
     tensors += [one["momentum_buffer"] for one in newest.state["training"]["optimizer"]["state"].values()]
     return hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
 
@@ -133,6 +136,20 @@ def test_asked_to_stop_saves_and_goes_on(undisturbed: Config, tmp_path: Path) ->
     assert run_ranks(4, train_rank, config) == [0] * 4
     assert series(config) == series(undisturbed)
     assert weights(config) == weights(undisturbed)
+
+
+def test_the_average_is_evaluated_as_any_weights_are(undisturbed: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """The val errors that the training logged of both sets of weights are those that pipeline.evaluate finds."""
+    from pipeline import evaluate
+
+    lines = [json.loads(line) for line in (undisturbed.run_folder / "metrics.jsonl").read_text().splitlines()]
+    logged = {line["kind"]: line["top1_error"] for line in lines if line["iteration"] == ITERATIONS}
+    assert logged["val"] != logged["val_ema"]
+    for weights, kind in (("final", "val"), ("ema", "val_ema")):
+        evaluate.main([str(undisturbed.run_folder), "--weights", weights, "--threads", "1", "--json"])
+        figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert figures["results"][0]["top1_error"] == logged[kind]
+    assert (undisturbed.run_folder / f"scores/center-val-{ITERATIONS:08d}-ema.npz").exists()
 
 
 def test_bf16_stays_near_float32(undisturbed: Config) -> None:

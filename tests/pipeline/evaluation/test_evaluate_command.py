@@ -157,6 +157,7 @@ def test_mistakes_get_one_sentence(made_run: Path, photographs: Dataset, run: Ru
         ([made_run, "--protocol", "tencrop"], "there is no protocol 'tencrop': did you mean 'ten-crop'"),
         ([made_run, "--split", "vall"], "has no split 'vall'"),
         ([made_run, "--weights", "recomputed-bn"], "holds no weights with recomputed"),
+        ([made_run, "--weights", "ema"], "holds no moving average"),
         ([made_run, "--protocl", "center"], "--protocl is not an option: did you mean '--protocol'"),
         ([made_run, "--data", tmp_path / "nothing"], "is not a dataset folder"),
         ([other, "--split", "train"], "tells 7 classes apart, the dataset .* has 10"),

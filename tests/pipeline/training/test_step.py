@@ -40,8 +40,10 @@ def net(dtype: torch.dtype) -> nn.Module:
     return build("resnet8", classes=CLASSES, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-def train(world: World, reduction: str, dtype: torch.dtype, group: int = GROUP) -> tuple[str, np.ndarray, dict]:
-    """(SHA-256 of weights and statistics, metrics [STEPS, 3], state) after STEPS updates."""
+def train(
+    world: World, reduction: str, dtype: torch.dtype, group: int = GROUP, smoothing: float = 0.0, ema_decay: float = 0.0
+) -> tuple[str, np.ndarray, dict]:
+    """(SHA-256 of weights and statistics, metrics [STEPS, 3], state) after STEPS updates; state["ema.*"]: the average."""
     plan = plan_groups(BATCH, group, world.rank, world.size)
     step = TrainingStep(
         net(dtype),
@@ -51,11 +53,17 @@ def train(world: World, reduction: str, dtype: torch.dtype, group: int = GROUP) 
         reduction=choose_mode(reduction, world.size, plan.local),
         precision="float32",
         world=world,
+        label_smoothing=smoothing,
+        ema_decay=ema_decay,
     )
     for number, (images, labels) in enumerate(batches(dtype)):
         step.step(images[plan.rows], labels[plan.rows], learning_rate(number))
     step.statistics.average_into_model(step.statistics.all_groups(), STEPS)
-    state = {name: value.detach().contiguous().numpy() for name, value in step.model.state_dict().items()}
+    tensors = dict(step.model.state_dict())
+    if average := step.average:
+        average.statistics.average_into_model(average.statistics.all_groups(), STEPS)
+        tensors |= {f"ema.{name}": value for name, value in average.model.state_dict().items()}
+    state = {name: value.detach().contiguous().numpy() for name, value in tensors.items()}
     digest = hashlib.sha256(b"".join(value.tobytes() for value in state.values())).hexdigest()
     metrics = step.take_metrics()
     step.close()
@@ -107,10 +115,45 @@ def test_running_statistics_are_the_average_over_groups() -> None:
     step.close()
 
 
+def test_label_smoothing_and_average_equal_plain_loops() -> None:
+    """Reference: cross-entropy with the smoothed target written out, and the average by its formula; float64.
+
+    The reported loss is the cross-entropy with the labels themselves.
+    """
+    smoothing, decay = 0.1, 0.25
+    model = net(torch.float64).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    average = {name: value.clone() for name, value in model.state_dict().items()}
+    losses = []
+    for number, (images, labels) in enumerate(batches(torch.float64)):
+        for group in optimizer.param_groups:
+            if group["lr"] != learning_rate(number):
+                for state in optimizer.state.values():
+                    state["momentum_buffer"] *= group["lr"] / learning_rate(number)
+                group["lr"] = learning_rate(number)
+        optimizer.zero_grad()
+        logs = F.log_softmax(model(images.permute(0, 3, 1, 2)), dim=1)
+        target = (1 - smoothing) * F.one_hot(labels, CLASSES).double() + smoothing / CLASSES
+        (-(target * logs).sum() / BATCH).backward()
+        losses.append(-logs[torch.arange(BATCH), labels].mean().item())
+        optimizer.step()
+        d = min(decay, (1 + number) / (10 + number))
+        for name, value in model.state_dict().items():
+            average[name] = d * average[name] + (1 - d) * value if value.is_floating_point() else value
+    _, metrics, state = alone(train, "auto", torch.float64, BATCH, smoothing, decay)
+    np.testing.assert_allclose(metrics[:, 0], losses, rtol=1e-9)
+    assert not np.allclose(state["ema.fc.weight"], state["fc.weight"], rtol=1e-4), "the average must differ"
+    for name, value in average.items():
+        if value.is_floating_point():
+            np.testing.assert_allclose(state[f"ema.{name}"], value.detach(), rtol=1e-9, atol=1e-12, err_msg=name)
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_power_of_two_ranks_give_the_same_bits(size: int) -> None:
-    digest, metrics, _ = alone(train, "tree", torch.float32)
-    for other_digest, other_metrics, _ in run_ranks(size, train, "tree", torch.float32):
+    """Weights, statistics and their moving averages."""
+    arguments = ("tree", torch.float32, GROUP, 0.1, 0.9)
+    digest, metrics, _ = alone(train, *arguments)
+    for other_digest, other_metrics, _ in run_ranks(size, train, *arguments):
         assert other_digest == digest
         np.testing.assert_array_equal(other_metrics, metrics)
 
@@ -161,7 +204,10 @@ def train_around_a_bad_batch(world: World, bad: int | None) -> tuple[np.ndarray,
         reduction="tree",
         precision="float32",
         world=world,
+        ema_decay=0.05,  # below what the first updates use: the count of updates plays no part
     )
+    average = step.average
+    assert average is not None
     for number, (images, labels) in enumerate(batches()):
         if number == bad:
             poisoned = images.clone()
@@ -169,7 +215,9 @@ def train_around_a_bad_batch(world: World, bad: int | None) -> tuple[np.ndarray,
             step.step(poisoned[plan.rows], labels[plan.rows], 0.1)
         step.step(images[plan.rows], labels[plan.rows], 0.1)
     step.statistics.average_into_model(step.statistics.all_groups(), STEPS)
-    state = {name: value.detach().numpy().copy() for name, value in step.model.state_dict().items()}
+    average.statistics.average_into_model(average.statistics.all_groups(), STEPS)
+    tensors = step.model.state_dict() | {f"ema.{name}": value for name, value in average.model.state_dict().items()}
+    state = {name: value.detach().numpy().copy() for name, value in tensors.items()}
     metrics = step.take_metrics()
     step.close()
     return metrics, state
