@@ -43,7 +43,10 @@ class Allocation:
         signal_delay: seconds before the time limit (or preemption) at which the job is told to save.
         requeue_limit: how often a job is requeued after a crash or a lost node. Preemption and time limit do not count.
         network_gbits: bandwidth between nodes in Gb/s, for the plan of `--dry-run`.
-        images_per_second: of this net on one device, measured, for the plan; an estimate where null.
+        device_name: part of the name of the nodes' GPU (H100), or of their CPU, for the plan: whose measured rates it takes;
+            needed where rates of several are stored.
+        rates: file of the rates that bench/step.py and bench/scaling.py measured; configs/rates.yaml where null.
+        images_per_second: of this net on one device, for the plan, instead of a stored rate.
         setup: shell lines that run on the first node before the ranks start (module load ..., export ...).
     """
 
@@ -60,6 +63,8 @@ class Allocation:
     signal_delay: int = 120
     requeue_limit: int = 3
     network_gbits: float = 100.0
+    device_name: str | None = None
+    rates: str | None = None
     images_per_second: float | None = None
     setup: tuple[str, ...] = ()
 

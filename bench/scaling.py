@@ -1,0 +1,257 @@
+"""Compares gloo ranks with unsynchronised copies and with the plan's prediction, and the tree reduction with all-reduce.
+
+Within one set of processes the ways take turns, one update each: `copies` (nobody waits for anybody), `tree`, `allreduce`.
+Stores the rates and links of this host for the plan of launch/slurm.py --dry-run (configs/rates.yaml).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics as averages
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.training import alone, our_step, synthetic  # noqa: E402
+from launch import rates  # noqa: E402
+from launch.allocation import Allocation  # noqa: E402
+from launch.local import free_port, rank_environment  # noqa: E402
+from launch.plan import device_of, predict  # noqa: E402
+from pipeline.command import Progress, UserError, print_json, print_table, run  # noqa: E402
+from pipeline.config import Config  # noqa: E402
+from pipeline.training.reduction import tree_all_reduce  # noqa: E402
+from pipeline.world import open_world, set_threads  # noqa: E402
+
+COPIES, TREE, ALLREDUCE = "copies", "tree", "allreduce"
+LINK_BYTES = (400, 25 << 20)  # a small sum, whose time is latency, and one of DDP's buckets
+Figures = dict[str, list[float]]
+
+
+def work(options: argparse.Namespace) -> None:
+    """One rank: the seconds of each of its updates, by way, in a file of its own; and of sums alone, by size."""
+    with open_world("cpu") as world:
+        set_threads(world, options.threads)
+        batch = options.rows * world.size
+        images, labels = synthetic(options.rows, options.crop, world.device)
+        steps = {COPIES: our_step(options.arch, options.rows, options.bn_group, options.precision, alone(world.device))}
+        if world.size > 1:
+            for way in (TREE, ALLREDUCE):
+                steps[way] = our_step(options.arch, batch, options.bn_group, options.precision, world, way)
+        found: dict[str, Any] = {way: [] for way in steps}
+        for number in range(options.rounds + 1):
+            # Each round starts with another way: none always follows the same neighbour.
+            turn = number % len(steps)
+            for way in [*list(steps)[turn:], *list(steps)[:turn]]:
+                if world.size > 1:
+                    dist.barrier()
+                started = time.perf_counter()
+                steps[way].step(images, labels, 1e-3)
+                steps[way].take_metrics()
+                if number:  # the first of each warms up
+                    found[way].append(time.perf_counter() - started)
+            if number and world.size > 1:
+                for way in (TREE, ALLREDUCE):
+                    for size in LINK_BYTES:
+                        found.setdefault(f"{way} {size}", []).append(sum_seconds(way, size))
+        for step in steps.values():
+            step.close()
+    options.worker.joinpath(f"{world.rank}.json").write_text(json.dumps(found))
+
+
+def sum_seconds(way: str, size: int) -> float:
+    """One sum of `size` bytes over the ranks."""
+    buffer = torch.ones(size // 4)
+    dist.barrier()
+    started = time.perf_counter()
+    if way == TREE:
+        tree_all_reduce(buffer, dist.group.WORLD)
+    else:
+        dist.all_reduce(buffer)
+    return time.perf_counter() - started
+
+
+def measure(options: argparse.Namespace, size: int) -> list[Figures]:
+    """What each of `size` ranks found."""
+    with tempfile.TemporaryDirectory(prefix="bench-scaling-") as folder:
+        port = free_port()
+        command = [sys.executable, __file__, *options.given, "--worker", folder]
+        ranks = [subprocess.Popen(command, env=rank_environment(rank, size, port)) for rank in range(size)]
+        try:
+            codes = [rank.wait() for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        if any(codes):
+            raise UserError(f"a rank of {size} failed: see its error above")
+        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(size)]
+
+
+def step_seconds(ranks: list[Figures], way: str) -> list[float]:
+    """Seconds of an update, a value a round: ranks end together; of copies, what makes their rates' sum."""
+    rounds = zip(*(rank[way] for rank in ranks), strict=True)
+    return [len(one) / sum(1 / seconds for seconds in one) for one in rounds]
+
+
+def link_of(ranks: list[Figures], way: Any) -> rates.Link:
+    size = len(ranks)
+    small, large = (averages.median(step_seconds(ranks, f"{way} {size}")) for size in LINK_BYTES)
+    moved = 2 * (size - 1) / size * (LINK_BYTES[1] - LINK_BYTES[0])
+    return rates.Link(
+        kind="cpu",
+        device=rates.device_name(torch.device("cpu")),
+        reduction=way,
+        ranks=size,
+        bytes_per_second=round(moved / (large - small)),
+        latency_seconds=round(small, 6),
+        **rates.stamp(),
+    )
+
+
+def rate_of(options: argparse.Namespace, ranks: list[Figures]) -> rates.Rate:
+    return rates.Rate(
+        kind="cpu",
+        device=rates.device_name(torch.device("cpu")),
+        arch=options.arch,
+        stride="v1.5",
+        precision=options.precision,
+        compile=False,
+        crop=options.crop,
+        micro_batch=min(options.rows, options.bn_group),
+        threads=options.threads,
+        processes=len(ranks),
+        images_per_second=round(options.rows / averages.median(step_seconds(ranks, COPIES)), 3),
+        **rates.stamp(),
+    )
+
+
+def predicted(options: argparse.Namespace, size: int, reduction: Any, file: Path) -> float:
+    """Seconds of an update by the plan of launch/slurm.py --dry-run, from what `file` holds."""
+    config = Config(
+        arch=options.arch, stride="v1.5", shortcut="B", batch=options.rows * size, bn_group=options.bn_group,
+        precision=options.precision, reduction=reduction,
+    )  # fmt: skip
+    cores = {"gpus_per_node": 0, "tasks_per_node": size, "cpus_per_gpu": options.threads, "rates": str(file)}
+    allocation = Allocation(**cores)
+    assert device_of(config, allocation).source.startswith("measured")
+    return predict(config, allocation).seconds
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  python bench/scaling.py\n  python bench/scaling.py --arch resnet18 --rows 64 --ranks 2 4",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--arch", default="resnet50", help="default resnet50")
+    parser.add_argument(
+        "--rows", type=int, default=32, help="images of each rank; batch 256 on 8 ranks: 32 (the default)"
+    )
+    parser.add_argument("--bn-group", type=int, default=32, help="images of a forward pass (default 32)")
+    parser.add_argument("--crop", type=int, default=224, help=argparse.SUPPRESS)
+    parser.add_argument("--precision", choices=["bf16", "float32"], default="bf16")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="default 1 2 4")
+    parser.add_argument("--threads", type=int, default=1, help="of each rank (default 1)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--rates", type=Path, default=rates.RATES_FILE, help="file that the plan reads (configs/rates.yaml)"
+    )
+    parser.add_argument(
+        "--store", action=argparse.BooleanOptionalAction, default=True, help="store what was measured there"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    options.given = arguments
+    options.bn_group = min(options.bn_group, options.rows)
+    for size in options.ranks:
+        if size & (size - 1):
+            raise UserError(f"--ranks {size} is not a power of two: the tree reduction needs one")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    if options.worker:
+        work(options)
+        return
+    found: dict[int, list[Figures]] = {}
+    with Progress(len(options.ranks), "scaling", "worlds") as progress:
+        for size in options.ranks:
+            found[size] = measure(options, size)
+            progress.advance()
+    rows, figures = [], {}
+    entries: list[rates.Rate | rates.Link] = []
+    for size, ranks in found.items():
+        entries.append(rate_of(options, ranks))
+        entries += [link_of(ranks, way) for way in (TREE, ALLREDUCE)] if size > 1 else []
+    with tempfile.TemporaryDirectory(prefix="bench-rates-") as folder:
+        file, only_one = Path(folder, "rates.yaml"), Path(folder, "one.yaml")
+        rates.store(entries, file)
+        rates.store([one for one in entries if not isinstance(one, rates.Rate) or one.processes == 1], only_one)
+        for size, ranks in found.items():
+            copies = step_seconds(ranks, COPIES)
+            rows.append((f"{size} copies", f"{averages.median(copies):.2f}", "", "", "", "", ""))
+            figures[f"{size} copies"] = {"seconds": averages.median(copies)}
+            for way in (TREE, ALLREDUCE) if size > 1 else ():
+                one = compare(options, step_seconds(ranks, way), copies)
+                one["predicted"] = predicted(options, size, way, file) / one["seconds"]
+                if 1 in found:
+                    one["predicted_from_one"] = predicted(options, size, way, only_one) / one["seconds"]
+                if way == TREE:
+                    one["tree_cost"] = tree_cost(ranks)
+                figures[f"{size} ranks, {way}"] = one
+                rows.append((f"{size} ranks, {way}", f"{one['seconds']:.2f}", *cells(one)))
+    if options.store:
+        rates.store(entries, options.rates)
+    where = f"{rates.cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}"
+    title = (
+        f"{options.arch} {options.precision}, {options.rows} images a rank, {options.threads} thread a rank, {where}"
+    )
+    columns = (
+        "processes",
+        "s an update",
+        "/ copies",
+        "predicted / measured",
+        "from the rate of 1",
+        "tree / all-reduce",
+    )
+    print_table(title, (*columns, "sum alone, s"), rows)
+    if options.store:
+        print(f"stored for the plan of launch/slurm.py --dry-run: {options.rates}")
+    if options.json:
+        links = {f"{one.ranks} {one.reduction}": one.bytes_per_second for one in entries if isinstance(one, rates.Link)}
+        print_json({"figures": figures, "link_bytes_per_second": links, "load": os.getloadavg()[0]})
+
+
+def compare(options: argparse.Namespace, step: list[float], copies: list[float]) -> dict[str, float]:
+    """Seconds of an update, and the throughput over that of copies: of one round's neighbours, median over rounds."""
+    ratio = averages.median(b / a for a, b in zip(step, copies, strict=True))
+    # What other work on the machine can only lengthen is closest to the truth where it is shortest.
+    return {"seconds": averages.median(step), "over_copies": ratio, "fastest_over_copies": min(copies) / min(step)}
+
+
+def tree_cost(ranks: list[Figures]) -> float:
+    """An update's time with the tree over its time with all-reduce: of one round's neighbours, median over rounds."""
+    tree, other = (step_seconds(ranks, way) for way in (TREE, ALLREDUCE))
+    return averages.median(a / b for a, b in zip(tree, other, strict=True))
+
+
+def cells(one: dict[str, float]) -> list[str]:
+    names = ("over_copies", "predicted", "predicted_from_one", "tree_cost")
+    return [f"{one[name]:.3f}" if math.isfinite(one.get(name, math.nan)) else "" for name in names]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,303 @@
+"""Compares our training step with fp32 NCHW eager and with torchvision's net under plain AMP; says what limits it.
+
+Stores the rate of this device where the plan of launch/slurm.py --dry-run finds it (configs/rates.yaml).
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import re
+import statistics as averages
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.training import CLASSES, alone, our_step, seconds, synchronize, synthetic  # noqa: E402
+from launch import rates  # noqa: E402
+from pipeline.command import Progress, print_json, print_table, run  # noqa: E402
+from pipeline.cores import available_cores  # noqa: E402
+from pipeline.models.complexity import count  # noqa: E402
+from pipeline.models.resnet import build  # noqa: E402
+from pipeline.training.step import TrainingStep  # noqa: E402
+
+FP32, AMP = "torchvision fp32 NCHW eager", "torchvision AMP bf16 NCHW"
+SGD: dict[str, dict[str, bool]] = {
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "for-loop": {"foreach": False},
+}
+# Dense bf16 FLOP/s by the vendor's data sheet, by a part of the device's name. H200 first: it is no H100.
+BF16_PEAK = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "GH200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10": 125e12,
+}
+# Operators of ATen (after `aten::`), by what they are about; the first pattern that fits.
+PARTS = {
+    "convolutions, classifier": r"conv|mm$|linear",
+    "batch norm, elementwise": r"batch_norm|relu|threshold|add|mul|div|pool|sum|mean|where|softmax|nll|norm|finite|eq|ne",
+    "copies, casts": r"copy|_to|contiguous|clone|cat|stack|fill|zero",
+    "optimizer": r"sgd|foreach",
+}
+
+
+@dataclass
+class Way:
+    """One way to train: `update` makes one, `rate` collects images/s, a value a round; `micro_batch` where it is ours."""
+
+    update: Callable[[], Any]
+    finish: Callable[[], Any] = lambda: None
+    step: TrainingStep | None = None
+    precision: str = ""
+    rate: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)  # CPU seconds of this process per image
+    memory: float = 0.0  # bytes at most, weights and optimizer included; 0 on the CPU
+
+
+def plain(arch: str, batch: int, crop: int, device: torch.device, amp: bool) -> Way:
+    """torchvision's net in NCHW, as its users write the loop."""
+    torch.manual_seed(0)
+    net = torchvision.models.get_model(arch, weights=None).to(device).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    images, labels = synthetic(batch, crop, device)
+    images = images.permute(0, 3, 1, 2).contiguous()
+
+    def update() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            loss = F.cross_entropy(net(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    return Way(update)
+
+
+def ours(arch: str, batch: int, crop: int, device: torch.device, bn_group: int, precision: str, **more: Any) -> Way:
+    """The step of `pipeline.train`, metrics fetched as at its log points."""
+    step = our_step(arch, batch, bn_group, precision, alone(device), **more)
+    dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
+    images, labels = synthetic(batch, crop, device, dtype)
+    return Way(lambda: step.step(images, labels, 1e-3), step.take_metrics, step, precision)
+
+
+def makers(options: argparse.Namespace, batch: int, device: torch.device) -> dict[str, Callable[[], Way]]:
+    arch, crop, group = options.arch, options.crop, min(options.bn_group, batch)
+    found: dict[str, Callable[[], Way]] = {
+        FP32: lambda: plain(arch, batch, crop, device, amp=False),
+        AMP: lambda: plain(arch, batch, crop, device, amp=True),
+        "ours float32": lambda: ours(arch, batch, crop, device, group, "float32"),
+        "ours bf16": lambda: ours(arch, batch, crop, device, group, "bf16"),
+    }
+    if group < batch:
+        found["ours bf16, one BN group"] = lambda: ours(arch, batch, crop, device, batch, "bf16")
+    if options.compile:
+        found["ours bf16, compiled"] = lambda: ours(arch, batch, crop, device, group, "bf16", compile=True)
+    return found
+
+
+def measure(options: argparse.Namespace, batch: int, device: torch.device) -> dict[str, Way]:
+    """Images/s of each way, one value a round; the ways take turns within a round."""
+    made = makers(options, batch, device)
+    ways: dict[str, Way] = {}
+    with Progress((options.rounds + 1) * len(made), f"batch {batch}", "runs") as progress:
+        for name, make in made.items():  # the first update of each is not timed
+            before = allocated(device)
+            way = make()
+            try:
+                seconds(way.update, options.warm_up, device)
+            except torch.OutOfMemoryError:
+                print(f"batch {batch}, {name}: does not fit into the device's memory", file=sys.stderr)
+                del way
+                continue
+            way.memory, ways[name] = allocated(device) - before, way
+            progress.advance()
+        for _ in range(options.rounds):
+            for name, way in ways.items():
+                if device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats(device)
+                before, cpu = allocated(device), time.process_time()
+                way.rate.append(batch / seconds(way.update, options.updates, device))
+                way.cpu.append((time.process_time() - cpu) / options.updates / batch)
+                way.finish()
+                if device.type == "cuda" and len(way.rate) == 1:
+                    way.memory += torch.cuda.max_memory_allocated(device) - before
+                progress.advance(now=f"{name}: {way.rate[-1]:,.1f} images/s")
+    return ways
+
+
+def allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def limits(way: Way, device: torch.device) -> dict[str, float]:
+    """Shares of the device's time of one update, by kind of operator (torch.profiler)."""
+    gpu = device.type == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if gpu else [])]
+    with torch.profiler.profile(activities=activities) as profile:
+        way.update()
+        synchronize(device)
+    shares = dict.fromkeys((*PARTS, "other"), 0.0)
+    for event in profile.key_averages():
+        spent = event.self_device_time_total if gpu else event.self_cpu_time_total
+        # With a GPU the kernels stand beside the operators that launched them: count each once.
+        if gpu and not event.key.startswith("aten::"):
+            continue
+        name = event.key.removeprefix("aten::")
+        part = next((part for part, pattern in PARTS.items() if re.search(pattern, name)), "other")
+        shares[part] += spent
+    total = sum(shares.values())
+    return {part: spent / total for part, spent in shares.items()} if total else shares
+
+
+def sgd_milliseconds(arch: str, rounds: int, device: torch.device) -> dict[str, float]:
+    """One update by torch.optim.SGD (momentum, weight decay), by implementation; medians of interleaved runs."""
+    optimizers = {}
+    for name, switch in SGD.items():
+        net = build(arch, classes=CLASSES).to(device).to(memory_format=torch.channels_last)
+        for parameter in net.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizers[name] = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, **switch)
+        optimizers[name].step()
+    times: dict[str, list[float]] = {name: [] for name in optimizers}
+    for _ in range(4 * rounds):
+        for name, optimizer in optimizers.items():
+            times[name].append(1000 * seconds(optimizer.step, 3, device))
+    return {name: averages.median(found) for name, found in times.items()}
+
+
+def multiply_adds(arch: str, crop: int) -> int:
+    with torch.device("meta"):
+        net: nn.Module = build(arch, classes=CLASSES, shortcut="B", stride="v1.5")
+    return count(net, crop).multiply_adds
+
+
+def show(options: argparse.Namespace, batch: int, ways: dict[str, Way], device: torch.device) -> dict[str, Any]:
+    """Print the table of one batch size; its figures."""
+    peak = next((peak for part, peak in BF16_PEAK.items() if part in rates.device_name(device)), None)
+    flops = 6 * multiply_adds(options.arch, options.crop)  # a multiply-add is two; backward costs two forwards
+    rows, figures = [], {}
+    for name, way in ways.items():
+        rate = averages.median(way.rate)
+        # A ratio of one round's neighbours, then the median over rounds: a busy machine slows neighbours alike.
+        ratio = {
+            opponent: averages.median(a / b for a, b in zip(way.rate, ways[opponent].rate, strict=True))
+            for opponent in (FP32, AMP)
+            if opponent in ways
+        }
+        share = rate * flops / peak if peak else None
+        cpu = averages.median(way.cpu)
+        figures[name] = {"images_per_second": rate, "ratios": ratio, "cpu_seconds_per_image": cpu}
+        figures[name] |= {"memory_gb": way.memory / 1e9, "peak_share": share}
+        spread = f"{min(way.rate):,.1f} to {max(way.rate):,.1f}"
+        cells = [f"{ratio[one]:.2f}" if one in ratio else "" for one in (FP32, AMP)]
+        gpu = [f"{way.memory / 1e9:.1f}", f"{100 * share:.1f}%" if share else ""]
+        rows.append((name, f"{rate:,.1f}", spread, *cells, *(gpu if device.type == "cuda" else [f"{1000 * cpu:,.0f}"])))
+    columns = ["way", "images/s, median", "range", "/ fp32 NCHW", "/ plain AMP"]
+    columns += ["GB at most", "of the bf16 peak"] if device.type == "cuda" else ["CPU-ms/image"]
+    where = rates.device_name(device) + ("" if device.type == "cuda" else f", {options.threads} CPU threads")
+    print_table(f"{options.arch}, batch {batch} at {options.crop} px, {where}, {options.rounds} rounds", columns, rows)
+    return figures
+
+
+def store(options: argparse.Namespace, ways: dict[str, Way], device: torch.device) -> None:
+    """Our rates in the file of the plan."""
+    entries = [
+        rates.Rate(
+            kind="cuda" if device.type == "cuda" else "cpu",
+            device=rates.device_name(device),
+            arch=options.arch,
+            stride="v1.5",
+            precision=way.precision,
+            compile="compiled" in name,
+            crop=options.crop,
+            micro_batch=way.step.plan.micro_batch,
+            threads=0 if device.type == "cuda" else options.threads,
+            processes=1,
+            images_per_second=round(averages.median(way.rate), 3),
+            **rates.stamp(),
+        )
+        for name, way in ways.items()
+        if way.step is not None
+    ]
+    rates.store(entries, options.rates)
+    print(f"stored for the plan of launch/slurm.py --dry-run: {options.rates}")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  python bench/step.py\n  python bench/step.py --arch resnet152 --batch 64 128 256",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    gpu = torch.cuda.is_available()
+    parser.add_argument("--arch", default="resnet50", help="resnet18/34/50/101/152 (default resnet50)")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[64, 128, 256] if gpu else [16], help="default %(default)s"
+    )
+    parser.add_argument("--bn-group", type=int, default=32, help="images of a forward pass of ours (default 32)")
+    parser.add_argument("--crop", type=int, default=224, help="pixels (default 224)")
+    parser.add_argument(
+        "--threads", type=int, default=available_cores(), help="CPU threads; default: the cores at hand"
+    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=20 if gpu else 1, help="of a round (default %(default)s)")
+    parser.add_argument(
+        "--warm-up", type=int, default=5 if gpu else 1, help="updates before the clock (default %(default)s)"
+    )
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=gpu and can_compile())
+    parser.add_argument(
+        "--rates", type=Path, default=rates.RATES_FILE, help="file that the plan reads (configs/rates.yaml)"
+    )
+    parser.add_argument("--store", action=argparse.BooleanOptionalAction, default=True, help="store our rates there")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
+    return parser.parse_args(arguments)
+
+
+def can_compile() -> bool:
+    return "compile" in inspect.signature(TrainingStep.__init__).parameters
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(options.threads)
+    figures: dict[str, Any] = {}
+    for batch in options.batch:
+        ways = measure(options, batch, device)
+        figures[str(batch)] = show(options, batch, ways, device)
+    if "ours bf16" in ways:
+        shares = limits(ways["ours bf16"], device)
+        figures["limits"] = shares
+        rows = [(part, f"{100 * share:.0f}%") for part, share in sorted(shares.items(), key=lambda one: -one[1])]
+        print_table(f"Where a step of ours in bf16 goes, batch {options.batch[-1]}", ("part", "of its time"), rows)
+    if options.store:
+        store(options, ways, device)
+    ways.clear()
+    figures["sgd_ms"] = sgd = sgd_milliseconds(options.arch, options.rounds, device)
+    rows = [(name, f"{one:.2f}", f"{one / sgd['fused']:.2f}") for name, one in sgd.items()]
+    print_table(f"An update of torch.optim.SGD, {options.arch}", ("implementation", "ms, median", "/ fused"), rows)
+    if options.json:
+        load = os.getloadavg()[0]
+        print_json({"device": rates.device_name(device), "threads": options.threads, "load": load, **figures})
+
+
+if __name__ == "__main__":
+    run(main)

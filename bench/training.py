@@ -1,0 +1,61 @@
+"""What the benches of training share: a step of ours on synthetic images, timing, the sample images as a dataset."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.models.resnet import build
+from pipeline.training.batchnorm import plan_groups
+from pipeline.training.optimizer import OptimizerConfig
+from pipeline.training.step import TrainingStep
+from pipeline.world import World
+
+CLASSES = 1000
+
+
+def alone(device: torch.device) -> World:
+    """The world of a process that trains by itself."""
+    return World(rank=0, size=1, local_rank=0, local_size=1, device=device)
+
+
+def our_step(
+    arch: str, batch: int, bn_group: int, precision: Any, world: World, reduction: Any = "allreduce"
+) -> TrainingStep:
+    """The step of `pipeline.train` on a net with torchvision's multiply-adds (v1.5 stride, B shortcuts), random weights."""
+    generator = torch.Generator().manual_seed(0)
+    return TrainingStep(
+        build(arch, classes=CLASSES, shortcut="B", stride="v1.5", generator=generator),
+        batch=batch,
+        plan=plan_groups(batch, bn_group, world.rank, world.size),
+        optimizer=OptimizerConfig(lr=1e-3),
+        reduction=reduction,
+        precision=precision,
+        world=world,
+    )
+
+
+def synthetic(rows: int, crop: int, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """(images [rows, crop, crop, 3], labels int64 [rows]) as the loader gives them."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(rows, crop, crop, 3, generator=generator).to(device, dtype)
+    return images, torch.randint(CLASSES, (rows,), generator=generator).to(device)
+
+
+def seconds(call: Callable[[], Any], times: int, device: torch.device) -> float:
+    """Seconds of one of `times` calls in a row, the device's work included."""
+    synchronize(device)
+    started = time.perf_counter()
+    for _ in range(times):
+        call()
+    synchronize(device)
+    return (time.perf_counter() - started) / times
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
