@@ -70,6 +70,8 @@ class Config:
         on_nonfinite: what a gradient that is not a number does, besides being recorded with its samples: stop the run, or
             skip that update.
         precision: float32, or bf16 autocast.
+        compile: whether the training step's net goes through torch.compile; where that fails, training goes on without,
+            says why, and differs in the last bits.
         device: auto, cpu or cuda.
         threads: CPU threads per rank; the host's cores divided among its ranks where null. Part of a CPU run's last bits.
         timeout_seconds: how long a rank waits for another before the job is torn down.
@@ -92,6 +94,7 @@ class Config:
     ema_decay: float = 0.0
     on_nonfinite: Literal["stop", "skip"] = "stop"
     precision: Literal["float32", "bf16"] = "float32"
+    compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
     timeout_seconds: float = 600.0
@@ -113,8 +116,10 @@ class Config:
 
 
 # What may change between the attempts of one run and leaves what it computes as it is; the dataset counts by content,
-# not by place, and `threads` and `reduction` reach the last bits only.
-SURROUNDINGS = frozenset(("data", "name", "runs", "device", "threads", "timeout_seconds", "reduction", "on_nonfinite"))
+# not by place, and `threads`, `compile` and `reduction` reach the last bits only.
+SURROUNDINGS = frozenset(
+    ("data", "name", "runs", "device", "threads", "compile", "timeout_seconds", "reduction", "on_nonfinite")
+)
 SURROUNDINGS |= {"checkpoint", "loader", "tracking"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from pipeline.evaluation.protocols import evaluate_errors
 from pipeline.models.resnet import build
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.checkpoint import Checkpoints, read_verified
+from pipeline.training.compiling import eager
 from pipeline.training.reduction import choose_mode
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import TrainingStep
@@ -65,7 +67,10 @@ class Trainer:
             world=world,
             label_smoothing=config.label_smoothing,
             ema_decay=config.ema_decay,
+            compile_crop=config.augment.crop if config.compile else None,
         )
+        if self.step.not_compiled is not None and world.is_main:
+            print(f"warning: training goes on without torch.compile: {self.step.not_compiled}", file=sys.stderr)
         self.schedule = Schedule(config.schedule, config.optimizer.lr, config.iterations)
         self.iteration = 0
         self.interval = np.zeros((0, 2))  # loss and wrong predictions of each update since the last log point
@@ -163,16 +168,17 @@ class Trainer:
     def _val_errors(self, model: torch.nn.Module) -> tuple[float, float]:
         """(top-1, top-5) of `model` with the statistics that its buffers hold."""
         assert self.val_split is not None
-        return evaluate_errors(
-            model,
-            self.val_split,
-            statistics=self.dataset.statistics,
-            short_side=self.config.evaluation.short_side,
-            crop=self.config.augment.crop,
-            world=self.world,
-            loader_config=self.loader,
-            precision=self.config.precision,
-        )
+        with eager():
+            return evaluate_errors(
+                model,
+                self.val_split,
+                statistics=self.dataset.statistics,
+                short_side=self.config.evaluation.short_side,
+                crop=self.config.augment.crop,
+                world=self.world,
+                loader_config=self.loader,
+                precision=self.config.precision,
+            )
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Start writing a checkpoint of the state as it is now; a collective."""

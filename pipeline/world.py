@@ -6,6 +6,7 @@ LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. A process group that is already open
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from pipeline.command import UserError
 from pipeline.cores import available_cores
 
 T = TypeVar("T")
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 LAUNCHER_VARIABLE = "PIPELINE_LAUNCHER"  # set by the doors in launch/, recorded as a tag of the run
 
@@ -55,6 +58,8 @@ def open_world(device: str = "auto", timeout_seconds: float = 600.0) -> Iterator
     )
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
+    else:
+        _keep_freed_memory()
     opened = False
     if size > 1 and not dist.is_initialized():
         # GPU worlds get gloo beside NCCL: agreements between hosts (stop flags) must not touch the device.
@@ -106,6 +111,18 @@ def set_threads(world: World, threads: int | None) -> int:
     threads = threads or max(1, available_cores() // world.local_size)
     torch.set_num_threads(threads)
     return threads
+
+
+def _keep_freed_memory() -> None:
+    """Let malloc keep what is freed, for the next activation of that size, instead of giving it back to the kernel.
+
+    Every activation came as fresh pages, zeroed one by one: 16% of the CPU time of a ResNet-20 step. Elsewhere than on
+    glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)  # bytes above which a block gets pages of its own
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)  # bytes that may lie free at the heap's end
 
 
 def _variable(name: str, default: int) -> int:

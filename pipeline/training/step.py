@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.training.average import WeightAverage
 from pipeline.training.batchnorm import GroupPlan, GroupStatistics
+from pipeline.training.compiling import compile_for_training, eager
 from pipeline.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
 from pipeline.training.reduction import GradientReducer
 from pipeline.training.synced_batchnorm import share_normalization
@@ -46,7 +47,9 @@ class TrainingStep:
         world: World,
         label_smoothing: float = 0.0,
         ema_decay: float = 0.0,
+        compile_crop: int | None = None,
     ) -> None:
+        """compile_crop: side of the images in pixels where the net is to be compiled; `not_compiled` says why it was not."""
         self.batch, self.plan, self.world, self.precision = batch, plan, world, precision
         self.optimizer_config, self.label_smoothing = optimizer, label_smoothing
         model = model.to(world.device).to(memory_format=torch.channels_last).train()
@@ -55,6 +58,12 @@ class TrainingStep:
             share_normalization(model, plan.ranks_per_group, world.rank, world.size)
         self.model = model
         self.optimizer = build_optimizer(self.model, optimizer)
+        self.not_compiled: str | None = None
+        if compile_crop is not None and plan.ranks_per_group > 1:
+            self.not_compiled = "normalization groups span ranks, which exchange statistics inside the net"
+        elif compile_crop is not None:
+            example = torch.Size((plan.micro_batch, 3, compile_crop, compile_crop))
+            self.not_compiled = compile_for_training(self.model, example, precision, world)
         self.statistics = GroupStatistics(self.model, plan)
         self.average = WeightAverage(average, self.model, self.statistics, ema_decay) if average else None
         self.reducer = GradientReducer(list(self.model.parameters()), reduction, world.device)
@@ -118,7 +127,7 @@ class TrainingStep:
 
     def batch_statistics(self, images: Tensor) -> Tensor:
         """float32 [groups, C]: BN statistics of one mini-batch's groups; `images` as in `step`. A collective."""
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with eager(), torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.statistics.observe(self.model, images.permute(0, 3, 1, 2))
 
     def take_metrics(self) -> NDArray[np.float64]:
