@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 import shlex
@@ -9,15 +10,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from launch.fence import EXIT_FENCED, batch_script_lines
 from pipeline.command import EXIT_USER_ERROR, UserError, nearest
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 SITE_FILE = Path(__file__).resolve().parent.parent / "configs" / "site.yaml"
 
@@ -165,7 +163,7 @@ def minutes(text: str) -> int:
     return int(days or 0) * 1440 + hours * 60 + minute + -(-second // 60)
 
 
-def add_options(made: ArgumentParser) -> None:
+def add_options(made: argparse.ArgumentParser) -> None:
     """Add every value of Allocation to a command line, hyphenated; not given means the site's value, then the default."""
     documents = _documents()
     for one in dataclasses.fields(Allocation):

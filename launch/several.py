@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from submitit.core.utils import DelayedSubmission
+
 from pipeline.config import Config
 
 # The paper's ensemble: "six models of different depth (only with two 152-layer ones)"; the other four are not named there.
@@ -48,6 +50,20 @@ class EvaluateEnsemble:
 
 def _command(module: str, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", module, *arguments], check=True)
+
+
+@dataclass(frozen=True)
+class Command:
+    """Runs one command; what submitit ships for the tests that follow a training."""
+
+    words: tuple[str, ...]
+
+    def __call__(self) -> None:
+        subprocess.run(self.words, check=True)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Called by submitit at the time limit: the same again, evaluations go on where they stopped."""
+        return DelayedSubmission(self)
 
 
 def folder_of_evaluation(config: Config) -> Path:

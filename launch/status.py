@@ -36,8 +36,13 @@ class Status:
     log: Path | None
 
     @property
+    def active_jobs(self) -> list[str]:
+        """The jobs that SLURM has in its queue or on its nodes."""
+        return [job for job, state in self.jobs.items() if state.split()[0] in ACTIVE]
+
+    @property
     def over(self) -> bool:
-        return self.iteration >= self.iterations or not any(state.split()[0] in ACTIVE for state in self.jobs.values())
+        return self.iteration >= self.iterations or not self.active_jobs
 
 
 ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "PREEMPTED"}
@@ -115,6 +120,7 @@ def figures(status: Status) -> dict[str, object]:
     return {
         "name": status.name,
         "jobs": status.jobs,
+        "active_jobs": status.active_jobs,
         "restarts": status.restarts,
         "iteration": status.iteration,
         "iterations": status.iterations,

@@ -248,11 +248,11 @@ def _check_mapping(values: Mapping[str, Any], kind: type, place: str, prefix: st
             _check_mapping(value, types[key], place, f"{prefix}{key}.")
 
 
-def _names(kind: type = Config, prefix: str = "") -> list[str]:
+def key_names(kind: type = Config, prefix: str = "") -> list[str]:
     types, found = get_type_hints(kind), []
     for one in dataclasses.fields(kind):
         if dataclasses.is_dataclass(types[one.name]):
-            found += _names(types[one.name], f"{prefix}{one.name}.")
+            found += key_names(types[one.name], f"{prefix}{one.name}.")
         found.append(prefix + one.name)
     return found
 
@@ -261,7 +261,7 @@ def _config_spelling(word: str) -> str:
     """Config keys may be typed with hyphens, as other options are: --bn-group is --bn_group."""
     option, equals, value = word.partition("=")
     spelled = option[2:].replace("-", "_") if option.startswith("--") else ""
-    return f"--{spelled}{equals}{value}" if spelled in _names() else word
+    return f"--{spelled}{equals}{value}" if spelled in key_names() else word
 
 
 def _config_files(argv: Sequence[str]) -> list[Path]:

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,8 @@ from pipeline.files import write_text
 LOCK, LEASE = ".lock", ".lease"
 # (identity of the job, number of its attempt) as schedulers name them in a task's environment.
 ATTEMPT_VARIABLES = (("SLURM_JOB_ID", "SLURM_RESTART_COUNT"), ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"))
+
+ASKING_SECONDS = 0.1  # far longer than `is_held` takes
 
 
 class FencedError(UserError):
@@ -37,6 +40,9 @@ class Lease:
         self._lock: IO[str] = open(folder / LOCK, "w")  # noqa: SIM115 - held as long as the run
         job, attempt = _attempt(environment)
         self._locked = self._try_lock()
+        if not self._locked:  # `is_held` may have asked in this very moment
+            time.sleep(ASKING_SECONDS)
+            self._locked = self._try_lock()
         if not self._locked:
             holder = self._read()
             if job is None or holder.get("job") != job or holder.get("attempt", attempt) >= attempt:
@@ -74,6 +80,18 @@ class Lease:
             return json.loads((self.folder / LEASE).read_text())
         except (FileNotFoundError, ValueError):
             return {}
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the lease of `folder`: the run is being written."""
+    try:
+        with open(folder / LOCK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def _attempt(environment: Mapping[str, str]) -> tuple[str | None, int]:

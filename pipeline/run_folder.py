@@ -57,7 +57,7 @@ def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> It
         if (folder / CONFIG).exists():
             _check_same(config, dataset, folder)
         lease = Lease(folder)
-        facts = _read_facts(folder) or facts
+        facts = read_facts(folder) or facts
         facts["attempts"].append(_attempt(world, threads))
         # run.json first: where config.yaml stands, the dataset's identity stands too.
         write_text(folder / RUN, json.dumps(facts, indent=1) + "\n")
@@ -74,7 +74,7 @@ def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> It
 
 def _check_same(config: Config, dataset: Dataset, folder: Path) -> None:
     changed = differences(trajectory(load(folder / CONFIG)), trajectory(config))
-    facts = _read_facts(folder)
+    facts = read_facts(folder)
     if facts.get("dataset_sha256", dataset.sha256) != dataset.sha256:
         changed.append(f"the dataset's content: {facts['dataset_sha256'][:12]} -> {dataset.sha256[:12]}")
     if changed:
@@ -84,7 +84,8 @@ def _check_same(config: Config, dataset: Dataset, folder: Path) -> None:
         )
 
 
-def _read_facts(folder: Path) -> dict[str, Any]:
+def read_facts(folder: Path) -> dict[str, Any]:
+    """run.json: dataset_sha256 and the attempts so far; {} where the run has not begun."""
     return json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else {}
 
 

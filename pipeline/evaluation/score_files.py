@@ -66,8 +66,13 @@ def score_path(subject: TrainedNet, protocol: str, split: str) -> Path:
     """Where the score file of a net stands: in its run folder, or in the working directory where it has none."""
     if subject.run is None:
         return Path(f"{subject.name}-{protocol}-{split}.npz")
-    suffix = "" if subject.weights == "final" else f"-{subject.weights}"
-    return subject.run / SCORES / f"{protocol}-{split}-{subject.iteration:08d}{suffix}.npz"
+    return score_path_in(subject.run, protocol, split, subject.iteration or 0, subject.weights)
+
+
+def score_path_in(run: Path, protocol: str, split: str, iteration: int, weights: str) -> Path:
+    """Where a run's score file stands."""
+    suffix = "" if weights == "final" else f"-{weights}"
+    return run / SCORES / f"{protocol}-{split}-{iteration:08d}{suffix}.npz"
 
 
 def make(

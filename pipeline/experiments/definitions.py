@@ -18,9 +18,9 @@ from jsonargparse import ArgumentParser
 
 from pipeline.command import UserError, nearest
 from pipeline.config import Config, parse, parser
+from pipeline.evaluation.nets import Weights
 
 Measure = Literal["error", "ensemble", "curve", "responses"]
-Weights = Literal["final", "recomputed-bn"]
 # The paper's figures of a row, percent: of the one net (or the best of several seeds), mean and standard deviation.
 PAPER_FIGURES = ("top1_error", "top5_error", "top1_mean", "top1_std")
 # What is counted in iterations, besides `iterations` itself; patience counts evaluations and so follows evaluation.every.

@@ -17,7 +17,8 @@ import yaml
 
 from pipeline.command import UserError, nearest
 from pipeline.evaluation.definitions import find as find_protocol
-from pipeline.experiments.definitions import PAPER_FIGURES, Experiment, Measure, Row, RunSpec, Weights, resolve
+from pipeline.evaluation.nets import Weights
+from pipeline.experiments.definitions import PAPER_FIGURES, Experiment, Measure, Row, RunSpec, resolve
 from pipeline.models.architecture import parse_arch
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

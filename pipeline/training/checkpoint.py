@@ -87,16 +87,11 @@ class Checkpoints:
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose digest verifies; each one passed over is named on standard error."""
-        for iteration, path in reversed(self._list()):
+        for iteration, path in reversed(checkpoints_in(self.folder)):
             if (state := read_verified(path)) is not None:
                 return Checkpoint(path=path, iteration=iteration, state=state)
             print(f"warning: {path} is damaged (its digest differs): using the checkpoint before it", file=sys.stderr)
         return None
-
-    def _list(self) -> list[tuple[int, Path]]:
-        """(iteration, path), oldest first."""
-        found = [(match, path) for path in self.folder.glob("*.pt") if (match := NAME.fullmatch(path.name))]
-        return sorted((int(match[1]), path) for match, path in found)
 
     def _write(self, iteration: int, state: dict[str, Any], best_iteration: int | None) -> None:
         self._failure = None
@@ -116,7 +111,7 @@ class Checkpoints:
         for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)
         every = self.config.keep_every
-        for iteration, path in self._list()[: -max(1, self.config.keep_last)]:
+        for iteration, path in checkpoints_in(self.folder)[: -max(1, self.config.keep_last)]:
             kept = (every and iteration % every == 0) or (self.config.keep_best and iteration == best_iteration)
             if not kept:
                 path.unlink(missing_ok=True)
@@ -136,13 +131,25 @@ def publish(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
     return final
 
 
-def read_verified(path: Path) -> dict[str, Any] | None:
-    """The state in a checkpoint file, None where its bytes are not those that were written."""
+def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
+    """(iteration, file) of every checkpoint in a run's checkpoints folder, oldest first."""
+    found = [(match, path) for path in folder.glob("*.pt") if (match := NAME.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a checkpoint file's bytes are those that were written; False for a file that is gone or has another name."""
     match = NAME.fullmatch(path.name)
     try:
-        if match is None or file_sha256(path)[:DIGEST_LETTERS] != match[2]:
-            return None
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return match is not None and file_sha256(path)[:DIGEST_LETTERS] == match[2]
+    except FileNotFoundError:
+        return False
+
+
+def read_verified(path: Path) -> dict[str, Any] | None:
+    """The state in a checkpoint file, None where its bytes are not those that were written."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True) if is_sound(path) else None
     except FileNotFoundError:
         return None
 
