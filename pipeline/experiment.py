@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as request:
         failures, stopped = {}, request.code
     results = collect(experiment, settings.data, settings.runs, settings.scale)
-    report(experiment, results, failures)
+    report(experiment, results, failures, settings.scale)
     if own.json:
         print_json({**figures(experiment, results, settings.scale), "failures": failures})
     return exit_code(results, failures, stopped)
@@ -133,7 +133,7 @@ def show_plan(experiment: Experiment, steps: Sequence[Step], settings: Settings,
         if step.trains:
             print(f"$ {shown(training(step.spec, settings))}")
     rows = [(step.state.config.run_name, step.state.text, step.words) for step in steps]
-    print_table(f"{experiment.place}: {experiment.title}", ("run", "state", "what would be done"), rows)
+    print_table(_title(experiment, settings.scale), ("run", "state", "what would be done"), rows)
     if not (data := settings.data or experiment.data).is_dir():
         print(f"There is no dataset folder {data} yet.")
     print("Nothing was started.")
@@ -148,7 +148,7 @@ def submit_all(experiment: Experiment, settings: Settings, as_json: bool) -> int
     jobs = submit(experiment, settings)
     print_table("submitted", ("job", "run", "what"), [(one.job, one.run, one.what) for one in jobs])
     results = collect(experiment, settings.data, settings.runs, settings.scale)
-    report(experiment, results, {})
+    report(experiment, results, {}, settings.scale)
     if jobs:
         print("The same command shows how they are doing, and submits what has failed again.")
     if as_json:
@@ -157,7 +157,7 @@ def submit_all(experiment: Experiment, settings: Settings, as_json: bool) -> int
     return EXIT_USER_ERROR if any(_conflicting(one) for one in results) else 0
 
 
-def report(experiment: Experiment, results: Sequence[RowResult], failures: dict[str, int]) -> None:
+def report(experiment: Experiment, results: Sequence[RowResult], failures: dict[str, int], scale: float) -> None:
     """Print every row: its figures beside the paper's where it is complete, else how far it is."""
     measured = {
         key for one in results for figures in (one.figures, *(run.figures for run in one.runs)) for key in figures
@@ -173,11 +173,16 @@ def report(experiment: Experiment, results: Sequence[RowResult], failures: dict[
                 (f"  {run.state.config.run_name}", *_cells(run.figures, known), *blank, run.text) for run in one.runs
             ]
     columns = ("row", *(FIGURES[key] for key in known), *(f"paper {FIGURES[key]}" for key in paper), "state")
-    print_table(f"{experiment.place}: {experiment.title}", columns, rows)
+    print_table(_title(experiment, scale), columns, rows)
     notes = [experiment.note, *(f"{one.row.label}: {one.row.note}" for one in results if one.row.note)]
     print("".join(f"{note}\n" for note in notes if note), end="")
     for name, code in failures.items():
         print(f"error: {name} ended with exit code {code}; its own words stand above", file=sys.stderr)
+
+
+def _title(experiment: Experiment, scale: float) -> str:
+    rehearsal = "" if scale == 1 else f" (a rehearsal, every schedule shortened to {scale:g} of its length)"
+    return f"{experiment.place}: {experiment.title}{rehearsal}"
 
 
 def figures(experiment: Experiment, results: Sequence[RowResult], scale: float) -> dict[str, Any]:

@@ -99,8 +99,8 @@ def averaging(experiment: Experiment, members: Sequence[Config], name: str) -> l
 
 
 def shown(command: Sequence[str]) -> str:
-    """A command as a user would type it."""
-    return shlex.join(["python", *command[1:]])
+    """A command as a user would type it in the working directory."""
+    return shlex.join(["python", *(word.replace(f"{Path.cwd()}/", "") for word in command[1:])])
 
 
 def call(command: Sequence[str]) -> int:
