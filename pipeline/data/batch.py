@@ -28,6 +28,8 @@ class LoaderConfig:
         ready: finished batches waiting for the consumer.
         stage_to: folder on a disk of this machine where the shards are copied before the first batch; null reads them
             where they are. Processes of one machine share the copies.
+        in_memory_mb: a split whose images need no resizing (CIFAR) is decoded once and kept in memory, on the GPU where
+            batches go to one, if it takes at most so many MB; 0 never. Every process keeps its own.
         on_decode_error: stop at a training image that does not decode, or substitute the next sample for it.
             Evaluation always stops.
         decode_on: gpu decodes where the batches are wanted, cpu sends uint8 images across the bus; auto is the GPU
@@ -42,6 +44,7 @@ class LoaderConfig:
     decode_ahead: int = 2
     ready: int = 2
     stage_to: str | None = None
+    in_memory_mb: int = 1000
     on_decode_error: Literal["stop", "substitute"] = "stop"
     decode_on: Literal["auto", "cpu", "gpu"] = "auto"
     hw_decoder_load: float = 0.65
@@ -51,6 +54,8 @@ class LoaderConfig:
         counts = (self.threads or 1, self.read_threads, self.read_ahead, self.decode_ahead, self.ready)
         if min(counts) < 1 or self.threads == 0:
             raise UserError("loader: threads, read_threads, read_ahead, decode_ahead and ready must be at least 1")
+        if self.in_memory_mb < 0:
+            raise UserError(f"loader: in_memory_mb is {self.in_memory_mb}, it must not be negative")
         if not 0 <= self.hw_decoder_load <= 1:
             raise UserError(f"loader: hw_decoder_load is {self.hw_decoder_load}, it must lie in [0, 1]")
 

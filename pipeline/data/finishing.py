@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipeline.data.augment import Views
 from pipeline.data.batch import Batch, Work
@@ -29,26 +30,35 @@ class Finish:
     def __call__(self, images: Any, work: Work, workers: ThreadPoolExecutor) -> tuple[Batch, torch.cuda.Event | None]:
         """images: DALI's TensorList. The event, on a GPU, is when the batch is complete."""
         if self.stream is None:
-            pixels = self._on_cpu(images, work.views, workers)
-            return Batch(self._crop(pixels, work.views), torch.from_numpy(work.labels), work.shown.ids), None
+            return self._on_cpu(np.asarray(images.as_tensor()), work, workers), None
         with torch.cuda.stream(self.stream):
-            pixels = self.normalization.on_gpu(self._on_device(images), self._send(work.views.colour))
-            pixels = self._crop(pixels, work.views).to(self.dtype)
-            batch = Batch(pixels, self._send(work.labels), work.shown.ids)
-            event = torch.cuda.Event()
-            event.record(self.stream)
-        return batch, event
+            return self._on_gpu(self._on_device(images), work, self.stream)
 
-    def _on_cpu(self, images: Any, views: Views, workers: ThreadPoolExecutor) -> torch.Tensor:
+    def from_memory(self, pixels: torch.Tensor, work: Work) -> tuple[Batch, torch.cuda.Event | None]:
+        """As a call, from a whole decoded split on the device: uint8 [samples, S, S, 3]."""
+        if self.stream is None:
+            return self._on_cpu(pixels.numpy()[work.shown.ids], work, None), None
+        with torch.cuda.stream(self.stream):
+            return self._on_gpu(pixels[self._send(work.shown.ids)], work, self.stream)
+
+    def _on_cpu(self, source: NDArray[np.uint8], work: Work, workers: ThreadPoolExecutor | None) -> Batch:
         """The float arithmetic also makes the copy out of DALI's memory."""
-        source = np.asarray(images.as_tensor())
         result = np.empty(source.shape, np.float32)
 
         def convert(rows: slice) -> None:
-            self.normalization.on_cpu(source[rows], views.colour[rows], result[rows])
+            self.normalization.on_cpu(source[rows], work.views.colour[rows], result[rows])
 
         _in_parallel(convert, len(source), workers)
-        return torch.from_numpy(result)
+        pixels = self._crop(torch.from_numpy(result), work.views)
+        return Batch(pixels, torch.from_numpy(work.labels), work.shown.ids)
+
+    def _on_gpu(self, source: torch.Tensor, work: Work, stream: torch.cuda.Stream) -> tuple[Batch, torch.cuda.Event]:
+        pixels = self.normalization.on_gpu(source, self._send(work.views.colour))
+        pixels = self._crop(pixels, work.views).to(self.dtype)
+        batch = Batch(pixels, self._send(work.labels), work.shown.ids)
+        event = torch.cuda.Event()
+        event.record(stream)
+        return batch, event
 
     def _on_device(self, images: Any) -> torch.Tensor:
         """uint8 on the GPU: as DALI decoded it there, or sent from the CPU."""
@@ -63,7 +73,9 @@ class Finish:
         return images if self.pad is None else pad_and_crop(images, views.crop_start, views.mirror, self.pad)
 
 
-def _in_parallel(task: Callable[[slice], None], rows: int, workers: ThreadPoolExecutor) -> None:
+def _in_parallel(task: Callable[[slice], None], rows: int, workers: ThreadPoolExecutor | None) -> None:
+    if workers is None:
+        return task(slice(0, rows))
     parts = [slice(start, min(start + _CHUNK, rows)) for start in range(0, rows, _CHUNK)]
     for _ in workers.map(task, parts):
         pass

@@ -30,6 +30,7 @@ from pipeline.data.batch import Batch, LoaderConfig, Plan
 from pipeline.data.dataset import Split, Statistics
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, GraphKind, Normalization
+from pipeline.data.memory import MemoryProducer, fits_in_memory
 from pipeline.data.order import Order, Presentations
 from pipeline.data.producer import Producer
 from pipeline.data.staging import staged
@@ -62,13 +63,16 @@ def training_batches(
         heights, widths = shapes[:, 0], shapes[:, 1]
         return training_views(order.seed, shown.epochs, shown.ids, heights, widths, augment, statistics)
 
-    source = staged(split, config.stage_to)
-    batches = (order.minibatch(iteration).rows(rows) for iteration in range(start_iteration, stop_iteration))
-    plan = Plan(source, len(range(order.batch)[rows]), batches, look)
     padded = augment.kind == "pad-crop"
-    graph = Graph("source" if padded else "crop", augment.crop, config.hw_decoder_load, config.fancy_upsampling)
     normalization = normalization or Normalization.of(statistics, augment.crop)
     finish = Finish(normalization, device, dtype, augment.pad if padded else None)
+    in_memory = padded and fits_in_memory(split, augment.crop, config)
+    source = split if in_memory else staged(split, config.stage_to)
+    batches = (order.minibatch(iteration).rows(rows) for iteration in range(start_iteration, stop_iteration))
+    plan = Plan(source, len(range(order.batch)[rows]), batches, look)
+    if in_memory:
+        return BatchIterator(MemoryProducer(plan, augment.crop, finish, config))
+    graph = Graph("source" if padded else "crop", augment.crop, config.hw_decoder_load, config.fancy_upsampling)
     substitutes = config.on_decode_error == "substitute"
     decoder, own = config.decoding_device(device), source is not split
     return BatchIterator(Producer(plan, graph, finish, decoder, config, substitutes=substitutes, owns_split=own))
@@ -98,9 +102,14 @@ def evaluation_batches(
         assert crop is not None or (views.resized == views.resized[0]).all(), "use shape_blocks for whole images"
         return views
 
-    source = staged(split, config.stage_to)
+    # Neither resized nor cropped: the images as they are.
+    as_they_are = isinstance(view, CenterCrop) and view.short_side == crop
+    in_memory = as_they_are and crop is not None and fits_in_memory(split, crop, config)
+    source = split if in_memory else staged(split, config.stage_to)
     batches = (Presentations(np.zeros(len(block), np.int64), np.asarray(block, np.int64)) for block in blocks)
     plan = Plan(source, max((len(block) for block in blocks), default=1), batches, look)
+    if in_memory and crop is not None:
+        return BatchIterator(MemoryProducer(plan, crop, Finish(normalization, device, dtype), config))
     kind: GraphKind = "whole" if crop is None else "five-crops" if isinstance(view, TenCrop) else "crop"
     graph = Graph(kind, crop or 0, config.hw_decoder_load, config.fancy_upsampling)
     finish = Finish(normalization, device, dtype)
@@ -118,11 +127,11 @@ class BatchIterator(Iterator[Batch]):
     batches already handed out stay valid.
     """
 
-    def __init__(self, producer: Producer) -> None:
+    def __init__(self, producer: Producer | MemoryProducer) -> None:
         self.wait_seconds = 0.0
         self.substituted = 0
         self._producer = producer
-        self._closer = weakref.finalize(self, Producer.close, producer)
+        self._closer = weakref.finalize(self, _close, producer)
         producer.thread.start()
 
     def __next__(self) -> Batch:
@@ -155,3 +164,7 @@ class BatchIterator(Iterator[Batch]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _close(producer: Producer | MemoryProducer) -> None:
+    producer.close()

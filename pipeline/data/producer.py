@@ -57,6 +57,15 @@ class _BatchError(Exception):
     """DALI failed on one of the batches in flight."""
 
 
+def put_until(stopping: threading.Event, ready: queue.Queue[Item], item: Item) -> None:
+    """Hand an item to the consumer, waiting for its place unless all is `stopping`."""
+    while not stopping.is_set():
+        try:
+            return ready.put(item, timeout=_POLL_SECONDS)
+        except queue.Full:
+            continue
+
+
 class Producer:
     """The background thread and what it owns. Holds no reference to the BatchIterator, which may thus be collected."""
 
@@ -170,11 +179,7 @@ class Producer:
         return _Reading(work, [self.readers.submit(read, part) for part in parts], encoded)
 
     def _put(self, item: Item) -> None:
-        while not self.stopping.is_set():
-            try:
-                return self.ready.put(item, timeout=_POLL_SECONDS)
-            except queue.Full:
-                continue
+        put_until(self.stopping, self.ready, item)
 
     def _mend(self, cause: BaseException) -> None:
         """After a failure: replace what does not decode and put the batches in flight back, or say what it was."""
