@@ -164,6 +164,12 @@ def pad_and_crop(images: torch.Tensor, starts: Int, mirror: NDArray[np.bool_], p
     """
     n, side = images.shape[0], images.shape[1]
     padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
+    if images.device.type == "cpu":  # slices: three times as fast as one gather
+        source, cropped = padded.numpy(), np.empty(images.shape, np.float32)
+        for image, (y, x), mirrored, target in zip(source, starts, mirror, cropped, strict=True):
+            window = image[y : y + side, x : x + side]
+            target[:] = window[:, ::-1] if mirrored else window
+        return torch.from_numpy(cropped)
     places = np.arange(side)
     rows = torch.from_numpy(starts[:, :1] + places).to(images.device)
     columns = torch.from_numpy(starts[:, 1:] + np.where(mirror[:, None], places[::-1], places)).to(images.device)
