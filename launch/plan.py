@@ -116,7 +116,11 @@ def predict(config: Config, allocation: Allocation) -> Step:
     net = _net(config.arch, config.augment.crop, config.shortcut, config.stride)
     device = device_of(config, allocation)
     rows = config.batch / ranks
-    compute = rows / device.images_per_second
+    # Smaller images while training starts (augment.stages): their mean work over the run.
+    stages = config.augment.spans(0, config.iterations)
+    sizes = [(len(span), _net(config.arch, one.crop, config.shortcut, config.stride)) for span, one in stages]
+    work = sum(length * one.multiply_adds for length, one in sizes) / config.iterations
+    compute = rows / device.images_per_second * work / net.multiply_adds
     between_hosts = allocation.nodes > 1
     inside = LOCAL_BYTES_PER_SECOND if allocation.gpus_per_node else LOCAL_CPU_BYTES_PER_SECOND
     bandwidth = allocation.network_gbits * 1e9 / 8 if between_hosts else inside

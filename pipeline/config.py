@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import jsonargparse
 import yaml
@@ -37,10 +37,12 @@ class EvaluationConfig:
     Args:
         every: iterations between evaluations.
         short_side: the image's shorter side is resized to this many pixels before the centre crop; 256 in the paper.
+        crop: side of the centre crop, pixels; that of training (`augment.crop`) where null, as in the paper.
     """
 
     every: int = 5000
     short_side: int = 256
+    crop: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,11 @@ class Config:
     @property
     def run_name(self) -> str:
         return self.name or f"{self.arch}-seed{self.seed}"
+
+    @property
+    def test_crop(self) -> int:
+        """Side of the centre crop of the val errors, pixels."""
+        return self.evaluation.crop or self.augment.crop
 
     @property
     def run_folder(self) -> Path:
@@ -217,6 +224,16 @@ def check(config: Config) -> None:
     for name in ("label_smoothing", "ema_decay"):
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"{name} is {getattr(config, name)}: it must be at least 0 and less than 1")
+    if not 0 < config.test_crop <= config.evaluation.short_side:
+        raise UserError(
+            f"evaluation: a centre crop of {config.test_crop} pixels does not fit evaluation.short_side "
+            f"{config.evaluation.short_side}: make that larger, or set evaluation.crop"
+        )
+    if config.augment.stages and config.augment.stages[-1].until >= config.iterations:
+        raise UserError(
+            f"augment.stages end at iteration {config.augment.stages[-1].until}, the run at {config.iterations}: the last "
+            "stage must end before the run does, which ends with augment.crop and augment.short_side"
+        )
     # The name becomes a folder, a job name and part of a shell script: plain characters only.
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.run_name):
         raise UserError(
@@ -246,6 +263,11 @@ def _check_mapping(values: Mapping[str, Any], kind: type, place: str, prefix: st
             raise UserError(f"unknown key '{prefix}{key}' in {place}: {nearest(str(key), valid)}")
         if isinstance(value, Mapping) and dataclasses.is_dataclass(types[key]):
             _check_mapping(value, types[key], place, f"{prefix}{key}.")
+        for number, item in enumerate(value if isinstance(value, list) else ()):
+            (kind_of_item, *_) = get_args(types[key]) or (None,)
+            if isinstance(item, Mapping) and dataclasses.is_dataclass(kind_of_item):
+                assert isinstance(kind_of_item, type)
+                _check_mapping(item, kind_of_item, place, f"{prefix}{key}[{number}].")
 
 
 def key_names(kind: type = Config, prefix: str = "") -> list[str]:
@@ -280,5 +302,6 @@ def _one_sentence(message: str, made: jsonargparse.ArgumentParser) -> str:
         return f"{word.partition('=')[0]} is not an option: {nearest(word.partition('=')[0], valid)}"
     if found := re.match(r'Parser key "(.+?)":\s*(.*)', message, re.DOTALL):
         reason = re.sub(r"<class '(\w+)'>", r"\1", " ".join(found[2].split())).replace("typing.", "")
+        reason = re.sub(r"Problem with given class_path '\S+': ", "one of its items: ", reason)
         return f"{found[1]} does not fit: {reason.rstrip('.')}"
     return " ".join(message.split())

@@ -174,7 +174,7 @@ class Trainer:
                 self.val_split,
                 statistics=self.dataset.statistics,
                 short_side=self.config.evaluation.short_side,
-                crop=self.config.augment.crop,
+                crop=self.config.test_crop,
                 world=self.world,
                 loader_config=self.loader,
                 precision=self.config.precision,

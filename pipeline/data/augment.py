@@ -25,6 +25,21 @@ Int = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResizeStage:
+    """Progressive resizing: training images of another size in the iterations below `until`.
+
+    Args:
+        until: the first iteration after the stage.
+        crop: side of the square that the net sees, pixels.
+        short_side: minimum and maximum of the shorter side in pixels, inclusive.
+    """
+
+    until: int
+    crop: int
+    short_side: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """How training images are varied.
 
@@ -38,6 +53,8 @@ class AugmentConfig:
         flip: mirror half of the presentations.
         colour: standard deviation of AlexNet's PCA colour coefficients (0.1 there); 0 switches it off.
         pad: pixels of zeros on each side, for pad-crop; 4 in section 4.2.
+        stages: progressive resizing, a list such as [{until: 1000, crop: 128, short_side: [146, 274]}], in rising order
+            of `until`; after the last stage `crop` and `short_side` hold. None in the paper.
     """
 
     kind: Literal["scale-crop", "pad-crop", "none"] = "scale-crop"
@@ -46,6 +63,7 @@ class AugmentConfig:
     flip: bool = True
     colour: float = 0.1
     pad: int = 4
+    stages: tuple[ResizeStage, ...] = ()
 
     def __post_init__(self) -> None:
         low, high = self.short_side
@@ -56,6 +74,29 @@ class AugmentConfig:
                 f"augment: a crop of {self.crop} pixels does not fit short_side [{low}, {high}]: "
                 "it must be [minimum, maximum] with crop <= minimum <= maximum"
             )
+        ends = [stage.until for stage in self.stages]
+        if ends != sorted({max(1, end) for end in ends}):
+            raise UserError(f"augment.stages end at {ends}: give their `until` in rising order, each at least 1")
+        if ends and self.kind == "pad-crop":
+            raise UserError(
+                "augment.stages resize images, and pad-crop takes them as they are: use kind scale-crop, or no stages"
+            )
+        for stage in self.stages:
+            self._in(stage)  # its sizes are checked
+
+    def spans(self, start: int, stop: int) -> list[tuple[range, AugmentConfig]]:
+        """The iterations [start, stop) in parts of one size each, with what holds in them; at least one part."""
+        parts = []
+        for stage in self.stages:
+            if start < min(stage.until, stop):
+                parts.append((range(start, min(stage.until, stop)), self._in(stage)))
+                start = parts[-1][0].stop
+        if start < stop or not parts:
+            parts.append((range(start, stop), dataclasses.replace(self, stages=())))
+        return parts
+
+    def _in(self, stage: ResizeStage) -> AugmentConfig:
+        return dataclasses.replace(self, crop=stage.crop, short_side=stage.short_side, stages=())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -54,28 +55,34 @@ def training_batches(
 ) -> BatchIterator:
     """One Batch for each iteration in [start_iteration, stop_iteration): the `rows` of its mini-batch.
 
-    The draws are keyed by `order.seed`. normalization: None subtracts the statistics' mean (section 3.4).
+    Its images have the size of the iteration's stage (`augment.stages`). The draws are keyed by `order.seed`.
+    normalization: None subtracts the statistics' mean (section 3.4).
     dtype: float32, or on a GPU bfloat16 (the float32 result, rounded).
     Raises UserError, here or from the iterator, for data that cannot be read, decoded or used as configured.
     """
 
-    def look(shown: Presentations, shapes: Int) -> Views:
-        heights, widths = shapes[:, 0], shapes[:, 1]
-        return training_views(order.seed, shown.epochs, shown.ids, heights, widths, augment, statistics)
+    def producer(iterations: range, augment: AugmentConfig) -> Producer | MemoryProducer:
+        def look(shown: Presentations, shapes: Int) -> Views:
+            heights, widths = shapes[:, 0], shapes[:, 1]
+            return training_views(order.seed, shown.epochs, shown.ids, heights, widths, augment, statistics)
 
-    padded = augment.kind == "pad-crop"
-    normalization = normalization or Normalization.of(statistics, augment.crop)
-    finish = Finish(normalization, device, dtype, augment.pad if padded else None)
-    in_memory = padded and fits_in_memory(split, augment.crop, config)
-    source = split if in_memory else staged(split, config.stage_to)
-    batches = (order.minibatch(iteration).rows(rows) for iteration in range(start_iteration, stop_iteration))
-    plan = Plan(source, len(range(order.batch)[rows]), batches, look)
-    if in_memory:
-        return BatchIterator(MemoryProducer(plan, augment.crop, finish, config))
-    graph = Graph("source" if padded else "crop", augment.crop, config.hw_decoder_load, config.fancy_upsampling)
-    substitutes = config.on_decode_error == "substitute"
-    decoder, own = config.decoding_device(device), source is not split
-    return BatchIterator(Producer(plan, graph, finish, decoder, config, substitutes=substitutes, owns_split=own))
+        padded = augment.kind == "pad-crop"
+        subtracted = normalization or Normalization.of(statistics, augment.crop)
+        finish = Finish(subtracted, device, dtype, augment.pad if padded else None)
+        in_memory = padded and fits_in_memory(split, augment.crop, config)
+        source = split if in_memory else staged(split, config.stage_to)
+        batches = (order.minibatch(iteration).rows(rows) for iteration in iterations)
+        plan = Plan(source, len(range(order.batch)[rows]), batches, look)
+        if in_memory:
+            return MemoryProducer(plan, augment.crop, finish, config)
+        graph = Graph("source" if padded else "crop", augment.crop, config.hw_decoder_load, config.fancy_upsampling)
+        substitutes = config.on_decode_error == "substitute"
+        decoder, own = config.decoding_device(device), source is not split
+        return Producer(plan, graph, finish, decoder, config, substitutes=substitutes, owns_split=own)
+
+    # A DALI graph makes crops of one size: each stage has its own.
+    first, *later = (partial(producer, *span) for span in augment.spans(start_iteration, stop_iteration))
+    return BatchIterator(first(), later)
 
 
 def evaluation_batches(
@@ -123,13 +130,21 @@ class BatchIterator(Iterator[Batch]):
     wait_seconds: how long the consumer has waited for batches, in all. substituted: samples replaced so far because they
     did not decode (`on_decode_error: substitute`); each Batch names its own.
 
+    The batches are those of `producer`, then those of each that `later` makes once it is needed.
+
     Closing (also by garbage collection and at exit) stops the background thread and gives back threads and memory;
     batches already handed out stay valid.
     """
 
-    def __init__(self, producer: Producer | MemoryProducer) -> None:
+    def __init__(
+        self, producer: Producer | MemoryProducer, later: Iterable[Callable[[], Producer | MemoryProducer]] = ()
+    ) -> None:
         self.wait_seconds = 0.0
         self.substituted = 0
+        self._later = iter(later)
+        self._start(producer)
+
+    def _start(self, producer: Producer | MemoryProducer) -> None:
         self._producer = producer
         self._closer = weakref.finalize(self, _close, producer)
         producer.thread.start()
@@ -140,11 +155,15 @@ class BatchIterator(Iterator[Batch]):
         started = time.perf_counter()
         item = self._producer.ready.get()
         self.wait_seconds += time.perf_counter() - started
-        if item.error is not None or item.batch is None:
+        if item.error is not None:
             self.close()
-            if item.error is not None:
-                raise item.error
-            raise StopIteration
+            raise item.error
+        if item.batch is None:
+            self._closer()
+            if (make := next(self._later, None)) is None:
+                raise StopIteration
+            self._start(make())
+            return next(self)
         self.substituted += len(item.batch.substitutions)
         if item.event is not None:  # order this thread's stream after the producer's, on the GPU itself
             stream = torch.cuda.current_stream(item.batch.images.device)
@@ -155,6 +174,7 @@ class BatchIterator(Iterator[Batch]):
 
     def close(self) -> None:
         """Stop early. Idempotent."""
+        self._later = iter(())
         self._closer()
 
     def __enter__(self) -> Self:

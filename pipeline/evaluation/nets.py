@@ -104,7 +104,7 @@ def open_checkpoint(path: Path, weights: Weights, data: Path | None = None) -> T
         data=data or Path(config.data),
         training_data=Path(config.data),
         short_side=config.evaluation.short_side,
-        crop=config.augment.crop,
+        crop=config.test_crop,
         loader=config.loader,
     )
 

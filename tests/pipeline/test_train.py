@@ -19,7 +19,7 @@ import torch
 
 from pipeline.command import EXIT_PREEMPTED, EXIT_USER_ERROR
 from pipeline.config import Config, EvaluationConfig, to_yaml
-from pipeline.data.augment import AugmentConfig
+from pipeline.data.augment import AugmentConfig, ResizeStage
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.order import Order
 from pipeline.tracking import TrackingConfig
@@ -46,7 +46,9 @@ def config_of(digits: Path, runs: Path, name: str) -> Config:
         label_smoothing=0.1,
         ema_decay=0.9,
         threads=1,
-        augment=AugmentConfig(short_side=(33, 38), crop=32),
+        augment=AugmentConfig(
+            short_side=(33, 38), crop=32, stages=(ResizeStage(until=14, crop=24, short_side=(25, 29)),)
+        ),
         schedule=ScheduleConfig(kind="steps", steps=(30,)),
         evaluation=EvaluationConfig(every=25, short_side=36),
         checkpoint=CheckpointConfig(every=10),
@@ -180,6 +182,19 @@ MISTAKES = {
     "a batch that groups do not divide": (["--bn-group", "5"], "bn_group 5 does not divide batch 32"),
     "another config in the run folder": (["--seed", "9"], "seed: 0 -> 9"),
     "a crop larger than the image": (["--augment.crop", "40", "--name", "new"], "crop of 40"),
+    "a stage without an end": (
+        ["--augment.stages", "[{until: 50, crop: 24, short_side: [25, 29]}]"],
+        "end at iteration 50",
+    ),
+    "stages out of order": (
+        [
+            "--augment.stages",
+            "[{until: 9, crop: 24, short_side: [25, 29]}, {until: 9, crop: 28, short_side: [29, 33]}]",
+        ],
+        "end at [9, 9]",
+    ),
+    "a stage's size": (["--augment.stages", "[{until: 9, crop: 24, short_side: [20, 29]}]"], "crop of 24"),
+    "smoothing everything": (["--label-smoothing", "1"], "label_smoothing is 1.0"),
     "a run name for the shell": (["--name", "x;reboot"], "may hold only"),
     "a missing config file": (["--config", "missing.yaml"], "missing.yaml cannot be read"),
 }

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from pipeline.command import UserError
-from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop
+from pipeline.data.augment import AugmentConfig, CenterCrop, ResizeStage, TenCrop
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.graphs import Normalization
 from pipeline.data.loader import Batch, BatchIterator, LoaderConfig, evaluation_batches, training_batches
@@ -80,6 +81,37 @@ def test_resuming_at_an_iteration_goes_on_with_the_same_batches(photographs: Dat
         for batch, expected in zip(resumed, whole[start:], strict=True):
             assert torch.equal(batch.images, expected.images)
     assert collect(train(split, slice(0, 16), 7, 7)) == []
+
+
+def test_stages_resize_and_resume_inside_one(photographs: Dataset) -> None:
+    """Reference: loaders of one size each, for the iterations that a stage has."""
+    split = photographs.split("train")
+    order, rows = Order(len(split), 16, seed=3), slice(4, 12)
+    stages = tuple(
+        ResizeStage(until=until, crop=crop, short_side=(crop, crop + 20)) for until, crop in ((2, 32), (5, 48))
+    )
+    augment = replace(AUGMENT, stages=stages)
+    expected = []
+    for start, stop, crop, short_side in ((0, 2, 32, (32, 52)), (2, 5, 48, (48, 68)), (5, 7, 64, (72, 96))):
+        plain = AugmentConfig(crop=crop, short_side=short_side)
+        expected += collect(training_batches(split, order, plain, STATISTICS, rows, start, stop, CPU, CONFIG))
+    for start in (0, 1, 2, 3, 6):
+        batches = training_batches(split, order, augment, STATISTICS, rows, start, 7, CPU, CONFIG)
+        found = collect(batches)
+        assert len(found) == 7 - start and batches.wait_seconds > 0
+        for batch, reference in zip(found, expected[start:], strict=True):
+            assert torch.equal(batch.images, reference.images) and torch.equal(batch.labels, reference.labels)
+
+
+def test_closing_in_a_stage_ends_them_all(photographs: Dataset) -> None:
+    split = photographs.split("train")
+    augment = replace(AUGMENT, stages=(ResizeStage(until=1, crop=32, short_side=(40, 50)),))
+    before = threading.active_count()
+    order = Order(len(split), 16, seed=3)
+    batches = training_batches(split, order, augment, STATISTICS, slice(0, 16), 0, 9, CPU, CONFIG)
+    assert [next(batches).images.shape[1] for _ in range(3)] == [32, 64, 64]
+    batches.close()
+    assert list(batches) == [] and threading.active_count() == before
 
 
 def test_batches_stay_valid_while_the_loader_goes_on(photographs: Dataset) -> None:
