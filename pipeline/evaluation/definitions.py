@@ -24,6 +24,7 @@ from pipeline.command import UserError, nearest
 from pipeline.data.augment import CenterCrop, TenCrop, WholeImage, shape_blocks
 from pipeline.data.dataset import Split
 from pipeline.data.graphs import Normalization
+from pipeline.evaluation.inference import in_pieces
 
 View = CenterCrop | TenCrop | WholeImage
 Block = NDArray[np.int64]
@@ -68,8 +69,12 @@ def channels_first(images: Tensor) -> Tensor:
 
 def softmax(net: nn.Module, images: Tensor) -> Tensor:
     """images float32 [N, H, W, 3] -> softmax scores float32 [N, classes]."""
-    scores: Tensor = net(channels_first(images))
-    return scores.float().softmax(dim=1)
+
+    def piece(images: Tensor) -> Tensor:
+        scores: Tensor = net(channels_first(images))
+        return scores.float().softmax(dim=1)
+
+    return in_pieces(piece, images)
 
 
 def ten_crop_softmax(net: nn.Module, images: Tensor, seeing: Seeing) -> Tensor:
@@ -85,13 +90,16 @@ def fully_convolutional_softmax(net: nn.Module, images: Tensor, seeing: Seeing) 
     The net as a convolution: its average pooling, `window` wide, moves in steps of one over the last feature map, fc is a
     1x1 convolution, and each position has its softmax. One position is what the net sees of one crop.
     """
-    both = torch.cat([images, seeing.mirror(images)])
-    maps: Tensor = net.features(channels_first(both))  # type: ignore[operator]
-    pooled = F.avg_pool2d(maps, seeing.window, stride=1)
     fc: nn.Linear = net.fc  # type: ignore[assignment]
-    scores = F.conv2d(pooled, fc.weight[:, :, None, None], fc.bias)
-    averages = scores.float().softmax(dim=1).mean(dim=(2, 3))
-    return averages.view(2, len(images), -1).mean(dim=0)
+
+    def piece(images: Tensor) -> Tensor:
+        maps: Tensor = net.features(channels_first(images))  # type: ignore[operator]
+        pooled = F.avg_pool2d(maps, seeing.window, stride=1)
+        scores = F.conv2d(pooled, fc.weight[:, :, None, None], fc.bias)
+        return scores.float().softmax(dim=1).mean(dim=(2, 3))
+
+    both = torch.cat([images, seeing.mirror(images)])
+    return in_pieces(piece, both).view(2, len(images), -1).mean(dim=0)
 
 
 @torch.inference_mode()

@@ -26,6 +26,7 @@ from pipeline.data.dataset import UNLABELLED, Split, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches
 from pipeline.evaluation.definitions import PROTOCOLS, Block, Protocol, Seeing, View, feature_side, mirror_of
+from pipeline.evaluation.inference import inference_net
 from pipeline.evaluation.partial import PartialScores
 from pipeline.evaluation.scores import Provenance, Scores, check_softmax, ranks
 from pipeline.world import World
@@ -174,11 +175,9 @@ def _steps(todo: Sequence[int], world: World) -> Iterator[Sequence[int]]:
 def _softmaxes(
     net: nn.Module, split: Split, protocol: Protocol, showing: Showing, blocks: Sequence[Block], world: World
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """An iterator over (softmax float16 [N, classes], labels int64 [N]) of each block, on the device; net in eval mode."""
-    was_training = net.training
+    """An iterator over (softmax float16 [N, classes], labels int64 [N]) of each block, on the device; net stays as it is."""
+    net = inference_net(net)
     with ExitStack() as stack:
-        stack.callback(net.train, was_training)
-        net.eval()
         loaders, seeing = [], []
         for view in protocol.views(showing.short_side, showing.crop) if blocks else ():
             normalization = showing.normalization_of(view)

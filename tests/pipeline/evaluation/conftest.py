@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline import command, evaluate
 from pipeline.data.dataset import Dataset
 from tests.pipeline.data.small_datasets import REAL_IMAGES, encode, photograph, statistics_of_size, write_dataset
-from tests.pipeline.evaluation.nets_and_images import real_image_files
+from tests.pipeline.evaluation.nets_and_images import Run, real_image_files
 
 CLASSES = 10
+
+
+@pytest.fixture
+def run_command(capsys: pytest.CaptureFixture[str]) -> Run:
+    """(exit code, standard output, standard error) of a command: its `main` and its arguments."""
+
+    def call(main: Callable[[list[str]], int], *arguments: object) -> tuple[int, str, str]:
+        threads = torch.get_num_threads()
+        with pytest.raises(SystemExit) as ended:
+            command.run(lambda: main(list(map(str, arguments))))
+        torch.set_num_threads(threads)
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def run_evaluate(run_command: Run) -> Run:
+    """python -m pipeline.evaluate on one thread."""
+    return lambda *arguments: run_command(evaluate.main, *arguments, "--threads", 1)
 
 
 def write_statistics(dataset: Dataset, side: int) -> Dataset:

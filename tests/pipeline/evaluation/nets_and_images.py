@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from pipeline.training.checkpoint import publish
 from tests.pipeline.data.small_datasets import REAL_IMAGES
 
 LOADER = LoaderConfig(threads=1, read_threads=2)
+Run = Callable[..., tuple[int, str, str]]  # of a command: exit code, standard output, standard error
 
 
 class SmallNet(nn.Module):

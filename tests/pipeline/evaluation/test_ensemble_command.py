@@ -5,35 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline import command, ensemble
+from pipeline import ensemble
 from pipeline.config import Config, to_yaml
 from pipeline.evaluation.scores import Scores, load, save
 from pipeline.tracking import TrackingConfig, read_metrics
 from pipeline.tracking.state import Delivered, write_delivered
-from tests.pipeline.evaluation.nets_and_images import provenance, random_softmax
+from tests.pipeline.evaluation.nets_and_images import Run, provenance, random_softmax
 
-Run = Callable[..., tuple[int, str, str]]
 IMAGES, CLASSES = 300, 12
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """(exit code, standard output, standard error) of the command."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            command.run(lambda: ensemble.main(list(map(str, arguments))))
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
+def run(run_command: Run) -> Run:
+    return lambda *arguments: run_command(ensemble.main, *arguments)
 
 
 def write_scores(path: Path, number: int, protocol: str, classes: int = CLASSES, **changes: Any) -> Path:

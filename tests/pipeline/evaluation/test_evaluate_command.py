@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import command, evaluate
+from pipeline import evaluate
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.scores import load
 from pipeline.tracking import TrackingConfig, open_tracker, read_metrics
 from pipeline.tracking.state import read_wanted
 from pipeline.training.checkpoint import publish
-from tests.pipeline.evaluation.nets_and_images import write_run
+from tests.pipeline.evaluation.nets_and_images import Run, write_run
 
 ROOT = Path(__file__).parents[3]
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """(exit code, standard output, standard error) of the command."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        threads = torch.get_num_threads()
-        with pytest.raises(SystemExit) as ended:
-            command.run(lambda: evaluate.main([*map(str, arguments), "--threads", "1"]))
-        torch.set_num_threads(threads)
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture
@@ -51,9 +34,9 @@ def figures(output: str) -> dict[str, Any]:
     return json.loads(output.splitlines()[-1])
 
 
-def test_a_run_is_tested_under_each_protocol(made_run: Path, run: Run) -> None:
+def test_a_run_is_tested_under_each_protocol(made_run: Path, run_evaluate: Run) -> None:
     open_tracker(made_run, TrackingConfig(mlflow=False), name="one", params={}, tags={}).close()  # as the training did
-    code, output, errors = run(made_run, "--protocol", "center,ten-crop", "--split", "train", "--json")
+    code, output, errors = run_evaluate(made_run, "--protocol", "center,ten-crop", "--split", "train", "--json")
     assert code == 0, errors
     results = {one["protocol"]: one for one in figures(output)["results"]}
     for protocol in ("center", "ten-crop"):
@@ -78,49 +61,55 @@ def test_a_run_is_tested_under_each_protocol(made_run: Path, run: Run) -> None:
     assert recorded["ten-crop-train", 100]["top1_error"] == results["ten-crop"]["top1_error"]
 
 
-def test_scores_that_stand_are_not_made_twice(made_run: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = figures(run(made_run, "--split", "train", "--json")[1])
+def test_scores_that_stand_are_not_made_twice(
+    made_run: Path, run_evaluate: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = figures(run_evaluate(made_run, "--split", "train", "--json")[1])
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("scored again")
 
     monkeypatch.setattr("pipeline.evaluation.score_files.score_split", never)
-    assert figures(run(made_run, "--split", "train", "--json")[1]) == first
+    assert figures(run_evaluate(made_run, "--split", "train", "--json")[1]) == first
     with pytest.raises(AssertionError, match="scored again"):
-        run(made_run, "--split", "train", "--again")
+        run_evaluate(made_run, "--split", "train", "--again")
 
 
-def test_a_damaged_score_file_is_made_again(made_run: Path, run: Run) -> None:
-    run(made_run, "--split", "train")
+def test_a_damaged_score_file_is_made_again(made_run: Path, run_evaluate: Run) -> None:
+    run_evaluate(made_run, "--split", "train")
     path = made_run / "scores/center-train-00000100.npz"
     whole = path.read_bytes()
     path.write_bytes(whole[:-200])
-    assert run(made_run, "--split", "train")[0] == 0
+    assert run_evaluate(made_run, "--split", "train")[0] == 0
     assert path.read_bytes() == whole
 
 
-def test_a_split_without_labels_is_scored(made_run: Path, photographs: Dataset, run: Run, tmp_path: Path) -> None:
+def test_a_split_without_labels_is_scored(
+    made_run: Path, photographs: Dataset, run_evaluate: Run, tmp_path: Path
+) -> None:
     folder = tmp_path / "unlabelled"
     shutil.copytree(photographs.folder, folder)
     table = np.load(folder / "train.samples.npy")
     table["label"] = -1
     np.save(folder / "train.samples.npy", table)
-    code, output, errors = run(made_run, "--data", folder, "--split", "train", "--json")
+    code, output, errors = run_evaluate(made_run, "--data", folder, "--split", "train", "--json")
     assert code == 0, errors
     assert figures(output)["results"][0]["top1_error"] is None
     assert (load(made_run / "scores/center-train-00000100.npz").labels == -1).all()
     assert not (made_run / "metrics.jsonl").exists() or not read_metrics(made_run / "metrics.jsonl")
 
 
-def test_a_checkpoint_of_a_run_can_be_named(made_run: Path, photographs: Dataset, run: Run) -> None:
+def test_a_checkpoint_of_a_run_can_be_named(made_run: Path, photographs: Dataset, run_evaluate: Run) -> None:
     old = next((made_run / "checkpoints").iterdir())
     write_run(made_run.parent, "one", photographs, iteration=200, seed=1)
-    assert figures(run(made_run, "--split", "train", "--json")[1])["results"][0]["scores"].endswith("00000200.npz")
-    assert figures(run(old, "--split", "train", "--json")[1])["results"][0]["scores"].endswith("00000100.npz")
+    assert figures(run_evaluate(made_run, "--split", "train", "--json")[1])["results"][0]["scores"].endswith(
+        "00000200.npz"
+    )
+    assert figures(run_evaluate(old, "--split", "train", "--json")[1])["results"][0]["scores"].endswith("00000100.npz")
 
 
-def test_two_processes_under_torchrun_write_the_same_file(made_run: Path, run: Run) -> None:
-    run(made_run, "--split", "train")
+def test_two_processes_under_torchrun_write_the_same_file(made_run: Path, run_evaluate: Run) -> None:
+    run_evaluate(made_run, "--split", "train")
     path = made_run / "scores/center-train-00000100.npz"
     alone = path.read_bytes()
     path.unlink()
@@ -138,7 +127,7 @@ def with_labels(folder: Path, labels: int) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_mistakes_get_one_sentence(made_run: Path, photographs: Dataset, run: Run, tmp_path: Path) -> None:
+def test_mistakes_get_one_sentence(made_run: Path, photographs: Dataset, run_evaluate: Run, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
     without = write_run(tmp_path / "runs", "without", photographs)
     for one in (without / "checkpoints").iterdir():
@@ -163,7 +152,7 @@ def test_mistakes_get_one_sentence(made_run: Path, photographs: Dataset, run: Ru
         ([other, "--split", "train"], "tells 7 classes apart, the dataset .* has 10"),
     ]
     for arguments, sentence in cases:
-        code, _, errors = run(*arguments)
+        code, _, errors = run_evaluate(*arguments)
         said = [line for line in errors.splitlines() if line.startswith("error: ")]
         assert code == 2 and len(said) == 1, (arguments, errors)
         assert "Traceback" not in errors
@@ -171,12 +160,12 @@ def test_mistakes_get_one_sentence(made_run: Path, photographs: Dataset, run: Ru
         assert not list(tmp_path.rglob("*.npz")), "nothing is written"
 
 
-def test_a_diverged_net_is_refused_and_writes_no_scores(made_run: Path, run: Run) -> None:
+def test_a_diverged_net_is_refused_and_writes_no_scores(made_run: Path, run_evaluate: Run) -> None:
     checkpoint = next((made_run / "checkpoints").iterdir())
     state = torch.load(checkpoint, weights_only=True)
     state["model"]["fc.bias"][0] = float("nan")
     publish(made_run / "checkpoints", 300, state)
-    code, _, errors = run(made_run, "--split", "train")
+    code, _, errors = run_evaluate(made_run, "--split", "train")
     assert code == 2 and "is not a softmax" in errors
     assert not list((made_run / "scores").glob("*.npz"))
 

@@ -14,23 +14,14 @@ from pipeline import command, submit
 from pipeline.data.dataset import ClassInfo, Dataset, Manifest, SplitInfo, sample_dtype
 from pipeline.evaluation import submission
 from pipeline.evaluation.scores import Scores, load, save
-from tests.pipeline.evaluation.nets_and_images import provenance, random_softmax
+from tests.pipeline.evaluation.nets_and_images import Run, provenance, random_softmax
 
-Run = Callable[..., tuple[int, str, str]]
 CLASSES = 30
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """(exit code, standard output, standard error) of the command."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            command.run(lambda: submit.main(list(map(str, arguments))))
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
+def run(run_command: Run) -> Run:
+    return lambda *arguments: run_command(submit.main, *arguments)
 
 
 def ilsvrc_ids() -> list[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.transforms import v2 as transforms
 
-from pipeline import command, evaluate
 from pipeline.command import UserError
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.foreign import open_weights, read_weights
 from pipeline.evaluation.nets import digest
 from pipeline.evaluation.scores import load
 from tests.pipeline.data.small_datasets import encode, photograph, write_dataset
-from tests.pipeline.evaluation.nets_and_images import decoded, varied_resnet
+from tests.pipeline.evaluation.nets_and_images import Run, decoded, varied_resnet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES = 6
@@ -94,31 +92,13 @@ def test_torchvisions_weights_give_torchvisions_answers(tmp_path: Path) -> None:
         torch.testing.assert_close(subject.net.eval()(images), theirs(images))
 
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """(exit code, standard output, standard error) of python -m pipeline.evaluate."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        threads = torch.get_num_threads()
-        with pytest.raises(SystemExit) as ended:
-            command.run(lambda: evaluate.main([*map(str, arguments), "--threads", "1"]))
-        torch.set_num_threads(threads)
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return call
-
-
 def test_a_published_net_is_scored_without_a_run(
-    tmp_path: Path, tiny: Dataset, published: torch.nn.Module, run: Run
+    tmp_path: Path, tiny: Dataset, published: torch.nn.Module, run_evaluate: Run
 ) -> None:
     torch.save({"state_dict": renamed(published.state_dict())}, tmp_path / "net.th")
     numbers = [",".join(f"{255 * value:.6g}" for value in values) for values in (MEAN, STD)]
     arguments = ["--data", tiny.folder, "--arch", "resnet8", "--weights-file", tmp_path / "net.th", "--split", "train"]
-    code, output, errors = run(
+    code, output, errors = run_evaluate(
         *arguments, "--mean", numbers[0], "--std", numbers[1], "--scores", tmp_path / "out.npz", "--json"
     )
     assert code == 0, errors
@@ -138,7 +118,7 @@ class Malicious:
 
 
 def test_mistakes_get_one_sentence(
-    tmp_path: Path, tiny: Dataset, published: torch.nn.Module, run: Run, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny: Dataset, published: torch.nn.Module, run_evaluate: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, other = tmp_path / "good.pt", tmp_path / "other.pt"
     torch.save(published.state_dict(), good)
@@ -173,7 +153,7 @@ def test_mistakes_get_one_sentence(
         ([tmp_path, "--arch", "resnet8"], "go with --weights-file"),
     ]
     for arguments, sentence in cases:
-        code, output, errors = run(*arguments)
+        code, output, errors = run_evaluate(*arguments)
         said = [line for line in errors.splitlines() if line.startswith("error: ")]
         assert code == 2 and len(said) == 1 and "Traceback" not in errors, (arguments, errors)
         assert re.search(sentence, said[0]), (sentence, said[0])
