@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.command import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, describe_os_error
+from pipeline.watchdog import EXIT_HUNG, Hang
 
 EXIT_FAILED = 1
 
@@ -65,6 +66,11 @@ def attempt(rank: int, main: Callable[[], int]) -> tuple[int, Failure | None]:
         return failure(EXIT_FAILED, f"{type(error).__name__}: {error}", traceback.format_exc())
     except Exception as error:
         return failure(EXIT_FAILED, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def failure_of_hang(hang: Hang, log: str = "") -> Failure:
+    """What the watchdog of any rank found, as the failure of the rank that holds the others up."""
+    return Failure(rank=hang.ranks[0], time=time.time(), code=EXIT_HUNG, sentence=hang.sentence, log=log)
 
 
 def cause(failures: Iterable[Failure]) -> Failure:

@@ -13,7 +13,7 @@ from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 
-from launch.failure import Failure, attempt, note
+from launch.failure import Failure, attempt, failure_of_hang, note
 from launch.fence import watch
 from pipeline.command import EXIT_PREEMPTED
 from pipeline.config import Config
@@ -36,7 +36,7 @@ class Job:
         export_environment(environment)
         if environment.cluster == "slurm":
             watch(self.config.run_folder, environment.job_id, _restarts())
-        code, failure = attempt(environment.global_rank, self._train)
+        code, failure = attempt(environment.global_rank, lambda: self._train(environment))
         if failure:
             self._tell(failure, environment)
         if code == EXIT_PREEMPTED:
@@ -60,10 +60,10 @@ class Job:
             log = str(environment.paths.stderr)
             note(failure, self.config.run_folder / "logs", attempt_name(environment), log)
 
-    def _train(self) -> int:
+    def _train(self, environment: JobEnvironment) -> int:
         from pipeline.train import main
 
-        return main(self.config)
+        return main(self.config, lambda hang: self._tell(failure_of_hang(hang), environment))
 
 
 def export_environment(environment: JobEnvironment) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launch.failure import attempt, note
+from launch.failure import attempt, failure_of_hang, note
 from pipeline.command import EXIT_USER_ERROR
 from pipeline.config import Config
 
@@ -33,7 +33,7 @@ def train(arguments: dict[str, object]) -> None:
     def main() -> int:
         from pipeline.train import main
 
-        return main(config)
+        return main(config, lambda hang: note(failure_of_hang(hang), logs, launch, str(log)))
 
     with output_to(log := logs / f"rank-{rank}.log"):
         code, failure = attempt(rank, main)

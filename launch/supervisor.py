@@ -20,6 +20,7 @@ from typing import IO
 
 from launch.failure import Failure, conclude
 from pipeline.command import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from pipeline.watchdog import Note
 
 # The rank's inherited file descriptor for its Failure; None of the ranks' business beyond `report`.
 REPORT_VARIABLE = "PIPELINE_REPORT_FD"
@@ -48,16 +49,20 @@ class _Rank:
         if code in (0, EXIT_PREEMPTED):
             return None
         self.report.seek(0)
-        if text := self.report.read().decode():
-            return Failure.from_json(text)
+        told = self.report.read().decode().splitlines()
+        if failures := [line for line in told if line.startswith("{")]:
+            return Failure.from_json(failures[0])
         if code < 0:
             reason = f"was killed by {signal.Signals(-code).name}"
             if code == -signal.SIGKILL:
                 reason += " (the kernel does that when memory runs out: see dmesg)"
-            return Failure(rank=self.number, time=time.time(), code=128 - code, sentence=reason, detail=self._tail())
-        return Failure(
-            rank=self.number, time=time.time(), code=code, sentence=f"ended with exit code {code}", detail=self._tail()
-        )
+        else:
+            reason = f"ended with exit code {code}"
+        note = Note.read(Path(told[0])) if told else None
+        if note and note.process == self.process.pid:
+            reason += f", its last word: {note}"
+        code = 128 - code if code < 0 else code
+        return Failure(rank=self.number, time=time.time(), code=code, sentence=reason, detail=self._tail())
 
     def _tail(self) -> str:
         if self.output is None:
@@ -97,8 +102,17 @@ def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[
 
 def report(failure: Failure) -> None:
     """Called in a rank: tell the supervisor why this rank ends, before its connections close."""
+    _tell(failure.to_json() + "\n")
+
+
+def report_activity(path: Path) -> None:
+    """Called in a rank, before anything is reported: where its `Note` will stand, for the case that it can report nothing."""
+    _tell(f"{path.absolute()}\n")
+
+
+def _tell(text: str) -> None:
     if descriptor := os.environ.get(REPORT_VARIABLE):
-        os.write(int(descriptor), failure.to_json().encode())
+        os.write(int(descriptor), text.encode())
 
 
 def _start(number: int, command: Sequence[str], environment: Mapping[str, str]) -> _Rank:
@@ -109,6 +123,7 @@ def _start(number: int, command: Sequence[str], environment: Mapping[str, str]) 
         if os.getppid() != launcher:  # it died between the fork and the line above
             os._exit(EXIT_INTERRUPTED)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
+        signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # for ranks that do not make it show their stacks
 
     output = None if number == 0 else tempfile.TemporaryFile()  # noqa: SIM115
     report_file = tempfile.TemporaryFile()  # noqa: SIM115
@@ -137,7 +152,9 @@ def _wait(ranks: Sequence[_Rank]) -> tuple[list[Failure], bool]:
             _signal(running, signal.SIGKILL)
             force_at = float("inf")
         elif now >= request_at:
-            _signal(running, signal.SIGTERM)
+            # SIGQUIT: its threads' stacks into its log. SIGCONT: a rank that was stopped can do neither otherwise.
+            for number in (signal.SIGQUIT, signal.SIGTERM, signal.SIGCONT):
+                _signal(running, number)
             request_at = float("inf")
         received = signal.sigtimedwait(_AWAITED, min(1.0, max(0.0, min(request_at, force_at) - now)))
         if received is not None and received.si_signo in PASSED_ON:

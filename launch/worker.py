@@ -15,9 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from launch.failure import attempt
-from launch.supervisor import report
+from launch.failure import attempt, failure_of_hang
+from launch.supervisor import report, report_activity
 from pipeline.command import EXIT_PREEMPTED, print_json
+from pipeline.watchdog import ACTIVITY, Hang
 
 
 def run(argv: Sequence[str]) -> int:
@@ -27,6 +28,7 @@ def run(argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, _stop_at_once)
     faulthandler.enable()
+    faulthandler.register(signal.SIGQUIT, all_threads=True)
     log: Path | None = None
 
     def train() -> int:
@@ -41,7 +43,13 @@ def run(argv: Sequence[str]) -> int:
         log.parent.mkdir(parents=True, exist_ok=True)
         if rank > 0:
             _write_to(log)
-        code = main(config)
+        report_activity(config.run_folder / ACTIVITY / f"rank-{rank}.json")
+        logs = log.parent
+
+        def on_hang(hang: Hang) -> None:
+            report(failure_of_hang(hang, str(logs / f"rank-{hang.ranks[0]}.log")))
+
+        code = main(config, on_hang)
         if own.json and rank == 0:
             print_json(summary(config, code))
         return code

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -22,6 +22,7 @@ from pipeline.tracking import Tracker, open_tracker
 from pipeline.trainer import Trainer
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.preemption import StopRequest
+from pipeline.watchdog import Hang, watching
 from pipeline.world import World, open_world, set_threads
 
 ERRORS = {  # of the closing table
@@ -34,19 +35,26 @@ ERRORS = {  # of the closing table
 EXAMPLE = "python launch/local.py --config configs/demo.yaml --procs 2"
 
 
-def main(config: Config) -> int:
+def main(config: Config, on_hang: Callable[[Hang], None] = lambda hang: None) -> int:
     """Train the run that `config` describes, or go on with it. Every rank calls this; the launcher set the environment.
 
     Returns 0 where the run is finished, EXIT_PREEMPTED where it was asked to stop and has saved. Raises UserError.
+    Where a rank hangs, `on_hang` is told and the process ends with EXIT_HUNG.
     """
-    with open_world(config.device, config.timeout_seconds) as world:
+    with (
+        watching(config.timeout_seconds, on_hang) as watchdog,
+        open_world(config.device, config.timeout_seconds, watchdog) as world,
+    ):
         threads = set_threads(world, config.threads)
+        watchdog.note("opening dataset and run folder")
         dataset = open_dataset(config.data)
         with (
             closing(Trainer(config, dataset, world)) as training,
             open_run(config, dataset, world, threads) as run_folder,
         ):
             folder = config.run_folder / "checkpoints"
+            watchdog.publish(config.run_folder, world.rank, world.size)
+            watchdog.note("restoring")
             training.restore(Checkpoints(folder, config.checkpoint))
             if training.iteration == config.iterations:
                 return report(config, training, "was finished already")
@@ -60,6 +68,7 @@ def main(config: Config) -> int:
                 finished = train(training, checkpoints, tracker, stop, run_folder)
                 if world.is_main:
                     conclude(checkpoints, tracker, finished)
+                watchdog.note("closing", limited=False)  # MLflow may take its time (tracking.close_seconds)
             return report(config, training, "finished" if finished else "stopped on request")
 
 
@@ -68,11 +77,13 @@ def train(
 ) -> bool:
     """Iterate to the end; False where it was asked to stop before (everything is saved then)."""
     config, world = training.config, training.world
+    note = world.watchdog.note
 
     def log(kind: str, values: dict[str, float]) -> None:
         run_folder.check()
         tracker.log(kind, training.iteration, values)
 
+    note("opening the loader", training.iteration, limited=config.loader.stage_to is None)  # copying shards takes hours
     bar = Progress(config.iterations, config.run_name, "it", start=training.iteration, enabled=world.is_main)
     with training.batches() as batches, bar as progress:
         for batch in batches:
@@ -84,16 +95,21 @@ def train(
             training.update(batch.images, batch.labels)
             done, last = training.iteration, training.iteration == config.iterations
             if done % config.tracking.log_every == 0 or last:
+                note("log point", done)
                 log("train", training.take_interval(batches))
             if training.val_split and (done % config.evaluation.every == 0 or last):
+                note("evaluation", done)
                 log("val", training.evaluate())
                 if config.ema_decay:
                     log("val_ema", training.evaluate_average())
             if last and config.recompute_bn_images:
+                note("recomputing BN statistics", done)
                 log("val_recomputed_bn", training.recompute_statistics())
             if done % config.checkpoint.every == 0 or last:
                 training.save(checkpoints)
             progress.advance(**training.figures)
+            note("waiting for data", done)
+    note("leaving")
     stop.drain()
     return True
 

@@ -99,6 +99,7 @@ class Trainer:
         )
 
     def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.world.watchdog.note("forward and backward", self.iteration)
         self.step.step(images, labels, self.schedule.lr(self.iteration))
         self.iteration += 1
         self.clock.updates += 1
@@ -155,6 +156,7 @@ class Trainer:
         total = torch.zeros(1)
         with self.batches(mini_batches) as batches:
             for batch in batches:
+                self.world.watchdog.tick()
                 total = total + self.step.batch_statistics(batch.images).double().sum(dim=0)
         average = (total / (mini_batches * self.plan.groups)).float()
         self.step.statistics.average_into_model(average[None], self.iteration)
@@ -182,6 +184,7 @@ class Trainer:
 
     def save(self, checkpoints: Checkpoints) -> None:
         """Start writing a checkpoint of the state as it is now; a collective."""
+        self.world.watchdog.note("saving", self.iteration)
         with self.clock.paused():
             self._collect()
             statistics = self._average_statistics()

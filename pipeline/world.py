@@ -10,7 +10,7 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from pipeline.command import UserError
 from pipeline.cores import available_cores
+from pipeline.watchdog import COLLECTIVE_GRACE_SECONDS, Watchdog
 
 T = TypeVar("T")
 
@@ -29,13 +30,17 @@ LAUNCHER_VARIABLE = "PIPELINE_LAUNCHER"  # set by the doors in launch/, recorded
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process: `rank` of `size` in all, `local_rank` of `local_size` on this host, computing on `device`."""
+    """This process: `rank` of `size` in all, `local_rank` of `local_size` on this host, computing on `device`.
+
+    `watchdog` is told what this rank does.
+    """
 
     rank: int
     size: int
     local_rank: int
     local_size: int
     device: torch.device
+    watchdog: Watchdog = field(default_factory=Watchdog, compare=False, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -44,17 +49,25 @@ class World:
 
 
 @contextmanager
-def open_world(device: str = "auto", timeout_seconds: float = 600.0) -> Iterator[World]:
+def open_world(
+    device: str = "auto", timeout_seconds: float = 600.0, watchdog: Watchdog | None = None
+) -> Iterator[World]:
     """Open (or adopt) the process group; close it at the end where it was opened here.
 
     `device`: "auto" takes the GPU of this local rank where there is one, else the CPU; "cpu" and "cuda" insist.
-    `timeout_seconds`: how long a collective waits for a rank that does not answer before the job is torn down.
+    `timeout_seconds`: how long a rank waits for another before the job is torn down: by the watchdog where there is one,
+    30 s later by the collective itself.
     Raises UserError where the environment is incomplete or has more local ranks than GPUs.
     """
     rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
     local_rank, local_size = _variable("LOCAL_RANK", 0), _variable("LOCAL_WORLD_SIZE", 1)
     world = World(
-        rank=rank, size=size, local_rank=local_rank, local_size=local_size, device=_device(device, local_rank)
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        local_size=local_size,
+        device=_device(device, local_rank),
+        watchdog=watchdog or Watchdog(),
     )
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
@@ -64,7 +77,8 @@ def open_world(device: str = "auto", timeout_seconds: float = 600.0) -> Iterator
     if size > 1 and not dist.is_initialized():
         # GPU worlds get gloo beside NCCL: agreements between hosts (stop flags) must not touch the device.
         backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        world.watchdog.note("meeting the other ranks")
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
         opened = True
     assert size == 1 or (dist.get_rank() == rank and dist.get_world_size() == size), "environment and group disagree"
     try:

@@ -185,7 +185,13 @@ def _softmaxes(
             loaders.append(stack.enter_context(batches))
             window = feature_side(net, showing.crop, world.device) if isinstance(view, WholeImage) else 0
             seeing.append(Seeing(mirror_of(normalization, world.device), window))
-        yield (_classify(net, protocol, showing, batches, seeing) for batches in zip(*loaders, strict=True))
+
+        def results() -> Iterator[tuple[Tensor, Tensor]]:
+            for batches in zip(*loaders, strict=True):
+                world.watchdog.tick()
+                yield _classify(net, protocol, showing, batches, seeing)
+
+        yield results()
 
 
 @torch.inference_mode()

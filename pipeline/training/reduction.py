@@ -8,7 +8,7 @@ power-of-two number of ranks, gets the same bits.
 
 # No `from __future__ import annotations`: DDP checks the hook's annotations and does not resolve strings.
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, cast
 
@@ -98,12 +98,19 @@ class GradientReducer:
 
     With several ranks it is DDP's communication hook: each bucket's sum travels while the backward pass goes on. With
     one rank, `finish_alone` does the local part. `mode` tree needs a power of two of ranks and of micro-batches a rank.
+    `arrived` is called when this rank's share is computed and it begins to wait for the other ranks.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], mode: Literal["tree", "allreduce"], device: torch.device):
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        mode: Literal["tree", "allreduce"],
+        device: torch.device,
+        arrived: Callable[[], None] = lambda: None,
+    ) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.index = {id(parameter): number for number, parameter in enumerate(self.parameters)}
-        self.mode, self.device = mode, device
+        self.mode, self.device, self.arrived = mode, device, arrived
         self.accumulator = TreeAccumulator()
         self.group: dist.ProcessGroup | None = None
         if dist.is_initialized():
@@ -140,6 +147,7 @@ class GradientReducer:
             self.accumulator.add_last(self.index[id(parameter)], gradient)
             offset += parameter.numel()
         if bucket.is_last():
+            self.arrived()
             self.accumulator.clear()
         if self.mode == "allreduce":
             work = dist.all_reduce(buffer, group=self.group, async_op=True)

@@ -66,7 +66,9 @@ class TrainingStep:
             self.not_compiled = compile_for_training(self.model, example, precision, world)
         self.statistics = GroupStatistics(self.model, plan)
         self.average = WeightAverage(average, self.model, self.statistics, ema_decay) if average else None
-        self.reducer = GradientReducer(list(self.model.parameters()), reduction, world.device)
+        self.reducer = GradientReducer(
+            list(self.model.parameters()), reduction, world.device, lambda: world.watchdog.note("gradient reduction")
+        )
         self.network: nn.Module = self.model
         if world.size > 1:
             # Every group keeps its own statistics; torch renamed the switch in 2.15 and warns of the old name.

@@ -14,6 +14,7 @@ import pytest
 
 from launch import local, ray_train, slurm
 from pipeline.command import UserError
+from pipeline.watchdog import EXIT_HUNG, Note
 from tests.launch.doors import alive, environment, final_checkpoint, finish, launcher_of, script, wait_for
 
 
@@ -128,6 +129,37 @@ def test_interrupt_and_killed_launcher_leave_nothing_running(tmp_path: Path, tin
         if number == signal.SIGINT:
             assert err.splitlines()[-1] == "interrupted: the same command goes on where this one stopped"
             assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGSTOP, marks=pytest.mark.slow), signal.SIGKILL])
+def test_a_rank_that_stops_or_dies_is_named_with_its_last_word(
+    tmp_path: Path, tiny: Path, number: signal.Signals
+) -> None:
+    command = [*script("local.py"), "--config", str(tiny), "--procs", "2", "--iterations", "100000", "--name", "run"]
+    process = subprocess.Popen(
+        [*command, "--timeout-seconds", "5"],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        stdout=subprocess.DEVNULL,
+    )
+    run = tmp_path / "runs" / "run"
+    wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
+    ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    os.kill(ranks[1], number)
+    wait_for(lambda: Note.read(run / "activity" / "rank-1.json"))
+    note = str(Note.read(run / "activity" / "rank-1.json"))
+    _, err = process.communicate(timeout=60)
+    error = err.splitlines()[-1]
+    assert "error: rank 1 failed first" in error and note in error
+    if number == signal.SIGKILL:
+        assert process.returncode == 137 and "was killed by SIGKILL" in error
+    else:
+        assert process.returncode == EXIT_HUNG and "did not arrive within" in error
+        # Awake again for its end, it says where it stood.
+        assert "most recent call first" in (run / "logs" / "rank-1.log").read_text()
+    wait_for(lambda: not any(map(alive, ranks)), 5)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""A whole job as a launcher would start it, of processes forked from one that has imported everything: a start costs little.
+
+Each rank calls the real `pipeline.train.main` and ends with its exit code; what it prints goes to a log. They may be
+killed, stopped and sabotaged.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from launch.local import free_port, rank_environment
+from pipeline.config import Config
+from tests.ranks import CONTEXT
+
+
+class Fleet:
+    """`size` ranks training `config`. `sabotage(rank)` is called in each of them first. Logs: `logs`/rank-K.txt."""
+
+    def __init__(self, config: Config, size: int, logs: Path, sabotage: Callable[[int], object] | None = None) -> None:
+        port = free_port()
+        logs.mkdir(exist_ok=True)
+        self.logs = [logs / f"rank-{rank}.txt" for rank in range(size)]
+        self.ranks: list[BaseProcess] = []
+        for rank, log in enumerate(self.logs):
+            environment = rank_environment(rank, size, port)
+            process = CONTEXT.Process(target=_rank, args=(config, environment, log, sabotage), daemon=True)
+            process.start()
+            self.ranks.append(process)
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """To all that are alive, as fast as they can be reached."""
+        for process in self.ranks:
+            if process.exitcode is None and process.pid is not None:
+                os.kill(process.pid, number)
+
+    def wait(self, seconds: float) -> list[int]:
+        """The exit codes; fails where a rank is still alive after `seconds` (and kills it)."""
+        for process in self.ranks:
+            process.join(seconds)
+        alive = [rank for rank, process in enumerate(self.ranks) if process.exitcode is None]
+        self.kill()
+        assert not alive, f"ranks {alive} still run after {seconds} s"
+        return [int(process.exitcode or 0) for process in self.ranks]
+
+    def said(self, rank: int) -> str:
+        return self.logs[rank].read_text(errors="replace")
+
+
+def _rank(config: Config, environment: dict[str, str], log: Path, sabotage: Callable[[int], object] | None) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    code = 1
+    try:
+        if sabotage:
+            sabotage(int(environment["RANK"]))
+        from pipeline.train import main
+
+        code = main(config)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
