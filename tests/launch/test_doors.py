@@ -15,7 +15,16 @@ import pytest
 from launch import local, ray_train, slurm
 from pipeline.command import UserError
 from pipeline.watchdog import EXIT_HUNG, Note
-from tests.launch.doors import alive, environment, final_checkpoint, finish, launcher_of, script, wait_for
+from tests.launch.doors import (
+    alive,
+    environment,
+    final_checkpoint,
+    finish,
+    launcher_of,
+    script,
+    stopped_or_dead,
+    wait_for,
+)
 
 
 def test_local_two_processes(tmp_path: Path, tiny: Path, reference: str) -> None:
@@ -148,11 +157,11 @@ def test_a_rank_that_stops_or_dies_is_named_with_its_last_word(
     wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
     ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(ranks[1], number)
-    wait_for(lambda: Note.read(run / "activity" / "rank-1.json"))
+    wait_for(lambda: stopped_or_dead(ranks[1]) and Note.read(run / "activity" / "rank-1.json"))
     note = str(Note.read(run / "activity" / "rank-1.json"))
     _, err = process.communicate(timeout=60)
     error = err.splitlines()[-1]
-    assert "error: rank 1 failed first" in error and note in error
+    assert "error: rank 1 failed first" in error and note in error, err
     if number == signal.SIGKILL:
         assert process.returncode == 137 and "was killed by SIGKILL" in error
     else:
