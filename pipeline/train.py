@@ -46,8 +46,9 @@ def main(config: Config, on_hang: Callable[[Hang], None] = lambda hang: None) ->
         open_world(config.device, config.timeout_seconds, watchdog) as world,
     ):
         threads = set_threads(world, config.threads)
-        watchdog.note("opening dataset and run folder")
+        watchdog.note("opening the dataset")
         dataset = open_dataset(config.data)
+        watchdog.note("building the net and opening the run folder")
         with (
             closing(Trainer(config, dataset, world)) as training,
             open_run(config, dataset, world, threads) as run_folder,

@@ -68,8 +68,11 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def stopped_or_dead(pid: int) -> bool:
     """Every thread of it: signals reach a process's threads one after the other."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/stat")
-    return all(task.read_text().rpartition(")")[2].split()[0] in "TZ" for task in tasks)
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").glob("*/stat"))
+        return all(task.read_text().rpartition(")")[2].split()[0] in "TZX" for task in tasks)
+    except (FileNotFoundError, ProcessLookupError):  # one ended meanwhile
+        return stopped_or_dead(pid)
 
 
 def alive(pid: int) -> bool:

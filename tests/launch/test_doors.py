@@ -146,7 +146,7 @@ def test_a_rank_that_stops_or_dies_is_named_with_its_last_word(
 ) -> None:
     command = [*script("local.py"), "--config", str(tiny), "--procs", "2", "--iterations", "100000", "--name", "run"]
     process = subprocess.Popen(
-        [*command, "--timeout-seconds", "5"],
+        [*command, "--timeout-seconds", "120" if number == signal.SIGKILL else "30"],
         cwd=tmp_path,
         env=environment(),
         stderr=subprocess.PIPE,
@@ -154,7 +154,8 @@ def test_a_rank_that_stops_or_dies_is_named_with_its_last_word(
         stdout=subprocess.DEVNULL,
     )
     run = tmp_path / "runs" / "run"
-    wait_for(lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
+    metrics = run / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size, 120)
     ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(ranks[1], number)
     wait_for(lambda: stopped_or_dead(ranks[1]) and Note.read(run / "activity" / "rank-1.json"))
