@@ -8,6 +8,7 @@ Evaluation and recomputed statistics are not compiled: their shapes are many and
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ def compile_for_training(
     # Inductor's pool of compiler processes would import torch once per core on every rank: seconds lost for a few kernels.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     torch._dynamo.config.recompile_limit = SHAPES_AT_MOST
+    # It looks for CUDA and warns of its absence, on machines that never had any.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     model.compile(dynamic=False)
     reasons = [_failure(model, example, precision, world.device)]
     if world.size > 1:
@@ -66,7 +69,8 @@ def _failure(
     except (
         Exception
     ) as error:  # a missing C++ compiler, an unsupported GPU, a defect of torch: training goes on without
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        told = str(error).split("Set TORCHDYNAMO_VERBOSE")[0]  # advice to torch's developers follows
+        return f"{type(error).__name__}: {' '.join(told.split())[:300]}"
     finally:
         model.zero_grad(set_to_none=True)
         for name, value in model.named_buffers():

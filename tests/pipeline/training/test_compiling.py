@@ -1,0 +1,83 @@
+"""torch.compile in the training step: the same trajectory as without, the same bits on any number of ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.models.resnet import build
+from pipeline.training.batchnorm import plan_groups
+from pipeline.training.optimizer import OptimizerConfig
+from pipeline.training.reduction import choose_mode
+from pipeline.training.step import TrainingStep
+from pipeline.world import World
+from tests.ranks import run_ranks
+
+BATCH, GROUP, STEPS, SIDE = 16, 4, 4, 8
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler, which torch.compile needs on a CPU")
+
+
+def train(world: World, compiled: bool, group: int = GROUP) -> tuple[str | None, str, np.ndarray]:
+    """(why it was not compiled, SHA-256 of the weights, losses) after STEPS updates of a small net, in float32."""
+    plan = plan_groups(BATCH, group, world.rank, world.size)
+    step = TrainingStep(
+        build("resnet8", classes=5, generator=torch.Generator().manual_seed(0)),
+        batch=BATCH,
+        plan=plan,
+        optimizer=OptimizerConfig(),
+        reduction=choose_mode("tree", world.size, plan.local),
+        precision="float32",
+        world=world,
+        compile_crop=SIDE if compiled else None,
+    )
+    assert all(parameter.grad is None for parameter in step.model.parameters())
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(STEPS):
+        images = torch.randn(BATCH, SIDE, SIDE, 3, generator=generator)
+        labels = torch.randint(5, (BATCH,), generator=generator)
+        step.step(images[plan.rows], labels[plan.rows], 0.05)
+    step.statistics.average_into_model(step.statistics.all_groups(), STEPS)
+    values = [value.contiguous().numpy().tobytes() for value in step.model.state_dict().values()]
+    losses = step.take_metrics()[:, 0]
+    step.close()
+    return step.not_compiled, hashlib.sha256(b"".join(values)).hexdigest(), losses
+
+
+def alone(*arguments: Any) -> tuple[str | None, str, np.ndarray]:
+    torch.set_num_threads(1)
+    torch._dynamo.reset()
+    return train(World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu")), *arguments)
+
+
+def test_where_compiling_fails_training_goes_on_without_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing was compiled before
+    with torch._inductor.config.patch({"cpp.cxx": ("/nonexistent/c++",)}):
+        reason, digest, _ = alone(True)
+    assert reason is not None and reason.startswith("rank 0:") and "c++" in reason.lower()
+    assert digest == alone(False)[1]
+
+
+def test_groups_that_span_ranks_are_not_compiled() -> None:
+    reasons = {reason for reason, *_ in run_ranks(2, train, True, BATCH)}
+    assert reasons == {"normalization groups span ranks, which exchange statistics inside the net"}
+
+
+@needs_compiler
+@pytest.mark.slow  # compiles for half a minute
+def test_compiled_updates_are_those_of_the_eager_net_and_of_any_number_of_ranks() -> None:
+    reason, digest, losses = alone(True)
+    assert reason is None
+    _, eager_digest, eager_losses = alone(False)
+    assert digest != eager_digest  # it was compiled
+    np.testing.assert_allclose(losses, eager_losses, rtol=1e-4)
+    for ranks in (2, 4):
+        assert {found for _, found, _ in run_ranks(ranks, train, True, timeout=400)} == {digest}
