@@ -7,11 +7,14 @@ import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 from PIL import Image
 
+from data_prep.order import by_class_and_name, permutation
 from data_prep.sources import ImageRow, Listing, class_folders, pack_rows
 from pipeline.command import Progress, UserError
 
@@ -43,6 +46,25 @@ def recognise(source: Path) -> Iterator[dict[str, Listing]]:
             raise UserError(
                 f"{source} is no source of CIFAR-10: looked for {ARCHIVE}, {BATCHES}/, and train/ and test/ with PNGs"
             )
+
+
+def hold_out(listings: dict[str, Listing], count: int, seed: int) -> dict[str, Listing]:
+    """`count` training images, drawn by `seed`, as "val", the others as "train", CIFAR's test images as "test".
+
+    The 45k/5k split of section 4.2 is `count` 5,000. Which images are drawn does not depend on the kind of source. Raises
+    UserError where training images would not remain.
+    """
+    whole = listings["train"]
+    if not 0 < count < len(whole):
+        raise UserError(f"--hold-out {count} cannot be: there are {len(whole):,} training images, 5000 is the paper's")
+    rows = whole.rows[by_class_and_name(whole.rows["label"], whole.rows["name"])]
+    drawn = np.zeros(len(rows), bool)
+    drawn[permutation(len(rows), seed)[:count]] = True
+    return {
+        "train": replace(whole, rows=rows[~drawn]),
+        "val": replace(whole, rows=rows[drawn], kind=f"held out of {whole.kind}", ignored=0),
+        "test": listings["val"],
+    }
 
 
 def png_folders(source: Path) -> dict[str, Listing]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_prep.arguments import add_preparing_options, print_recognised, report
-from data_prep.cifar import CLASSES, recognise
+from data_prep.cifar import CLASSES, hold_out, recognise
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.plan import Settings
@@ -26,6 +26,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("destination", type=Path, help="the dataset folder to make")
     add_preparing_options(parser, name="cifar10")
+    parser.add_argument(
+        "--hold-out",
+        type=int,
+        metavar="N",
+        help="N training images, drawn by --seed, become val, CIFAR's test images the split test; 5000 is the paper's",
+    )
     options = parser.parse_args(arguments)
     settings = Settings(
         name=options.name,
@@ -39,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     classes = tuple(ClassInfo(wnid=name, name=name) for name in CLASSES)
     with recognise(options.source) as listings:
+        if options.hold_out is not None:
+            listings = hold_out(listings, options.hold_out, options.seed)
         print_recognised(listings)
         summary = prepare(listings, classes, options.destination, settings)
     report(summary, options.destination, options.json)

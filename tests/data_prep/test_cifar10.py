@@ -107,9 +107,34 @@ def test_archive_in_a_folder_and_unpacked(archive, tmp_path, hashes):
     assert hashes(tmp_path / "packed") == hashes(tmp_path / "unpacked")
 
 
-def refused(source, tmp_path, *parts):
+def test_held_out_images(archive, png_folders, batches, tmp_path, hashes):
+    """Section 4.2's 45k/5k split, in small: every training image is in train or val, CIFAR's test images are test."""
+    for source, name in ((archive, "archive"), (png_folders, "folders")):
+        shard_cifar10.main([str(source), str(tmp_path / name), *OPTIONS, "--hold-out", "20"])
+    assert hashes(tmp_path / "folders") == hashes(tmp_path / "archive")
+    dataset = Dataset(tmp_path / "archive")
+    positions = {}
+    for name in ("train", "val", "test"):
+        split, expected = dataset.split(name), list(images(batches, "val" if name == "test" else "train"))
+        positions[name] = [int(row["key"].decode().split("_")[1]) for row in split.samples]
+        for number, position in enumerate(positions[name]):
+            pixels, label = expected[position]
+            np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(split.read(number)))), pixels)
+            assert split.labels[number] == label
+    assert sorted(positions["train"] + positions["val"]) == list(range(5 * PER_BATCH))
+    assert (len(positions["val"]), positions["test"]) == (20, list(range(PER_BATCH)))
+    assert positions["val"] != list(range(positions["val"][0], positions["val"][0] + 20))  # drawn, not cut off
+    kept = np.stack(
+        [pixels for number, (pixels, _) in enumerate(images(batches, "train")) if number in positions["train"]]
+    )
+    np.testing.assert_allclose(dataset.statistics.mean_image, kept.mean(axis=0, dtype=np.float64), rtol=1e-6)
+    assert verify(dataset.folder, fast=False, workers=1).problems == ()
+    refused(archive, tmp_path, "--hold-out 200 cannot be: there are 200 training images", options=["--hold-out", "200"])
+
+
+def refused(source, tmp_path, *parts, options=()):
     with pytest.raises(UserError) as error:
-        shard_cifar10.main([str(source), str(tmp_path / "refused"), *OPTIONS])
+        shard_cifar10.main([str(source), str(tmp_path / "refused"), *OPTIONS, *options])
     for part in parts:
         assert part in str(error.value)
     assert not (tmp_path / "refused" / "manifest.json").exists()

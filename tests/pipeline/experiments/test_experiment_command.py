@@ -1,0 +1,240 @@
+"""The command: rehearsals on real images, killed and repeated, and what bad input gets. Reference: runs left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import command, experiment
+from pipeline.command import EXIT_PREEMPTED, EXIT_USER_ERROR, UserError
+from pipeline.config import to_yaml
+from pipeline.experiments.definitions import resolve
+from pipeline.experiments.launching import split_options
+from pipeline.experiments.reading import find, read_experiment
+from tests.conftest import ROOT
+from tests.launch.doors import environment, final_checkpoint, finish, wait_for
+from tests.pipeline.data.small_datasets import REAL_IMAGES
+
+TEXT = """
+title: Two nets on digits
+place: Table 0
+config: demo.yaml
+overrides: {tracking.mlflow: false, loader.threads: 1}
+measure: error
+protocols: [center]
+rows:
+  - {label: plain, nets: [{arch: plain8}], paper: {top1_error: 5}}
+  - {label: residual, nets: [{arch: resnet8}], paper: {top1_error: 4}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "digits.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+def words(file: Path | str, digits: Path, folder: Path, *options: str) -> list[str]:
+    places = ["--data", str(digits), "--runs", str(folder / "runs"), "--json"]
+    return [sys.executable, "-m", "pipeline.experiment", str(file), *places, *options]
+
+
+def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rows_of(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, float | None]]:
+    """State and top-1 error of each row."""
+    return {row["label"]: (row["state"], row["figures"].get("top1_error")) for row in answer(done)["rows"]}
+
+
+@pytest.mark.slow
+def test_rehearsal_is_repeated_without_work_and_follows_the_folders(file: Path, digits: Path, tmp_path: Path) -> None:
+    rehearsal = words(file, digits, tmp_path, "--scale", "0.02")
+    first = finish(rehearsal, ROOT)
+    assert first.returncode == 0, first.stderr
+    rows = rows_of(first)
+    assert {state for state, _ in rows.values()} == {"finished"} and "a rehearsal" in first.stdout
+    folders = {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()}
+    assert folders == {"plain8-seed0-scale0.02", "resnet8-seed0-scale0.02"}
+
+    second = finish(rehearsal, ROOT)
+    assert (second.returncode, rows_of(second)) == (0, rows) and "$ " not in second.stderr
+
+    plain = tmp_path / "runs" / "plain8-seed0-scale0.02"
+    checkpoint = final_checkpoint(plain)
+    shutil.rmtree(plain)
+    shown = finish([*rehearsal, "--dry-run"], ROOT)
+    states = [one["state"] for one in answer(shown)["runs"]]
+    assert (shown.returncode, states, plain.exists()) == (0, ["not run", "finished"], False)
+    only = finish([*rehearsal, "--only", "residual"], ROOT)
+    assert (only.returncode, list(rows_of(only)), plain.exists()) == (0, ["residual"], False)
+    third = finish(rehearsal, ROOT)
+    assert (rows_of(third), final_checkpoint(plain)) == (rows, checkpoint)
+
+
+@pytest.mark.slow
+def test_stopped_or_killed_it_goes_on(file: Path, digits: Path, tmp_path: Path) -> None:
+    def started(folder: Path) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            words(file, digits, folder, "--scale", "0.5", "--only", "residual"),
+            cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        checkpoints = folder / "runs" / "resnet8-seed0-scale0.5" / "checkpoints"
+        wait_for(lambda: list(checkpoints.glob("*.pt")) or process.poll() is not None, 200)
+        assert process.poll() is None
+        return process
+
+    spec = read_experiment(file).runs[1]
+    process = started(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(100) == EXIT_PREEMPTED
+    again = [*words(file, digits, tmp_path, "--scale", "0.5", "--only", "residual")]
+    assert "interrupted (iteration" in answer(finish([*again, "--dry-run"], ROOT))["runs"][0]["state"]
+    shutil.rmtree(tmp_path / "runs")
+    process = started(tmp_path)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = finish(again, ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "interrupted (iteration" in done.stderr and rows_of(done)["residual"][0] == "finished"
+    alone = resolve(spec, digits, tmp_path / "alone", 0.5)
+    (tmp_path / "alone.yaml").write_text(to_yaml(alone))
+    left_alone = finish([sys.executable, "launch/local.py", "--config", str(tmp_path / "alone.yaml")], ROOT)
+    assert left_alone.returncode == 0, left_alone.stderr
+    assert final_checkpoint(alone.run_folder) == final_checkpoint(tmp_path / "runs" / alone.run_name)
+
+
+@pytest.mark.slow
+def test_ensemble_and_ray(file: Path, digits: Path, tmp_path: Path) -> None:
+    """One row of two nets, trained by Ray; the reference is pipeline.ensemble's own figure."""
+    text = TEXT.replace("measure: error", "measure: ensemble")
+    text = text[: text.index("  - {label: plain")] + "  - {label: both, nets: [{arch: plain8}, {arch: resnet8}]}\n"
+    file.write_text(text)
+    done = finish(words(file, digits, tmp_path, "--scale", "0.02", "--launcher", "ray", "--procs", "1"), ROOT)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "runs" / "ensemble-digits-scale0.02" / "ensemble.json").read_text())
+    ensemble = written["protocols"]["center"]["ensemble"]
+    figures = answer(done)["rows"][0]["figures"]
+    assert figures == {key: pytest.approx(ensemble[key]) for key in ("top1_error", "top5_error")}
+    assert (
+        json.loads((tmp_path / "runs" / "plain8-seed0-scale0.02" / "run.json").read_text())["attempts"][0]["launcher"]
+        == "ray"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_rehearsal_of_table_2_on_real_imagenet_images(tmp_path: Path) -> None:
+    """Whole images, whole nets, mini-batches of 256: one iteration of each."""
+    if not REAL_IMAGES.is_file():
+        pytest.skip("../shared/data/imagenet-samples.tar is not there")
+    source = tmp_path / "images"
+    members = 0
+    with tarfile.open(REAL_IMAGES) as tar:
+        for number, member in enumerate(one for one in tar if one.name.lower().endswith((".jpg", ".jpeg"))):
+            if number % 4:
+                continue
+            content = tar.extractfile(member)
+            assert content is not None
+            for split in ("train", "val"):
+                path = source / split / f"class{members % 3}" / f"{number:04d}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(
+                    content.read()
+                    if split == "train"
+                    else (source / "train" / path.parent.name / path.name).read_bytes()
+                )
+            members += 1
+    prepare = [sys.executable, "data_prep/shard_imagenet.py", str(source), str(tmp_path / "data")]
+    prepared = finish(prepare, ROOT)
+    assert prepared.returncode == 0, prepared.stderr
+    options = ["--scale", "1e-6", "--", "--tracking.mlflow=false", "--threads=2"]
+    done = finish(words("table2", tmp_path / "data", tmp_path, *options), ROOT, timeout=2900)
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(done)) == 4 and {state for state, _ in rows_of(done).values()} == {"finished"}
+
+
+def refused(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence that a command line gets."""
+    with pytest.raises(SystemExit) as stopped:
+        command.run(lambda: experiment.main(words))
+    assert stopped.value.code == EXIT_USER_ERROR
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    return said
+
+
+def test_conflicting_runs_are_said_and_left_alone(
+    file: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = read_experiment(file).runs[1]
+    folder = tmp_path / "runs" / spec.name()
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        to_yaml(resolve(spec, digits, tmp_path / "runs")).replace("batch: 64", "batch: 32")
+    )
+    places = ["--data", str(digits), "--runs", str(tmp_path / "runs"), "--only", "residual", "--json"]
+    assert experiment.main([str(file), *places]) == EXIT_USER_ERROR
+    captured = capsys.readouterr()
+    row = json.loads(captured.out.splitlines()[-1])["rows"][0]
+    assert (row["state"], row["figures"]) == ("conflicting (batch: 32 -> 64)", {})
+    assert row["state"] in captured.out and "$ " not in captured.err
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
+
+
+def test_mistakes_get_one_sentence(
+    file: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--data", str(digits), "--runs", str(tmp_path / "runs")]
+    for words, sentence in (
+        (["tabel6"], "there is no experiment 'tabel6': did you mean 'table6'"),
+        ([str(file), "--only", "residal", *places], "has no row 'residal': did you mean 'residual'?"),
+        ([str(file), "--scale", "2", *places], "--scale 2 cannot be"),
+        ([str(file), "--scale", "0.001", *places], "leaves 1 iterations, too few"),
+        ([str(file), "--data", str(tmp_path)], "needs a dataset folder and"),
+        (["fig1", "--data", str(tmp_path)], "python data_prep/shard_cifar10.py SOURCE"),
+        ([str(file), *places, "--procs", "0"], "--procs is 0"),
+        ([str(file), *places, "--launcher", "slurm", "--procs", "2"], "--procs goes with --launcher local or ray"),
+        ([str(file), *places, "--launcer", "ray"], "--launcer is not an option: did you mean '--launcher'"),
+        ([str(file), *places, "--", "--batch", "32"], "plain8-seed0 computes (batch: 64 -> 32)"),
+        ([str(file), *places, "--", "--name", "x"], "--name may not stand behind '--'"),
+    ):
+        assert sentence in refused(words, capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_options_behind_the_dashes_go_where_they_belong() -> None:
+    behind = ["--threads", "2", "--nodes=4", "--loader.ready=3", "--partition", "gpu"]
+    assert split_options(behind) == (("--threads", "2", "--loader.ready=3"), ("--nodes=4", "--partition", "gpu"))
+    with pytest.raises(UserError, match="may not stand behind"):
+        split_options(["--config=x.yaml"])
+
+
+def test_plan_of_the_ensemble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands that are shown are the doors' own and give the very configs."""
+    from launch.local import options
+    from pipeline.config import parse
+
+    places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs"), "--scale", "0.05"]
+    assert experiment.main(["table5", *places, "--procs", "2", "--dry-run"]) == 0
+    shown = [line.split()[4:] for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
+    configs = [parse(options(), words)[0] for words in shown]
+    assert configs == [resolve(spec, places[1], places[3], 0.05) for spec in find("table5").runs]
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert experiment.main(["--list", "--json"]) == 0
+    listed = {one["name"]: one for one in json.loads(capsys.readouterr().out.splitlines()[-1])["experiments"]}
+    assert (listed["table6"]["place"], listed["table6"]["rows"], listed["table6"]["runs"]) == ("Table 6", 6, 10)
