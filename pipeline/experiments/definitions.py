@@ -23,8 +23,9 @@ from pipeline.evaluation.nets import Weights
 Measure = Literal["error", "ensemble", "curve", "responses"]
 # The paper's figures of a row, percent: of the one net (or the best of several seeds), mean and standard deviation.
 PAPER_FIGURES = ("top1_error", "top5_error", "top1_mean", "top1_std")
-# What is counted in iterations, besides `iterations` itself; patience counts evaluations and so follows evaluation.every.
-IN_ITERATIONS = ("schedule.warmup_iterations", "evaluation.every", "checkpoint.every", "tracking.log_every")
+# Intervals counted in iterations; the schedule's patience counts evaluations and so follows evaluation.every.
+INTERVALS = ("evaluation.every", "checkpoint.every", "checkpoint.keep_every", "tracking.log_every")
+SHORTEST_INTERVAL = 10  # a rehearsal that evaluates at every update does little else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +131,9 @@ def arguments(
     """The options that make a launcher of launch/ train this run.
 
     data, runs: the dataset folder and the folder of run folders, where they are not the base config's. scale: shortens
-    everything that is counted in iterations, and the images that BN statistics are recomputed over. surroundings: further
-    options, of keys that leave what the run computes as it is. Raises UserError for a scale that cannot be.
+    everything that is counted in iterations (intervals to 10 at least), and the images that BN statistics are recomputed
+    over. surroundings: further options, of keys that leave what the run computes as it is. Raises UserError for a scale
+    that cannot be.
     """
     if not 0 < scale <= 1:
         raise UserError(f"--scale {scale:g} cannot be: give a number above 0 and at most 1, such as 0.05")
@@ -162,12 +164,12 @@ def _scaled(config: Config, scale: float) -> dict[str, Any]:
     values: dict[str, Any] = {"iterations": iterations}
     if steps:
         values["schedule.steps"] = steps
-    for key in IN_ITERATIONS:
+    if config.schedule.warmup_iterations:
+        values["schedule.warmup_iterations"] = shrink(config.schedule.warmup_iterations)
+    for key in INTERVALS:
         section, _, name = key.partition(".")
-        if value := getattr(getattr(config, section), name):
-            values[key] = shrink(value)
-    if config.checkpoint.keep_every:
-        values["checkpoint.keep_every"] = shrink(config.checkpoint.keep_every)
+        if interval := getattr(getattr(config, section), name):
+            values[key] = max(shrink(interval), min(interval, SHORTEST_INTERVAL))
     if config.recompute_bn_images:
         values["recompute_bn_images"] = shrink(config.recompute_bn_images)
     return values

@@ -85,10 +85,11 @@ def test_scale_shortens_all_that_is_counted_in_iterations(tmp_path: Path) -> Non
         "recompute_bn_images: 500 -> 50",
         "schedule.steps: [500, 750] -> [50, 75]",
         "schedule.warmup_iterations: 40 -> 4",
-        "tracking.log_every: 30 -> 3",
+        "tracking.log_every: 30 -> 10",
     ]
     assert resolve(spec, scale=1.0) == whole
-    assert {resolve(spec, scale=0.004).checkpoint.every, resolve(spec, scale=0.004).tracking.log_every} == {1}
+    least = resolve(spec, scale=0.004)
+    assert (least.iterations, least.checkpoint.every, least.evaluation.every) == (4, 10, 10)
     with pytest.raises(UserError, match=r"too few .* give at least 0\.004"):
         resolve(spec, scale=0.003)
 
