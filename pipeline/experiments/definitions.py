@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -166,6 +166,8 @@ def _scaled(config: Config, scale: float) -> dict[str, Any]:
         values["schedule.steps"] = steps
     if config.schedule.warmup_iterations:
         values["schedule.warmup_iterations"] = shrink(config.schedule.warmup_iterations)
+    if config.augment.stages:
+        values["augment.stages"] = [{**asdict(one), "until": shrink(one.until)} for one in config.augment.stages]
     for key in INTERVALS:
         section, _, name = key.partition(".")
         if interval := getattr(getattr(config, section), name):

@@ -73,10 +73,13 @@ def test_scale_shortens_all_that_is_counted_in_iterations(tmp_path: Path) -> Non
     base.write_text(
         "iterations: 1000\nrecompute_bn_images: 500\nschedule: {kind: steps, steps: [500, 750], warmup_iterations: 40}\n"
         "evaluation: {every: 100}\ncheckpoint: {every: 200, keep_every: 300}\ntracking: {log_every: 30}\n"
+        "augment: {stages: [{until: 300, crop: 128, short_side: [146, 274]}]}\n"
     )
     spec = RunSpec(config=base, arch="resnet18", seed=3)
     whole, short = resolve(spec), resolve(spec, scale=0.1)
     assert differences(to_plain(whole), to_plain(short)) == [
+        "augment.stages: [{'until': 300, 'crop': 128, 'short_side': [146, 274]}] -> "
+        "[{'until': 30, 'crop': 128, 'short_side': [146, 274]}]",
         "checkpoint.every: 200 -> 20",
         "checkpoint.keep_every: 300 -> 30",
         "evaluation.every: 100 -> 10",
