@@ -69,6 +69,12 @@ class Trainer:
             ema_decay=config.ema_decay,
             compile_crop=config.augment.crop if config.compile else None,
         )
+        if (
+            config.precision == "bf16"
+            and world.device.type == "cpu"
+            and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        ):
+            print("warning: this CPU has no bf16 units: precision bf16 is slower than float32 here", file=sys.stderr)
         if self.step.not_compiled is not None and world.is_main:
             print(f"warning: training goes on without torch.compile: {self.step.not_compiled}", file=sys.stderr)
         self.schedule = Schedule(config.schedule, config.optimizer.lr, config.iterations)

@@ -6,6 +6,7 @@ LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. A process group that is already open
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Iterator
@@ -118,12 +119,14 @@ def sum_over_ranks(world: World, value: int) -> int:
 
 
 def set_threads(world: World, threads: int | None) -> int:
-    """Give this process `threads` intra-op threads (default: its host's cores divided among the local ranks).
+    """Give this process `threads` intra-op threads (default: its host's cores divided among the local ranks), one inter-op.
 
     The count decides how the CPU's kernels split their sums, hence the last bits of a CPU run: it is recorded with the run.
     """
     threads = threads or max(1, available_cores() // world.local_size)
     torch.set_num_threads(threads)
+    with contextlib.suppress(RuntimeError):  # it has computed before (Ray's workers): torch sets this once
+        torch.set_num_interop_threads(1)  # nothing here runs two operators of one graph side by side
     return threads
 
 

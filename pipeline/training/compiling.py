@@ -31,6 +31,7 @@ def compile_for_training(
     example: the shape [N, 3, H, W] of a micro-batch, which is compiled at once, so that a failure is seen here.
     Returns None where the model is compiled, else the reason in one sentence.
     """
+    world.watchdog.note("compiling the net", limited=False)  # minutes for the deepest
     # Inductor's pool of compiler processes would import torch once per core on every rank: seconds lost for a few kernels.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     torch._dynamo.config.recompile_limit = SHAPES_AT_MOST
