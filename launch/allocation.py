@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from typing import Any
 
 import yaml
 
-from launch.fence import EXIT_FENCED, batch_script_lines
-from pipeline.command import EXIT_USER_ERROR, UserError, nearest
+from pipeline.command import UserError, nearest
 
 SITE_FILE = Path(__file__).resolve().parent.parent / "configs" / "site.yaml"
 
@@ -39,7 +37,10 @@ class Allocation:
         constraint: features the nodes must have.
         time: time limit of one attempt: minutes, H:MM:SS, or D-HH:MM:SS. A longer training requeues itself.
         signal_delay: seconds before the time limit (or preemption) at which the job is told to save.
-        requeue_limit: how often a job is requeued after a crash or a lost node. Preemption and time limit do not count.
+        requeue_limit: crashes in a row, without a newer checkpoint between them, after which the job is requeued. Preemption,
+            time limit and lost nodes do not count.
+        assume_shared: submit although the run folder or the dataset lies on a file system of this host alone: the nodes
+            see it too, or hold the same files in the same place. Each job looks for them when it starts.
         network_gbits: bandwidth between nodes in Gb/s, for the plan of `--dry-run`.
         device_name: part of the name of the nodes' GPU (H100), or of their CPU, for the plan: whose measured rates it takes;
             needed where rates of several are stored.
@@ -60,6 +61,7 @@ class Allocation:
     time: str = "1-00:00:00"
     signal_delay: int = 120
     requeue_limit: int = 3
+    assume_shared: bool = False
     network_gbits: float = 100.0
     device_name: str | None = None
     rates: str | None = None
@@ -101,8 +103,8 @@ class Allocation:
                 "give a longer --time"
             )
 
-    def sbatch_parameters(self, name: str, folder: Path) -> dict[str, Any]:
-        """SlurmExecutor's parameters, in its own words. `folder`: where submitit keeps this run's files."""
+    def sbatch_parameters(self, name: str) -> dict[str, Any]:
+        """SlurmExecutor's parameters, in its own words, without `setup`."""
         asked: dict[str, Any] = {
             "job_name": name,
             "nodes": self.nodes,
@@ -117,36 +119,11 @@ class Allocation:
             "time": self.minutes,
             "signal_delay_s": self.signal_delay,
             # A rank that dies takes the step with it, so that the job ends at once instead of at a collective's time-out.
-            "srun_args": ["--kill-on-bad-exit=1"],
-            "setup": [*self.setup, *requeue_lines(folder, self.requeue_limit), *batch_script_lines(folder.parent)],
+            # srun takes the cores per task from its own options alone since SLURM 22.05; without, a rank is held to one.
+            "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={self.cpus_per_gpu}"],
             "additional_parameters": {"requeue": True},
         }
         return {key: value for key, value in asked.items() if value is not None}
-
-
-def requeue_lines(folder: Path, limit: int) -> list[str]:
-    """Shell lines of the batch script: after a failure that a new start may mend, requeue the job, at most `limit` times.
-
-    Not after 0 (finished), 2 (a mistake of its user) and 76 (a later attempt has taken over). SLURM itself requeues a job
-    whose node is lost.
-    """
-    return [
-        "requeue_after_failure() {",
-        "  code=$?",
-        "  kill %1 2>/dev/null",
-        f"  count={shlex.quote(str(folder))}/$SLURM_JOB_ID.failures",
-        f'  case "$code" in 0|{EXIT_USER_ERROR}|{EXIT_FENCED}) return ;; esac',
-        f'  [ "$(cat "$count" 2>/dev/null | wc -l)" -lt {limit} ] || return',
-        # Neither a job that was cancelled, nor a later attempt than this one: a node that was cut off comes back late.
-        '  now=$(scontrol show job "$SLURM_JOB_ID" --oneliner)',
-        '  case "$now" in *" JobState=RUNNING "*) ;; *) return ;; esac',
-        '  case "$now" in *" Restarts=${SLURM_RESTART_COUNT:-0} "*) ;; *) return ;; esac',
-        # Noted first: the requeueing ends this script.
-        '  date "+%FT%T exit code $code, requeued" >>"$count"',
-        '  scontrol requeue "$SLURM_JOB_ID"',
-        "}",
-        "trap requeue_after_failure EXIT",
-    ]
 
 
 def minutes(text: str) -> int:
@@ -168,6 +145,11 @@ def add_options(made: argparse.ArgumentParser) -> None:
     documents = _documents()
     for one in dataclasses.fields(Allocation):
         if one.name == "setup":
+            continue
+        if one.type == "bool":
+            made.add_argument(
+                f"--{one.name.replace('_', '-')}", action="store_true", default=None, help=documents[one.name]
+            )
             continue
         kind = next(
             kind for name, kind in (("int", int), ("float", float), ("str", str)) if str(one.type).startswith(name)
@@ -206,9 +188,11 @@ def read_site(path: Path) -> dict[str, Any]:
     for key, value in values.items():
         if key not in fields:
             raise UserError(f"unknown key '{key}' in {path}: {nearest(str(key), fields)}")
-        kinds: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "tuple": (list,)}
+        kinds: dict[str, tuple[type, ...]] = {
+            "int": (int,), "float": (int, float), "str": (str,), "tuple": (list,), "bool": (bool,)
+        }  # fmt: skip
         fitting = next(kind for name, kind in kinds.items() if fields[key].startswith(name))
-        if value is not None and (not isinstance(value, fitting) or isinstance(value, bool)):
+        if value is not None and (not isinstance(value, fitting) or isinstance(value, bool) != (fitting == (bool,))):
             raise UserError(f"'{key}' in {path} is {value!r}: expected {fields[key]}")
     if any("\n" in str(line) for line in values.get("setup") or ()):
         raise UserError(f"'setup' in {path} holds a line break inside a line: give one list item per shell line")
@@ -223,4 +207,7 @@ def has_slurm() -> bool:
 def _documents() -> dict[str, str]:
     """Allocation's Args section, by name."""
     text = (Allocation.__doc__ or "").split("Args:")[1]
-    return {name: " ".join(words.split()) for name, words in re.findall(r"^ {8}(\w+): (.*)$", text, re.MULTILINE)}
+    return {
+        name: " ".join(words.split())
+        for name, words in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", text, re.MULTILINE)
+    }

@@ -19,11 +19,15 @@ from pipeline.command import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, descr
 from pipeline.watchdog import EXIT_HUNG, Hang
 
 EXIT_FAILED = 1
+NO_RANK = -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why `rank` ended with `code`. `time`: Unix seconds. `detail`: a traceback, or nothing where the sentence is all."""
+    """Why `rank` ended with `code`. `time`: Unix seconds. `detail`: a traceback, or nothing where the sentence is all.
+
+    `rank` is NO_RANK where the job failed before or beside its ranks.
+    """
 
     rank: int
     time: float
@@ -38,6 +42,10 @@ class Failure:
     @classmethod
     def from_json(cls, text: str) -> Self:
         return cls(**json.loads(text))
+
+    @property
+    def who(self) -> str:
+        return "the job" if self.rank == NO_RANK else f"rank {self.rank}"
 
     @property
     def killed(self) -> bool:
@@ -107,5 +115,5 @@ def conclude(failures: Iterable[Failure]) -> int:
         raise UserError(first.sentence)
     place = f" (its log: {first.log})" if first.log else ""
     print(first.detail.rstrip() or "", file=sys.stderr)
-    print(f"error: rank {first.rank} failed first: {first.sentence}{place}", file=sys.stderr)
+    print(f"error: {first.who} failed first: {first.sentence}{place}", file=sys.stderr)
     return first.code

@@ -1,4 +1,4 @@
-"""What submitit ships to the nodes: the config, and what one task (one rank) does with it."""
+"""What submitit ships to the nodes: the work, and what one task (one rank) does about it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from submitit.helpers import TorchDistributedEnvironment
 
 from launch.failure import Failure, attempt, failure_of_hang, note
 from launch.fence import watch
+from launch.work import Work
 from pipeline.command import EXIT_PREEMPTED
-from pipeline.config import Config
+from pipeline.watchdog import Hang
 
 # Below the ephemeral range of Linux (32768 up): no passing connection can hold the port.
 FIRST_PORT, LAST_PORT = 20_000, 32_000
@@ -26,17 +27,21 @@ REQUEUE_SECONDS = 90.0
 
 @dataclass(frozen=True)
 class Job:
-    """Trains what `config` describes as one rank of the allocation it is called in; picklable."""
+    """Does `work` as one rank of the allocation it is called in; picklable."""
 
-    config: Config
+    work: Work
 
     def __call__(self) -> int:
-        """Returns 0 where the run is finished. Any other outcome leaves through SystemExit, so that the scheduler sees it."""
+        """Returns 0 where the work is finished. Any other outcome leaves through SystemExit, so that the scheduler sees it."""
         environment = JobEnvironment()
         export_environment(environment)
         if environment.cluster == "slurm":
-            watch(self.config.run_folder, environment.job_id, _restarts())
-        code, failure = attempt(environment.global_rank, lambda: self._train(environment))
+            watch(self.work.folder, environment.job_id, _restarts())
+
+        def on_hang(hang: Hang) -> None:
+            self._tell(failure_of_hang(hang), environment)
+
+        code, failure = attempt(environment.global_rank, lambda: self.work(on_hang))
         if failure:
             self._tell(failure, environment)
         if code == EXIT_PREEMPTED:
@@ -50,7 +55,7 @@ class Job:
         leftover = JobEnvironment().paths.submitted_pickle
         leftover = leftover.with_suffix(leftover.suffix + ".save_tmp")
         leftover.unlink(missing_ok=True)  # of a save that was killed: submitit would trip over it
-        return DelayedSubmission(Job(self.config))
+        return DelayedSubmission(Job(self.work))
 
     def _tell(self, failure: Failure, environment: JobEnvironment) -> None:
         """Where nobody waits for the job (SLURM) its log says it, in debug mode this terminal, else its launcher does."""
@@ -58,12 +63,7 @@ class Job:
             print(failure.detail or f"error: {failure.sentence}", file=sys.stderr, flush=True)
         if environment.cluster != "debug":
             log = str(environment.paths.stderr)
-            note(failure, self.config.run_folder / "logs", attempt_name(environment), log)
-
-    def _train(self, environment: JobEnvironment) -> int:
-        from pipeline.train import main
-
-        return main(self.config, lambda hang: self._tell(failure_of_hang(hang), environment))
+            note(failure, self.work.folder / "logs", attempt_name(environment), log)
 
 
 def export_environment(environment: JobEnvironment) -> None:

@@ -1,6 +1,7 @@
 """Train on this machine: several processes, one per GPU (or as many as asked for on the CPU).
 
 python launch/local.py --config configs/demo.yaml --procs 2
+python launch/local.py --procs 2 --evaluate demo/runs/resnet14-seed0 --protocol ten-crop
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.supervisor import supervise
+from launch.work import EVALUATE, EVALUATE_HELP, split_arguments
 from pipeline import command
 from pipeline.command import UserError
 
@@ -30,15 +32,17 @@ def options() -> ArgumentParser:
     made = parser("Trains one net on this machine, or goes on with its run.", EXAMPLE)
     made.add_argument("--procs", type=int, help="processes (ranks); default: one per GPU, or 1 without a GPU")
     made.add_argument("--json", action="store_true", help="end with one line of JSON")
+    made.add_argument("--evaluate", type=str, metavar="RUN ...", help=EVALUATE_HELP)
     return made
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Start the ranks and wait for them; the exit code of pipeline.command's conventions."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help", "--print-config"} & set(argv):
-        return _show(argv)
-    procs = _procs(argv)
+    words, testing = split_arguments(argv)
+    if testing is None and {"-h", "--help", "--print-config"} & set(words):
+        return _show(words)
+    procs = _procs(words, alone=testing is not None)
     port = free_port()
     rank = [sys.executable, "-m", "launch.worker", *argv]
     return supervise([rank] * procs, [rank_environment(number, procs, port) for number in range(procs)])
@@ -67,14 +71,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _procs(argv: Sequence[str]) -> int:
-    """`--procs`, read without the config's parser, whose import of torch would delay every rank by 5 s."""
+def _procs(argv: Sequence[str], alone: bool) -> int:
+    """`--procs`, read without the config's parser, whose import of torch would delay every rank by 5 s.
+
+    `alone`: there may be no other option.
+    """
     reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     reader.add_argument("--procs")
     try:
-        text = reader.parse_known_args(argv)[0].procs
+        own, others = reader.parse_known_args(argv)
     except argparse.ArgumentError:
         raise UserError("--procs needs a number: --procs 2") from None
+    if alone and others:
+        raise UserError(
+            f"{others[0]} has no place before {EVALUATE}: only --procs has, pipeline.evaluate's options follow it"
+        )
+    text = own.procs
     if text is None:
         return gpus() or 1
     if not text.isdigit() or int(text) < 1:

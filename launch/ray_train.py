@@ -1,6 +1,7 @@
 """Train on a Ray cluster, by Ray Train: an existing cluster (--address), or one made here for the occasion.
 
 python launch/ray_train.py --config configs/demo.yaml --workers 2
+python launch/ray_train.py --workers 2 --evaluate demo/runs/resnet14-seed0 --protocol ten-crop
 """
 
 from __future__ import annotations
@@ -23,18 +24,34 @@ from launch.failure import EXIT_FAILED, conclude, read_notes
 from launch.follow import following
 from launch.local import gpus
 from launch.ray_worker import OUTCOME, train
+from launch.work import EVALUATE_HELP, Training, Work, check_readable, evaluation, split_arguments
 from pipeline import command
-from pipeline.command import UserError, print_json
+from pipeline.command import CommandParser, UserError, print_json
 from pipeline.config import Config, parse, parser, to_yaml
 from pipeline.summary import summary
 from pipeline.training.batchnorm import plan_groups
 
 EXAMPLE = "python launch/ray_train.py --config configs/demo.yaml --workers 2"
+EVALUATION_EXAMPLE = "python launch/ray_train.py --workers 2 --evaluate demo/runs/resnet14-seed0 --protocol ten-crop"
 
 
 def options() -> ArgumentParser:
     """The command line: the config's values and the workers."""
     made = parser("Trains one net by Ray Train, or goes on with its run.", EXAMPLE)
+    _add_workers(made)
+    made.add_argument("--json", action="store_true", help="end with one line of JSON")
+    made.add_argument("--evaluate", type=str, metavar="RUN ...", help=EVALUATE_HELP)
+    return made
+
+
+def evaluation_options() -> CommandParser:
+    """The command line before `--evaluate`."""
+    made = CommandParser("Tests one net on Ray's workers.", EVALUATION_EXAMPLE)
+    _add_workers(made)
+    return made
+
+
+def _add_workers(made: ArgumentParser | CommandParser) -> None:
     made.add_argument(
         "--workers", type=str, help="N, or MIN:MAX to follow a cluster that grows and shrinks (default: 1 per GPU)"
     )
@@ -43,13 +60,14 @@ def options() -> ArgumentParser:
         "--address", type=str, help="a running cluster: auto, or HOST:PORT; default: processes on this machine"
     )
     made.add_argument("--max-failures", type=int, default=3, help="restarts after a lost worker or node; -1: no limit")
-    made.add_argument("--json", action="store_true", help="end with one line of JSON")
-    return made
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Train under Ray and wait for the end; the exit code."""
-    config, own = parse(options(), sys.argv[1:] if argv is None else argv)
+    words, testing = split_arguments(sys.argv[1:] if argv is None else argv)
+    if testing is not None:
+        return run_evaluation(words, testing)
+    config, own = parse(options(), words)
     if own.print_config:
         print(to_yaml(config), end="")
         return 0
@@ -57,12 +75,23 @@ def run(argv: Sequence[str] | None = None) -> int:
     for size in range(workers[0], workers[1] + 1):
         plan_groups(config.batch, config.bn_group, 0, size)
     # Workers have another working directory, on other hosts perhaps.
-    config = replace(config, runs=str(Path(config.runs).absolute()), data=str(Path(config.data).absolute()))
+    data = config.data if "://" in config.data else str(Path(config.data).absolute())
+    config = replace(config, runs=str(Path(config.runs).absolute()), data=data)
     with ray_cluster(own.address, workers[1] * own.cpus_per_worker):
-        code = fit(config, workers, own.cpus_per_worker, own.max_failures)
+        code = fit(Training(config), workers, own.cpus_per_worker, own.max_failures, config)
     if own.json:
         print_json(summary(config, code))
     return code
+
+
+def run_evaluation(words: Sequence[str], testing: Sequence[str]) -> int:
+    """`--evaluate`: the workers score one net."""
+    own = evaluation_options().parse_args(list(words))
+    workers = read_workers(own.workers)
+    work = evaluation(testing)
+    check_readable(work)
+    with ray_cluster(own.address, workers[1] * own.cpus_per_worker):
+        return fit(work, workers, own.cpus_per_worker, own.max_failures)
 
 
 def read_workers(text: str | None) -> tuple[int, int]:
@@ -136,19 +165,23 @@ def protect_token(create: bool) -> None:
         file.write(secrets.token_hex(32))
 
 
-def fit(config: Config, workers: tuple[int, int], cpus: int, max_failures: int) -> int:
-    """One TorchTrainer around the workers' `train`; the exit code of pipeline.command's conventions."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+def fit(work: Work, workers: tuple[int, int], cpus: int, max_failures: int, config: Config | None = None) -> int:
+    """One TorchTrainer around the workers' `train`; the exit code of pipeline.command's conventions.
+
+    `config`: for its device and timeout_seconds.
+    """
+    config = config or Config()
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     use_gpu = config.device != "cpu" and gpus() > 0
     launch = f"ray-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
-    logs = config.run_folder / "logs"
+    logs = work.folder / "logs"
     trainer = TorchTrainer(
         train,
-        train_loop_config={"config": config, "attempt": launch},
+        train_loop_config={"work": work, "attempt": launch},
         scaling_config=ScalingConfig(
             num_workers=workers[0] if workers[0] == workers[1] else workers,
             use_gpu=use_gpu,
@@ -159,8 +192,9 @@ def fit(config: Config, workers: tuple[int, int], cpus: int, max_failures: int) 
         ),
         run_config=RunConfig(
             name=launch,
-            storage_path=str(config.run_folder / "ray"),
+            storage_path=str(work.folder / "ray"),
             failure_config=FailureConfig(max_failures=max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),  # pointers; the run folder keeps the checkpoints
         ),
     )
     with following(logs / "rank-0.log"):

@@ -1,48 +1,89 @@
-"""What Ray Train runs on every worker: the same pipeline.train.main, in the process group that Ray has opened."""
+"""What Ray Train runs on every worker: the same work as behind every other door, in the process group that Ray has opened."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypedDict
 
-from launch.failure import attempt, failure_of_hang, note
+from launch.failure import attempt, failure_of_hang, note, read_notes
+from launch.work import Work
 from pipeline.command import EXIT_USER_ERROR
-from pipeline.config import Config
+from pipeline.watchdog import Hang
 
 OUTCOME = "outcome"  # file in the attempt's folder: the exit code of rank 0
+POINTER = "checkpoint.json"
+SAME_MISTAKE_SECONDS = 5.0
 
 
-def train(arguments: dict[str, object]) -> None:
-    """Train as one worker. `arguments`: config (Config with absolute paths), attempt (name of this launch's notes).
+class Arguments(TypedDict):
+    work: Work  # with absolute paths
+    attempt: str  # name of this launch's notes
 
-    Raises RuntimeError where another start may help, so that Ray's FailureConfig decides; a mistake of the user is noted
-    and not raised, since no restart mends it.
+
+def train(arguments: Arguments) -> None:
+    """Work as one worker.
+
+    Raises RuntimeError where another start may help, so that Ray's FailureConfig decides. A mistake of the user is noted and
+    ends every worker without another start: at once where all found it, else by the restart that this worker's error causes.
     """
-    config, launch = arguments["config"], str(arguments["attempt"])
-    assert isinstance(config, Config)
-    rank = int(os.environ["RANK"])
+    work, launch = arguments["work"], arguments["attempt"]
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     os.environ["PIPELINE_LAUNCHER"] = "ray"
     # Ray gives each worker process one OpenMP thread; the trainer divides the host's cores itself.
     os.environ.pop("OMP_NUM_THREADS", None)
-    logs = config.run_folder / "logs"
+    logs = work.folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    if _mistakes(logs, launch):
+        return
 
-    def main() -> int:
-        from pipeline.train import main
-
-        return main(config, lambda hang: note(failure_of_hang(hang), logs, launch, str(log)))
+    def on_hang(hang: Hang) -> None:
+        note(failure_of_hang(hang), logs, launch, str(log))
 
     with output_to(log := logs / f"rank-{rank}.log"):
-        code, failure = attempt(rank, main)
+        code, failure = attempt(rank, lambda: work(on_hang, lambda: report_newest(work.folder / "checkpoints", rank)))
         if failure:
             note(failure, logs, launch, str(log))
     if rank == 0:
         (logs / f"{launch}-{OUTCOME}").write_text(str(code))
-    if failure and code != EXIT_USER_ERROR:
+    if failure and not (code == EXIT_USER_ERROR and _found_by_all(logs, launch, size)):
         raise RuntimeError(f"rank {rank} failed: {failure.sentence}")
+
+
+def report_newest(checkpoints: Path, rank: int) -> None:
+    """Tell Ray of the newest checkpoint in the run folder, by a pointer: Ray copies what it is given. A barrier.
+
+    A restart reads the run folder itself, whose newest sound checkpoint is at least as new as what Ray was told of.
+    """
+    import ray.train
+
+    with tempfile.TemporaryDirectory() as folder:
+        pointer, iteration = None, 0
+        newest = max(checkpoints.glob("*.pt"), default=None) if rank == 0 else None
+        if newest is not None:
+            iteration = int(newest.name.partition("-")[0])
+            Path(folder, POINTER).write_text(json.dumps({"checkpoint": str(newest), "iteration": iteration}) + "\n")
+            pointer = ray.train.Checkpoint.from_directory(folder)
+        ray.train.report({"iteration": iteration}, checkpoint=pointer)
+
+
+def _mistakes(logs: Path, launch: str) -> int:
+    """How many ranks of this launch have noted a mistake of the user."""
+    return sum(one.code == EXIT_USER_ERROR for one in read_notes(logs, launch))
+
+
+def _found_by_all(logs: Path, launch: str, size: int) -> bool:
+    """Whether every rank notes a mistake of the user, as they do where it was in what all of them were given."""
+    end = time.monotonic() + SAME_MISTAKE_SECONDS
+    while (found := _mistakes(logs, launch)) < size and time.monotonic() < end:
+        time.sleep(0.1)
+    return found >= size
 
 
 @contextmanager

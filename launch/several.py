@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
-from submitit.core.utils import DelayedSubmission
-
+from launch.work import Training
 from pipeline.config import Config
 
 # The paper's ensemble: "six models of different depth (only with two 152-layer ones)"; the other four are not named there.
@@ -37,34 +38,42 @@ def members(config: Config, archs: str | None, ensemble: bool) -> list[Config]:
 
 @dataclass(frozen=True)
 class EvaluateEnsemble:
-    """Scores every run by 10-crop, then their average; what submitit ships once all of them are trained."""
+    """Scores every run by 10-crop, then their average, once all of them are trained: launch.work.Work for one task."""
 
-    runs: tuple[str, ...]
-    runs_folder: str
+    name: str
+    folder: Path
+    inputs: tuple[Path, ...]
+    runs: tuple[Path, ...]
 
-    def __call__(self) -> None:
-        for run in self.runs:
-            _command("pipeline.evaluate", run, "--protocol", PROTOCOL)
-        _command("pipeline.ensemble", *self.runs, "--protocol", PROTOCOL, "--runs", self.runs_folder)
+    @classmethod
+    def of(cls, config: Config, trained: Sequence[Config]) -> Self:
+        """For the nets `trained` that `config` was turned into."""
+        works = [Training(one) for one in trained]
+        name = f"{config.name or 'ensemble'}-evaluation"
+        return cls(name, (Path(config.runs) / name).absolute(), works[0].inputs, tuple(one.folder for one in works))
 
-
-def _command(module: str, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", module, *arguments], check=True)
+    def __call__(self, *_: object) -> int:
+        """The first exit code that is not 0; what is scored already is not scored again."""
+        runs = [str(run) for run in self.runs]
+        for run in runs:
+            if code := _command("pipeline.evaluate", run, "--protocol", PROTOCOL):
+                return code
+        folder, name = str(self.folder.parent), self.name.removesuffix("-evaluation")
+        return _command("pipeline.ensemble", *runs, "--protocol", PROTOCOL, "--runs", folder, "--name", name)
 
 
 @dataclass(frozen=True)
 class Command:
-    """Runs one command; what submitit ships for the tests that follow a training."""
+    """Runs one command; launch.work.Work for the tests that follow a training."""
 
+    name: str
+    folder: Path
     words: tuple[str, ...]
+    inputs: tuple[Path, ...] = ()
 
-    def __call__(self) -> None:
-        subprocess.run(self.words, check=True)
-
-    def checkpoint(self) -> DelayedSubmission:
-        """Called by submitit at the time limit: the same again, evaluations go on where they stopped."""
-        return DelayedSubmission(self)
+    def __call__(self, *_: object) -> int:
+        return subprocess.run(self.words, check=False).returncode
 
 
-def folder_of_evaluation(config: Config) -> Path:
-    return (Path(config.runs) / f"{config.name or 'ensemble'}-evaluation" / "slurm").absolute()
+def _command(module: str, *arguments: str) -> int:
+    return subprocess.run([sys.executable, "-m", module, *arguments], check=False).returncode

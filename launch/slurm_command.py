@@ -15,7 +15,8 @@ from pathlib import Path
 from launch.allocation import add_options, has_slurm, resolve
 from launch.scheduler import check_partition
 from launch.several import Command
-from launch.slurm import make_folder, submit
+from launch.submission import submit
+from launch.visibility import check_shared
 from pipeline import command
 from pipeline.command import CommandParser, UserError, print_json, print_table
 
@@ -27,7 +28,7 @@ EXAMPLE = (
 def options() -> CommandParser:
     made = CommandParser("Submits the command behind '--' to SLURM, as one task with one GPU.", EXAMPLE)
     made.add_argument("--name", required=True, help="of the job")
-    made.add_argument("--folder", type=Path, required=True, help="where its script and logs are kept")
+    made.add_argument("--folder", type=Path, required=True, help="its script and logs are kept in slurm/ there")
     made.add_argument("--after", default="", metavar="JOB,JOB", help="start after these jobs have ended well")
     add_options(made)
     made.add_json_option()
@@ -48,7 +49,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     asked = resolve(vars(own))
     allocation = replace(asked, nodes=1, gpus_per_node=min(1, asked.gpus_per_node), tasks_per_node=1)
     check_partition(allocation)
-    job = submit(Command(tuple(work)), own.name, make_folder(own.folder.absolute()), allocation, after)
+    folder = (own.folder.parent if own.folder.name == "slurm" else own.folder).absolute()
+    check_shared(allocation, [folder])
+    job = submit(Command(own.name, folder, tuple(work)), allocation, after)
     print_table("submitted", ("job", "name", "after"), [(job, own.name, ", ".join(after) or "-")])
     if own.json:
         print_json({"job_id": job, "name": own.name, "after": after})

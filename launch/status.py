@@ -107,7 +107,7 @@ def show_status(status: Status) -> None:
     print_table(status.name, columns, [(status.name, job, status.restarts, progress, rate, left)])
     for failure in status.errors[-3:]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure.time))
-        print(f"{when} rank {failure.rank}: {failure.sentence}  (log: {failure.log})")
+        print(f"{when} {failure.who}: {failure.sentence}  (log: {failure.log})")
     if status.log:
         print(f"\n{status.log}, its end:")
         with open(status.log, "rb") as file:

@@ -17,12 +17,13 @@ from typing import NoReturn
 
 from launch.failure import attempt, failure_of_hang
 from launch.supervisor import report, report_activity
+from launch.work import Training, Work, evaluation, split_arguments
 from pipeline.command import EXIT_PREEMPTED, print_json
 from pipeline.watchdog import ACTIVITY, Hang
 
 
 def run(argv: Sequence[str]) -> int:
-    """Train as rank RANK; the exit code. What goes wrong is told to the supervisor and written to this rank's log."""
+    """Work as rank RANK; the exit code. What goes wrong is told to the supervisor and written to this rank's log."""
     rank = int(os.environ["RANK"])
     # Until the trainer receives these itself there is nothing to save: the same command goes on where it was.
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -31,36 +32,45 @@ def run(argv: Sequence[str]) -> int:
     faulthandler.register(signal.SIGQUIT, all_threads=True)
     log: Path | None = None
 
-    def train() -> int:
+    def main() -> int:
         nonlocal log
-        from launch.local import options  # imports torch
-        from pipeline.config import parse
-        from pipeline.summary import summary
-        from pipeline.train import main
-
-        config, own = parse(options(), argv)
-        log = config.run_folder / "logs" / f"rank-{rank}.log"
+        work, as_json = _work(argv)
+        log = work.folder / "logs" / f"rank-{rank}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         if rank > 0:
             _write_to(log)
-        report_activity(config.run_folder / ACTIVITY / f"rank-{rank}.json")
+        report_activity(work.folder / ACTIVITY / f"rank-{rank}.json")
         logs = log.parent
 
         def on_hang(hang: Hang) -> None:
             report(failure_of_hang(hang, str(logs / f"rank-{hang.ranks[0]}.log")))
 
-        code = main(config, on_hang)
-        if own.json and rank == 0:
-            print_json(summary(config, code))
+        code = work(on_hang)
+        if as_json and rank == 0 and isinstance(work, Training):
+            from pipeline.summary import summary
+
+            print_json(summary(work.config, code))
         return code
 
-    code, failure = attempt(rank, train)
+    code, failure = attempt(rank, main)
     if failure:
         if log and failure.detail:
             with open(log, "a") as file:
                 file.write(failure.detail)
         report(replace(failure, log=str(log or "")))
     return code
+
+
+def _work(argv: Sequence[str]) -> tuple[Work, bool]:
+    """What the command line asks for, and whether with --json. Imports torch."""
+    from launch.local import options
+    from pipeline.config import parse
+
+    words, testing = split_arguments(argv)
+    if testing is not None:
+        return evaluation(testing), False  # pipeline.evaluate has a --json of its own
+    config, own = parse(options(), words)
+    return Training(config), own.json
 
 
 def _write_to(log: Path) -> None:

@@ -35,9 +35,14 @@ ERRORS = {  # of the closing table
 EXAMPLE = "python launch/local.py --config configs/demo.yaml --procs 2"
 
 
-def main(config: Config, on_hang: Callable[[Hang], None] = lambda hang: None) -> int:
+def main(
+    config: Config,
+    on_hang: Callable[[Hang], None] = lambda hang: None,
+    on_save: Callable[[], None] = lambda: None,
+) -> int:
     """Train the run that `config` describes, or go on with it. Every rank calls this; the launcher set the environment.
 
+    `on_save` is called on every rank, at the same iteration, whenever there may be a newer checkpoint in the run folder.
     Returns 0 where the run is finished, EXIT_PREEMPTED where it was asked to stop and has saved. Raises UserError.
     Where a rank hangs, `on_hang` is told and the process ends with EXIT_HUNG.
     """
@@ -66,15 +71,21 @@ def main(config: Config, on_hang: Callable[[Hang], None] = lambda hang: None) ->
                     tracker.fsync()  # no checkpoint without the metrics that led to it
 
                 checkpoints = Checkpoints(folder, config.checkpoint, before_publishing)
-                finished = train(training, checkpoints, tracker, stop, run_folder)
+                finished = train(training, checkpoints, tracker, stop, run_folder, on_save)
                 if world.is_main:
                     conclude(checkpoints, tracker, finished)
                 watchdog.note("closing", limited=False)  # MLflow may take its time (tracking.close_seconds)
+                on_save()
             return report(config, training, "finished" if finished else "stopped on request")
 
 
 def train(
-    training: Trainer, checkpoints: Checkpoints, tracker: Tracker, stop: StopRequest, run_folder: OpenRun
+    training: Trainer,
+    checkpoints: Checkpoints,
+    tracker: Tracker,
+    stop: StopRequest,
+    run_folder: OpenRun,
+    on_save: Callable[[], None],
 ) -> bool:
     """Iterate to the end; False where it was asked to stop before (everything is saved then)."""
     config, world = training.config, training.world
@@ -108,6 +119,7 @@ def train(
                 log("val_recomputed_bn", training.recompute_statistics())
             if done % config.checkpoint.every == 0 or last:
                 training.save(checkpoints)
+                on_save()  # the one before is written by now
             progress.advance(**training.figures)
             note("waiting for data", done)
     note("leaving")

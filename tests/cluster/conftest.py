@@ -19,6 +19,7 @@ gpus_per_node: 0
 cpus_per_gpu: 1
 time: '30'
 signal_delay: 30
+assume_shared: true  # the nodes are namespaces of this machine
 setup:
 - export GLOO_SOCKET_IFNAME=eth0
 - export OMP_NUM_THREADS=1

@@ -47,7 +47,8 @@ SlurmdParameters=config_overrides
 SchedulerParameters=bf_interval=5,sched_interval=2,batch_sched_delay=0
 ReturnToService=2
 KillWait=5
-SlurmdTimeout=10
+SlurmdTimeout=6
+MessageTimeout=5
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/log/jobcomp.txt
 PreemptType=preempt/partition_prio

@@ -109,7 +109,7 @@ def test_short_command_is_enough(stand_in: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_dry_run_is_what_sbatch_gets(stand_in: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--config", str(tiny), "--nodes", "2", "--gpus-per-node", "0", "--qos", "high"]
+    command = ["--config", str(tiny), "--nodes", "2", "--gpus-per-node", "0", "--qos", "high", "--assume-shared"]
     assert slurm.run([*command, "--dry-run"]) == 0
     dry = capsys.readouterr().out
     assert list(stand_in.iterdir()) == []
@@ -123,7 +123,7 @@ def test_dry_run_is_what_sbatch_gets(stand_in: Path, tiny: Path, capsys: pytest.
 def test_a_refusal_of_sbatch_is_shown(stand_in: Path, tiny: Path) -> None:
     (stand_in / "refusal").write_text("sbatch: error: invalid partition specified: nix\n")
     with pytest.raises(UserError, match="invalid partition specified: nix"):
-        slurm.run(["--config", str(tiny), "--gpus-per-node", "1", "--partition", "nix"])
+        slurm.run(["--config", str(tiny), "--gpus-per-node", "1", "--partition", "nix", "--assume-shared"])
 
 
 def test_without_slurm_it_says_so(stand_in: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,119 @@
+"""Handing work to submitit: its scripts, its folder, and its executors for SLURM, for this machine and for this process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from launch import ending, fence, visibility
+from launch.allocation import Allocation
+from launch.failure import EXIT_FAILED, conclude, read_notes
+from launch.follow import following
+from launch.job import Job
+from launch.work import Work
+from pipeline.command import UserError
+
+STOPS = 1_000_000  # submitit's own limit on time-outs: a training of weeks meets its time limit as often as it takes
+
+
+class _Script(submitit.SlurmExecutor):
+    """Writes sbatch scripts also where there is no SLURM (`--dry-run` on a laptop)."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
+
+
+def submitit_folder(work: Work) -> Path:
+    return (work.folder / "slurm").absolute()
+
+
+def make_folder(folder: Path) -> Path:
+    """submitit's folder: scripts, pickles and logs, for its owner alone, since a pickle is code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chmod(folder, 0o700)
+    return folder
+
+
+def sbatch_parameters(work: Work, allocation: Allocation) -> dict[str, Any]:
+    """SlurmExecutor's parameters for `work`, with the shell lines that look after its ranks."""
+    folder = submitit_folder(work)
+    setup = [
+        *allocation.setup,
+        *ending.batch_script_lines(folder, allocation.requeue_limit),
+        *fence.batch_script_lines(work.folder),
+        *visibility.batch_script_lines((folder, *work.inputs)),
+    ]
+    return {**allocation.sbatch_parameters(work.name), "setup": setup}
+
+
+def script(work: Work, allocation: Allocation) -> str:
+    """The sbatch script, exactly as submitit submits it."""
+    executor = _Script(submitit_folder(work), max_num_timeout=STOPS)
+    executor.update_parameters(**sbatch_parameters(work, allocation))
+    return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+def submit(work: Work, allocation: Allocation, after: Sequence[str] = ()) -> str:
+    """Hand `work` to SLURM as one job, to start after those in `after` have ended well; its id.
+
+    Raises UserError with sbatch's own words where it refuses.
+    """
+    folder = make_folder(submitit_folder(work))
+    executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=STOPS)
+    parameters = sbatch_parameters(work, allocation)
+    if after:
+        parameters["additional_parameters"] |= {"dependency": f"afterok:{':'.join(after)}"}
+    executor.update_parameters(**{f"slurm_{key}": value for key, value in parameters.items()})
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the error says
+            return str(executor.submit(Job(work)).job_id)
+    except (FailedSubmissionError, FailedJobError) as error:
+        for leftover in (*folder.glob(".submission_file_*"), *folder.glob("[0-9a-f]" * 32 + ".pkl")):
+            leftover.unlink(missing_ok=True)
+        reason = " ".join(str(error).split()) or "it gave no reason"
+        raise UserError(f"sbatch refused the job: {reason.removeprefix('sbatch: error: ')}") from None
+
+
+def run_here(work: Work, allocation: Allocation, cluster: str) -> int:
+    """Do `work` under submitit's local or debug executor and wait for the end; the exit code."""
+    executor = submitit.AutoExecutor(make_folder(submitit_folder(work)), cluster=cluster)
+    executor.update_parameters(
+        timeout_min=allocation.minutes,
+        tasks_per_node=allocation.ranks,
+        gpus_per_node=allocation.gpus_per_node,
+        local_setup=list(allocation.setup),
+    )
+    job = executor.submit(Job(work))
+    if cluster == "debug":
+        return int(job.results()[0])
+    print(f"{work.name} in {allocation.ranks} processes; logs: {job.paths.stdout}", file=sys.stderr)
+    try:
+        with following(job.task(0).paths.stderr):
+            job.wait()
+    except KeyboardInterrupt:
+        job.cancel()
+        job.wait()
+        raise
+    return outcome(work, job)
+
+
+def outcome(work: Work, job: submitit.Job[int]) -> int:
+    """Exit code of a local job that has ended; prints the cause where it failed."""
+    if all(task.paths.result_pickle.exists() for task in map(job.task, range(job.num_tasks))):
+        lines = job.task(0).paths.stdout.read_text().splitlines()
+        print("\n".join(line for line in lines if not line.startswith("submitit ")))
+        return 0
+    failures = read_notes(work.folder / "logs", f"{job.job_id}.0")
+    if not failures:
+        print(f"error: the job ended without a result, its logs are in {job.paths.folder}", file=sys.stderr)
+        return EXIT_FAILED
+    return conclude(failures)
