@@ -39,11 +39,13 @@ def our_step(
     )
 
 
-def synthetic(rows: int, crop: int, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def synthetic(
+    rows: int, crop: int, device: torch.device, dtype: torch.dtype = torch.float32, classes: int = CLASSES
+) -> tuple[Tensor, Tensor]:
     """(images [rows, crop, crop, 3], labels int64 [rows]) as the loader gives them."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(rows, crop, crop, 3, generator=generator).to(device, dtype)
-    return images, torch.randint(CLASSES, (rows,), generator=generator).to(device)
+    return images, torch.randint(classes, (rows,), generator=generator).to(device)
 
 
 def seconds(call: Callable[[], Any], times: int, device: torch.device) -> float:

@@ -1,0 +1,269 @@
+"""Measures what a whole training loses against its parts: data against synthetic tensors, the full stack, checkpoints.
+
+data: training on JPEG shards against the slower of the loader alone and the step alone.
+stack: launch/local.py with tracking and checkpoints against a bare loop over the same loader and step.
+checkpoint: how long saving keeps the loop from its next update, against an update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics as averages
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.loader import shard_samples  # noqa: E402
+from bench.training import alone, seconds, synchronize, synthetic  # noqa: E402
+from pipeline.command import Progress, UserError, print_json, print_table, run  # noqa: E402
+from pipeline.config import Config, load, to_yaml  # noqa: E402
+from pipeline.cores import available_cores  # noqa: E402
+from pipeline.data.dataset import Dataset  # noqa: E402
+from pipeline.data.loader import LoaderConfig  # noqa: E402
+from pipeline.tracking import TrackingConfig  # noqa: E402
+from pipeline.trainer import Trainer  # noqa: E402
+from pipeline.training.checkpoint import CheckpointConfig, Checkpoints  # noqa: E402
+from pipeline.training.optimizer import OptimizerConfig  # noqa: E402
+from pipeline.training.schedule import ScheduleConfig  # noqa: E402
+from pipeline.world import set_threads  # noqa: E402
+
+PARTS = ("data", "stack", "checkpoint")
+COPIES = 2  # of each of the 140 sample images
+FILL = 6  # updates before the clock starts: what the loader had ready is used up by then, or its queues are full
+STALL_EVERY = 5  # updates from one checkpoint to the next
+
+
+def config_of(options: argparse.Namespace, data: Path, folder: Path) -> Config:
+    """The paper's recipe with this bench's sizes."""
+    return Config(
+        arch=options.arch,
+        data=str(data),
+        runs=str(folder / "runs"),
+        batch=options.batch,
+        bn_group=min(32, options.batch),
+        iterations=options.updates + FILL,
+        precision="bf16",
+        threads=options.threads,
+        recompute_bn_images=0,
+        loader=LoaderConfig(threads=options.loader_threads),
+        optimizer=OptimizerConfig(lr=0.01),
+        schedule=ScheduleConfig(kind="steps", steps=(1_000_000,)),
+        checkpoint=CheckpointConfig(every=options.checkpoint_every),
+        tracking=TrackingConfig(log_every=options.log_every),
+    )
+
+
+@contextmanager
+def trainer_of(config: Config) -> Iterator[Trainer]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    world = alone(device)
+    set_threads(world, config.threads)
+    with closing(Trainer(config, Dataset(config.data), world)) as trainer:
+        yield trainer
+
+
+def synthetic_of(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch as the trainer's loader makes them."""
+    config, device = trainer.config, trainer.world.device
+    dtype = torch.bfloat16 if config.precision == "bf16" and device.type == "cuda" else torch.float32
+    return synthetic(config.batch, config.augment.crop, device, dtype, trainer.dataset.classes)
+
+
+def clocked(update: Callable[[], Any], fill: int, count: int, device: torch.device) -> float:
+    """Seconds of each of `count` updates, after `fill` that are not timed."""
+    for _ in range(fill):
+        update()
+    return seconds(update, count, device)
+
+
+def measure_data(config: Config, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Images/s of the loader alone, the step alone and both, one value a round; they take turns within a round."""
+    found: dict[str, list[float]] = {"loader alone": [], "step alone": [], "both": []}
+    endless = replace(config, iterations=1 << 40)
+    with (
+        trainer_of(endless) as trainer,
+        trainer.batches() as batches,
+        Progress(options.rounds * 3, "data", "runs") as bar,
+    ):
+        images, labels = synthetic_of(trainer)
+
+        def both() -> None:
+            batch = next(batches)
+            trainer.update(batch.images, batch.labels)
+
+        updates: dict[str, Callable[[], Any]] = {
+            "loader alone": lambda: next(batches),
+            "step alone": lambda: trainer.update(images, labels),
+            "both": both,
+        }
+        for _ in range(options.rounds):
+            for name, update in updates.items():
+                time_of_one = clocked(update, FILL, options.updates, trainer.world.device)
+                trainer.step.take_metrics()
+                found[name].append(config.batch / time_of_one)
+                bar.advance(now=f"{name}: {found[name][-1]:,.1f} images/s")
+    return found
+
+
+def bare(config: Config, log_every: int) -> float:
+    """Seconds of an update in a loop of loader and step alone, between the same updates as `full`."""
+    moments = []
+    with trainer_of(config) as trainer, trainer.batches() as batches:
+        for batch in batches:
+            trainer.update(batch.images, batch.labels)
+            if trainer.iteration in (2 * log_every, config.iterations):
+                trainer.step.take_metrics()  # waits for the device
+                moments.append(time.time())
+    return (moments[1] - moments[0]) / (config.iterations - 2 * log_every)
+
+
+def full(config: Config, file: Path) -> float:
+    """Seconds of an update by launch/local.py, from its second line of metrics on: MLflow has been imported by then."""
+    command = [sys.executable, ROOT / "launch/local.py", "--procs", "1", "--config", file, "--name", file.stem]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(f"launch/local.py failed: {done.stderr.splitlines()[-1]}")
+    lines = [json.loads(line) for line in (Path(config.runs) / file.stem / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["kind"] == "train"]
+    first, last = lines[1], lines[-1]
+    assert last["iteration"] == config.iterations
+    return (last["time"] - first["time"]) / 1000 / (last["iteration"] - first["iteration"])
+
+
+def measure_stack(config: Config, options: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
+    """Images/s of the full stack and of the bare loop, in processes of their own, one value a round."""
+    config = replace(config, iterations=2 * options.log_every + options.updates * 3)
+    found: dict[str, list[float]] = {"bare loop": [], "full stack": []}
+    with Progress(2 * options.rounds, "stack", "runs") as bar:
+        for number in range(options.rounds):
+            file = folder / f"full{number}.yaml"
+            file.write_text(to_yaml(config))
+            turns = {
+                "bare loop": lambda f=file: bare_in_process(f, options),
+                "full stack": lambda f=file: full(config, f),
+            }
+            for name in list(turns)[:: 1 if number % 2 else -1]:
+                found[name].append(config.batch / turns[name]())
+                bar.advance(now=f"{name}: {found[name][-1]:,.1f} images/s")
+    return found
+
+
+def bare_in_process(file: Path, options: argparse.Namespace) -> float:
+    command = [sys.executable, __file__, "--bare", file, "--log-every", str(options.log_every)]
+    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
+def measure_checkpoint(config: Config, options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Medians, in seconds: an update far from a checkpoint; how long `save` keeps the loop; with what it slows afterwards."""
+    stalls, afterwards, updates = [], [], []
+    with trainer_of(config) as trainer:
+        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint)
+        images, labels = synthetic_of(trainer)
+
+        def update() -> float:
+            started = time.perf_counter()
+            trainer.update(images, labels)
+            synchronize(trainer.world.device)
+            return time.perf_counter() - started
+
+        for _ in range(FILL):
+            update()
+        for _ in range(options.rounds + 1):
+            updates += [update() for _ in range(STALL_EVERY)]
+            started = time.perf_counter()
+            trainer.save(checkpoints)
+            stalls.append(time.perf_counter() - started)
+            during = []
+            while checkpoints.writing:
+                during.append(update())
+            checkpoints.wait()
+            afterwards.append(sum(during) - len(during) * averages.median(updates))
+    # The first save also allocates what the later ones reuse.
+    figures = {"update": updates, "stall": stalls[1:], "slowed": afterwards[1:]}
+    return {name: averages.median(found) for name, found in figures.items()}
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  python bench/end_to_end.py\n  python bench/end_to_end.py data/imagenet --batch 256 --parts data",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("dataset", nargs="?", type=Path, help="dataset folder (default: the 140 sample images)")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="default: data stack checkpoint"
+    )
+    parser.add_argument("--arch", default="resnet50" if gpu else "resnet18", help="default %(default)s")
+    parser.add_argument("--batch", type=int, default=256 if gpu else 16, help="default %(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the step (default 1)")
+    cores = available_cores() if gpu else 1
+    parser.add_argument("--loader-threads", type=int, default=cores, help="threads that decode (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--updates", type=int, default=100 if gpu else 8, help="of a round (default %(default)s)")
+    parser.add_argument(
+        "--log-every", type=int, default=20 if gpu else 4, help="the recipe has 100 (default %(default)s)"
+    )
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=100 if gpu else 10, help="the recipe has 5000 (default %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
+    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    if options.bare:
+        print(bare(load(options.bare), options.log_every))
+        return
+    rows: list[tuple[str, str, str]] = []
+    figures: dict[str, Any] = {"load": os.getloadavg()[0]}
+    with tempfile.TemporaryDirectory(prefix="bench-end-to-end-") as name:
+        folder = Path(name)
+        config = config_of(options, options.dataset or shard_samples(folder, COPIES), folder)
+        if "data" in options.parts:
+            found = measure_data(config, options)
+            rows += [(name, f"{averages.median(rates):,.1f} images/s", "") for name, rates in found.items()]
+            ratio = averages.median(
+                both / min(loader, step)
+                for loader, step, both in zip(found["loader alone"], found["step alone"], found["both"], strict=True)
+            )
+            rows.append(("both / the slower alone", "", f"{ratio:.3f}"))
+            figures["data"] = {"ratio": ratio, **found}
+        if "stack" in options.parts:
+            found = measure_stack(config, options, folder)
+            rows += [(name, f"{averages.median(rates):,.1f} images/s", "") for name, rates in found.items()]
+            ratio = averages.median(a / b for a, b in zip(found["full stack"], found["bare loop"], strict=True))
+            rows.append(("full stack / bare loop", "", f"{ratio:.3f}"))
+            figures["stack"] = {"ratio": ratio, **found}
+        if "checkpoint" in options.parts:
+            times = measure_checkpoint(config, options, folder)
+            rows += [(f"checkpoint: {name}", f"{1000 * seconds:,.0f} ms", "") for name, seconds in times.items()]
+            rows.append(("stall / update", "", f"{times['stall'] / times['update']:.3f}"))
+            rows.append(
+                ("stall and slower updates / update", "", f"{(times['stall'] + times['slowed']) / times['update']:.3f}")
+            )
+            figures["checkpoint"] = times
+    threads = f"{options.threads} + {options.loader_threads} threads"
+    title = f"{options.arch} bf16, batch {options.batch}, {threads} (step + loader), {options.rounds} rounds"
+    print_table(title, ("what", "median", "ratio"), rows)
+    if options.json:
+        print_json(figures)
+
+
+if __name__ == "__main__":
+    run(main)
