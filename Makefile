@@ -69,6 +69,9 @@ bench: $(READY)
 	$(BIN)/python bench/shard.py
 	$(BIN)/python bench/evaluate.py
 	$(BIN)/python bench/tracking.py
+	$(BIN)/python bench/step.py
+	$(BIN)/python bench/scaling.py
+	$(BIN)/python bench/end_to_end.py
 
 lock: $(READY)
 	{ echo "# Every package that set-up installs, pinned; written by 'make lock' from pyproject.toml. Names and versions only, no addresses."; \

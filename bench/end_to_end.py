@@ -1,7 +1,7 @@
 """Measures what a whole training loses against its parts: data against synthetic tensors, the full stack, checkpoints.
 
 data: training on JPEG shards against the slower of the loader alone and the step alone.
-stack: launch/local.py with tracking and checkpoints against a bare loop over the same loader and step.
+stack: launch/local.py with tracking and checkpoints against a bare loop over the same loader and step, update by update.
 checkpoint: how long saving keeps the loop from its next update, against an update.
 """
 
@@ -11,15 +11,15 @@ import argparse
 import json
 import os
 import statistics as averages
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,18 +27,21 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.loader import shard_samples  # noqa: E402
-from bench.training import alone, seconds, synchronize, synthetic  # noqa: E402
+from bench.training import alone, our_step, seconds, synchronize, synthetic  # noqa: E402
+from launch.local import free_port, rank_environment  # noqa: E402
+from launch.supervisor import supervise  # noqa: E402
+from pipeline import train  # noqa: E402
 from pipeline.command import Progress, UserError, print_json, print_table, run  # noqa: E402
 from pipeline.config import Config, load, to_yaml  # noqa: E402
 from pipeline.cores import available_cores  # noqa: E402
 from pipeline.data.dataset import Dataset  # noqa: E402
-from pipeline.data.loader import LoaderConfig  # noqa: E402
+from pipeline.data.loader import Batch, BatchIterator, LoaderConfig  # noqa: E402
 from pipeline.tracking import TrackingConfig  # noqa: E402
 from pipeline.trainer import Trainer  # noqa: E402
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints  # noqa: E402
 from pipeline.training.optimizer import OptimizerConfig  # noqa: E402
 from pipeline.training.schedule import ScheduleConfig  # noqa: E402
-from pipeline.world import set_threads  # noqa: E402
+from pipeline.world import World, set_threads  # noqa: E402
 
 PARTS = ("data", "stack", "checkpoint")
 COPIES = 2  # of each of the 140 sample images
@@ -118,52 +121,102 @@ def measure_data(config: Config, options: argparse.Namespace) -> dict[str, list[
     return found
 
 
-def bare(config: Config, log_every: int) -> float:
-    """Seconds of an update in a loop of loader and step alone, between the same updates as `full`."""
-    moments = []
-    with trainer_of(config) as trainer, trainer.batches() as batches:
-        for batch in batches:
-            trainer.update(batch.images, batch.labels)
-            if trainer.iteration in (2 * log_every, config.iterations):
-                trainer.step.take_metrics()  # waits for the device
-                moments.append(time.time())
-    return (moments[1] - moments[0]) / (config.iterations - 2 * log_every)
+class Moment(NamedTuple):
+    """Seconds by the clock, and of CPU by every thread of this process."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Moment:
+        return cls(time.perf_counter(), time.process_time())
+
+    def __sub__(self, earlier: Moment) -> Moment:
+        return Moment(self.wall - earlier.wall, self.cpu - earlier.cpu)
 
 
-def full(config: Config, file: Path) -> float:
-    """Seconds of an update by launch/local.py, from its second line of metrics on: MLflow has been imported by then."""
-    command = [sys.executable, ROOT / "launch/local.py", "--procs", "1", "--config", file, "--name", file.stem]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UserError(f"launch/local.py failed: {done.stderr.splitlines()[-1]}")
-    lines = [json.loads(line) for line in (Path(config.runs) / file.stem / "metrics.jsonl").read_text().splitlines()]
-    lines = [line for line in lines if line["kind"] == "train"]
-    first, last = lines[1], lines[-1]
-    assert last["iteration"] == config.iterations
-    return (last["time"] - first["time"]) / 1000 / (last["iteration"] - first["iteration"])
+class Alternating(Trainer):
+    """A Trainer between whose updates a bare loop makes its own: loader and step, nothing else.
+
+    `times`: seconds, and CPU seconds of this process, of an update of the full stack, all that `pipeline.train` does for it
+    included, and of the bare update nearest to it. While a checkpoint is written there is no bare update: what the writing
+    slows is the stack's.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, world: World) -> None:
+        super().__init__(config, dataset, world)
+        self.bare = our_step(config.arch, config.batch, config.bn_group, config.precision, world)
+        self.times: list[tuple[Moment, Moment]] = []
+
+    def batches(self, count: int | None = None) -> Any:
+        return Turns(self, super().batches(2 * self.config.iterations), self.config.iterations)
+
+    def close(self) -> None:
+        super().close()
+        self.bare.close()
+        full, bare = zip(*self.times[FILL:], strict=True)
+        figures = {"full": [one.wall for one in full], "bare": [one.wall for one in bare]}
+        figures |= {"full, CPU": [one.cpu for one in full], "bare, CPU": [one.cpu for one in bare]}
+        Path(self.config.runs, "times.json").write_text(json.dumps(figures))
 
 
-def measure_stack(config: Config, options: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
-    """Images/s of the full stack and of the bare loop, in processes of their own, one value a round."""
-    config = replace(config, iterations=2 * options.log_every + options.updates * 3)
-    found: dict[str, list[float]] = {"bare loop": [], "full stack": []}
-    with Progress(2 * options.rounds, "stack", "runs") as bar:
-        for number in range(options.rounds):
-            file = folder / f"full{number}.yaml"
-            file.write_text(to_yaml(config))
-            turns = {
-                "bare loop": lambda f=file: bare_in_process(f, options),
-                "full stack": lambda f=file: full(config, f),
-            }
-            for name in list(turns)[:: 1 if number % 2 else -1]:
-                found[name].append(config.batch / turns[name]())
-                bar.advance(now=f"{name}: {found[name][-1]:,.1f} images/s")
-    return found
+class Turns(Iterator[Batch]):
+    """The batches of the full stack; clocks what happens between two of them."""
+
+    def __init__(self, trainer: Alternating, batches: BatchIterator, count: int) -> None:
+        self.trainer, self.batches, self.left = trainer, batches, count
+        self.started: Moment | None = None
+        self.last_bare = Moment(0.0, 0.0)
+
+    wait_seconds = property(lambda self: self.batches.wait_seconds)
+    substituted = property(lambda self: self.batches.substituted)
+
+    def __enter__(self) -> Turns:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.batches.close()
+
+    def __next__(self) -> Batch:
+        device = self.trainer.world.device
+        synchronize(device)
+        if self.started:
+            full = Moment.now() - self.started
+            if not writing():
+                started = Moment.now()
+                batch = next(self.batches)
+                self.trainer.bare.step(batch.images, batch.labels, 1e-3)
+                synchronize(device)
+                self.last_bare = Moment.now() - started
+                self.trainer.bare.take_metrics()
+            self.trainer.times.append((full, self.last_bare))
+        if not self.left:
+            raise StopIteration
+        self.left -= 1
+        self.started = Moment.now()
+        return next(self.batches)
 
 
-def bare_in_process(file: Path, options: argparse.Namespace) -> float:
-    command = [sys.executable, __file__, "--bare", file, "--log-every", str(options.log_every)]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+def writing() -> bool:
+    """Whether a checkpoint is being written."""
+    return any(thread.name == "checkpoint" for thread in threading.enumerate())
+
+
+def stack_worker(file: Path) -> None:
+    """The one rank: `pipeline.train.main` as it is, with a trainer that lets the bare loop have its turns."""
+    train.Trainer = Alternating  # type: ignore[misc]
+    train.main(load(file))
+
+
+def measure_stack(config: Config, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of updates of the full stack under launch/local.py's supervisor, and of the bare updates between them."""
+    file = Path(config.runs).with_suffix(".yaml")
+    # The loader has batches for both; each takes every other one.
+    file.write_text(to_yaml(replace(config, iterations=FILL + options.rounds * options.updates, name="stack")))
+    command = [sys.executable, str(Path(__file__)), "--worker", str(file)]
+    if code := supervise([command], [rank_environment(0, 1, free_port())]):
+        raise UserError(f"the training ended with exit code {code}")
+    return json.loads(Path(config.runs, "times.json").read_text())
 
 
 def measure_checkpoint(config: Config, options: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -187,7 +240,7 @@ def measure_checkpoint(config: Config, options: argparse.Namespace, folder: Path
             trainer.save(checkpoints)
             stalls.append(time.perf_counter() - started)
             during = []
-            while checkpoints.writing:
+            while writing():
                 during.append(update())
             checkpoints.wait()
             afterwards.append(sum(during) - len(during) * averages.median(updates))
@@ -208,7 +261,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="default: data stack checkpoint"
     )
     parser.add_argument("--arch", default="resnet50" if gpu else "resnet18", help="default %(default)s")
-    parser.add_argument("--batch", type=int, default=256 if gpu else 16, help="default %(default)s")
+    parser.add_argument("--batch", type=int, default=256 if gpu else 8, help="default %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the step (default 1)")
     cores = available_cores() if gpu else 1
     parser.add_argument("--loader-threads", type=int, default=cores, help="threads that decode (default %(default)s)")
@@ -221,14 +274,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--checkpoint-every", type=int, default=100 if gpu else 10, help="the recipe has 5000 (default %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
-    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    if options.bare:
-        print(bare(load(options.bare), options.log_every))
+    if options.worker:
+        stack_worker(options.worker)
         return
     rows: list[tuple[str, str, str]] = []
     figures: dict[str, Any] = {"load": os.getloadavg()[0]}
@@ -245,11 +298,15 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append(("both / the slower alone", "", f"{ratio:.3f}"))
             figures["data"] = {"ratio": ratio, **found}
         if "stack" in options.parts:
-            found = measure_stack(config, options, folder)
-            rows += [(name, f"{averages.median(rates):,.1f} images/s", "") for name, rates in found.items()]
-            ratio = averages.median(a / b for a, b in zip(found["full stack"], found["bare loop"], strict=True))
-            rows.append(("full stack / bare loop", "", f"{ratio:.3f}"))
-            figures["stack"] = {"ratio": ratio, **found}
+            found = measure_stack(config, options)
+            sums = {name: sum(times) for name, times in found.items()}
+            rows += [
+                (f"{name}, an update", f"{1000 * averages.median(times):,.0f} ms", "") for name, times in found.items()
+            ]
+            ratios = {"ratio": sums["bare"] / sums["full"], "cpu_ratio": sums["bare, CPU"] / sums["full, CPU"]}
+            rows.append(("full stack / bare loop, by all updates", "", f"{ratios['ratio']:.3f}"))
+            rows.append(("the same in CPU time", "", f"{ratios['cpu_ratio']:.3f}"))
+            figures["stack"] = {**ratios, **found}
         if "checkpoint" in options.parts:
             times = measure_checkpoint(config, options, folder)
             rows += [(f"checkpoint: {name}", f"{1000 * seconds:,.0f} ms", "") for name, seconds in times.items()]

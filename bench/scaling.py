@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics as averages
 import subprocess
@@ -35,6 +34,7 @@ from pipeline.training.reduction import tree_all_reduce  # noqa: E402
 from pipeline.world import open_world, set_threads  # noqa: E402
 
 COPIES, TREE, ALLREDUCE = "copies", "tree", "allreduce"
+WALL, CPU = "", " CPU"  # which clock a list of seconds is by: the end of its name
 LINK_BYTES = (400, 25 << 20)  # a small sum, whose time is latency, and one of DDP's buckets
 Figures = dict[str, list[float]]
 
@@ -56,30 +56,33 @@ def work(options: argparse.Namespace) -> None:
             for way in [*list(steps)[turn:], *list(steps)[:turn]]:
                 if world.size > 1:
                     dist.barrier()
-                started = time.perf_counter()
+                started, cpu = time.perf_counter(), time.process_time()
                 steps[way].step(images, labels, 1e-3)
                 steps[way].take_metrics()
                 if number:  # the first of each warms up
                     found[way].append(time.perf_counter() - started)
+                    found.setdefault(way + CPU, []).append(time.process_time() - cpu)
             if number and world.size > 1:
                 for way in (TREE, ALLREDUCE):
                     for size in LINK_BYTES:
-                        found.setdefault(f"{way} {size}", []).append(sum_seconds(way, size))
+                        wall, cpu = sum_seconds(way, size)
+                        found.setdefault(f"{way} {size}", []).append(wall)
+                        found.setdefault(f"{way} {size}{CPU}", []).append(cpu)
         for step in steps.values():
             step.close()
     options.worker.joinpath(f"{world.rank}.json").write_text(json.dumps(found))
 
 
-def sum_seconds(way: str, size: int) -> float:
-    """One sum of `size` bytes over the ranks."""
+def sum_seconds(way: str, size: int) -> tuple[float, float]:
+    """Seconds, and CPU seconds of this rank, of one sum of `size` bytes over the ranks."""
     buffer = torch.ones(size // 4)
     dist.barrier()
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     if way == TREE:
         tree_all_reduce(buffer, dist.group.WORLD)
     else:
         dist.all_reduce(buffer)
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - cpu
 
 
 def measure(options: argparse.Namespace, size: int) -> list[Figures]:
@@ -104,9 +107,9 @@ def step_seconds(ranks: list[Figures], way: str) -> list[float]:
     return [len(one) / sum(1 / seconds for seconds in one) for one in rounds]
 
 
-def link_of(ranks: list[Figures], way: Any) -> rates.Link:
+def link_of(ranks: list[Figures], way: Any, clock: str) -> rates.Link:
     size = len(ranks)
-    small, large = (averages.median(step_seconds(ranks, f"{way} {size}")) for size in LINK_BYTES)
+    small, large = (averages.median(step_seconds(ranks, f"{way} {size}{clock}")) for size in LINK_BYTES)
     moved = 2 * (size - 1) / size * (LINK_BYTES[1] - LINK_BYTES[0])
     return rates.Link(
         kind="cpu",
@@ -119,7 +122,7 @@ def link_of(ranks: list[Figures], way: Any) -> rates.Link:
     )
 
 
-def rate_of(options: argparse.Namespace, ranks: list[Figures]) -> rates.Rate:
+def rate_of(options: argparse.Namespace, ranks: list[Figures], clock: str) -> rates.Rate:
     return rates.Rate(
         kind="cpu",
         device=rates.device_name(torch.device("cpu")),
@@ -131,7 +134,7 @@ def rate_of(options: argparse.Namespace, ranks: list[Figures]) -> rates.Rate:
         micro_batch=min(options.rows, options.bn_group),
         threads=options.threads,
         processes=len(ranks),
-        images_per_second=round(options.rows / averages.median(step_seconds(ranks, COPIES)), 3),
+        images_per_second=round(options.rows / averages.median(step_seconds(ranks, COPIES + clock)), 3),
         **rates.stamp(),
     )
 
@@ -191,30 +194,6 @@ def main(arguments: list[str] | None = None) -> None:
         for size in options.ranks:
             found[size] = measure(options, size)
             progress.advance()
-    rows, figures = [], {}
-    entries: list[rates.Rate | rates.Link] = []
-    for size, ranks in found.items():
-        entries.append(rate_of(options, ranks))
-        entries += [link_of(ranks, way) for way in (TREE, ALLREDUCE)] if size > 1 else []
-    with tempfile.TemporaryDirectory(prefix="bench-rates-") as folder:
-        file, only_one = Path(folder, "rates.yaml"), Path(folder, "one.yaml")
-        rates.store(entries, file)
-        rates.store([one for one in entries if not isinstance(one, rates.Rate) or one.processes == 1], only_one)
-        for size, ranks in found.items():
-            copies = step_seconds(ranks, COPIES)
-            rows.append((f"{size} copies", f"{averages.median(copies):.2f}", "", "", "", "", ""))
-            figures[f"{size} copies"] = {"seconds": averages.median(copies)}
-            for way in (TREE, ALLREDUCE) if size > 1 else ():
-                one = compare(options, step_seconds(ranks, way), copies)
-                one["predicted"] = predicted(options, size, way, file) / one["seconds"]
-                if 1 in found:
-                    one["predicted_from_one"] = predicted(options, size, way, only_one) / one["seconds"]
-                if way == TREE:
-                    one["tree_cost"] = tree_cost(ranks)
-                figures[f"{size} ranks, {way}"] = one
-                rows.append((f"{size} ranks, {way}", f"{one['seconds']:.2f}", *cells(one)))
-    if options.store:
-        rates.store(entries, options.rates)
     where = f"{rates.cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}"
     title = (
         f"{options.arch} {options.precision}, {options.rows} images a rank, {options.threads} thread a rank, {where}"
@@ -223,34 +202,68 @@ def main(arguments: list[str] | None = None) -> None:
         "processes",
         "s an update",
         "/ copies",
+        "fastest of each",
         "predicted / measured",
-        "from the rate of 1",
-        "tree / all-reduce",
+        "by the rate of 1 process",
     )
-    print_table(title, (*columns, "sum alone, s"), rows)
+    figures = {}
+    for clock, name in ((WALL, "by the clock"), (CPU, "in CPU time of each rank: what a busy machine does not touch")):
+        figures[name] = compare(options, found, clock)
+        rows = [(processes, *cells(one)) for processes, one in figures[name].items()]
+        print_table(f"{title}; {name}", (*columns, "tree / all-reduce"), rows)
+    entries = measurements(options, found, WALL)
     if options.store:
+        rates.store(entries, options.rates)
         print(f"stored for the plan of launch/slurm.py --dry-run: {options.rates}")
     if options.json:
         links = {f"{one.ranks} {one.reduction}": one.bytes_per_second for one in entries if isinstance(one, rates.Link)}
         print_json({"figures": figures, "link_bytes_per_second": links, "load": os.getloadavg()[0]})
 
 
-def compare(options: argparse.Namespace, step: list[float], copies: list[float]) -> dict[str, float]:
-    """Seconds of an update, and the throughput over that of copies: of one round's neighbours, median over rounds."""
-    ratio = averages.median(b / a for a, b in zip(step, copies, strict=True))
-    # What other work on the machine can only lengthen is closest to the truth where it is shortest.
-    return {"seconds": averages.median(step), "over_copies": ratio, "fastest_over_copies": min(copies) / min(step)}
+def measurements(
+    options: argparse.Namespace, found: dict[int, list[Figures]], clock: str
+) -> list[rates.Rate | rates.Link]:
+    """What the plan needs, by one of the two clocks."""
+    entries: list[rates.Rate | rates.Link] = [rate_of(options, ranks, clock) for ranks in found.values()]
+    shared = [ranks for size, ranks in found.items() if size > 1]
+    return [*entries, *(link_of(ranks, way, clock) for ranks in shared for way in (TREE, ALLREDUCE))]
 
 
-def tree_cost(ranks: list[Figures]) -> float:
-    """An update's time with the tree over its time with all-reduce: of one round's neighbours, median over rounds."""
-    tree, other = (step_seconds(ranks, way) for way in (TREE, ALLREDUCE))
-    return averages.median(a / b for a, b in zip(tree, other, strict=True))
+def compare(options: argparse.Namespace, found: dict[int, list[Figures]], clock: str) -> dict[str, dict[str, float]]:
+    """By processes and way: seconds of an update, ratios of one round's neighbours (median over rounds), predictions."""
+    figures: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-rates-") as folder:
+        file, only_one = Path(folder, "rates.yaml"), Path(folder, "one.yaml")
+        entries = measurements(options, found, clock)
+        rates.store(entries, file)
+        rates.store([one for one in entries if not isinstance(one, rates.Rate) or one.processes == 1], only_one)
+        for size, ranks in found.items():
+            copies = step_seconds(ranks, COPIES + clock)
+            figures[f"{size} copies" if size > 1 else "1 alone"] = {"seconds": averages.median(copies)}
+            for way in (TREE, ALLREDUCE) if size > 1 else ():
+                step = step_seconds(ranks, way + clock)
+                seconds = averages.median(step)
+                figures[f"{size} ranks, {way}"] = one = {
+                    "seconds": seconds,
+                    "over_copies": median_ratio(copies, step),
+                    # What other work on the machine can only lengthen is closest to the truth where it is shortest.
+                    "fastest": min(copies) / min(step),
+                    "predicted": predicted(options, size, way, file) / seconds,
+                }
+                if 1 in found:
+                    one["predicted_from_one"] = predicted(options, size, way, only_one) / seconds
+                if way == TREE:
+                    one["tree_cost"] = median_ratio(step, step_seconds(ranks, ALLREDUCE + clock))
+    return figures
+
+
+def median_ratio(over: list[float], under: list[float]) -> float:
+    return averages.median(a / b for a, b in zip(over, under, strict=True))
 
 
 def cells(one: dict[str, float]) -> list[str]:
-    names = ("over_copies", "predicted", "predicted_from_one", "tree_cost")
-    return [f"{one[name]:.3f}" if math.isfinite(one.get(name, math.nan)) else "" for name in names]
+    ratios = ("over_copies", "fastest", "predicted", "predicted_from_one", "tree_cost")
+    return [f"{one['seconds']:.2f}", *(f"{one[name]:.3f}" if name in one else "" for name in ratios)]
 
 
 if __name__ == "__main__":

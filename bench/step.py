@@ -6,7 +6,6 @@ Stores the rate of this device where the plan of launch/slurm.py --dry-run finds
 from __future__ import annotations
 
 import argparse
-import inspect
 import os
 import re
 import statistics as averages
@@ -108,7 +107,7 @@ def makers(options: argparse.Namespace, batch: int, device: torch.device) -> dic
     if group < batch:
         found["ours bf16, one BN group"] = lambda: ours(arch, batch, crop, device, batch, "bf16")
     if options.compile:
-        found["ours bf16, compiled"] = lambda: ours(arch, batch, crop, device, group, "bf16", compile=True)
+        found["ours bf16, compiled"] = lambda: ours(arch, batch, crop, device, group, "bf16", compile_crop=crop)
     return found
 
 
@@ -262,17 +261,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--warm-up", type=int, default=5 if gpu else 1, help="updates before the clock (default %(default)s)"
     )
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=gpu and can_compile())
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=gpu)
     parser.add_argument(
         "--rates", type=Path, default=rates.RATES_FILE, help="file that the plan reads (configs/rates.yaml)"
     )
     parser.add_argument("--store", action=argparse.BooleanOptionalAction, default=True, help="store our rates there")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
     return parser.parse_args(arguments)
-
-
-def can_compile() -> bool:
-    return "compile" in inspect.signature(TrainingStep.__init__).parameters
 
 
 def main(arguments: list[str] | None = None) -> None:
