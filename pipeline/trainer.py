@@ -69,14 +69,8 @@ class Trainer:
             ema_decay=config.ema_decay,
             compile_crop=config.augment.crop if config.compile else None,
         )
-        if (
-            config.precision == "bf16"
-            and world.device.type == "cpu"
-            and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        ):
-            print("warning: this CPU has no bf16 units: precision bf16 is slower than float32 here", file=sys.stderr)
-        if self.step.not_compiled is not None and world.is_main:
-            print(f"warning: training goes on without torch.compile: {self.step.not_compiled}", file=sys.stderr)
+        if world.is_main:
+            self._warn()
         self.schedule = Schedule(config.schedule, config.optimizer.lr, config.iterations)
         self.iteration = 0
         self.interval = np.zeros((0, 2))  # loss and wrong predictions of each update since the last log point
@@ -86,6 +80,15 @@ class Trainer:
         self.recomputed: dict[str, torch.Tensor] | None = None  # the model with recomputed BN statistics, at the end
         self.figures: dict[str, str] = {}
         self.clock = Clock()
+
+    def _warn(self) -> None:
+        if self.step.not_compiled is not None:
+            print(f"warning: training goes on without torch.compile: {self.step.not_compiled}", file=sys.stderr)
+        on_cpu = self.world.device.type == "cpu"
+        if self.config.precision == "bf16" and on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            print(
+                "warning: this CPU has no bf16 units, which makes precision bf16 slower than float32", file=sys.stderr
+            )
 
     def batches(self, count: int | None = None) -> BatchIterator:
         """This rank's rows of every mini-batch still to come, or of the next `count`."""
