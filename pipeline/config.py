@@ -24,6 +24,7 @@ from pipeline.command import UserError, nearest
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import LoaderConfig
 from pipeline.models.resnet import parse_arch
+from pipeline.scaling import read_factor, scale_batch
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig
 from pipeline.training.optimizer import OptimizerConfig
@@ -59,6 +60,7 @@ class Config:
         stride: where a downsampling bottleneck strides: paper (first 1x1) or v1.5 (the 3x3).
         iterations: updates in all.
         batch: images of a mini-batch, over all ranks together.
+        batch_scale: a record: by how much --scale-batch has multiplied the recipe's own batch. It changes nothing by itself.
         bn_group: images that batch normalization takes its statistics over; `rank` is a rank's whole share of the batch.
         shuffle_block: samples that stay neighbours when the training set is shuffled, for storage that hates random reads.
         reduction: tree sums gradients in one fixed binary tree: the same bits on 1, 2, 4 ... ranks up to batch / bn_group;
@@ -88,6 +90,7 @@ class Config:
     stride: Literal["paper", "v1.5"] = "paper"
     iterations: int = 600_000
     batch: int = 256
+    batch_scale: float = 1.0
     bn_group: int | Literal["rank"] = 32
     shuffle_block: int = 1
     reduction: Literal["auto", "tree", "allreduce"] = "auto"
@@ -127,7 +130,7 @@ class Config:
 SURROUNDINGS = frozenset(
     ("data", "name", "runs", "device", "threads", "compile", "timeout_seconds", "reduction", "on_nonfinite")
 )
-SURROUNDINGS |= {"checkpoint", "loader", "tracking"}
+SURROUNDINGS |= {"checkpoint", "loader", "tracking", "batch_scale"}
 
 
 def trajectory(config: Config) -> dict[str, Any]:
@@ -183,6 +186,13 @@ def parser(description: str, example: str) -> jsonargparse.ArgumentParser:
     )
     made.add_argument("--config", action="config", help="YAML file of the values below; later options override it")
     made.add_class_arguments(Config, None)
+    made.add_argument(
+        "--scale-batch",
+        type=str,
+        metavar="F",
+        help="weak scaling: F times the batch and the learning rate, linear warm-up, 1/F of the iterations: the same "
+        "images in all; applied last, to the values as they are resolved",
+    )
     made.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     return made
 
@@ -199,6 +209,8 @@ def parse(made: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple[Confi
         raise UserError(_one_sentence(str(error), made)) from None
     names = [one.name for one in dataclasses.fields(Config)]
     config = Config(**{name: instance.pop(name) for name in names})
+    if (factor := instance.pop("scale_batch")) is not None:
+        config = scale_batch(config, read_factor(factor))
     check(config)
     return config, instance
 

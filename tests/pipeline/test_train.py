@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from pipeline.command import EXIT_PREEMPTED, EXIT_USER_ERROR
-from pipeline.config import Config, EvaluationConfig, to_yaml
+from pipeline.config import Config, EvaluationConfig, load, parse, parser, to_yaml
 from pipeline.data.augment import AugmentConfig, ResizeStage
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.order import Order
@@ -241,6 +241,21 @@ def test_mistakes_of_several_ranks_are_said_once(undisturbed: Config, tmp_path: 
     ):
         result = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert sentence in one_sentence(result)
+
+
+def test_a_scaled_run_says_so(digits: Path, tmp_path: Path) -> None:
+    """config.yaml and what MLflow is told hold the resolved values and the factor; the same command continues the run."""
+    config = replace(config_of(digits, tmp_path, "scaled"), recompute_bn_images=0, augment=AugmentConfig(crop=32))
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    options = ["--iterations", "4", "--evaluation.every", "4", "--schedule.steps", "[2]", "--scale-batch", "2"]
+    scaled, _ = parse(parser("Trains.", "none"), ["--config", str(file), *options])
+    for _ in range(2):
+        assert run_ranks(1, train_rank, scaled) == [0]
+    resolved = load(scaled.run_folder / "config.yaml")
+    assert (resolved.batch, resolved.iterations, resolved.batch_scale) == (64, 2, 2.0)
+    told = json.loads((scaled.run_folder / "tracking.json").read_text())["params"]
+    assert (told["batch"], told["iterations"], told["batch_scale"], told["optimizer.lr"]) == ("64", "2", "2.0", "0.2")
 
 
 def test_misspelt_key_in_a_file(tmp_path: Path) -> None:
