@@ -1,10 +1,16 @@
-"""Compares our evaluation with the loop that torchvision's users write: same net, images and cores; times ensembling."""
+"""Compares our evaluation with the loop that torchvision's users write: same net, images and cores; times ensembling.
+
+Both sides may use `--threads` cores and no other: the loop has as many DataLoader workers and as many threads for its
+net, ours as many for decoding and as many for the net. Images per CPU second are given too: a busy machine stretches
+the clock, not the work. (With several threads they count waiting threads as work.)
+"""
 
 from __future__ import annotations
 
 import argparse
 import io
 import os
+import resource
 import statistics as averages
 import subprocess
 import sys
@@ -153,11 +159,20 @@ def nets(arch: str, device: torch.device) -> tuple[nn.Module, nn.Module]:
     return theirs.to(device), ours.to(device).to(memory_format=torch.channels_last)
 
 
-def measure(options: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, dict[str, list[float]]]:
-    """Images/s of each way under each protocol, one value a round; the ways take turns within a round."""
+def cpu_seconds() -> float:
+    """Of this process and of the workers that have ended, user and system."""
+    spent = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in spent)
+
+
+Rates = dict[str, dict[str, list[tuple[float, float]]]]  # by protocol and way, a round each
+
+
+def measure(options: argparse.Namespace, folder: Path, device: torch.device) -> Rates:
+    """(images/s, images per CPU second) of each way under each protocol; the ways take turns within a round."""
     theirs, ours = nets(options.arch, device)
     cores = options.threads
-    rates: dict[str, dict[str, list[float]]] = {}
+    rates: Rates = {}
     with Progress(options.rounds * len(options.protocols) * 3, "rounds", "runs") as progress:
         for protocol in options.protocols:
             data, files = prepare(folder, min(140, IMAGES[protocol] * options.scale))
@@ -169,11 +184,12 @@ def measure(options: argparse.Namespace, folder: Path, device: torch.device) -> 
             rates[protocol] = {way: [] for way in ways}
             for _ in range(options.rounds):
                 for way, call in ways.items():
-                    started = time.perf_counter()
+                    started, spent = time.perf_counter(), cpu_seconds()
                     scores = call()
                     assert scores.shape == (len(files), CLASSES)
-                    rates[protocol][way].append(len(files) / (time.perf_counter() - started))
-                    progress.advance(now=f"{protocol} {way}: {rates[protocol][way][-1]:.1f} images/s")
+                    rate = len(files) / (time.perf_counter() - started)
+                    rates[protocol][way].append((rate, len(files) / (cpu_seconds() - spent)))
+                    progress.advance(now=f"{protocol} {way}: {rate:.1f} images/s")
     return rates
 
 
@@ -222,6 +238,26 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+COLUMNS = ("protocol", "images/s, median", "/ torchvision loop", "images per CPU second", "/ torchvision loop")
+
+
+def tabulate(rates: Rates) -> tuple[list[tuple[str, ...]], dict[str, float]]:
+    """(rows of COLUMNS, each ratio by name)."""
+    rows, ratios = [], {}
+    for protocol, ways in rates.items():
+        for way, found in ways.items():
+            cells = []
+            for column, measured in enumerate(("images/s", "images per CPU second")):
+                own, loop = ([turn[column] for turn in one] for one in (found, ways["torchvision"]))
+                # A ratio of one round's neighbours, then the median over rounds: a busy machine slows neighbours alike.
+                ratio = averages.median(a / b for a, b in zip(own, loop, strict=True))
+                cells += [f"{averages.median(own):,.2f}", f"{ratio:.2f}"]
+                if way != "torchvision":
+                    ratios[f"{measured}, {way}/torchvision {protocol}"] = round(ratio, 3)
+            rows.append((f"{protocol}, {way}", *cells))
+    return rows, ratios
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     if not SAMPLES.is_file():
@@ -229,24 +265,21 @@ def main(arguments: list[str] | None = None) -> None:
     gpu = options.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     torch.set_num_threads(options.threads)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     with tempfile.TemporaryDirectory(prefix="bench-evaluate-") as folder:
         rates = measure(options, Path(folder), device)
         ensemble = time_ensemble(Path(folder), options.ensemble_images, 6) if options.ensemble_images else None
-    rows, ratios = [], {}
-    for protocol, ways in rates.items():
-        for way, found in ways.items():
-            # A ratio of one round's neighbours, then the median over rounds: a busy machine slows neighbours alike.
-            ratio = averages.median(a / b for a, b in zip(found, ways["torchvision"], strict=True))
-            rows.append((f"{protocol}, {way}", f"{averages.median(found):,.1f}", f"{ratio:.2f}"))
-            if way != "torchvision":
-                ratios[f"{way}/torchvision {protocol}"] = round(ratio, 3)
+    rows, ratios = tabulate(rates)
     where = torch.cuda.get_device_name(device) if gpu else f"{options.threads} CPU threads"
     title = f"{options.arch}, {where}, {options.rounds} rounds"
-    print_table(title, ("protocol", "images/s, median", "/ torchvision loop"), rows)
+    print_table(title, COLUMNS, rows)
     if ensemble is not None:
         print(f"six score files of {options.ensemble_images:,} x 1000: {ensemble[0]:.1f} s, {ensemble[1]:.2f} GB")
     if options.json:
-        medians = {p: {way: averages.median(found) for way, found in ways.items()} for p, ways in rates.items()}
+        medians = {
+            p: {way: averages.median(rate for rate, _ in found) for way, found in ways.items()}
+            for p, ways in rates.items()
+        }
         figures = {"images_per_second": medians, "cores": os.cpu_count(), "threads": options.threads}
         print_json({"ratios": ratios, **figures, "ensemble_seconds_gb": ensemble})
 

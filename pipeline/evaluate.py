@@ -24,9 +24,11 @@ from pipeline.evaluation.foreign import open_weights
 from pipeline.evaluation.nets import STATE_KEYS, TrainedNet, find_checkpoint, open_checkpoint
 from pipeline.evaluation.options import (
     errors_cells,
+    positive,
     protocol_names,
     rate_cell,
     three_numbers,
+    three_positive_numbers,
 )  # fmt: skip
 from pipeline.evaluation.protocols import Showing
 from pipeline.evaluation.score_files import ScoreFile, make, score_path
@@ -48,21 +50,29 @@ def options() -> CommandParser:
     made.add_argument("--weights", choices=list(STATE_KEYS), default="final", help="which of the checkpoint's weights")
     made.add_argument("--data", type=Path, metavar="DATASET", help="the dataset folder (default: the run's)")
     made.add_argument("--mean", type=three_numbers, metavar="R,G,B", help="subtracted, 0..255 (default: the dataset's)")
-    made.add_argument("--std", type=three_numbers, metavar="R,G,B", help="divided by, 0..255 (default: no division)")
-    made.add_argument("--short-side", type=int, metavar="PIXELS", help="of center and ten-crop (default: the run's)")
+    made.add_argument(
+        "--std", type=three_positive_numbers, metavar="R,G,B", help="divided by, 0..255 (default: no division)"
+    )
+    made.add_argument(
+        "--short-side", type=positive, metavar="PIXELS", help="of center and ten-crop (default: the run's)"
+    )
     made.add_argument(
         "--precision", choices=["float32", "bf16"], default="float32", help="of the net (default float32)"
     )
     made.add_argument("--scores", type=Path, metavar="OUT.npz", help="the score file (default: in the run folder)")
     made.add_argument("--again", action="store_true", help="score anew where the same score file stands already")
     made.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    made.add_argument("--threads", type=int, help="CPU threads per rank (default: the cores divided among the ranks)")
+    made.add_argument(
+        "--threads", type=positive, help="CPU threads per rank (default: the cores divided among the ranks)"
+    )
     foreign = made.add_argument_group("weights from elsewhere, instead of RUN|CHECKPOINT")
     foreign.add_argument("--weights-file", type=Path, metavar="FILE", help="a state dict in torchvision's naming")
     foreign.add_argument("--arch", help="the net, such as resnet50; needs --data too")
     foreign.add_argument("--shortcut", choices=["default", "A", "B", "C"], default="default")
     foreign.add_argument("--stride", choices=["paper", "v1.5"], default="paper", help="v1.5 is torchvision's")
-    foreign.add_argument("--crop", type=int, metavar="PIXELS", help="the net's input (default: 224, CIFAR nets 32)")
+    foreign.add_argument(
+        "--crop", type=positive, metavar="PIXELS", help="the net's input (default: 224, CIFAR nets 32)"
+    )
     made.add_json_option()
     return made
 
@@ -93,6 +103,11 @@ def check(own: Namespace, names: Sequence[str]) -> None:
         raise UserError("--std needs --mean: give both on the 0..255 scale")
     if own.scores is not None and (len(names) > 1 or own.scores.suffix != ".npz"):
         raise UserError("--scores names the one file OUT.npz: give it with one --protocol")
+    if own.scores is not None:
+        standing = next(folder for folder in own.scores.absolute().parents if folder.exists())
+        if not standing.is_dir() or own.scores.is_dir():
+            where = own.scores if own.scores.is_dir() else standing
+            raise UserError(f"--scores {own.scores} cannot be written ({where} stands there): name another file")
 
 
 def open_subject(own: Namespace, world: World) -> TrainedNet:

@@ -48,7 +48,10 @@ class SizeErrors:
 
 
 def check_members(members: Sequence[Scores], names: Sequence[str]) -> None:
-    """Raise UserError unless these are score files of the same labelled images under one protocol, by different nets."""
+    """Raise UserError unless these are score files of the same images under one protocol, by different nets.
+
+    Labels in sample-id order tell whether the images are the same. Where there are none, only the dataset folder does.
+    """
     first = members[0]
     for name, one in zip(names, members, strict=True):
         pairs = {
@@ -67,6 +70,11 @@ def check_members(members: Sequence[Scores], names: Sequence[str]) -> None:
             raise UserError(
                 f"{names[0]} and {name} cannot be averaged: the labels of their images differ; "
                 "evaluate both on the same dataset folder"
+            )
+        if not first.labelled and one.provenance.dataset_sha256 != first.provenance.dataset_sha256:
+            raise UserError(
+                f"{names[0]} and {name} cannot be averaged: they come from two dataset folders, and without labels nothing "
+                "says that their images are the same; evaluate both on the same dataset folder"
             )
     fingerprints = [one.provenance.fingerprint for one in members]
     for i, j in itertools.combinations(range(len(members)), 2):

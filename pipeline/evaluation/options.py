@@ -11,10 +11,28 @@ from pipeline.evaluation.definitions import PROTOCOLS, find
 
 def three_numbers(text: str) -> tuple[float, float, float]:
     """`123.675,116.28,103.53`: one finite number per channel."""
-    numbers = tuple(float(part) for part in text.split(","))
-    if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        red = math.nan
+    if math.isnan(red) or not all(map(math.isfinite, (red, green, blue))):
         raise argparse.ArgumentTypeError(f"'{text}' is not three numbers R,G,B")
+    return red, green, blue
+
+
+def three_positive_numbers(text: str) -> tuple[float, float, float]:
+    """Three numbers that can be divided by."""
+    numbers = three_numbers(text)
+    if min(numbers) <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not three numbers above 0: pixels are divided by them")
     return numbers
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
 
 
 def protocol_names(texts: list[str]) -> list[str]:

@@ -184,7 +184,9 @@ def _open(path: Path) -> Any:
         arrays = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"there is no score file {path}: write one with 'python -m pipeline.evaluate'") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except ValueError:  # NumPy takes what has neither of its formats for a pickle, and would explain how to open that
+        raise _damaged(path, "it is no NumPy archive") from None
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(path, error) from None
     if not isinstance(arrays, np.lib.npyio.NpzFile):
         raise _damaged(path, "a bare array")

@@ -171,6 +171,15 @@ def test_members_that_do_not_go_together_are_refused(what: str) -> None:
         check_members([first, altered(second, what)], ["A", "B"])
 
 
+def test_unlabelled_images_of_two_datasets_are_refused() -> None:
+    """A test set has no labels that could differ; sharded with another seed its images stand in another order."""
+    members = [dataclasses.replace(one, labels=np.full(100, -1)) for one in make_members(2, images=100)]
+    check_members(members, ["A", "B"])
+    elsewhere = dataclasses.replace(members[1].provenance, dataset_sha256="other")
+    with pytest.raises(UserError, match="A and B cannot be averaged: they come from two dataset folders"):
+        check_members([members[0], dataclasses.replace(members[1], provenance=elsewhere)], ["A", "B"])
+
+
 def test_the_same_net_twice_is_refused() -> None:
     first, _ = make_members(2, images=100)
     with pytest.raises(UserError, match="A and B are the same net"):

@@ -1,0 +1,65 @@
+"""kill -9 while an evaluation runs, then the same command again: the score file of one that was never stopped."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.dataset import Dataset
+from tests.pipeline.evaluation.nets_and_images import write_run
+
+ROOT = Path(__file__).parents[3]
+NAME = "multi-scale-train-00000100"
+# The command itself; only the 30 s between two writes of the partial file are none.
+SCRIPT = """
+from pipeline import command, evaluate
+from pipeline.evaluation import partial
+
+partial.WRITE_SECONDS = 0.0
+command.run(evaluate.main)
+"""
+
+
+def start(folder: Path, script: Path, ranks: int) -> subprocess.Popen[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    arguments = [folder, "--split", "train", "--protocol", "multi-scale", "--threads", "1"]
+    return subprocess.Popen(
+        [sys.executable, *launcher, script, *map(str, arguments)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(folder: Path, script: Path, ranks: int) -> None:
+    process = start(folder, script, ranks)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_and_started_again(few_photographs: Dataset, tmp_path: Path, ranks: int) -> None:
+    script = tmp_path / "evaluate.py"
+    script.write_text(SCRIPT)
+    whole = write_run(tmp_path / "runs", "whole", few_photographs, arch="resnet56")
+    killed = write_run(tmp_path / "runs", "killed", few_photographs, arch="resnet56")
+    finish(whole, script, 1)
+    partial, done = (killed / f"scores/{NAME}{end}" for end in (".partial.npz", ".npz"))
+    process = start(killed, script, ranks)
+    deadline = time.monotonic() + 200
+    while not partial.exists():
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.3))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert partial.exists() and not done.exists(), "killed in the middle"
+    finish(killed, script, ranks)
+    assert done.read_bytes() == (whole / f"scores/{NAME}.npz").read_bytes()
+    assert not partial.exists()
