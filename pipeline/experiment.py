@@ -13,7 +13,8 @@ from typing import Any
 
 from pipeline import command
 from pipeline.command import EXIT_PREEMPTED, EXIT_USER_ERROR, CommandParser, UserError, print_json, print_table
-from pipeline.data.dataset import MANIFEST, Dataset
+from pipeline.data.dataset import MANIFEST
+from pipeline.data.storage import open_dataset
 from pipeline.experiments.definitions import Experiment
 from pipeline.experiments.evidence import RowResult, RunResult, collect
 from pipeline.experiments.launching import MODULES, Settings, check_surroundings, shown, split_options, training
@@ -44,7 +45,7 @@ def options() -> CommandParser:
     made.add_argument(
         "--scale", type=float, default=1.0, metavar="F", help="shorten every schedule to this share, for a rehearsal"
     )
-    made.add_argument("--data", type=Path, metavar="DATASET", help="the dataset folder (default: the config's)")
+    made.add_argument("--data", metavar="DATASET", help="the dataset folder (default: the config's)")
     made.add_argument("--runs", type=Path, help="the folder that holds the run folders (default: the config's)")
     made.add_argument("--only", action="append", metavar="ROW", help="this row alone; repeat for several")
     made.add_argument(
@@ -106,14 +107,14 @@ def read_settings(own: Namespace, behind: Sequence[str]) -> Settings:
 def check_data(experiment: Experiment, settings: Settings) -> None:
     """Raise UserError where the dataset folder is missing, or lacks the split that is tested on."""
     data = settings.data or experiment.data
-    if not (data / MANIFEST).is_file():
+    if "://" not in data and not (Path(data) / MANIFEST).is_file():
         family = parse_arch(experiment.runs[0].arch).family
         script = "shard_imagenet.py" if family == "imagenet" else "shard_cifar10.py"
         raise UserError(
             f"{experiment.name} needs a dataset folder and {data} is none: prepare it with "
             f"'python data_prep/{script} SOURCE {data}', or name another with --data"
         )
-    Dataset(data).split(experiment.split)
+    open_dataset(data).split(experiment.split)
 
 
 def show_list(as_json: bool) -> int:
@@ -134,7 +135,7 @@ def show_plan(experiment: Experiment, steps: Sequence[Step], settings: Settings,
             print(f"$ {shown(training(step.spec, settings))}")
     rows = [(step.state.config.run_name, step.state.text, step.words) for step in steps]
     print_table(_title(experiment, settings.scale), ("run", "state", "what would be done"), rows)
-    if not (data := settings.data or experiment.data).is_dir():
+    if "://" not in (data := settings.data or experiment.data) and not Path(data).is_dir():
         print(f"There is no dataset folder {data} yet.")
     print("Nothing was started.")
     if as_json:

@@ -96,9 +96,9 @@ class Experiment:
         return tuple(dict.fromkeys(spec for row in self.rows for spec in row.runs))
 
     @property
-    def data(self) -> Path:
-        """The dataset folder that its runs' configs name."""
-        return Path(resolve(self.runs[0]).data)
+    def data(self) -> str:
+        """The dataset folder (or its URL) that its runs' configs name."""
+        return resolve(self.runs[0]).data
 
     def only(self, labels: Sequence[str]) -> Experiment:
         """With the rows of these labels alone (case does not count). Raises UserError for a label that it has not."""

@@ -34,7 +34,7 @@ class Settings:
     """
 
     launcher: Launcher = "local"
-    data: Path | None = None
+    data: str | None = None
     runs: Path | None = None
     scale: float = 1.0
     procs: int | None = None

@@ -107,14 +107,14 @@ def test_own_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(SMALL)
     mine = find(str(file))
-    assert (mine.name, mine.rows[0].paper, mine.data) == ("mine", {"top1_error": 8.0}, Path("demo/dataset"))
+    assert (mine.name, mine.rows[0].paper, mine.data) == ("mine", {"top1_error": 8.0}, "demo/dataset")
     assert [spec.name(0.5) for spec in mine.runs] == [
         "resnet8-seed0-scale0.5", "resnet8-seed1-scale0.5", "plain8-seed0-scale0.5"
     ]  # fmt: skip
     assert [row.label for row in mine.only(["PLAIN"]).rows] == ["plain"]
     # A base config of that name beside it is meant rather than the one in configs/.
     (tmp_path / "demo.yaml").write_text("data: elsewhere\n")
-    assert find(str(file)).data == Path("elsewhere")
+    assert find(str(file)).data == "elsewhere"
 
 
 WRONG = {

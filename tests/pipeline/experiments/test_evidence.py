@@ -26,7 +26,7 @@ TEXT = """
 title: Nets on digits
 place: Table 0
 config: demo.yaml
-overrides: {tracking.mlflow: false, loader.threads: 1, evaluation.every: 400, checkpoint.every: 200, recompute_bn_images: 0}
+overrides: {tracking.mlflow: false, loader.threads: 1, evaluation.every: 400, checkpoint.every: 3, recompute_bn_images: 0}
 measure: error
 protocols: [center]
 rows:

@@ -50,6 +50,11 @@ def words(file: Path | str, digits: Path, folder: Path, *options: str) -> list[s
     return [sys.executable, "-m", "pipeline.experiment", str(file), *places, *options]
 
 
+def done_of(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """One command after the other, several trainings in each: minutes, on a busy machine many."""
+    return finish(command, ROOT, timeout=1500)
+
+
 def answer(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -60,31 +65,33 @@ def rows_of(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, floa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_rehearsal_is_repeated_without_work_and_follows_the_folders(file: Path, digits: Path, tmp_path: Path) -> None:
     rehearsal = words(file, digits, tmp_path, "--scale", "0.02")
-    first = finish(rehearsal, ROOT)
+    first = done_of(rehearsal)
     assert first.returncode == 0, first.stderr
     rows = rows_of(first)
     assert {state for state, _ in rows.values()} == {"finished"} and "a rehearsal" in first.stdout
     folders = {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()}
     assert folders == {"plain8-seed0-scale0.02", "resnet8-seed0-scale0.02"}
 
-    second = finish(rehearsal, ROOT)
+    second = done_of(rehearsal)
     assert (second.returncode, rows_of(second)) == (0, rows) and "$ " not in second.stderr
 
     plain = tmp_path / "runs" / "plain8-seed0-scale0.02"
     checkpoint = final_checkpoint(plain)
     shutil.rmtree(plain)
-    shown = finish([*rehearsal, "--dry-run"], ROOT)
+    shown = done_of([*rehearsal, "--dry-run"])
     states = [one["state"] for one in answer(shown)["runs"]]
     assert (shown.returncode, states, plain.exists()) == (0, ["not run", "finished"], False)
-    only = finish([*rehearsal, "--only", "residual"], ROOT)
+    only = done_of([*rehearsal, "--only", "residual"])
     assert (only.returncode, list(rows_of(only)), plain.exists()) == (0, ["residual"], False)
-    third = finish(rehearsal, ROOT)
+    third = done_of(rehearsal)
     assert (rows_of(third), final_checkpoint(plain)) == (rows, checkpoint)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_stopped_or_killed_it_goes_on(file: Path, digits: Path, tmp_path: Path) -> None:
     def started(folder: Path) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
@@ -92,37 +99,38 @@ def test_stopped_or_killed_it_goes_on(file: Path, digits: Path, tmp_path: Path) 
             cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         checkpoints = folder / "runs" / "resnet8-seed0-scale0.5" / "checkpoints"
-        wait_for(lambda: list(checkpoints.glob("*.pt")) or process.poll() is not None, 200)
+        wait_for(lambda: list(checkpoints.glob("*.pt")) or process.poll() is not None, 600)
         assert process.poll() is None
         return process
 
     spec = read_experiment(file).runs[1]
     process = started(tmp_path)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(100) == EXIT_PREEMPTED
+    assert process.wait(300) == EXIT_PREEMPTED
     again = [*words(file, digits, tmp_path, "--scale", "0.5", "--only", "residual")]
-    assert "interrupted (iteration" in answer(finish([*again, "--dry-run"], ROOT))["runs"][0]["state"]
+    assert "interrupted (iteration" in answer(done_of([*again, "--dry-run"]))["runs"][0]["state"]
     shutil.rmtree(tmp_path / "runs")
     process = started(tmp_path)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    done = finish(again, ROOT)
+    done = done_of(again)
     assert done.returncode == 0, done.stderr
     assert "interrupted (iteration" in done.stderr and rows_of(done)["residual"][0] == "finished"
     alone = resolve(spec, digits, tmp_path / "alone", 0.5)
     (tmp_path / "alone.yaml").write_text(to_yaml(alone))
-    left_alone = finish([sys.executable, "launch/local.py", "--config", str(tmp_path / "alone.yaml")], ROOT)
+    left_alone = done_of([sys.executable, "launch/local.py", "--config", str(tmp_path / "alone.yaml")])
     assert left_alone.returncode == 0, left_alone.stderr
     assert final_checkpoint(alone.run_folder) == final_checkpoint(tmp_path / "runs" / alone.run_name)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_ensemble_and_ray(file: Path, digits: Path, tmp_path: Path) -> None:
     """One row of two nets, trained by Ray; the reference is pipeline.ensemble's own figure."""
     text = TEXT.replace("measure: error", "measure: ensemble")
     text = text[: text.index("  - {label: plain")] + "  - {label: both, nets: [{arch: plain8}, {arch: resnet8}]}\n"
     file.write_text(text)
-    done = finish(words(file, digits, tmp_path, "--scale", "0.02", "--launcher", "ray", "--procs", "1"), ROOT)
+    done = done_of(words(file, digits, tmp_path, "--scale", "0.02", "--launcher", "ray", "--procs", "1"))
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "runs" / "ensemble-digits-scale0.02" / "ensemble.json").read_text())
     ensemble = written["protocols"]["center"]["ensemble"]
@@ -158,10 +166,10 @@ def test_rehearsal_of_table_2_on_real_imagenet_images(tmp_path: Path) -> None:
                 )
             members += 1
     prepare = [sys.executable, "data_prep/shard_imagenet.py", str(source), str(tmp_path / "data")]
-    prepared = finish(prepare, ROOT)
+    prepared = done_of(prepare)
     assert prepared.returncode == 0, prepared.stderr
     options = ["--scale", "1e-6", "--", "--tracking.mlflow=false", "--threads=2"]
-    done = finish(words("table2", tmp_path / "data", tmp_path, *options), ROOT, timeout=2900)
+    done = done_of(words("table2", tmp_path / "data", tmp_path, *options))
     assert done.returncode == 0, done.stderr
     assert len(rows_of(done)) == 4 and {state for state, _ in rows_of(done).values()} == {"finished"}
 
