@@ -51,7 +51,7 @@ BF16_PEAK = {
 # Operators of ATen (after `aten::`), by what they are about; the first pattern that fits.
 PARTS = {
     "convolutions, classifier": r"conv|mm$|linear",
-    "batch norm, elementwise": r"batch_norm|relu|threshold|add|mul|div|pool|sum|mean|where|softmax|nll|norm|finite|eq|ne",
+    "batch norm, elementwise": r"batch_norm|relu|threshold|add|mul|div|pool|sum|mean|where|softmax|nll|norm|finite|^eq$|^ne$",
     "copies, casts": r"copy|_to|contiguous|clone|cat|stack|fill|zero",
     "optimizer": r"sgd|foreach",
 }

@@ -87,7 +87,7 @@ def device_of(config: Config, allocation: Allocation) -> Device:
         micro_batch=share if config.bn_group == "rank" else min(share, config.bn_group),
         threads=config.threads or allocation.cpus_per_gpu,
         processes=ranks_per_node,
-        compile=getattr(config, "compile", False),
+        compile=config.compile,
     )
     net = _net(config.arch, config.augment.crop, config.shortcut, config.stride)
     if found:
