@@ -47,17 +47,19 @@ def finish(folder: Path, script: Path, ranks: int) -> None:
 def test_killed_and_started_again(few_photographs: Dataset, tmp_path: Path, ranks: int) -> None:
     script = tmp_path / "evaluate.py"
     script.write_text(SCRIPT)
-    whole = write_run(tmp_path / "runs", "whole", few_photographs, arch="resnet56")
-    killed = write_run(tmp_path / "runs", "killed", few_photographs, arch="resnet56")
+    whole = write_run(tmp_path / "runs", "whole", few_photographs, arch="resnet32")
+    killed = write_run(tmp_path / "runs", "killed", few_photographs, arch="resnet32")
     finish(whole, script, 1)
     partial, done = (killed / f"scores/{NAME}{end}" for end in (".partial.npz", ".npz"))
     process = start(killed, script, ranks)
-    deadline = time.monotonic() + 200
-    while not partial.exists():
-        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
-        time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.3))
-    os.killpg(process.pid, signal.SIGKILL)
+    try:
+        deadline = time.monotonic() + 200
+        while not partial.exists():
+            assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.3))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert partial.exists() and not done.exists(), "killed in the middle"
     finish(killed, script, ranks)
