@@ -23,6 +23,7 @@ from pipeline.experiments.runner import Step, Stopped, plan, run_here, submit
 from pipeline.models.architecture import parse_arch
 
 EXAMPLE = "python -m pipeline.experiment table6 --scale 0.05"
+EXIT_INCOMPLETE = 1  # nothing failed, and yet a row has no figures: the split that is tested on has no labels
 FIGURES = {  # of the closing table
     "train_error": "train error %",
     "top1_error": "top-1 error %",
@@ -122,9 +123,11 @@ def show_list(as_json: bool) -> int:
     found = [find(name) for name in names()]
     rows = [(one.name, len(one.rows), len(one.runs), one.place, one.title) for one in found]
     print_table("experiments", ("name", "rows", "runs", "in the paper", "what it shows"), rows)
+    together = len({spec for one in found for spec in one.runs})
+    print(f"{together} runs in all: a run that several of them want is one run.")
     if as_json:
         keys = ("name", "rows", "runs", "place", "title")
-        print_json({"experiments": [dict(zip(keys, row, strict=True)) for row in rows]})
+        print_json({"experiments": [dict(zip(keys, row, strict=True)) for row in rows], "runs": together})
     return 0
 
 
@@ -223,7 +226,9 @@ def exit_code(results: Sequence[RowResult], failures: dict[str, int], stopped: i
         return stopped or next(iter(failures.values()))
     if any(_conflicting(one) for one in results):
         return EXIT_USER_ERROR
-    return 0 if all(one.complete for one in results) else EXIT_PREEMPTED  # another process is training one
+    if any(run.state.kind == "running" for one in results for run in one.runs):
+        return EXIT_PREEMPTED  # another process is training it: give the same command again
+    return 0 if all(one.complete for one in results) else EXIT_INCOMPLETE
 
 
 def _conflicting(result: RowResult) -> bool:
