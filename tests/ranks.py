@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torchvision", "pipeline.train"])
+CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torchvision", "torch._dynamo", "pipeline.train"])
 
 
 def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120) -> list[Any]:
