@@ -12,13 +12,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from launch.failure import attempt, failure_of_hang
 from launch.supervisor import report, report_activity
 from launch.work import Training, Work, evaluation, split_arguments
-from pipeline.command import EXIT_PREEMPTED, print_json
+from pipeline.command import print_json
+from pipeline.signals import end_on_request
 from pipeline.watchdog import ACTIVITY, Hang
 
 
@@ -26,8 +25,7 @@ def run(argv: Sequence[str]) -> int:
     """Work as rank RANK; the exit code. What goes wrong is told to the supervisor and written to this rank's log."""
     rank = int(os.environ["RANK"])
     # Until the trainer receives these itself there is nothing to save: the same command goes on where it was.
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, _stop_at_once)
+    end_on_request()
     faulthandler.enable()
     faulthandler.register(signal.SIGQUIT, all_threads=True)
     log: Path | None = None
@@ -81,10 +79,6 @@ def _write_to(log: Path) -> None:
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
     os.close(descriptor)
-
-
-def _stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(EXIT_PREEMPTED)
 
 
 if __name__ == "__main__":

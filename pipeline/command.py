@@ -22,11 +22,10 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.signals import EXIT_PREEMPTED as EXIT_PREEMPTED
+
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-# Saved and stopped on request (signal, time limit): start the same command again to continue. sysexits.h EX_TEMPFAIL.
-EXIT_PREEMPTED = 75
-
 LOG_INTERVAL_SECONDS = 15.0
 _UNLIMITED = Console(width=10_000).options
 

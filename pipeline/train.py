@@ -6,6 +6,11 @@ starting a run whose folder exists continues it from its newest sound checkpoint
 
 from __future__ import annotations
 
+from pipeline.signals import end_on_request
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    end_on_request()
+
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -47,9 +52,11 @@ def main(
     Where a rank hangs, `on_hang` is told and the process ends with EXIT_HUNG.
     """
     with (
+        StopRequest() as stop,
         watching(config.timeout_seconds, on_hang) as watchdog,
         open_world(config.device, config.timeout_seconds, watchdog) as world,
     ):
+        stop.meet(world)
         threads = set_threads(world, config.threads)
         watchdog.note("opening the dataset")
         dataset = open_dataset(config.data)
@@ -64,7 +71,7 @@ def main(
             training.restore(Checkpoints(folder, config.checkpoint))
             if training.iteration == config.iterations:
                 return report(config, training, "was finished already")
-            with tracker_of(config, run_folder.facts, world) as tracker, StopRequest(world) as stop:
+            with tracker_of(config, run_folder.facts, world) as tracker:
 
                 def before_publishing() -> None:
                     run_folder.check()
@@ -74,6 +81,7 @@ def main(
                 finished = train(training, checkpoints, tracker, stop, run_folder, on_save)
                 if world.is_main:
                     conclude(checkpoints, tracker, finished)
+                stop.restore()
                 watchdog.note("closing", limited=False)  # MLflow may take its time (tracking.close_seconds)
                 on_save()
             return report(config, training, "finished" if finished else "stopped on request")

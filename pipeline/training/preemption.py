@@ -5,6 +5,7 @@ Agreement costs one tiny all-reduce per iteration, started at one and read at th
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -13,26 +14,37 @@ from typing import Self, cast
 import torch
 import torch.distributed as dist
 
+from pipeline.signals import SIGNALS, end_now
 from pipeline.world import World
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# How long a rank that was asked to stop goes on waiting for ranks that are still on their way: they may have ended.
+MEETING_SECONDS = 10.0
 
 
 class StopRequest:
-    """Whether to save and stop. Use as a context manager; `agreed()` once an iteration, on every rank."""
+    """Whether to save and stop. A context manager around everything; `meet` once the ranks have met, then `agreed()` once
+    an iteration, on every rank.
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    Ranks that have met stop together, at an iteration. Before that each may end by itself, since no other can have gone on
+    without it; and it does where the others do not come within MEETING_SECONDS.
+    """
+
+    def __init__(self) -> None:
         self.requested = threading.Event()
+        self._met = threading.Event()
         self._group: dist.ProcessGroup | None = None
-        if world.size > 1:
-            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
         self._previous: dict[int, object] = {}
+        self._wakeup: tuple[int, int] | None = None  # the descriptor we write signals to, and the one before it
 
     def __enter__(self) -> Self:
         # Signal handlers belong to the main thread; a worker thread (Ray) is stopped by its own controller.
         if threading.current_thread() is threading.main_thread():
+            # Python's handlers wait for machine code to return, which may be waiting for other ranks. Bytes do not.
+            reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            self._wakeup = writer, signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+            threading.Thread(target=self._listen, args=(reader,), name="stop-request", daemon=True).start()
             for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
@@ -40,11 +52,33 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the signals back: whatever had to be saved is."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous = {}
+        if self._wakeup is not None:
+            writer, before = self._wakeup
+            signal.set_wakeup_fd(before)
+            os.close(writer)
+            self._wakeup = None
+
+    def meet(self, world: World) -> None:
+        """The process group is open: from now on the ranks stop together. A collective."""
+        if world.size > 1:
+            self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self._met.set()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.requested.set()
+
+    def _listen(self, reader: int) -> None:
+        while number := os.read(reader, 1):
+            if number[0] in SIGNALS and not self._met.wait(MEETING_SECONDS):
+                end_now()
+        os.close(reader)
 
     def agreed(self) -> bool:
         """True, on every rank at the same call, at the latest one call after any rank was asked to stop."""
