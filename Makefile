@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 READY := $(VENV)/ready
 
-.PHONY: setup demo test test-cluster test-slow slurm-up slurm-down check format bench lock clean
+.PHONY: setup demo test test-cluster test-slow chaos slurm-up slurm-down check format bench lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -45,6 +45,11 @@ test-cluster: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# A training killed at random moments, on 1, 2, 4 or 8 processes each time, against one left alone; `make chaos KILLS=50` in CI.
+KILLS ?= 1000
+chaos: $(READY)
+	$(BIN)/python -m tests.chaos --kills $(KILLS)
 
 # A SLURM of four nodes to try things on (root; apt packages slurmctld slurmd slurm-client munge iproute2).
 slurm-up: $(READY)

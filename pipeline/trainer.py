@@ -80,6 +80,7 @@ class Trainer:
         self.recomputed: dict[str, torch.Tensor] | None = None  # the model with recomputed BN statistics, at the end
         self.figures: dict[str, str] = {}
         self.clock = Clock()
+        self.stalled = 0.0  # seconds of the longest save since the last log point, on the main rank
 
     def _warn(self) -> None:
         if self.step.not_compiled is not None:
@@ -129,6 +130,8 @@ class Trainer:
         self.figures |= {"images/s": f"{rate:,.0f}", "lr": f"{lr:g}", "loss": f"{loss:.4f}", "error": f"{error:.2f}%"}
         metrics = {"loss": loss, "top1_error": error, "lr": lr}
         metrics |= {"images_per_second": rate, "data_wait_share": waited / seconds}
+        if self.stalled:
+            metrics["checkpoint_stall_seconds"], self.stalled = self.stalled, 0.0
         if self.config.loader.on_decode_error == "substitute":
             metrics["substituted_images"] = sum_over_ranks(self.world, batches.substituted)
         return metrics
@@ -192,7 +195,11 @@ class Trainer:
             )
 
     def save(self, checkpoints: Checkpoints) -> None:
-        """Start writing a checkpoint of the state as it is now; a collective."""
+        """Start writing a checkpoint of the state as it is now; a collective.
+
+        How long training stood still for it is the metric `checkpoint_stall_seconds` of the next log point.
+        """
+        started = time.monotonic()
         self.world.watchdog.note("saving", self.iteration)
         with self.clock.paused():
             self._collect()
@@ -222,6 +229,7 @@ class Trainer:
                 state["model_recomputed_bn"] = self.recomputed
             best = self.best.get("iteration")
             checkpoints.save(self.iteration, state, best_iteration=None if best is None else int(best))
+            self.stalled = max(self.stalled, time.monotonic() - started)
 
     def restore(self, checkpoints: Checkpoints) -> None:
         """Go back to the newest sound checkpoint, where there is one; a collective."""

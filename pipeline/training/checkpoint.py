@@ -20,6 +20,7 @@ import torch
 
 from pipeline.command import describe_os_error
 from pipeline.files import TEMPORARY_SUFFIX, file_sha256, replacing, sync_folder
+from pipeline.training.snapshot import Snapshots
 
 NAME = re.compile(r"(\d{8})-([0-9a-f]{16})\.pt")
 DIGEST_LETTERS = 16
@@ -54,13 +55,14 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of one run. One process (rank 0) writes, any may read.
 
-    `save` copies the state to host memory and returns; one background thread writes. A failed write (disk full) is
+    `save` has the state copied to host memory and returns; one background thread writes. A failed write (disk full) is
     reported and leaves the ones before intact; the next save tries again.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, check: Callable[[], None] = lambda: None) -> None:
         """`check` is called before anything is written or removed; what it raises comes out of `save` and `wait`."""
         self.folder, self.config, self.check = folder, config, check
+        self._snapshots = Snapshots()
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -69,8 +71,8 @@ class Checkpoints:
 
         Waits for the write before it, so at most one is in flight. `best_iteration`: the one that `keep_best` keeps.
         """
-        snapshot = _to_host(state)
         self.wait()
+        snapshot = self._snapshots.take(state)
         self._writer = threading.Thread(
             target=self._write, args=(iteration, snapshot, best_iteration), name="checkpoint"
         )
@@ -96,6 +98,7 @@ class Checkpoints:
     def _write(self, iteration: int, state: dict[str, Any], best_iteration: int | None) -> None:
         self._failure = None
         try:
+            self._snapshots.wait()
             self.check()
             publish(self.folder, iteration, state)
             self._prune(best_iteration)
@@ -152,12 +155,3 @@ def read_verified(path: Path) -> dict[str, Any] | None:
         return torch.load(path, map_location="cpu", weights_only=True) if is_sound(path) else None
     except FileNotFoundError:
         return None
-
-
-def _to_host(value: Any) -> Any:
-    """A deep copy with tensors in host memory, which later updates do not touch."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {key: _to_host(item) for key, item in value.items()}
-    return [_to_host(item) for item in value] if isinstance(value, (list, tuple)) else value

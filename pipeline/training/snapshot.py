@@ -1,0 +1,61 @@
+"""Copies of a training's state in host memory, which the updates that follow do not touch and hardly wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+class Snapshots:
+    """Takes one snapshot after the other; the one before must be done with when the next is taken.
+
+    On a GPU the copies go into pinned buffers, kept from one snapshot to the next, on a stream of their own: the host goes
+    on at once, and only the device's next kernels wait for the copies (state / PCIe rate: 205 MB of a ResNet-50 with its
+    momentum at 25 GB/s make 8 ms). On the CPU they are plain copies.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, ...], torch.Tensor] = {}
+        self._stream: torch.cuda.Stream | None = None
+        self._copied: torch.cuda.Event | None = None
+        self._sources: list[torch.Tensor] = []  # held until they are copied
+
+    def take(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A deep copy of `state` (tensors, numbers, strings, lists, dicts); good once `wait` has returned."""
+        taken = self._copy(state, ())
+        if self._stream is not None:
+            self._copied = self._stream.record_event()
+            torch.cuda.current_stream(self._stream.device).wait_event(self._copied)
+        return taken
+
+    def wait(self) -> None:
+        """Wait until the copies are there; in any thread."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        self._sources.clear()
+
+    def _copy(self, value: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(value, torch.Tensor):
+            tensor = value.detach()
+            return self._copy_from_gpu(tensor, path) if tensor.is_cuda else tensor.to("cpu", copy=True)
+        if isinstance(value, Mapping):
+            return {key: self._copy(item, (*path, str(key))) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._copy(item, (*path, str(place))) for place, item in enumerate(value)]
+        return value
+
+    def _copy_from_gpu(self, tensor: torch.Tensor, path: tuple[str, ...]) -> torch.Tensor:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(tensor.device)
+        self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
+        buffer = self._buffers.get(path)
+        alike = buffer is not None and buffer.dtype == tensor.dtype and buffer.shape == tensor.shape
+        if buffer is None or not alike or buffer.stride() != tensor.stride():
+            # Pinning takes longer than copying: once for the whole training.
+            buffer = self._buffers[path] = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        with torch.cuda.stream(self._stream):
+            buffer.copy_(tensor, non_blocking=True)
+        self._sources.append(tensor)
+        return buffer

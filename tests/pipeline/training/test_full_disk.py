@@ -1,0 +1,85 @@
+"""A disk that fills up under a training, and has room again later: a real one of 6 MB."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Config
+from pipeline.training.checkpoint import Checkpoints
+from tests.fleet import Fleet
+from tests.launch.doors import wait_for
+from tests.pipeline.test_train import config_of, series, weights
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs root and mount to make a small file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def pause(rank: int, folder: Path, iterations: tuple[int, ...]) -> None:
+    """Before each of these iterations, wait for the file go-ITERATION; say that one waits by at-ITERATION."""
+    from pipeline.trainer import Trainer
+
+    update = Trainer.update
+
+    def pausing(trainer: Trainer, *batch: object) -> None:
+        if trainer.iteration in iterations:
+            (folder / f"at-{trainer.iteration}").touch()
+            end = time.monotonic() + 120
+            while not (folder / f"go-{trainer.iteration}").exists() and time.monotonic() < end:
+                time.sleep(0.01)
+        update(trainer, *batch)
+
+    Trainer.update = pausing
+
+
+def saved(config: Config) -> int:
+    newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
+    assert newest is not None
+    return newest.iteration
+
+
+def fill(disk: Path) -> Path:
+    filler = disk / "filler"
+    with pytest.raises(OSError, match="No space left"), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 12))
+    return filler
+
+
+def test_training_goes_on_and_saves_again_when_there_is_room(digits: Path, tmp_path: Path, small_disk: Path) -> None:
+    reference = config_of(digits, tmp_path / "runs", "reference")
+    job = Fleet(reference, 1, tmp_path / "logs")
+    assert job.wait(120) == [0], job.said(0)
+
+    config = replace(reference, runs=str(small_disk), name="run")
+    job = Fleet(config, 2, tmp_path / "logs-small", partial(pause, folder=tmp_path, iterations=(15, 35)))
+    wait_for(lambda: (tmp_path / "at-15").exists())
+    wait_for(lambda: saved(config) == 10)
+    filler = fill(small_disk)
+    (tmp_path / "go-15").touch()
+    wait_for(lambda: (tmp_path / "at-35").exists(), 120)
+    assert saved(config) == 10  # the last good one stays
+    filler.unlink()
+    (tmp_path / "go-35").touch()
+    assert job.wait(120) == [0, 0], job.said(0)
+    said = job.said(0)
+    for iteration in (20, 30):
+        assert f"warning: checkpoint {iteration} was not saved" in said and "the disk is full" in said
+    assert "checkpoint 40 was not saved" not in said
+    assert series(config) == series(reference)  # lines that waited in memory among them
+    assert weights(config) == weights(reference)
