@@ -25,7 +25,7 @@ PROTOCOL = "ten-crop"
 
 
 def members(config: Config, archs: str | None, ensemble: bool) -> list[Config]:
-    """The configs to train: `config` alone, or one for each arch of `a,b,c`, or the ensemble's six."""
+    """The configs to train: `config` alone, or one for each arch of `a,b,c`, or the six of the paper's ensemble."""
     if archs:
         nets = [(arch.strip(), config.seed) for arch in archs.split(",") if arch.strip()]
     elif ensemble:

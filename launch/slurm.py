@@ -41,7 +41,9 @@ def options() -> ArgumentParser:
     _add_shared_options(made)
     made.add_argument("--array-of-archs", type=str, help="one job for each of these nets: resnet18,resnet34,resnet50")
     made.add_argument(
-        "--ensemble", action="store_true", help="the six nets of an ensemble, and its evaluation after them"
+        "--ensemble",
+        action="store_true",
+        help="the paper's six nets, or those of --array-of-archs, and their evaluation after them",
     )
     made.add_argument("--evaluate", type=str, metavar="RUN ...", help=EVALUATE_HELP)
     return made

@@ -146,6 +146,8 @@ def _jobs(folder: Path) -> tuple[dict[str, str], int]:
         found = show("job", number)
         states[number] = found[0]["JobState"] if found else "forgotten by SLURM"
         restarts = int(found[0].get("Restarts", 0)) if found else restarts
+        if found and found[0].get("Reason") == "JobLaunchFailure":
+            states[number] += f" (a node could not start it: does every node see {folder}?)"
         if found and states[number] == "PENDING" and found[0].get("Reason") not in (None, "None"):
             states[number] += f" ({found[0]['Reason']})"
     return states, restarts

@@ -59,8 +59,9 @@ def batch_script_lines(folders: Sequence[Path]) -> list[str]:
     Exit code 2, a mistake of its user: it is not requeued. Any other end of this step is left to the training's own.
     """
     look = (
-        'for one in "$@"; do ls "$one" >/dev/null 2>&1 || { echo "error: $SLURMD_NODENAME does not see $one: put it on '
-        f'storage that every node mounts" >&2; exit {EXIT_USER_ERROR}; }}; done'
+        # Empty is a mount point where nothing is mounted.
+        'for one in "$@"; do [ -n "$(ls -A "$one" 2>/dev/null)" ] || { echo "error: $SLURMD_NODENAME sees nothing in $one: put '
+        f'it on storage that every node mounts" >&2; exit {EXIT_USER_ERROR}; }}; done'
     )
     step = 'srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task=1'
     return [

@@ -4,9 +4,10 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,11 @@ class Run:
     def restarts(self) -> int:
         return int(self.cluster.field(self.job, "Restarts"))
 
+    def status(self) -> dict[str, Any]:
+        """What launch/status.py says."""
+        command = [sys.executable, str(ROOT / "launch" / "status.py"), str(self.folder), "--json"]
+        return json.loads(self.cluster.run(command, extra=environment()).stdout.splitlines()[-1])
+
     def wait_for_attempt(self, number: int, seconds: float = 120) -> float:
         """Seconds until restart `number` of the job runs."""
         running = lambda: self.restarts() >= number and self.cluster.state(self.job) == "RUNNING"  # noqa: E731
@@ -88,35 +94,57 @@ class Trainings:
         self.config, self.site = folder / "tiny.yaml", folder / "site.yaml"
         self.config.write_text(TINY.format(data=digits))
         self.site.write_text(SITE)
-        self.references: dict[str, str] = {}
+        self.references: dict[str, subprocess.Popen[bytes]] = {}
 
-    def slurm_py(self, *options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "launch" / "slurm.py"), "--config", str(self.config)]
-        options = (*options, "--site", str(self.site), "--json")
-        return self.cluster.run([*command, *options], cwd=self.folder, extra=environment(), check=False)
+    def slurm_py(self, *options: str, evaluate: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+        """launch/slurm.py: a training, or the evaluation by these words of pipeline.evaluate."""
+        config = [] if evaluate else ["--config", str(self.config)]
+        words = [
+            *config,
+            *options,
+            "--site",
+            str(self.site),
+            "--json",
+            *(["--evaluate", *evaluate] if evaluate else []),
+        ]
+        command = [sys.executable, str(ROOT / "launch" / "slurm.py"), *words]
+        return self.cluster.run(command, cwd=self.folder, extra=environment(), check=False)
 
     def submit(self, name: str, *options: str) -> Run:
         done = self.slurm_py("--name", name, *options)
         assert done.returncode == 0, done.stderr
         return Run(self.cluster, self.folder / "runs" / name, json.loads(done.stdout.splitlines()[-1])["job_id"])
 
-    def reference(self, iterations: int, arch: str = "resnet8") -> str:
-        """The final checkpoint of the same training in one process that nothing interrupts."""
+    def start_reference(self, iterations: int, arch: str = "resnet8") -> str:
+        """Start the same training in one process that nothing interrupts; its run's name."""
         name = f"alone-{arch}-{iterations}"
         if name not in self.references:
             command = [sys.executable, "-m", "pipeline.train", "--config", str(self.config), "--name", name]
             options = ["--arch", arch, "--iterations", str(iterations)]
             options += ["--evaluation.every", "10000", "--checkpoint.every", "100000"]
-            subprocess.run(
-                [*command, *options], cwd=self.folder, env=environment(), check=True, capture_output=True, timeout=400
+            self.references[name] = subprocess.Popen(
+                [*command, *options],
+                cwd=self.folder,
+                env=environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
-            self.references[name] = final_checkpoint(self.folder / "runs" / name)
-        return self.references[name]
+        return name
+
+    def reference(self, iterations: int, arch: str = "resnet8") -> str:
+        """The final checkpoint of that training."""
+        name = self.start_reference(iterations, arch)
+        assert self.references[name].wait(timeout=400) == 0
+        return final_checkpoint(self.folder / "runs" / name)
 
 
 @pytest.fixture(scope="session")
-def trainings(slurm: SlurmCluster, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainings:
-    return Trainings(slurm, tmp_path_factory.mktemp("trainings"), digits)
+def trainings(slurm: SlurmCluster, digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
+    made = Trainings(slurm, tmp_path_factory.mktemp("trainings"), digits)
+    yield made
+    for process in made.references.values():
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture

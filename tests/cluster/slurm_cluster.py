@@ -61,7 +61,7 @@ PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF
 
 # The first process of a node: as init does, it collects what ends, and lives as long as the node is powered.
 NODE_INIT = (
-    "mount --bind {folder}/hosts /etc/hosts; hostname {node}; SLURM_CONF={folder}/slurm.conf slurmd -N {node}; "
+    "mount --bind {folder}/hosts /etc/hosts; hostname {node}; SLURM_CONF={folder}/slurm.conf slurmd -N {node} {options}; "
     "while :; do wait -n || sleep .3; done"
 )
 
@@ -152,12 +152,13 @@ class SlurmCluster:
 
     # What can happen to a node
 
-    def power_on(self, node: str) -> None:
+    def power_on(self, node: str, *options: str) -> None:
+        """`options`: of slurmd."""
         self.plug(node)
         process = subprocess.Popen(
             [
                 *("ip", "netns", "exec", f"{self.tag}-{node}", "unshare", "-umpf", "--kill-child", "--mount-proc"),
-                *("bash", "-c", NODE_INIT.format(folder=self.folder, node=node)),
+                *("bash", "-c", NODE_INIT.format(folder=self.folder, node=node, options=" ".join(options))),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -171,6 +172,33 @@ class SlurmCluster:
         self.unplug(node)
         if pid := self._pid(f"{node}.unshare"):
             _kill(pid)  # the kernel kills its child, the namespace's init, and with it the namespace
+
+    def reboot(self, node: str) -> None:
+        """Gone, and back at once: SLURM has not missed it yet when its slurmd says that it was started anew (-b)."""
+        self.power_off(node)
+        self.power_on(node, "-b")
+
+    def kill_slurmd(self, node: str) -> None:
+        """The daemon alone: jobs on the node go on, under their own slurmstepd."""
+        for pid in self.processes(node, f"slurmd -N {node}"):
+            if (Path("/proc") / str(pid) / "comm").read_text().strip() == "slurmd":
+                _kill(pid)
+
+    def start_slurmd(self, node: str) -> None:
+        _check([*self._inside(node), "env", f"SLURM_CONF={self.folder}/slurm.conf", "slurmd", "-N", node])
+
+    def hide(self, node: str, folder: Path) -> None:
+        """From now on an empty file system lies over `folder` on that node."""
+        _check([*self._inside(node), "mount", "-t", "tmpfs", "none", str(folder)])
+
+    def show_again(self, node: str, folder: Path) -> None:
+        _check([*self._inside(node), "umount", str(folder)])
+
+    def _inside(self, node: str) -> list[str]:
+        """The beginning of a command that runs in the namespaces of a node."""
+        parent = self._pid(f"{node}.unshare")
+        init = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0]
+        return ["nsenter", "--target", init, "--net", "--pid", "--mount", "--uts", "--"]
 
     def unplug(self, node: str) -> None:
         _check(["ip", "-n", f"{self.tag}-sw", "link", "set", f"v-{node}", "down"])

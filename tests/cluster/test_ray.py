@@ -12,15 +12,18 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.cluster.slurm_cluster import wait_for
+from tests.conftest import ROOT
 from tests.launch.doors import TINY, environment, final_checkpoint, script
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 PORT = 6391
+PRIORITY = {"RAY_worker_niceness": "0"}  # Ray gives way to everything else on the machine by default
 
 
 @pytest.fixture
@@ -30,13 +33,17 @@ def home(tmp_path: Path) -> dict[str, str]:
     token = tmp_path / ".ray" / "auth_token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
-    return environment({"HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"})
+    return environment({"HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", **PRIORITY})
 
 
-def train(folder: Path, digits: Path, home: dict[str, str], *options: str) -> subprocess.Popen[str]:
+def train(
+    folder: Path, digits: Path, home: dict[str, str], *options: str, ledger: Path | None = None
+) -> subprocess.Popen[str]:
     (folder / "tiny.yaml").write_text(TINY.format(data=digits))
+    with_ledger = [sys.executable, str(ROOT / "tests" / "cluster" / "ray_with_ledger.py"), str(ledger)]
+    door = with_ledger if ledger else script("ray_train.py")
     return subprocess.Popen(
-        [*script("ray_train.py"), "--config", str(folder / "tiny.yaml"), "--evaluation.every", "100000", *options],
+        [*door, "--config", str(folder / "tiny.yaml"), "--evaluation.every", "100000", *options],
         cwd=folder,
         env=home,
         stdout=subprocess.PIPE,
@@ -63,6 +70,21 @@ def losses(run: Path) -> dict[int, float]:
 def world_sizes(run: Path) -> list[int]:
     path = run / "run.json"
     return [one["world_size"] for one in json.loads(path.read_text())["attempts"]] if path.exists() else []
+
+
+def epochs_taken(ledger: Path, iterations: int, samples: int) -> list[list[int]]:
+    """The sample ids of each whole epoch, in order, by the last attempt at each of the first `iterations`."""
+    lines = [json.loads(line) for path in ledger.glob("*.jsonl") for line in path.read_text().splitlines()]
+    latest: dict[int, dict[str, Any]] = {}
+    for line in sorted(lines, key=lambda one: one["time"]):
+        if latest.get(line["iteration"], {}).get("world_size") != line["world_size"]:
+            latest[line["iteration"]] = {"world_size": line["world_size"]}
+        latest[line["iteration"]][line["rank"]] = line["ids"]
+    stream: list[int] = []
+    for iteration in range(1, iterations + 1):
+        taken = latest[iteration]
+        stream += [sample for rank in range(taken["world_size"]) for sample in taken[rank]]
+    return [stream[start : start + samples] for start in range(0, len(stream) - samples + 1, samples)]
 
 
 def logged(run: Path) -> int:
@@ -129,7 +151,8 @@ def test_elastic(
     options = ("--batch", "24", "--bn_group", "2", "--optimizer.lr", "0.001", "--checkpoint.every", "20")
     options = (*options, "--iterations", "4000")
     elastic = ("--name", "run", "--address", f"127.0.0.1:{PORT}", "--workers", "2:4")
-    process = train(tmp_path, digits, home, *elastic, *options)
+    (ledger := tmp_path / "ledger").mkdir()
+    process = train(tmp_path, digits, home, *elastic, *options, ledger=ledger)
     run = tmp_path / "runs" / "run"
     wait_for(lambda: logged(run) >= 40, 200, "iteration 40")
     assert world_sizes(run) == [4]
@@ -150,3 +173,9 @@ def test_elastic(
     assert sorted(here) == list(range(4, max(here) + 1, 4))  # tracking.log_every
     shared = sorted(here)
     np.testing.assert_allclose([here[i] for i in shared], [reference[i] for i in shared], rtol=1e-3)
+    samples = json.loads((digits / "manifest.json").read_text())["splits"]["train"]["samples"]
+    epochs = epochs_taken(ledger, max(here), samples)
+    assert epochs and all(sorted(epoch) == list(range(samples)) for epoch in epochs)
+    # Ray knows of the run folder's checkpoints, which are not copied.
+    pointers = [json.loads(path.read_text()) for path in run.glob("ray/*/checkpoint_*/checkpoint.json")]
+    assert 0 < len(pointers) <= 2 and all(one["checkpoint"].startswith(str(run / "checkpoints")) for one in pointers)

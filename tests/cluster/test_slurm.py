@@ -10,17 +10,20 @@ import os
 import signal
 import sqlite3
 import sys
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.cluster.conftest import Trainings
+from tests.cluster.conftest import Run, Trainings
 from tests.cluster.slurm_cluster import SlurmCluster, wait_for
-from tests.conftest import ROOT
 from tests.launch.doors import environment, final_checkpoint
 
 pytestmark = pytest.mark.cluster
 
-LONG = ("--iterations", "300", "--checkpoint.every", "20", "--evaluation.every", "1000")
+LONG = ("--iterations", "300", "--checkpoint.every", "20", "--evaluation.every", "10000")
+INTERRUPTED_ITERATIONS = 2000  # more than pass between the interruptions
 
 
 def test_resnet152_on_four_nodes(trainings: Trainings) -> None:
@@ -49,24 +52,134 @@ def test_resnet152_on_four_nodes(trainings: Trainings) -> None:
     assert names == ["big"]
 
 
-def test_signal_and_killed_rank(trainings: Trainings, seconds_lost: dict[str, float]) -> None:
-    run = trainings.submit("signal", "--nodes", "2", *LONG)
-    run.wait_for_iteration(40)
-    trainings.cluster.run(["scancel", "--signal=USR2", run.job])
-    seconds_lost["USR2 to running again"] = run.wait_for_attempt(1)
-    at = run.iteration()
-    run.wait_for_iteration(at + 40)
-    for node in trainings.cluster.nodes:
-        if ranks := trainings.cluster.processes(node, "submitit.core._submit"):
-            os.kill(ranks[-1], signal.SIGKILL)
-            break
-    seconds_lost["kill -9 of a rank to running again"] = run.wait_for_attempt(2)
+@pytest.mark.timeout(600)
+def test_interruptions_that_leave_the_nodes_alive(trainings: Trainings, seconds_lost: dict[str, float]) -> None:
+    """One training through the time limit, `scontrol requeue`, preemption and the SIGKILL of a rank."""
+    cluster = trainings.cluster
+    trainings.start_reference(INTERRUPTED_ITERATIONS)
+    run = trainings.submit("interrupted", "--nodes", "2", *LONG, "--iterations", str(INTERRUPTED_ITERATIONS))
+    run.wait_for_iteration(20)
+    # SLURM gives its notice when it next looks at time limits, every 30 s: some of them must be left.
+    _, minutes, seconds = cluster.field(run.job, "RunTime").rpartition("-")[2].split(":")
+    limit = -(-(60 * int(minutes) + int(seconds) + 45) // 60)
+    cluster.run(["scontrol", "update", f"JobId={run.job}", f"TimeLimit={limit}"])
+    wait_for(lambda: run.restarts() == 1, 120, "the time limit's notice")
+    cluster.run(["scontrol", "update", f"JobId={run.job}", "TimeLimit=30"])
+    seconds_lost["saved at the time limit's notice to running again"] = run.wait_for_attempt(1)
+    run.wait_for_iteration(run.iteration() + 20)
+    cluster.run(["scontrol", "requeue", run.job])
+    seconds_lost["scontrol requeue to running again"] = run.wait_for_attempt(2)
+    run.wait_for_iteration(run.iteration() + 20)
+    cluster.run(["sbatch", "-p", "high", "-N", "4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"])
+    seconds_lost["preempted for a job of 2 s to running again"] = run.wait_for_attempt(3)
+    run.wait_for_iteration(run.iteration() + 20)
+    nodes = nodes_of(cluster, run.job)
+    os.kill(cluster.processes(nodes[-1], "submitit.core._submit")[-1], signal.SIGKILL)
+    seconds_lost["kill -9 of a rank to running again"] = run.wait_for_attempt(4)
     assert run.wait_for_end() == "COMPLETED", run.log()
-    assert final_checkpoint(run.folder) == trainings.reference(300)
+    assert final_checkpoint(run.folder) == trainings.reference(INTERRUPTED_ITERATIONS)
     logged = run.iterations_logged()
-    assert logged == sorted(set(logged)) and logged[-1] == 300
-    # What SIGKILL ended was requeued, and noted; what saved and requeued itself was no failure.
+    assert logged == sorted(set(logged)) and logged[-1] == INTERRUPTED_ITERATIONS
+    # What SIGKILL ended was requeued, and noted with rank, signal and node; what saved and requeued itself was no failure.
     assert len((run.folder / "slurm" / f"{run.job}.failures").read_text().splitlines()) == 1
+    named = f"rank 1: was killed by SIGKILL on {nodes[-1]}"
+    assert f"error: attempt 3 failed, {named}" in run.log()
+    assert [named in sentence for sentence in run.status()["errors"]] == [True]
+
+
+@pytest.mark.timeout(900)
+def test_lost_nodes(trainings: Trainings, seconds_lost: dict[str, float]) -> None:
+    """One training whose node loses its slurmd, then one that is rebooted, then one whose network is cut."""
+    cluster, lost = trainings.cluster, ""
+    trainings.start_reference(INTERRUPTED_ITERATIONS)
+    run = trainings.submit("lost", "--nodes", "1", *LONG, "--iterations", str(INTERRUPTED_ITERATIONS))
+
+    def ranks() -> list[int]:
+        return cluster.processes(lost, "submitit.core._submit")
+
+    def wait_elsewhere(attempt: int) -> float:
+        """The attempt before, out of SLURM's reach, sleeps until the next one runs: on a fast machine it would finish."""
+        started = time.monotonic()
+        old = [pid for pid in ranks() if "srun" not in Path(f"/proc/{pid}/comm").read_text()]
+        run.wait_for_iteration(run.iteration() + 20)
+        for pid in old:
+            os.kill(pid, signal.SIGSTOP)
+        run.wait_for_attempt(attempt)
+        seconds = time.monotonic() - started
+        for pid in old:
+            os.kill(pid, signal.SIGCONT)
+        wait_for(lambda: not ranks(), 90, "the fence")
+        return seconds
+
+    run.wait_for_iteration(20)
+    (lost,) = nodes_of(cluster, run.job)
+    cluster.kill_slurmd(lost)
+    try:
+        seconds_lost["slurmd killed to running elsewhere"] = wait_elsewhere(1)
+    finally:
+        cluster.start_slurmd(lost)
+    run.wait_for_iteration(run.iteration() + 20)
+    (lost,) = nodes_of(cluster, run.job)
+    cluster.reboot(lost)
+    seconds_lost["node rebooted to running again"] = run.wait_for_attempt(2)
+    run.wait_for_iteration(run.iteration() + 20)
+    (lost,) = nodes_of(cluster, run.job)
+    cluster.unplug(lost)
+    try:
+        seconds_lost["network cut to running elsewhere"] = wait_elsewhere(3)
+        run.wait_for_iteration(run.iteration() + 20)
+    finally:
+        cluster.plug(lost)
+    assert run.wait_for_end(500) == "COMPLETED", run.log()
+    assert run.restarts() == 3  # what came back has not disturbed the new attempts
+    logged = run.iterations_logged()
+    assert logged == sorted(set(logged)) and logged[-1] == INTERRUPTED_ITERATIONS
+    assert final_checkpoint(run.folder) == trainings.reference(INTERRUPTED_ITERATIONS)
+    cluster.wait_for_nodes(60)
+
+
+def test_a_node_without_the_dataset(trainings: Trainings, digits: Path) -> None:
+    """As where a node has not mounted the storage: one sentence that names it, and no other start."""
+    trainings.cluster.hide("node2", digits)
+    try:
+        run = trainings.submit("blind", "--nodes", "4", "--iterations", "4")
+        assert run.wait_for_end() == "FAILED"
+    finally:
+        trainings.cluster.show_again("node2", digits)
+    assert run.restarts() == 0
+    assert run.status()["errors"] == [f"node2 sees nothing in {digits}: put it on storage that every node mounts"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "archs",
+    ["resnet8,resnet14", pytest.param("resnet8,resnet14,resnet20,resnet26,resnet32,resnet38", marks=pytest.mark.slow)],
+    ids=["two", "six"],
+)
+def test_ensemble(trainings: Trainings, archs: str) -> None:
+    """Jobs for the nets, and the evaluation that SLURM starts after them; then one net again, on two nodes."""
+    name, nets = f"ensemble{len(archs)}", archs.split(",")
+    options = ("--array-of-archs", archs, "--ensemble", "--nodes", "1", "--iterations", "8")
+    done = trainings.slurm_py("--name", name, *options)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert len(figures["jobs"]) == len(nets)
+    runs = [trainings.folder / "runs" / f"{name}-{arch}-seed0" for arch in nets]
+    evaluation = Run(trainings.cluster, trainings.folder / "runs" / f"{name}-evaluation", figures["evaluation"])
+    assert trainings.cluster.field(evaluation.job, "Dependency").count("afterok") == len(nets)
+    assert evaluation.wait_for_end(400) == "COMPLETED", evaluation.log()
+    result = json.loads((trainings.folder / "runs" / name / "ensemble.json").read_text())["protocols"]["ten-crop"]
+    assert [one["name"] for one in result["members"]] == [run.name for run in runs]
+    # The average of the members' scores, computed here.
+    scores = [np.load(run / "scores" / "ten-crop-val-00000008.npz") for run in runs]
+    average = sum(one["scores"].astype(np.float64) for one in scores) / len(scores)
+    order = np.argsort(-average, axis=1, kind="stable")
+    assert 100 * (order[:, 0] != scores[0]["labels"]).mean() == pytest.approx(result["ensemble"]["top1_error"])
+    done = trainings.slurm_py("--nodes", "2", evaluate=[str(runs[0]), "--protocol", "ten-crop", "--again"])
+    again = Run(trainings.cluster, runs[0] / "evaluation", json.loads(done.stdout.splitlines()[-1])["job_id"])
+    assert again.wait_for_end() == "COMPLETED", again.log()
+    rescored = np.load(runs[0] / "scores" / "ten-crop-val-00000008.npz")
+    np.testing.assert_array_equal(rescored["scores"], scores[0]["scores"])
 
 
 def test_cancelled_is_cancelled(trainings: Trainings) -> None:
@@ -82,27 +195,45 @@ def test_cancelled_is_cancelled(trainings: Trainings) -> None:
     assert final_checkpoint(run.folder) == trainings.reference(300)
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (("--partition", "hig"), "did you mean 'high'"),
-        (("--time", "5-0"), "over the partition's limit"),
-        (("--nodes", "8"), "more than the partition has"),
-        (("--nodes", "3"), "batch 16 is not divided by 3 processes"),
-        (("--constraint", "a100"), "Invalid feature specification"),
-        (("--gpus-per-node", "8", "--batch", "64"), "Invalid generic resource"),
-        (("--name", "a'; touch /tmp/x"), "run name"),
-        (("--partition", "debug\ntouch /tmp/x"), "--partition"),
-        (("--data", "nowhere"), "nowhere"),
-    ],
+MISTAKES = (
+    (("--partition", "hig"), "did you mean 'high'"),
+    (("--time", "5-0"), "over the partition's limit"),
+    (("--nodes", "8"), "more than the partition has"),
+    (("--nodes", "3"), "batch 16 is not divided by 3 processes"),
+    (("--constraint", "a100"), "Invalid feature specification"),
+    (("--gpus-per-node", "8", "--batch", "64"), "Invalid generic resource"),
+    (("--name", "a'; touch /tmp/x"), "run name"),
+    (("--partition", "debug\ntouch /tmp/x"), "--partition"),
+    (("--data", "nowhere"), "nowhere"),
+    (("--site", "/dev/null", "--gpus-per-node", "0"), "only this host sees"),
 )
-def test_mistakes_before_anything_is_submitted(trainings: Trainings, options: tuple[str, ...], expected: str) -> None:
-    before = trainings.cluster.run(["squeue", "--noheader", "--states=all"]).stdout.splitlines()
-    done = trainings.slurm_py("--name", "mistake", *options)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ") and expected in done.stderr
-    after = trainings.cluster.run(["squeue", "--noheader", "--states=all"]).stdout.splitlines()
-    assert {line.split()[0] for line in after} <= {line.split()[0] for line in before}
+ONE_BY_ONE = """
+import json, sys
+from launch.slurm import run
+from pipeline.command import UserError
+for options in json.loads(sys.argv[1]):
+    try:
+        print(json.dumps(f"exit code {run(options)}"))
+    except UserError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def test_mistakes_before_anything_is_submitted(trainings: Trainings) -> None:
+    queue = ["squeue", "--noheader", "--states=all", "--format=%i"]
+    before = trainings.cluster.run(queue).stdout.split()
+    common = ("--config", str(trainings.config), "--site", str(trainings.site), "--name", "mistake")
+    command = [sys.executable, "-c", ONE_BY_ONE, json.dumps([(*common, *options) for options, _ in MISTAKES])]
+    done = trainings.cluster.run(command, cwd=trainings.folder, extra=environment())
+    sentences = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(sentences) == len(MISTAKES)
+    for sentence, (_, expected) in zip(sentences, MISTAKES, strict=True):
+        assert expected in sentence and "\n" not in sentence
+    assert set(trainings.cluster.run(queue).stdout.split()) <= set(before)
+    # As its user sees it.
+    done = trainings.slurm_py("--name", "mistake", "--nodes", "3")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: batch 16")
 
 
 def test_a_crash_loop_stops(trainings: Trainings) -> None:
@@ -112,24 +243,9 @@ def test_a_crash_loop_stops(trainings: Trainings) -> None:
     run = trainings.submit("loop", "--nodes", "1", "--iterations", "8", "--requeue-limit", "1")
     assert run.wait_for_end() == "FAILED"
     assert run.restarts() == 1
-    command = [sys.executable, str(ROOT / "launch" / "status.py"), str(run.folder), "--json"]
-    status = json.loads(trainings.cluster.run(command, extra=environment()).stdout.splitlines()[-1])
+    status = run.status()
     assert status["jobs"] == {run.job: "FAILED"}
     assert len(status["errors"]) == 2 and "IsADirectoryError" in status["errors"][0]
-
-
-@pytest.mark.slow
-def test_requeue_and_preemption(trainings: Trainings, seconds_lost: dict[str, float]) -> None:
-    run = trainings.submit("requeue", "--nodes", "2", *LONG)
-    run.wait_for_iteration(40)
-    trainings.cluster.run(["scontrol", "requeue", run.job])
-    seconds_lost["scontrol requeue to running again"] = run.wait_for_attempt(1)
-    run.wait_for_iteration(run.iteration() + 40)
-    high = ["sbatch", "-p", "high", "-N", "4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"]
-    trainings.cluster.run(high)
-    seconds_lost["preempted for a job of 2 s to running again"] = run.wait_for_attempt(2)
-    assert run.wait_for_end() == "COMPLETED", run.log()
-    assert final_checkpoint(run.folder) == trainings.reference(300)
 
 
 @pytest.mark.slow
@@ -158,35 +274,6 @@ def test_node_without_power(trainings: Trainings, seconds_lost: dict[str, float]
         cluster.power_on(lost)
         cluster.wait_for_nodes(60)
     assert final_checkpoint(run.folder) == trainings.reference(300)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_attempt_that_was_cut_off_is_fenced(trainings: Trainings, seconds_lost: dict[str, float]) -> None:
-    """The node trains on without network while SLURM starts the job elsewhere; then the cable is plugged in again."""
-    cluster = trainings.cluster
-    # Long enough that the old attempt is still training when the new one starts.
-    options = ("--arch", "resnet20", "--iterations", "2500", "--checkpoint.every", "20", "--evaluation.every", "10000")
-    run = trainings.submit("cut", "--nodes", "1", *options)
-    run.wait_for_iteration(40)
-    (cut,) = nodes_of(cluster, run.job)
-    cluster.unplug(cut)
-    try:
-        seconds_lost["network cut to running elsewhere"] = run.wait_for_attempt(1)
-        # The old attempt was alive until the new one took the lease.
-        seconds_lost["new attempt running to old attempt gone"] = wait_for(
-            lambda: not cluster.processes(cut, "submitit.core._submit"), 40, "the fence"
-        )
-        assert "has taken" in run.log()  # its last word, or the refusal of what it wanted to publish
-        run.wait_for_iteration(run.iteration() + 40)
-    finally:
-        cluster.plug(cut)
-    assert run.wait_for_end(500) == "COMPLETED", run.log()
-    assert run.restarts() == 1  # its return has not disturbed the new attempt
-    logged = run.iterations_logged()
-    assert logged == sorted(set(logged))
-    assert final_checkpoint(run.folder) == trainings.reference(2500, "resnet20")
-    cluster.wait_for_nodes(60)
 
 
 def nodes_of(cluster: SlurmCluster, job: str) -> list[str]:

@@ -76,7 +76,7 @@ def test_torchrun(tmp_path: Path, tiny: Path, reference: str) -> None:
 
 @pytest.mark.cluster
 def test_ray_two_workers(tmp_path: Path, tiny: Path, reference: str) -> None:
-    home = {"HOME": str(tmp_path)}  # for a token file of its own
+    home = {"HOME": str(tmp_path), "RAY_worker_niceness": "0"}  # for a token file of its own
     command = [*script("ray_train.py"), "--config", str(tiny), "--name", "run", "--workers", "2", "--json"]
     done = finish(command, tmp_path, extra=home)
     assert done.returncode == 0, done.stderr

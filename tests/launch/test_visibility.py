@@ -32,13 +32,14 @@ def test_a_local_folder_is_refused(tmp_path: Path) -> None:
     check_shared(Allocation(nodes=2), [Path("/proc/self")])  # any type that is not known to be local
 
 
-@pytest.mark.parametrize(("names", "code"), [(("here", "it's; $(here)"), 0), (("here", "gone"), 2)])
+@pytest.mark.parametrize(("names", "code"), [(("here", "it's; $(here)"), 0), (("here", "gone"), 2), (("empty",), 2)])
 def test_first_step(tmp_path: Path, names: tuple[str, ...], code: int) -> None:
-    (tmp_path / "here").mkdir()
-    (tmp_path / "it's; $(here)").mkdir()
+    for name in ("here", "it's; $(here)"):
+        (tmp_path / name / "something").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
     lines = batch_script_lines([tmp_path / name for name in names])
     stand_in = 'srun() { while [ "$1" != sh ]; do shift; done; SLURMD_NODENAME=node1 "$@"; }'
     done = subprocess.run(["bash", "-c", "\n".join([stand_in, *lines, "true"])], capture_output=True, text=True)
     assert done.returncode == code
-    sentence = f"error: node1 does not see {tmp_path}/gone: put it on storage that every node mounts\n"
+    sentence = f"error: node1 sees nothing in {tmp_path}/{names[-1]}: put it on storage that every node mounts\n"
     assert done.stderr == ("" if code == 0 else sentence)
