@@ -52,7 +52,7 @@ class Run:
     folder: Path
     job: str
 
-    def wait_for_iteration(self, iteration: int, seconds: float = 120) -> float:
+    def wait_for_iteration(self, iteration: int, seconds: float = 240) -> float:
         return wait_for(lambda: self.iteration() >= iteration, seconds, f"iteration {iteration} of {self.folder}")
 
     def iteration(self) -> int:

@@ -98,7 +98,7 @@ def test_lost_nodes(trainings: Trainings, seconds_lost: dict[str, float]) -> Non
         return cluster.processes(lost, "submitit.core._submit")
 
     def wait_elsewhere(attempt: int) -> float:
-        """The attempt before, out of SLURM's reach, sleeps until the next one runs: on a fast machine it would finish."""
+        """The attempt before trains on, out of SLURM's reach, and sleeps (a fast machine would finish) until it is replaced."""
         started = time.monotonic()
         old = [pid for pid in ranks() if "srun" not in Path(f"/proc/{pid}/comm").read_text()]
         run.wait_for_iteration(run.iteration() + 20)
@@ -106,9 +106,11 @@ def test_lost_nodes(trainings: Trainings, seconds_lost: dict[str, float]) -> Non
             os.kill(pid, signal.SIGSTOP)
         run.wait_for_attempt(attempt)
         seconds = time.monotonic() - started
+        lease = run.folder / ".lease"
+        wait_for(lambda: json.loads(lease.read_text())["attempt"] == attempt, 240, "the lease")
         for pid in old:
             os.kill(pid, signal.SIGCONT)
-        wait_for(lambda: not ranks(), 90, "the fence")
+        wait_for(lambda: not ranks(), 60, "the fence")
         return seconds
 
     run.wait_for_iteration(20)
