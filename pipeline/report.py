@@ -17,7 +17,7 @@ from pipeline import command
 from pipeline.analysis.figures import standalone
 from pipeline.analysis.page import RunCard, Section, render
 from pipeline.analysis.panels import error_figure, response_figure
-from pipeline.analysis.results import scales_of, table_row
+from pipeline.analysis.results import States, scales_of, table_row
 from pipeline.analysis.runs import deviations, read_facts
 from pipeline.command import CommandParser, Progress, UserError, print_json, print_table
 from pipeline.config import load
@@ -49,13 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = options().parse_args(argv)
     check_runs(own.runs)
     wanted = [name for text in own.experiments or names() for name in text.split(",") if name]
-    experiments = [find(name) for name in wanted]
-    sections = []
+    experiments = [find(name) for name in dict.fromkeys(wanted)]
+    sections, states = [], States(own.runs)
     with Progress(len(experiments), "reading runs", "experiments") as progress:
         for experiment in experiments:
             for scale in scales_of(experiment, own.runs):
-                sections.append(section_of(experiment, own.runs, scale))
+                sections.append(section_of(experiment, states, scale))
             progress.advance()
+    sections.sort(key=reading_order)
     cards, warnings = cards_of(sections), warnings_of(experiments, own.runs)
     moment = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     made = f"Made {moment} from {', '.join(map(str, own.runs))} by commit {git_commit()[:10]}"
@@ -81,15 +82,22 @@ def check_runs(folders: Sequence[Path]) -> None:
         )
 
 
-def section_of(experiment: Experiment, runs: Sequence[Path], scale: float) -> Section:
-    """One experiment at one scale as the run folders show it now."""
-    rows = tuple(table_row(experiment, row, runs, scale) for row in experiment.rows)
+def section_of(experiment: Experiment, states: States, scale: float) -> Section:
+    """One experiment at one scale as the run folders show it now; of a shortened one the rows that have a run."""
+    rows = tuple(table_row(experiment, row, states, scale) for row in experiment.rows)
+    if scale != 1:
+        rows = tuple(row for row in rows if any(run.state.kind != "not run" for run in row.runs))
     figure = None
     if experiment.measure == "curve":
         figure = error_figure(experiment, rows, scale)
     elif experiment.measure == "responses":
         figure = response_figure(rows)
     return Section(experiment=experiment, scale=scale, rows=rows, figure=figure)
+
+
+def reading_order(section: Section) -> tuple[bool, bool]:
+    """What has been begun before what has not, and tables before figures; else as the experiments are named."""
+    return not any(state.kind != "not run" for state in section.states), section.figure is not None
 
 
 def cards_of(sections: Sequence[Section]) -> list[RunCard]:
@@ -105,6 +113,7 @@ def cards_of(sections: Sequence[Section]) -> list[RunCard]:
             state=state,
             facts=read_facts(folder) if sound else None,
             deviations=tuple(deviations(folder, resolve(run.spec))) if sound else (),
+            recipe=run.spec.config.name,
         )
     return list(cards.values())
 

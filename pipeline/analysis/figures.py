@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 5.0, 3.6  # inches of one panel; at 72 units an inch, 360 x 259: a phone shows it about 1:1
@@ -149,9 +150,11 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.set_ylim(*panel.y_limits)
     else:
         axes.set_ylim(0, max((curve.y.max() for curve in panel.curves), default=1) * 1.05)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(color=grid, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=quiet, length=0)
+    axes.tick_params(colors=quiet, length=0, pad=5)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(grid)
@@ -165,9 +168,12 @@ def _draw(axes: Axes, panel: Panel) -> None:
 def _label(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     """Write each net's name at the end of its bold curve, moved up or down where two would overlap."""
     low, high = axes.get_ylim()
-    ends: dict[str, float] = {net: value for net, value in panel.marks}
-    ends |= {one.net: float(one.y[-1]) for one in panel.curves if len(one.y)}
-    ends |= {one.net: float(one.y[-1]) for one in panel.curves if len(one.y) and one.kind != "train"}
+    ends: dict[str, float] = {}
+    for one in sorted(panel.curves, key=lambda curve: curve.kind != "train"):  # the bold one has the last word
+        ends[one.net] = float(one.y[-max(1, len(one.y) // 40) :].mean())
+    for net, value in panel.marks:  # a curve that ends outside the axes leaves its label to the paper's end point
+        if not low <= ends.get(net, np.inf) <= high:
+            ends[net] = value
     heights = sorted((float(np.clip((value - low) / (high - low), 0, 1)), net) for net, value in ends.items())
     places: list[float] = []
     for height, _ in heights:

@@ -55,6 +55,23 @@ class Section:
         return "" if self.scale == 1 else f"shortened to {100 * self.scale:g}% of the paper's schedule"
 
     @property
+    def heading(self) -> str:
+        return f"{self.experiment.place}. {self.experiment.title}" + (f", {self.schedule}" if self.schedule else "")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The experiment's note, and those that all rows with a figure of ours share."""
+        rows = [row.notes for row in self.rows if any(line.ours is not None for line in row.lines)]
+        shared = [note for note in (rows[0] if rows else ()) if len(rows) > 1 and all(note in one for one in rows)]
+        sentences = [*([self.experiment.note] if self.experiment.note else []), *shared]
+        return tuple(sentence[0].upper() + sentence[1:] + "." for sentence in sentences)
+
+    def notes_of(self, row: TableRow) -> list[str]:
+        """What has to be said of one row alone."""
+        said = {note.lower() for note in self.notes}
+        return [note for note in row.shown_notes if f"{note}.".lower() not in said]
+
+    @property
     def others(self) -> Sequence[paper.OtherMethod]:
         return paper.OTHERS.get(self.experiment.name, ()) if self.scale == 1 else ()
 
@@ -98,12 +115,16 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class RunCard:
-    """One run: its state, and where it is neither missing nor conflicting its facts and deviations."""
+    """One run: its state, and where it is not conflicting its facts and how it strays from the paper's recipe.
+
+    recipe: the config file that holds the paper's recipe; what the experiment adds to it is the paper's too.
+    """
 
     name: str
     state: RunState
     facts: RunFacts | None
     deviations: tuple[str, ...]
+    recipe: str
 
 
 def render(sections: Sequence[Section], cards: Sequence[RunCard], warnings: Sequence[str], made: str, out: Path) -> str:
@@ -145,9 +166,8 @@ def signed(value: float | None) -> str:
 def _elements(section: Section) -> list[Markup]:
     """Each panel as an <svg> of its own, so that they stand below each other on a phone."""
     assert section.figure is not None
-    place = f"{section.experiment.place}, {section.experiment.title}"
     return [
-        Markup(svg([panel], f"{place}: {panel.title}", f"{section.anchor.replace('.', '-')}-{number}"))
+        Markup(svg([panel], f"{section.heading}: {panel.title}", f"{section.anchor.replace('.', '-')}-{number}"))
         for number, panel in enumerate(section.figure.panels)
     ]
 

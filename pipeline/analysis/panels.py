@@ -51,17 +51,16 @@ def error_figure(experiment: Experiment, results: Sequence[TableRow], scale: flo
     panels = []
     labels = [result.row.label for result in results]
     for number, (title, wanted) in enumerate(axes.panels if axes else [("training and val error", labels)]):
-        nets = [net for net in wanted if net in labels]
-        shown = [curve for net in nets for curve in drawn.get(net, [])]
+        shown = [curve for net in wanted for curve in drawn.get(net, [])]
         if axes and axes.kinds:  # a panel of training errors alone has no other line to be told from: drawn bold
             shown = [replace(curve, kind="test") for curve in shown if curve.kind == axes.kinds[number]]
         panel = Panel(
             title=title,
             x_label="iterations (1e4)",
             y_label="error (%)",
-            nets=nets,
+            nets=wanted,
             curves=shown,
-            marks=[(net, marks[net]) for net in nets if net in marks],
+            marks=[(net, marks[net]) for net in wanted if net in marks and net in labels],
             x_limits=(0, axes.x_limits[1] * scale) if axes else None,
             y_limits=axes.y_limits if axes else None,
         )

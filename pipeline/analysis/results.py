@@ -75,8 +75,10 @@ class TableRow:
 
     @property
     def shown_notes(self) -> tuple[str, ...]:
-        """The notes, and how far the runs are where the figures do not show that not all are finished."""
-        partly = any(line.ours is not None for line in self.lines) and self.status != "finished"
+        """The notes; before them, where several runs are only partly there, how far they are."""
+        partly = any(line.ours is not None for line in self.lines) and any(
+            run.state.kind != "finished" for run in self.runs
+        )
         return (*((self.status,) if partly else ()), *self.notes)
 
     @property
@@ -94,14 +96,27 @@ class TableRow:
         return "; ".join([f"{finished} of {len(texts)} runs finished", *others])
 
 
-def state_of(spec: RunSpec, runs: Sequence[Path], scale: float) -> RunState:
-    """The state of a run in the first of the folders that has it. A run that stands in two of them is conflicting."""
-    states = [read_state(resolve(spec, runs=folder, scale=scale)) for folder in runs]
-    present = [state for state in states if state.kind != "not run"]
-    if len(present) > 1:
-        places = " and ".join(str(state.folder.parent) for state in present)
-        return replace(present[0], kind="conflicting", differences=(f"a run of this name stands in {places}",))
-    return (present or states)[0]
+class States:
+    """The states of runs in some folders, each read once, however many experiments ask for it."""
+
+    def __init__(self, runs: Sequence[Path]) -> None:
+        self.runs = runs
+        self._known: dict[tuple[RunSpec, float], RunState] = {}
+
+    def of(self, spec: RunSpec, scale: float) -> RunState:
+        """In the first of the folders that has the run. A run that stands in two of them is conflicting."""
+        if (spec, scale) not in self._known:
+            self._known[spec, scale] = self._read(spec, scale)
+        return self._known[spec, scale]
+
+    def _read(self, spec: RunSpec, scale: float) -> RunState:
+        wanted = resolve(spec, scale=scale)
+        states = [read_state(replace(wanted, runs=str(folder))) for folder in self.runs]
+        present = [state for state in states if state.kind != "not run"]
+        if len(present) > 1:
+            places = " and ".join(str(state.folder.parent) for state in present)
+            return replace(present[0], kind="conflicting", differences=(f"a run of this name stands in {places}",))
+        return (present or states)[0]
 
 
 def scales_of(experiment: Experiment, runs: Sequence[Path]) -> list[float]:
@@ -118,9 +133,9 @@ def scales_of(experiment: Experiment, runs: Sequence[Path]) -> list[float]:
     return sorted(found, reverse=True)
 
 
-def table_row(experiment: Experiment, row: Row, runs: Sequence[Path], scale: float) -> TableRow:
+def table_row(experiment: Experiment, row: Row, states: States, scale: float) -> TableRow:
     """The row's runs and, for error and ensemble experiments, its figures under the experiment's protocols."""
-    results = tuple(read_result(experiment, spec, state_of(spec, runs, scale)) for spec in row.runs)
+    results = tuple(read_result(experiment, spec, states.of(spec, scale)) for spec in row.runs)
     notes = [row.note] if row.note else []
     if experiment.measure not in ("error", "ensemble"):
         return TableRow(row=row, runs=results, notes=tuple(notes))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
@@ -99,9 +99,12 @@ def read_facts(folder: Path) -> RunFacts:
 
 
 def deviations(folder: Path, recipe: Config) -> list[str]:
-    """`key: the recipe's -> the run's` for every value that reaches what the run computes; how often it logs is none."""
-    own, wanted = trajectory(load(folder / CONFIG)), trajectory(recipe)
-    quiet = ("tracking.", "evaluation.every:") if recipe.schedule.kind != "plateau" else ("tracking.",)
+    """`key: the paper's -> the run's` for every value that reaches what the run computes; how often it logs is none.
+
+    recipe: the paper's, but for its precision, which may be bf16 for speed: the paper's nets were float32.
+    """
+    wanted, own = trajectory(replace(recipe, precision="float32")), trajectory(load(folder / CONFIG))
+    quiet = ("tracking.",) if recipe.schedule.kind == "plateau" else ("tracking.", "evaluation.every:")
     return [one for one in differences(wanted, own) if not one.startswith(quiet)]
 
 

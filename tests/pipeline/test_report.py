@@ -1,0 +1,210 @@
+"""python -m pipeline.report: its numbers against NumPy and SciPy, what is not there, bad input, and the page in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline import report
+from pipeline.analysis import paper
+from pipeline.analysis.results import wilson_interval
+from pipeline.analysis.runs import deviations, read_facts
+from pipeline.command import UserError
+from pipeline.data.dataset import Dataset
+from pipeline.experiments.definitions import RunSpec, resolve
+from pipeline.experiments.reading import find, names
+from tests.pipeline.analysis.run_folders import write_run
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+WRONG = {
+    "resnet20-seed0": 869,
+    "resnet56-seed0": 703,
+    "resnet110-seed0": 643,
+    "resnet110-seed1": 661,
+    "resnet110-seed2": 700,
+}
+Report = Callable[..., dict[str, Any]]
+
+
+def spec_of(name: str) -> RunSpec:
+    return next(spec for key in ("table6", "fig6") for spec in find(key).runs if spec.name() == name)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five tested runs, one untested, one interrupted, one shortened, two plain nets; all with layer responses or none."""
+    runs = tmp_path_factory.mktemp("report") / "runs"
+    for name, wrong in WRONG.items():
+        write_run(spec_of(name), runs, wrong=wrong, std=0.6 if name.endswith("20-seed0") else None)
+    write_run(spec_of("resnet32-seed0"), runs, tested=False)
+    write_run(spec_of("resnet110-seed3"), runs, iteration=40_000)
+    write_run(spec_of("resnet56-seed0"), runs, wrong=900, scale=0.25)
+    write_run(spec_of("plain20-seed0"), runs, wrong=905, std=1.6)
+    return runs
+
+
+@pytest.fixture
+def runs(made: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(made, tmp_path / "runs"))
+
+
+@pytest.fixture
+def make(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Report:
+    """The command's JSON."""
+
+    def call(*arguments: object, experiments: str = "table6") -> dict[str, Any]:
+        words = ["--runs", *arguments, "--experiments", experiments, "--out", tmp_path / "page/report.html"]
+        assert report.main([*map(str, words), "--no-tracking", "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return found
+
+    return call
+
+
+def rows_of(found: dict[str, Any], name: str = "table6") -> dict[str, Any]:
+    return {row["label"]: row for row in found["experiments"][name]["rows"]}
+
+
+def test_table_6_against_numpy_and_scipy(made: Path, make: Report, tmp_path: Path) -> None:
+    found = make(made)
+    rows = rows_of(found)
+    (line,) = rows["ResNet-20"]["lines"]
+    assert (line["ours"], line["paper"]) == (8.69, 8.75) and line["difference"] == pytest.approx(-0.06)
+    exact = stats.binom.ppf([0.025, 0.975], 10_000, 0.0869) / 100
+    np.testing.assert_allclose(line["interval"], exact, atol=0.05)
+    best, mean = rows["ResNet-110"]["lines"]
+    errors = np.array([6.43, 6.61, 7.00])
+    assert best["ours"] == pytest.approx(errors.min()) and best["difference"] == pytest.approx(0)
+    assert mean["ours"] == pytest.approx(errors.mean()) and mean["spread"] == pytest.approx(errors.std(ddof=1))
+    assert (mean["paper"], mean["paper_spread"]) == (6.61, 0.16) and mean["metric"] == "mean of 3 of 5 runs"
+    assert "resnet110-seed3 interrupted (iteration 40,000 of 64,000)" in rows["ResNet-110"]["status"]
+    assert rows["ResNet-32"]["status"] == "finished, without center" and rows["ResNet-32"]["lines"][0]["ours"] is None
+    assert rows["ResNet-44"]["status"] == "not run" and rows["ResNet-1202"]["lines"][0]["difference"] is None
+    shortened = rows_of(found, "table6-scale0.25")
+    assert list(shortened) == ["ResNet-56"] and shortened["ResNet-56"]["lines"][0]["ours"] == 9.0
+    page = (tmp_path / "page/report.html").read_text()
+    assert "8.69" in page and "−0.06" in page and "shortened to 25%" in page  # noqa: RUF001
+    links = [unquote(link) for link in re.findall(r'href="([^"#:]+)"', page)]
+    assert len(links) > 20 and all((tmp_path / "page" / link).exists() for link in links)
+
+
+def test_what_is_gone_unfinished_or_another_run_gives_no_number(runs: Path, make: Report, tmp_path: Path) -> None:
+    shutil.rmtree(runs / "resnet20-seed0")
+    config = runs / "resnet56-seed0/config.yaml"
+    config.write_text(config.read_text().replace("weight_decay: 0.0001", "weight_decay: 0.0005"))
+    (runs / "resnet110-seed1/config.yaml").unlink()
+    found = make(runs)
+    rows = rows_of(found)
+    assert rows["ResNet-20"]["status"] == "not run" and rows["ResNet-20"]["lines"][0]["ours"] is None
+    assert rows["ResNet-56"]["status"] == "conflicting (optimizer.weight_decay: 0.0005 -> 0.0001)"
+    assert rows["ResNet-56"]["lines"][0]["ours"] is None
+    assert rows["ResNet-110"]["lines"][1]["ours"] == pytest.approx((6.43 + 7.00) / 2)
+    assert [sentence.split(" has ")[0] for sentence in found["warnings"]] == [str(runs / "resnet110-seed1")]
+    page = (tmp_path / "page/report.html").read_text()
+    assert "8.69" not in page and "resnet20-seed0" not in page and "7.03" not in page
+
+
+def test_a_run_in_two_folders_is_not_chosen_between(runs: Path, make: Report, tmp_path: Path) -> None:
+    shutil.copytree(runs / "resnet20-seed0", tmp_path / "others/resnet20-seed0")
+    row = rows_of(make(runs, tmp_path / "others"))["ResNet-20"]
+    assert "stands in" in row["status"] and row["lines"][0]["ours"] is None
+    shutil.rmtree(runs / "resnet20-seed0")
+    assert rows_of(make(runs, tmp_path / "others"))["ResNet-20"]["lines"][0]["ours"] == 8.69
+
+
+def test_a_run_that_only_evaluated_itself_has_wilsons_interval(digits: Path, make: Report, tmp_path: Path) -> None:
+    images = len(Dataset(digits).split("val"))
+    folder = write_run(spec_of("resnet20-seed0"), tmp_path / "runs", wrong=round(10_000 * 7 / images), tested=False)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("data: data/cifar10", f"data: {digits}"))
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "dataset_sha256": Dataset(digits).sha256}))
+    row = rows_of(make(tmp_path / "runs"))["ResNet-20"]
+    wilson = stats.binomtest(7, images).proportion_ci(method="wilson")
+    assert row["lines"][0]["interval"] == pytest.approx([100 * wilson.low, 100 * wilson.high])
+    assert row["lines"][0]["difference"] is None, "355 digits are not CIFAR-10's test set"
+    assert any("not the paper's 10,000" in note for note in row["notes"])
+
+
+@pytest.mark.parametrize(("wrong", "images"), [(0, 50), (50, 50), (875, 10_000)])
+def test_wilson_is_scipys(wrong: int, images: int) -> None:
+    exact = stats.binomtest(wrong, images).proportion_ci(method="wilson")
+    assert wilson_interval(wrong, images) == pytest.approx((100 * exact.low, 100 * exact.high), abs=1e-6)
+
+
+def test_facts_of_a_run(made: Path) -> None:
+    facts = read_facts(made / "resnet20-seed0")
+    assert facts.hardware == "4 CPU cores" and facts.images_per_second == 1000
+    assert facts.unit_hours == pytest.approx(64_000 * 128 / 1000 * 4 / 3600) and facts.unit == "CPU core hours"
+    wanted = resolve(spec_of("resnet56-seed0"))
+    assert deviations(made / "resnet56-seed0", wanted) == ["precision: float32 -> bf16"]
+    strays = deviations(made / "resnet56-seed0-scale0.25", wanted)
+    assert "iterations: 64000 -> 16000" in strays and "schedule.steps: [32000, 48000] -> [8000, 12000]" in strays
+
+
+def test_what_the_paper_has_fits_the_experiments() -> None:
+    assert set(paper.OTHERS) | set(paper.FIGURES) <= set(names())
+    assert set(paper.ONE_CROP) <= {row.label for row in find("table3").rows}
+    for name, axes in paper.FIGURES.items():
+        shown = {label for _, labels in axes.panels for label in labels}
+        assert shown == {row.label for row in find(name).rows}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        ("empty", "holds no run"),
+        ("missing", "there is no folder"),
+        ("a run", "is a run folder itself"),
+        ("experiment", "there is no experiment 'table66': did you mean 'table6'"),
+    ],
+)
+def test_bad_input_gets_one_sentence(mistake: str, sentence: str, made: Path, tmp_path: Path) -> None:
+    folder = {"empty": tmp_path, "missing": tmp_path / "no", "a run": made / "resnet20-seed0"}.get(mistake, made)
+    name = "table66" if mistake == "experiment" else "table6"
+    with pytest.raises(UserError, match=sentence):
+        report.main(["--runs", str(folder), "--experiments", name, "--out", str(tmp_path / "report.html")])
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+def test_the_page_in_a_browser(made: Path, make: Report, tmp_path: Path) -> None:
+    """No error on the console, no request beside the page itself, nothing wider than a phone of 390 pixels."""
+    make(made, experiments="table6,fig6,fig7,table3")
+    page, log = tmp_path / "page/report.html", tmp_path / "net.json"
+    measure = "<script>document.title = [innerWidth, document.documentElement.scrollWidth].join()</script></body>"
+    copy = tmp_path / "page/measured.html"
+    copy.write_text(page.read_text().replace("</body>", measure))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
+    options += ["--enable-logging=stderr", f"--log-net-log={log}", f"--user-data-dir={tmp_path / 'profile'}"]
+    assert CHROMIUM is not None
+    shown = subprocess.run(
+        [CHROMIUM, *options, "--window-size=390,844", "--dump-dom", copy.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "CONSOLE" not in shown.stderr
+    asked = {
+        event["params"]["url"] for event in json.loads(log.read_text())["events"] if "url" in event.get("params", {})
+    }
+    assert {url for url in asked if not url.startswith(("chrome", "data:"))} == {copy.as_uri()}
+    title = re.search(r"<title>([\d,]+)</title>", shown.stdout)
+    assert title is not None, shown.stdout[:500]
+    width, content = map(int, title[1].split(","))
+    assert width == 390 and content <= width
+    assert shown.stdout.count("<svg") > 10 and "NaN" not in shown.stdout
