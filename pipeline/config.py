@@ -14,6 +14,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -217,7 +218,12 @@ def parse(made: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple[Confi
 
 def load(path: Path) -> Config:
     """Read a config file alone (a run's config.yaml). Raises UserError as `parse` does."""
-    return parse(parser("Reads a config.", "none"), ["--config", str(path)])[0]
+    return parse(_file_parser(), ["--config", str(path)])[0]
+
+
+@cache  # making one takes a third of a second
+def _file_parser() -> jsonargparse.ArgumentParser:
+    return parser("Reads a config.", "none")
 
 
 def check(config: Config) -> None:

@@ -21,7 +21,7 @@ from pipeline.analysis.results import States, scales_of, table_row
 from pipeline.analysis.runs import deviations, read_facts
 from pipeline.command import CommandParser, Progress, UserError, print_json, print_table
 from pipeline.config import load
-from pipeline.experiments.definitions import Experiment, resolve
+from pipeline.experiments.definitions import Experiment
 from pipeline.experiments.reading import find, names
 from pipeline.files import write_text
 from pipeline.run_folder import CONFIG, git_commit
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 sections.append(section_of(experiment, states, scale))
             progress.advance()
     sections.sort(key=reading_order)
-    cards, warnings = cards_of(sections), warnings_of(experiments, own.runs)
+    cards, warnings = cards_of(sections, states), warnings_of(experiments, own.runs)
     moment = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     made = f"Made {moment} from {', '.join(map(str, own.runs))} by commit {git_commit()[:10]}"
     own.out.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def reading_order(section: Section) -> tuple[bool, bool]:
     return not any(state.kind != "not run" for state in section.states), section.figure is not None
 
 
-def cards_of(sections: Sequence[Section]) -> list[RunCard]:
+def cards_of(sections: Sequence[Section], states: States) -> list[RunCard]:
     """One card for each run that is there, in the order in which the sections name them."""
     cards: dict[Path, RunCard] = {}
     for run in (run for section in sections for row in section.rows for run in row.runs):
@@ -111,8 +111,8 @@ def cards_of(sections: Sequence[Section]) -> list[RunCard]:
         cards[folder] = RunCard(
             name=folder.name,
             state=state,
-            facts=read_facts(folder) if sound else None,
-            deviations=tuple(deviations(folder, resolve(run.spec))) if sound else (),
+            facts=read_facts(folder, state.config.batch) if sound else None,
+            deviations=tuple(deviations(state.config, states.recipe(run.spec))) if sound else (),
             recipe=run.spec.config.name,
         )
     return list(cards.values())

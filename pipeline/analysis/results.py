@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.analysis import paper
 from pipeline.command import UserError
-from pipeline.config import load
+from pipeline.config import Config, load
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.ensemble import Errors, all_ranks, check_members, errors_of
 from pipeline.evaluation.scores import load as load_scores
@@ -102,6 +102,13 @@ class States:
     def __init__(self, runs: Sequence[Path]) -> None:
         self.runs = runs
         self._known: dict[tuple[RunSpec, float], RunState] = {}
+        self._recipes: dict[tuple[RunSpec, float], Config] = {}
+
+    def recipe(self, spec: RunSpec, scale: float = 1.0) -> Config:
+        """The config that the experiment wants the run to have; resolving one takes a tenth of a second."""
+        if (spec, scale) not in self._recipes:
+            self._recipes[spec, scale] = resolve(spec, scale=scale)
+        return self._recipes[spec, scale]
 
     def of(self, spec: RunSpec, scale: float) -> RunState:
         """In the first of the folders that has the run. A run that stands in two of them is conflicting."""
@@ -110,7 +117,7 @@ class States:
         return self._known[spec, scale]
 
     def _read(self, spec: RunSpec, scale: float) -> RunState:
-        wanted = resolve(spec, scale=scale)
+        wanted = self.recipe(spec, scale)
         states = [read_state(replace(wanted, runs=str(folder))) for folder in self.runs]
         present = [state for state in states if state.kind != "not run"]
         if len(present) > 1:

@@ -1,6 +1,6 @@
 """What a run folder says of how it was trained: hardware, device hours, images/s, and how it strays from a recipe.
 
-Everything is read from config.yaml, run.json, metrics.jsonl and mlflow.json at the time of the call.
+All of it is read from run.json, metrics.jsonl and mlflow.json at the time of the call.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.analysis.figures import Curve
-from pipeline.config import Config, differences, load, trajectory
-from pipeline.run_folder import CONFIG
+from pipeline.config import Config, differences, trajectory
 from pipeline.run_folder import read_facts as read_run_file
 from pipeline.tracking import Record, mlflow_run_id, read_metrics
 from pipeline.tracking.journal import METRICS
@@ -57,7 +56,6 @@ class RunFacts:
     """
 
     folder: Path
-    config: Config
     attempts: tuple[Hardware, ...]
     iteration: int
     images_per_second: float | None
@@ -81,29 +79,28 @@ class RunFacts:
         return self.attempts[-1].commit[:10] + ("-dirty" if self.attempts[-1].commit.endswith("-dirty") else "")
 
 
-def read_facts(folder: Path) -> RunFacts:
-    """The facts of a run folder. Raises UserError where its config.yaml or metrics.jsonl is damaged."""
-    config, records = load(folder / CONFIG), read_metrics(folder / METRICS)
+def read_facts(folder: Path, batch: int) -> RunFacts:
+    """The facts of a run folder whose mini-batches are `batch` images. Raises UserError for a damaged metrics.jsonl."""
+    records = read_metrics(folder / METRICS)
     attempts = _attempts(folder)
     train = [record for record in records if record.kind == "train"]
     rates = [rate for record in train if (rate := record.values.get("images_per_second"))]
     return RunFacts(
         folder=folder,
-        config=config,
         attempts=attempts,
         iteration=max((record.iteration for record in train), default=0),
         images_per_second=statistics.median(rates) if rates else None,
-        unit_hours=_unit_hours(train, attempts, config.batch) if rates and attempts else None,
+        unit_hours=_unit_hours(train, attempts, batch) if rates and attempts else None,
         mlflow=_mlflow(folder),
     )
 
 
-def deviations(folder: Path, recipe: Config) -> list[str]:
+def deviations(config: Config, recipe: Config) -> list[str]:
     """`key: the paper's -> the run's` for every value that reaches what the run computes; how often it logs is none.
 
-    recipe: the paper's, but for its precision, which may be bf16 for speed: the paper's nets were float32.
+    config: the run's. recipe: the paper's, but for its precision, which may be bf16 for speed: the paper's nets were float32.
     """
-    wanted, own = trajectory(replace(recipe, precision="float32")), trajectory(load(folder / CONFIG))
+    wanted, own = trajectory(replace(recipe, precision="float32")), trajectory(config)
     quiet = ("tracking.",) if recipe.schedule.kind == "plateau" else ("tracking.", "evaluation.every:")
     return [one for one in differences(wanted, own) if not one.startswith(quiet)]
 
