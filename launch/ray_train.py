@@ -30,6 +30,7 @@ from pipeline.command import CommandParser, UserError, print_json
 from pipeline.config import Config, parse, parser, to_yaml
 from pipeline.summary import summary
 from pipeline.training.batchnorm import plan_groups
+from pipeline.watchdog import COLLECTIVE_GRACE_SECONDS
 
 EXAMPLE = "python launch/ray_train.py --config configs/demo.yaml --workers 2"
 EVALUATION_EXAMPLE = "python launch/ray_train.py --workers 2 --evaluate demo/runs/resnet14-seed0 --protocol ten-crop"
@@ -188,7 +189,8 @@ def fit(work: Work, workers: tuple[int, int], cpus: int, max_failures: int, conf
             resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
         ),
         torch_config=TorchConfig(
-            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=int(config.timeout_seconds)
+            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
+            timeout_s=int(config.timeout_seconds + COLLECTIVE_GRACE_SECONDS),
         ),
         run_config=RunConfig(
             name=launch,

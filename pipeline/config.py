@@ -79,7 +79,7 @@ class Config:
             says why, and differs in the last bits.
         device: auto, cpu or cuda.
         threads: CPU threads per rank; the host's cores divided among its ranks where null. Part of a CPU run's last bits.
-        timeout_seconds: how long a rank waits for another before the job is torn down.
+        timeout_seconds: how long a rank may stand still, or wait for another, before the job ends and names it.
     """
 
     arch: str = "resnet50"
