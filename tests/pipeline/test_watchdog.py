@@ -97,6 +97,7 @@ def test_rank_stuck_in_the_loader(digits: Path, tmp_path: Path, culprit: int) ->
     assert "producer.py" in said and "in sticky" in said  # the stacks of all its threads
 
 
+@slow
 def test_rank_that_holds_the_interpreter(digits: Path, tmp_path: Path) -> None:
     _, fleet = start(digits, tmp_path, 2, partial(hold_the_gil, culprit=1))
     codes = fleet.wait(60)
