@@ -75,7 +75,7 @@ def check_runs(folders: Sequence[Path]) -> None:
             raise UserError(f"there is no folder {folder}: give with --runs the one that holds the run folders")
         if (folder / CONFIG).is_file():
             raise UserError(f"{folder} is a run folder itself: give with --runs the folder that holds it")
-    if not any(folder.glob(f"*/{CONFIG}") for folder in folders if any(folder.glob(f"*/{CONFIG}"))):
+    if not any(any(folder.glob(f"*/{CONFIG}")) for folder in folders):
         raise UserError(
             f"{' and '.join(map(str, folders))} holds no run (no NAME/{CONFIG}): "
             "train one first, with python -m pipeline.experiment or a launcher of launch/"
