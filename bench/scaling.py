@@ -30,6 +30,7 @@ from launch.local import free_port, rank_environment  # noqa: E402
 from launch.plan import device_of, predict  # noqa: E402
 from pipeline.command import Progress, UserError, print_json, print_table, run  # noqa: E402
 from pipeline.config import Config  # noqa: E402
+from pipeline.data.augment import AugmentConfig  # noqa: E402
 from pipeline.training.reduction import tree_all_reduce  # noqa: E402
 from pipeline.world import open_world, set_threads  # noqa: E402
 
@@ -116,7 +117,7 @@ def link_of(ranks: list[Figures], way: Any, clock: str) -> rates.Link:
         device=rates.device_name(torch.device("cpu")),
         reduction=way,
         ranks=size,
-        bytes_per_second=round(moved / (large - small)),
+        bytes_per_second=round(moved / (large - small if large > small else large)),  # noise can turn them round
         latency_seconds=round(small, 6),
         **rates.stamp(),
     )
@@ -143,7 +144,7 @@ def predicted(options: argparse.Namespace, size: int, reduction: Any, file: Path
     """Seconds of an update by the plan of launch/slurm.py --dry-run, from what `file` holds."""
     config = Config(
         arch=options.arch, stride="v1.5", shortcut="B", batch=options.rows * size, bn_group=options.bn_group,
-        precision=options.precision, reduction=reduction,
+        precision=options.precision, reduction=reduction, augment=AugmentConfig(crop=options.crop),
     )  # fmt: skip
     cores = {"gpus_per_node": 0, "tasks_per_node": size, "cpus_per_gpu": options.threads, "rates": str(file)}
     allocation = Allocation(**cores)
@@ -207,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
         "by the rate of 1 process",
     )
     figures = {}
-    for clock, name in ((WALL, "by the clock"), (CPU, "in CPU time of each rank: what a busy machine does not touch")):
+    for clock, name in ((WALL, "by the clock"), (CPU, "in CPU time of each rank, its waiting left out")):
         figures[name] = compare(options, found, clock)
         rows = [(processes, *cells(one)) for processes, one in figures[name].items()]
         print_table(f"{title}; {name}", (*columns, "tree / all-reduce"), rows)
