@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,19 +27,26 @@ command.run(evaluate.main)
 """
 
 
-def start(folder: Path, script: Path, ranks: int) -> subprocess.Popen[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    arguments = [folder, "--split", "train", "--protocol", "multi-scale", "--threads", "1"]
-    return subprocess.Popen(
-        [sys.executable, *launcher, script, *map(str, arguments)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+def start(folder: Path, script: Path, ranks: int) -> list[subprocess.Popen[str]]:
+    """The ranks, started without a launcher: torchrun's workers are in sessions of their own and outlive its kill -9."""
+    arguments = [str(script), str(folder), "--split", "train", "--protocol", "multi-scale", "--threads", "1"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "PYTHONPATH": str(ROOT)}
+    sizes = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    return [
+        subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **shared, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
 
 
 def finish(folder: Path, script: Path, ranks: int) -> None:
-    process = start(folder, script, ranks)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    for process in start(folder, script, ranks):
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
 
 
 @pytest.mark.slow
@@ -51,16 +58,18 @@ def test_killed_and_started_again(few_photographs: Dataset, tmp_path: Path, rank
     killed = write_run(tmp_path / "runs", "killed", few_photographs, arch="resnet32")
     finish(whole, script, 1)
     partial, done = (killed / f"scores/{NAME}{end}" for end in (".partial.npz", ".npz"))
-    process = start(killed, script, ranks)
+    processes = start(killed, script, ranks)
     try:
         deadline = time.monotonic() + 200
         while not partial.exists():
-            assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+            assert processes[0].poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.3))
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+        for process in processes:
+            process.kill()  # SIGKILL
+        for process in processes:
+            process.communicate()
     assert partial.exists() and not done.exists(), "killed in the middle"
     finish(killed, script, ranks)
     assert done.read_bytes() == (whole / f"scores/{NAME}.npz").read_bytes()
