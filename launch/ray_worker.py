@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -33,6 +34,7 @@ def train(arguments: Arguments) -> None:
     Raises RuntimeError where another start may help, so that Ray's FailureConfig decides. A mistake of the user is noted and
     ends every worker without another start: at once where all found it, else by the restart that this worker's error causes.
     """
+    logging.getLogger("ray.train").setLevel(logging.ERROR)  # it announces every report
     work, launch = arguments["work"], arguments["attempt"]
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     os.environ["PIPELINE_LAUNCHER"] = "ray"
