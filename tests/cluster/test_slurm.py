@@ -82,8 +82,8 @@ def test_interruptions_that_leave_the_nodes_alive(trainings: Trainings, seconds_
     assert logged == sorted(set(logged)) and logged[-1] == INTERRUPTED_ITERATIONS
     # What SIGKILL ended was requeued, and noted with rank, signal and node; what saved and requeued itself was no failure.
     assert len((run.folder / "slurm" / f"{run.job}.failures").read_text().splitlines()) == 1
-    named = f"rank 1: was killed by SIGKILL on {nodes[-1]}"
-    assert f"error: attempt 3 failed, {named}" in run.log()
+    named = f"was killed by SIGKILL on {nodes[-1]}"
+    assert f"error: attempt 3 failed, rank 1: {named}" in run.log()
     assert [named in sentence for sentence in run.status()["errors"]] == [True]
 
 
@@ -207,7 +207,7 @@ MISTAKES = (
     (("--name", "a'; touch /tmp/x"), "run name"),
     (("--partition", "debug\ntouch /tmp/x"), "--partition"),
     (("--data", "nowhere"), "nowhere"),
-    (("--site", "/dev/null", "--gpus-per-node", "0"), "only this host sees"),
+    (("--site", "/dev/null", "--gpus-per-node", "0", "--time", "30"), "only this host sees"),
 )
 ONE_BY_ONE = """
 import json, sys
