@@ -234,7 +234,7 @@ def show_plan(config: Config, allocation: Allocation) -> list[dict[str, float]]:
 def _reduction(config: Config, allocation: Allocation) -> str:
     """How the ranks of this allocation will add up gradients."""
     plan = plan_groups(config.batch, config.bn_group, 0, allocation.ranks)
-    return choose_mode(config.reduction, allocation.ranks, plan.local)
+    return choose_mode(config.reduction, allocation.ranks, plan.local, config.gradient_compression)
 
 
 def _rate(images_per_second: float) -> str:

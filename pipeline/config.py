@@ -29,6 +29,7 @@ from pipeline.scaling import read_factor, scale_batch
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig
 from pipeline.training.optimizer import OptimizerConfig
+from pipeline.training.reduction import choose_mode
 from pipeline.training.schedule import ScheduleConfig
 
 
@@ -66,6 +67,8 @@ class Config:
         shuffle_block: samples that stay neighbours when the training set is shuffled, for storage that hates random reads.
         reduction: tree sums gradients in one fixed binary tree: the same bits on 1, 2, 4 ... ranks up to batch / bn_group;
             allreduce leaves the order to the backend; auto is tree where the number of ranks allows it.
+        gradient_compression: bf16 rounds gradients to bfloat16 where they travel between ranks, which halves the traffic and
+            makes the weights depend on the number of ranks; reduction is then allreduce.
         recompute_bn_images: training images over which BN mean and variance are recomputed as a plain average after training
             (paper 3.4 and the authors' README); rounded up to whole mini-batches; 0 for not at all.
         label_smoothing: share of the target that goes to all classes alike, 0 to below 1; 0 in the paper. The reported
@@ -95,6 +98,7 @@ class Config:
     bn_group: int | Literal["rank"] = 32
     shuffle_block: int = 1
     reduction: Literal["auto", "tree", "allreduce"] = "auto"
+    gradient_compression: Literal["none", "bf16"] = "none"
     recompute_bn_images: int = 51_200
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
@@ -239,6 +243,8 @@ def check(config: Config) -> None:
         raise UserError(
             f"bn_group {config.bn_group} does not divide batch {config.batch}: choose a bn_group of at least 2 that does"
         )
+    if config.reduction == "tree":
+        choose_mode(config.reduction, 1, 1, config.gradient_compression)  # raises where they exclude each other
     for name in ("label_smoothing", "ema_decay"):
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"{name} is {getattr(config, name)}: it must be at least 0 and less than 1")

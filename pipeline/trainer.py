@@ -62,11 +62,12 @@ class Trainer:
             batch=config.batch,
             plan=self.plan,
             optimizer=config.optimizer,
-            reduction=choose_mode(config.reduction, world.size, self.plan.local),
+            reduction=choose_mode(config.reduction, world.size, self.plan.local, config.gradient_compression),
             precision=config.precision,
             world=world,
             label_smoothing=config.label_smoothing,
             ema_decay=config.ema_decay,
+            gradient_compression=config.gradient_compression,
             compile_crop=config.augment.crop if config.compile else None,
         )
         if world.is_main:

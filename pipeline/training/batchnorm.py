@@ -125,8 +125,12 @@ class GroupStatistics:
         return torch.cat(gathered[:: self.plan.ranks_per_group])
 
     def load_all_groups(self, statistics: Tensor) -> None:
-        """Take back what `all_groups` returned, on any number of ranks."""
-        assert len(statistics) == self.plan.groups
+        """Take back what `all_groups` returned, on any number of ranks.
+
+        Where the groups are ranks (`bn_group: rank`) and those were another number, every group starts from the average.
+        """
+        if len(statistics) != self.plan.groups:
+            statistics = statistics.mean(dim=0).expand(self.plan.groups, -1)
         rows_per_group = self.plan.micro_batch * self.plan.ranks_per_group
         first = self.plan.rows.start // rows_per_group
         self.rows.copy_(statistics[first : first + self.plan.local])

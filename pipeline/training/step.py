@@ -47,6 +47,7 @@ class TrainingStep:
         world: World,
         label_smoothing: float = 0.0,
         ema_decay: float = 0.0,
+        gradient_compression: Literal["none", "bf16"] = "none",
         compile_crop: int | None = None,
     ) -> None:
         """compile_crop: side of the images in pixels where the net is to be compiled; `not_compiled` says why it was not."""
@@ -67,7 +68,11 @@ class TrainingStep:
         self.statistics = GroupStatistics(self.model, plan)
         self.average = WeightAverage(average, self.model, self.statistics, ema_decay) if average else None
         self.reducer = GradientReducer(
-            list(self.model.parameters()), reduction, world.device, lambda: world.watchdog.note("gradient reduction")
+            list(self.model.parameters()),
+            reduction,
+            world.device,
+            lambda: world.watchdog.note("gradient reduction"),
+            gradient_compression,
         )
         self.network: nn.Module = self.model
         if world.size > 1:
@@ -78,6 +83,8 @@ class TrainingStep:
                 self.model,
                 device_ids=[world.device.index] if world.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
+                # Under no_sync, which several micro-batches need, torch 2.15 fails with an internal assertion of its own.
+                static_graph=plan.local == 1,
                 **{switch: False},  # type: ignore[arg-type]
             )
             self.network.register_comm_hook(None, self.reducer.hook)

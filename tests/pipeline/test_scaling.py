@@ -12,6 +12,7 @@ from pipeline.data.augment import AugmentConfig, ResizeStage
 from pipeline.scaling import read_factor, scale_batch
 from pipeline.training.checkpoint import CheckpointConfig
 from pipeline.training.schedule import Schedule, ScheduleConfig
+from tests.conftest import ROOT
 
 OPTIONS = ["--iterations", "9000", "--batch", "64", "--schedule.kind", "cosine", "--optimizer.lr", "0.05"]
 
@@ -58,6 +59,13 @@ def test_the_schedule_is_the_same_in_images() -> None:
     assert scaled.augment.stages[0].until * scaled.batch == 400 * 32
     assert scaled.ema_decay == pytest.approx(0.99**8)
     assert (scaled.checkpoint.every, scaled.checkpoint.keep_every) == (4, 12)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("imagenet", 153.6), ("imagenet_fast", 114.7)])
+def test_recipes_scale_and_see_the_images_their_heads_say(name: str, millions: float) -> None:
+    for factor in ("1", "2", "4", "8"):
+        config, _ = parse(slurm_options(), ["--config", str(ROOT / f"configs/{name}.yaml"), "--scale-batch", factor])
+        assert config.iterations * config.batch / 1e6 == pytest.approx(millions, abs=0.05)
 
 
 def test_scaling_twice_or_by_less_than_one() -> None:

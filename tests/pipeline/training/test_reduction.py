@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.command import UserError
-from pipeline.training.reduction import TreeAccumulator, choose_mode, tree_all_reduce
+from pipeline.training.reduction import GradientReducer, TreeAccumulator, choose_mode, tree_all_reduce
 from pipeline.world import World
 from tests.ranks import run_ranks
 
@@ -49,10 +50,36 @@ def test_every_world_size_gives_the_bits_of_the_tree(size: int) -> None:
         np.testing.assert_array_equal(result, expected)
 
 
+def compressed_gradient(world: World) -> tuple[np.ndarray, bool]:
+    """The sum over ranks of a weight's gradient, one row of `leaves` each, and whether it is float32."""
+    net = torch.nn.Linear(LENGTH, 1)
+    reducer = GradientReducer(list(net.parameters()), "allreduce", world.device, compression="bf16")
+    network = DistributedDataParallel(net, gradient_as_bucket_view=True)
+    network.register_comm_hook(None, reducer.hook)
+    network(torch.from_numpy(leaves()[world.rank])[None]).sum().backward()
+    reducer.close()
+    gradient = net.weight.grad
+    assert gradient is not None
+    return gradient[0].numpy(), gradient.dtype == torch.float32
+
+
+def test_compression_rounds_what_travels() -> None:
+    """Reference on two ranks: each rank's gradient rounded to bfloat16, and their sum rounded."""
+    rows = torch.from_numpy(leaves()[:2]).bfloat16()
+    expected = (rows[0] + rows[1]).float().numpy()
+    for result, is_float32 in run_ranks(2, compressed_gradient):
+        assert is_float32
+        np.testing.assert_array_equal(result, expected)
+    assert not np.array_equal(expected, leaves()[0] + leaves()[1])
+
+
 def test_choice_of_mode() -> None:
     assert choose_mode("auto", 4, 2) == "tree"
     assert choose_mode("auto", 3, 2) == "allreduce"
     assert choose_mode("auto", 2, 3) == "allreduce"
     assert choose_mode("allreduce", 4, 2) == "allreduce"
+    assert choose_mode("auto", 4, 2, "bf16") == "allreduce"
+    with pytest.raises(UserError, match="reduction tree promises"):
+        choose_mode("tree", 4, 2, "bf16")
     with pytest.raises(UserError, match="3 ranks"):
         choose_mode("tree", 3, 2)

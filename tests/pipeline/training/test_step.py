@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.models.resnet import build
-from pipeline.training.batchnorm import plan_groups
+from pipeline.training.batchnorm import GroupStatistics, plan_groups
 from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.reduction import choose_mode
 from pipeline.training.step import TrainingStep
@@ -166,6 +166,24 @@ def test_allreduce_and_shared_groups_follow_the_trajectory(size: int, group: int
         np.testing.assert_allclose(other_metrics, metrics, rtol=1e-9)
         for name in state:
             np.testing.assert_allclose(other_state[name], state[name], rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+def test_groups_that_are_ranks_restart_on_another_number_of_them() -> None:
+    """Saved by four ranks, taken up by one and by two: evaluation sees the same average."""
+    saved = torch.arange(4.0)[:, None] + torch.zeros(
+        4, sum(2 * m.num_features for m in batch_norms(net(torch.float32)))
+    )
+    for size in (1, 2):
+        model = net(torch.float32)
+        statistics = GroupStatistics(model, plan_groups(BATCH, "rank", size - 1, size))
+        statistics.load_all_groups(saved)
+        statistics.average_into_model(statistics.rows, 0)
+        for module in batch_norms(model):
+            assert module.running_mean is not None and (module.running_mean == 1.5).all()
+
+
+def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def test_recomputed_statistics_are_plain_averages() -> None:
