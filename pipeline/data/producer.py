@@ -25,6 +25,7 @@ from pipeline.data.batch import Batch, LoaderConfig, Plan, Work
 from pipeline.data.failures import failures, substitute
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs
+from pipeline.data.headers import is_doubtful
 
 _POLL_SECONDS = 0.1  # how often a blocked producer looks whether it should stop
 
@@ -46,6 +47,7 @@ class _Reading:
     parts: list[Future[None]]
     encoded: list[bytes]
     substitutions: tuple[str, ...] = ()
+    tried: bool = False  # image by image: what is left in it decodes
 
     def wait(self) -> list[bytes]:
         for part in self.parts:
@@ -55,6 +57,10 @@ class _Reading:
 
 class _BatchError(Exception):
     """DALI failed on one of the batches in flight."""
+
+
+class _DoubtfulImageError(RuntimeError):
+    """An image of the next batch looks damaged: it is not for DALI to find out among others."""
 
 
 def put_until(stopping: threading.Event, ready: queue.Queue[Item], item: Item) -> None:
@@ -163,6 +169,8 @@ class Producer:
         batch = self.reading.popleft()
         encoded = batch.wait()
         self.decoding.append(batch)
+        if not batch.tried and any(map(is_doubtful, encoded)):
+            raise _DoubtfulImageError
         return self.graph.inputs(encoded, batch.work.views)
 
     def _read(self, work: Work) -> _Reading:
@@ -183,7 +191,7 @@ class Producer:
 
     def _mend(self, cause: BaseException) -> None:
         """After a failure: replace what does not decode and put the batches in flight back, or say what it was."""
-        mended = False
+        mended = isinstance(cause, _DoubtfulImageError)  # it may have been groundless
         for batch in self.decoding:
             if self.stopping.is_set():
                 return
@@ -199,6 +207,7 @@ class Producer:
                 batch.work = substitute(self.plan, self.graph, batch.work, batch.encoded, row, self.device)
                 batch.substitutions += (f"{sentence}, substituted by sample {batch.work.shown.ids[row]}",)
                 mended = True
+            batch.tried = True
         if not mended:
             raise cause
         self.reading.extendleft(reversed(self.decoding))

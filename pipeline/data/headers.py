@@ -1,0 +1,64 @@
+"""A first look at encoded images, before DALI has them.
+
+DALI (2.4, the CPU's decoder) may crash the process where one image of a batch has no readable header: it gives up while
+its threads still read the others. So images whose header looks wrong are tried one by one first (`data/failures.py`).
+"""
+
+from __future__ import annotations
+
+import struct
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_OTHERS = (
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"RIFF",
+    b"P1",
+    b"P2",
+    b"P3",
+    b"P4",
+    b"P5",
+    b"P6",
+    b"\0\0\0\x0cjP  ",
+    b"\xff\x4f\xff\x51",
+)
+_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # T.81, Table B.1
+_ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a segment
+
+
+def is_doubtful(encoded: bytes) -> bool:
+    """Whether the header of an encoded image looks damaged: True may be wrong, False for what DALI cannot read may not."""
+    if encoded.startswith(b"\xff\xd8"):
+        return not _jpeg_reaches_its_frame(encoded)
+    if encoded.startswith(_PNG):
+        return not _png_reaches_its_end(encoded)
+    return not encoded.startswith(_OTHERS)
+
+
+def _jpeg_reaches_its_frame(encoded: bytes) -> bool:
+    place, size = 2, len(encoded)
+    while place + 9 <= size:
+        if encoded[place] != 0xFF:
+            return False
+        marker = encoded[place + 1]
+        if marker == 0xFF:  # fill byte
+            place += 1
+        elif marker in _ALONE:
+            place += 2
+        elif marker in _START_OF_FRAME:
+            length, height, width = struct.unpack_from(">HxHH", encoded, place + 2)
+            return bool(height and width and place + 2 + length <= size)
+        else:
+            place += 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
+    return False
+
+
+def _png_reaches_its_end(encoded: bytes) -> bool:
+    place, size = len(_PNG), len(encoded)
+    while place + 12 <= size:
+        length, kind = struct.unpack_from(">I4s", encoded, place)
+        place += 12 + length
+        if kind == b"IEND":
+            return place <= size
+    return False

@@ -1,0 +1,54 @@
+"""Which images look damaged before they are decoded; Pillow makes the sound ones and is the judge of the others."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image
+
+from pipeline.data.dataset import Dataset
+from pipeline.data.headers import is_doubtful
+from tests.pipeline.data.small_datasets import encode, photograph
+
+
+def opens(data: bytes) -> bool:
+    try:
+        Image.open(io.BytesIO(data))
+    except (OSError, SyntaxError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"])
+def test_sound_images_are_not_doubted(kind: str) -> None:
+    for mode in ("RGB", "L"):
+        assert not is_doubtful(encode(photograph(1, 40, 30).convert(mode), kind))
+
+
+def test_sound_jpegs_of_every_sort_are_not_doubted(photographs: Dataset, real_images: Dataset) -> None:
+    for split in (photographs.split("train"), real_images.split("train")):
+        assert not any(is_doubtful(split.read(sample)) for sample in range(len(split)))
+    exif = Image.Exif()
+    exif[270] = "x" * 20_000
+    image = photograph(2, 40, 30)
+    for options in (
+        {"progressive": True},
+        {"exif": exif},
+        {"comment": b"\xff\xc0 in a comment"},
+        {"restart_marker_rows": 1},
+    ):
+        assert not is_doubtful(encode(image, quality=90, **options))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_images_cut_in_their_header_are_doubted(kind: str) -> None:
+    whole = encode(photograph(3, 40, 30), kind)
+    for length in range(len(whole)):
+        if not opens(whole[:length]):
+            assert is_doubtful(whole[:length]), length
+
+
+@pytest.mark.parametrize("data", [b"", bytes(500), b"no image at all", b"\xff\xd8" + bytes(300)])
+def test_what_is_no_image_is_doubted(data: bytes) -> None:
+    assert not opens(data) and is_doubtful(data)
