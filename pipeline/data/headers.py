@@ -23,22 +23,22 @@ _OTHERS = (
     b"\0\0\0\x0cjP  ",
     b"\xff\x4f\xff\x51",
 )
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # T.81, Table B.1
+_START_OF_SCAN = 0xDA  # T.81, Table B.1: the header's last marker; the frame's size stands before it
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a segment
 
 
 def is_doubtful(encoded: bytes) -> bool:
     """Whether the header of an encoded image looks damaged: True may be wrong, False for what DALI cannot read may not."""
     if encoded.startswith(b"\xff\xd8"):
-        return not _jpeg_reaches_its_frame(encoded)
+        return not _jpeg_reaches_its_scan(encoded)
     if encoded.startswith(_PNG):
         return not _png_reaches_its_end(encoded)
     return not encoded.startswith(_OTHERS)
 
 
-def _jpeg_reaches_its_frame(encoded: bytes) -> bool:
+def _jpeg_reaches_its_scan(encoded: bytes) -> bool:
     place, size = 2, len(encoded)
-    while place + 9 <= size:
+    while place + 4 <= size:
         if encoded[place] != 0xFF:
             return False
         marker = encoded[place + 1]
@@ -46,11 +46,10 @@ def _jpeg_reaches_its_frame(encoded: bytes) -> bool:
             place += 1
         elif marker in _ALONE:
             place += 2
-        elif marker in _START_OF_FRAME:
-            length, height, width = struct.unpack_from(">HxHH", encoded, place + 2)
-            return bool(height and width and place + 2 + length <= size)
         else:
             place += 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
+            if marker == _START_OF_SCAN:
+                return place <= size
     return False
 
 
