@@ -48,6 +48,11 @@ class Status:
 ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "PREEMPTED"}
 
 
+def _is_known(folder: Path) -> bool:
+    """Whether it is a run, or a folder that jobs were submitted from."""
+    return (folder / "config.yaml").exists() or (folder / "slurm").exists()
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser("Shows how a run is doing.", "python launch/status.py resnet152-seed0")
     parser.add_argument("name", help="the run's name, or its folder")
@@ -55,8 +60,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--follow", action="store_true", help=f"again every {FOLLOW_SECONDS:g} s until the run is over")
     parser.add_json_option()
     own = parser.parse_args(argv)
-    folder = Path(own.name) if (Path(own.name) / "config.yaml").exists() else Path(own.runs) / own.name
-    if not (folder / "config.yaml").exists() and not (folder / "slurm").exists():
+    folder = Path(own.name) if _is_known(Path(own.name)) else Path(own.runs) / own.name
+    if not _is_known(folder):
         raise UserError(f"there is no run in {folder}: give its name and --runs, or its folder")
     while True:
         status = read(folder)

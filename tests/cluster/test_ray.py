@@ -21,7 +21,7 @@ from tests.cluster.slurm_cluster import wait_for
 from tests.conftest import ROOT
 from tests.launch.doors import TINY, environment, final_checkpoint, script
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 PORT = 6391
 PRIORITY = {"RAY_worker_niceness": "0"}  # Ray gives way to everything else on the machine by default
 
