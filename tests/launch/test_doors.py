@@ -44,6 +44,7 @@ def test_local_two_processes(tmp_path: Path, tiny: Path, reference: str) -> None
     assert final_checkpoint(run) == reference
 
 
+@pytest.mark.slow  # the cluster tests use submitit too
 def test_submitit_on_this_machine(tmp_path: Path, tiny: Path, reference: str) -> None:
     command = [*script("slurm.py"), "--cluster", "local", "--tasks-per-node", "2", "--config", str(tiny)]
     done = finish([*command, "--name", "run", "--json"], tmp_path)
@@ -176,7 +177,7 @@ def test_a_rank_that_stops_or_dies_is_named_with_its_last_word(
     "command",
     [
         ["local.py", "--procs", "2"],
-        ["slurm.py", "--cluster", "local", "--tasks-per-node", "2"],
+        pytest.param(["slurm.py", "--cluster", "local", "--tasks-per-node", "2"], marks=pytest.mark.slow),
         ["slurm.py", "--cluster", "debug"],
     ],
     ids=["local", "submitit", "debug"],

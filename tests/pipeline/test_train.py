@@ -88,7 +88,7 @@ def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Confi
     return config
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_processes_gives_the_same_run(undisturbed: Config, size: int) -> None:
     """Losses over 50 iterations equal to the bit (the issue asks 1e-4), and so are the final weights."""
     config = replace(undisturbed, name=f"on-{size}")
@@ -97,6 +97,7 @@ def test_any_number_of_processes_gives_the_same_run(undisturbed: Config, size: i
     assert weights(config) == weights(undisturbed)
 
 
+@pytest.mark.slow  # make chaos kills fifty times in CI
 def test_killed_and_continued_is_bit_identical(undisturbed: Config, tmp_path: Path) -> None:
     """kill -9 of the whole job at random moments, started again with the same command on 2 processes."""
     config = replace(undisturbed, name="killed", runs=str(tmp_path))

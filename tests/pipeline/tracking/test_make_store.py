@@ -51,7 +51,9 @@ def test_runs_that_make_the_store_at_the_same_time(tmp_path: Path) -> None:
         assert len(points(uri, run.info.run_id, "train/loss")) == 300
 
 
-@pytest.mark.parametrize("seconds", [0.3, 0.6, 1.2])
+@pytest.mark.parametrize(
+    "seconds", [0.3, pytest.param(0.6, marks=pytest.mark.slow), pytest.param(1.2, marks=pytest.mark.slow)]
+)
 def test_a_run_killed_while_it_made_the_store(tmp_path: Path, seconds: float) -> None:
     with trained(tmp_path / "a") as run:
         run.log("train", 1, {"loss": 1.0})

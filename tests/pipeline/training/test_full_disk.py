@@ -61,6 +61,7 @@ def fill(disk: Path) -> Path:
     return filler
 
 
+@pytest.mark.slow  # quick ones with a full disk: test_checkpoint.py
 def test_training_goes_on_and_saves_again_when_there_is_room(digits: Path, tmp_path: Path, small_disk: Path) -> None:
     reference = config_of(digits, tmp_path / "runs", "reference")
     job = Fleet(reference, 1, tmp_path / "logs")

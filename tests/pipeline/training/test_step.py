@@ -158,7 +158,7 @@ def test_power_of_two_ranks_give_the_same_bits(size: int) -> None:
         np.testing.assert_array_equal(other_metrics, metrics)
 
 
-@pytest.mark.parametrize(("size", "group"), [(2, 8), (4, 16), (4, 32)])
+@pytest.mark.parametrize(("size", "group"), [(2, 8), pytest.param(4, 16, marks=pytest.mark.slow), (4, 32)])
 def test_allreduce_and_shared_groups_follow_the_trajectory(size: int, group: int) -> None:
     """allreduce, and groups that span 2 and 4 ranks, to 1e-9 in float64."""
     _, metrics, state = alone(train, "auto", torch.float64, group)
