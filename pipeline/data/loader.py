@@ -33,7 +33,7 @@ from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, GraphKind, Normalization
 from pipeline.data.memory import MemoryProducer, fits_in_memory
 from pipeline.data.order import Order, Presentations
-from pipeline.data.producer import Producer
+from pipeline.data.producer import DaliProducer, Producer
 from pipeline.data.staging import staged
 
 __all__ = ["Batch", "BatchIterator", "LoaderConfig", "evaluation_batches", "training_batches"]
@@ -61,7 +61,7 @@ def training_batches(
     Raises UserError, here or from the iterator, for data that cannot be read, decoded or used as configured.
     """
 
-    def producer(iterations: range, augment: AugmentConfig) -> Producer | MemoryProducer:
+    def producer(iterations: range, augment: AugmentConfig) -> Producer:
         def look(shown: Presentations, shapes: Int) -> Views:
             heights, widths = shapes[:, 0], shapes[:, 1]
             return training_views(order.seed, shown.epochs, shown.ids, heights, widths, augment, statistics)
@@ -78,7 +78,7 @@ def training_batches(
         graph = Graph("source" if padded else "crop", augment.crop, config.hw_decoder_load, config.fancy_upsampling)
         substitutes = config.on_decode_error == "substitute"
         decoder, own = config.decoding_device(device), source is not split
-        return Producer(plan, graph, finish, decoder, config, substitutes=substitutes, owns_split=own)
+        return DaliProducer(plan, graph, finish, decoder, config, substitutes=substitutes, owns_split=own)
 
     # A DALI graph makes crops of one size: each stage has its own.
     first, *later = (partial(producer, *span) for span in augment.spans(start_iteration, stop_iteration))
@@ -121,7 +121,7 @@ def evaluation_batches(
     graph = Graph(kind, crop or 0, config.hw_decoder_load, config.fancy_upsampling)
     finish = Finish(normalization, device, dtype)
     decoder, own = config.decoding_device(device), source is not split
-    return BatchIterator(Producer(plan, graph, finish, decoder, config, substitutes=False, owns_split=own))
+    return BatchIterator(DaliProducer(plan, graph, finish, decoder, config, substitutes=False, owns_split=own))
 
 
 class BatchIterator(Iterator[Batch]):
@@ -136,17 +136,15 @@ class BatchIterator(Iterator[Batch]):
     batches already handed out stay valid.
     """
 
-    def __init__(
-        self, producer: Producer | MemoryProducer, later: Iterable[Callable[[], Producer | MemoryProducer]] = ()
-    ) -> None:
+    def __init__(self, producer: Producer, later: Iterable[Callable[[], Producer]] = ()) -> None:
         self.wait_seconds = 0.0
         self.substituted = 0
         self._later = iter(later)
         self._start(producer)
 
-    def _start(self, producer: Producer | MemoryProducer) -> None:
+    def _start(self, producer: Producer) -> None:
         self._producer = producer
-        self._closer = weakref.finalize(self, _close, producer)
+        self._closer = weakref.finalize(self, Producer.close, producer)
         producer.thread.start()
 
     def __next__(self) -> Batch:
@@ -184,7 +182,3 @@ class BatchIterator(Iterator[Batch]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _close(producer: Producer | MemoryProducer) -> None:
-    producer.close()

@@ -5,7 +5,6 @@ The batches are those of the DALI path to the bit: order, views and arithmetic a
 
 from __future__ import annotations
 
-import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pipeline.data.dataset import Split
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph
 from pipeline.data.order import Presentations
-from pipeline.data.producer import Item, Producer, put_until
+from pipeline.data.producer import DaliProducer, Item, Producer
 
 _DECODED_AT_ONCE = 512  # images
 _KEPT: WeakKeyDictionary[Split, dict[torch.device, torch.Tensor]] = WeakKeyDictionary()
@@ -47,37 +46,20 @@ def decoded(split: Split, side: int, device: torch.device, config: LoaderConfig)
         return kept[device]
 
 
-class MemoryProducer:
-    """Makes batches from a decoded split, in a background thread; stands where a `Producer` does.
-
-    The plan's images are `side` pixels square and are seen as they are, or padded, cropped and mirrored.
-    """
+class MemoryProducer(Producer):
+    """Makes batches from a decoded split. Its images are `side` pixels square: as they are, or padded, cropped, mirrored."""
 
     def __init__(self, plan: Plan, side: int, finish: Finish, config: LoaderConfig) -> None:
+        super().__init__(config.ready)
         self.plan, self.side, self.finish, self.config = plan, side, finish, config
-        self.ready: queue.Queue[Item] = queue.Queue(config.ready)
-        self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="loader", daemon=True)
 
-    def close(self) -> None:
-        self.stopping.set()
-        if self.thread.is_alive() and self.thread is not threading.current_thread():
-            self.thread.join()
-
-    def _run(self) -> None:
-        try:
-            pixels = decoded(self.plan.split, self.side, self.finish.device, self.config)
-            for work in self.plan:
-                if self.stopping.is_set():
-                    return
-                batch, event = self.finish.from_memory(pixels, work)
-                self._put(Item(batch, event=event))
-            self._put(Item())
-        except BaseException as error:  # whatever happened belongs to the consumer
-            self._put(Item(error=error))
-
-    def _put(self, item: Item) -> None:
-        put_until(self.stopping, self.ready, item)
+    def _produce(self) -> None:
+        pixels = decoded(self.plan.split, self.side, self.finish.device, self.config)
+        for work in self.plan:
+            if self.stopping.is_set():
+                return
+            batch, event = self.finish.from_memory(pixels, work)
+            self._put(Item(batch, event=event))
 
 
 def _decode(split: Split, side: int, config: LoaderConfig) -> torch.Tensor:
@@ -90,7 +72,7 @@ def _decode(split: Split, side: int, config: LoaderConfig) -> torch.Tensor:
 
     plan = Plan(split, _DECODED_AT_ONCE, batches, look)
     keep: Any = _Keep(pixels)
-    producer = Producer(
+    producer = DaliProducer(
         plan, Graph("source", side), keep, torch.device("cpu"), config, substitutes=False, owns_split=False
     )
     producer.thread.start()

@@ -63,17 +63,44 @@ class _DoubtfulImageError(RuntimeError):
     """An image of the next batch looks damaged: it is not for DALI to find out among others."""
 
 
-def put_until(stopping: threading.Event, ready: queue.Queue[Item], item: Item) -> None:
-    """Hand an item to the consumer, waiting for its place unless all is `stopping`."""
-    while not stopping.is_set():
-        try:
-            return ready.put(item, timeout=_POLL_SECONDS)
-        except queue.Full:
-            continue
-
-
 class Producer:
-    """The background thread and what it owns. Holds no reference to the BatchIterator, which may thus be collected."""
+    """A background thread that makes items for a BatchIterator; `_produce` of a subclass makes them, to the end.
+
+    Holds no reference to the BatchIterator, which may thus be collected.
+    """
+
+    def __init__(self, ready: int) -> None:
+        """ready: finished batches that may wait for the consumer."""
+        self.ready: queue.Queue[Item] = queue.Queue(ready)
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="loader", daemon=True)
+
+    def close(self) -> None:
+        self.stopping.set()
+        if self.thread.is_alive() and self.thread is not threading.current_thread():
+            self.thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._produce()
+            self._put(Item())
+        except BaseException as error:  # whatever happened belongs to the consumer
+            self._put(Item(error=error))
+
+    def _produce(self) -> None:
+        raise NotImplementedError
+
+    def _put(self, item: Item) -> None:
+        """Hand an item to the consumer, waiting for its place unless all is stopping."""
+        while not self.stopping.is_set():
+            try:
+                return self.ready.put(item, timeout=_POLL_SECONDS)
+            except queue.Full:
+                continue
+
+
+class DaliProducer(Producer):
+    """Reads and decodes ahead, by DALI."""
 
     def __init__(
         self,
@@ -90,33 +117,16 @@ class Producer:
 
         owns_split: whether to close the plan's split at the end.
         """
+        super().__init__(config.ready)
         self.plan, self.graph, self.finish, self.device, self.config = plan, graph, finish, device, config
         self.substitutes, self.owns_split = substitutes, owns_split
-        self.ready: queue.Queue[Item] = queue.Queue(config.ready)
-        self.stopping = threading.Event()
         self.todo: Iterator[Work] = iter(plan)
         self.reading: deque[_Reading] = deque()
         self.decoding: deque[_Reading] = deque()
-        self.thread = threading.Thread(target=self._run, name="loader", daemon=True)
-
-    def close(self) -> None:
-        self.stopping.set()
-        if self.thread.is_alive() and self.thread is not threading.current_thread():
-            self.thread.join()
 
     def _run(self) -> None:
         try:
-            with (
-                ThreadPoolExecutor(self.config.read_threads, "loader-read") as self.readers,
-                ThreadPoolExecutor(self.config.cores, "loader-finish") as self.finishers,
-            ):
-                try:
-                    self._produce()
-                finally:
-                    self.readers.shutdown(wait=False, cancel_futures=True)
-            self._put(Item())
-        except BaseException as error:  # whatever happened belongs to the consumer
-            self._put(Item(error=error))
+            super()._run()
         finally:
             self.reading.clear()
             self.decoding.clear()
@@ -124,6 +134,16 @@ class Producer:
                 self.plan.split.close()
 
     def _produce(self) -> None:
+        with (
+            ThreadPoolExecutor(self.config.read_threads, "loader-read") as self.readers,
+            ThreadPoolExecutor(self.config.cores, "loader-finish") as self.finishers,
+        ):
+            try:
+                self._produce_mending()
+            finally:
+                self.readers.shutdown(wait=False, cancel_futures=True)
+
+    def _produce_mending(self) -> None:
         while True:
             try:
                 return self._decode()
@@ -185,9 +205,6 @@ class Producer:
         on_disk = np.argsort(ids, kind="stable")
         parts = np.array_split(on_disk, min(self.config.read_threads, len(on_disk)))
         return _Reading(work, [self.readers.submit(read, part) for part in parts], encoded)
-
-    def _put(self, item: Item) -> None:
-        put_until(self.stopping, self.ready, item)
 
     def _mend(self, cause: BaseException) -> None:
         """After a failure: replace what does not decode and put the batches in flight back, or say what it was."""
