@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.command import UserError, nearest
+from pipeline.files import read_yaml
 
 SITE_FILE = Path(__file__).resolve().parent.parent / "configs" / "site.yaml"
 
@@ -174,14 +173,7 @@ def resolve(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = Non
 
 def read_site(path: Path) -> dict[str, Any]:
     """A site file's values. Raises UserError for keys or types that do not fit."""
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except OSError as error:
-        raise UserError(
-            f"the site file {path} cannot be read ({error.strerror}): give an existing file to --site"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the site file {path} is not YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path, "site file", "give an existing file to --site") or {}
     if not isinstance(values, dict):
         raise UserError(f"the site file {path} holds no 'key: value' lines: see configs/site.yaml")
     fields = {one.name: str(one.type) for one in dataclasses.fields(Allocation)}

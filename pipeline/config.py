@@ -24,6 +24,7 @@ import yaml
 from pipeline.command import UserError, nearest
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import LoaderConfig
+from pipeline.files import read_yaml
 from pipeline.models.resnet import parse_arch
 from pipeline.scaling import read_factor, scale_batch
 from pipeline.tracking import TrackingConfig
@@ -268,12 +269,7 @@ def check(config: Config) -> None:
 
 def check_keys(path: Path) -> None:
     """Raise UserError where a YAML file is not readable or holds a key that the config does not know."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"the config file {path} cannot be read ({error.strerror}): give an existing file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the config file {path} is not YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path, "config file")
     if not isinstance(values, dict):
         raise UserError(f"the config file {path} holds no 'key: value' lines: see configs/ for examples")
     _check_mapping(values, Config, str(path), "")

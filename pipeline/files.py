@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import yaml
+
+from pipeline.command import UserError
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -56,3 +61,23 @@ def sync_folder(folder: Path) -> None:
 def file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds an exclusive lock on `path`. Raises OSError where it is missing, or cannot be locked."""
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def read_yaml(path: Path, what: str, remedy: str = "give an existing file") -> Any:
+    """The value of a YAML file that a user gave; `what` it is, for the sentence. Raises UserError where it is not readable."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"the {what} {path} cannot be read ({error.strerror}): {remedy}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the {what} {path} is not YAML: {' '.join(str(error).split())}") from None

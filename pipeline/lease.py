@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.command import UserError
-from pipeline.files import write_text
+from pipeline.files import is_locked, write_text
 
 LOCK, LEASE = ".lock", ".lease"
 # (identity of the job, number of its attempt) as schedulers name them in a task's environment.
@@ -85,13 +85,9 @@ class Lease:
 def is_held(folder: Path) -> bool:
     """Whether a process holds the lease of `folder`: the run is being written."""
     try:
-        with open(folder / LOCK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return is_locked(folder / LOCK)
     except FileNotFoundError:
         return False
-    return False
 
 
 def _attempt(environment: Mapping[str, str]) -> tuple[str | None, int]:

@@ -110,16 +110,15 @@ def evaluation_batches(
         return views
 
     # Neither resized nor cropped: the images as they are.
-    as_they_are = isinstance(view, CenterCrop) and view.short_side == crop
-    in_memory = as_they_are and crop is not None and fits_in_memory(split, crop, config)
+    in_memory = isinstance(view, CenterCrop) and view.short_side == crop and fits_in_memory(split, view.crop, config)
     source = split if in_memory else staged(split, config.stage_to)
     batches = (Presentations(np.zeros(len(block), np.int64), np.asarray(block, np.int64)) for block in blocks)
     plan = Plan(source, max((len(block) for block in blocks), default=1), batches, look)
-    if in_memory and crop is not None:
-        return BatchIterator(MemoryProducer(plan, crop, Finish(normalization, device, dtype), config))
+    finish = Finish(normalization, device, dtype)
+    if in_memory:
+        return BatchIterator(MemoryProducer(plan, crop or 0, finish, config))
     kind: GraphKind = "whole" if crop is None else "five-crops" if isinstance(view, TenCrop) else "crop"
     graph = Graph(kind, crop or 0, config.hw_decoder_load, config.fancy_upsampling)
-    finish = Finish(normalization, device, dtype)
     decoder, own = config.decoding_device(device), source is not split
     return BatchIterator(DaliProducer(plan, graph, finish, decoder, config, substitutes=False, owns_split=own))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -63,7 +64,7 @@ class _DoubtfulImageError(RuntimeError):
     """An image of the next batch looks damaged: it is not for DALI to find out among others."""
 
 
-class Producer:
+class Producer(ABC):
     """A background thread that makes items for a BatchIterator; `_produce` of a subclass makes them, to the end.
 
     Holds no reference to the BatchIterator, which may thus be collected.
@@ -87,8 +88,8 @@ class Producer:
         except BaseException as error:  # whatever happened belongs to the consumer
             self._put(Item(error=error))
 
-    def _produce(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _produce(self) -> None: ...
 
     def _put(self, item: Item) -> None:
         """Hand an item to the consumer, waiting for its place unless all is stopping."""

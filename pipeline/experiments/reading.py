@@ -13,12 +13,11 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-import yaml
-
 from pipeline.command import UserError, nearest
 from pipeline.evaluation.definitions import find as find_protocol
 from pipeline.evaluation.nets import Weights
 from pipeline.experiments.definitions import PAPER_FIGURES, Experiment, Measure, Row, RunSpec, resolve
+from pipeline.files import read_yaml
 from pipeline.models.architecture import parse_arch
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -41,15 +40,7 @@ def find(name: str) -> Experiment:
 
 def read_experiment(path: Path) -> Experiment:
     """Read one experiment. Raises UserError for whatever in it does not fit, with the place and the nearest names."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(
-            f"the experiment file {path} cannot be read ({error.strerror}): give an existing file"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the experiment file {path} is not YAML: {' '.join(str(error).split())}") from None
-    made = _experiment(_Reader(path, "", values))
+    made = _experiment(_Reader(path, "", read_yaml(path, "experiment file")))
     _check_runs(made, path)
     return made
 

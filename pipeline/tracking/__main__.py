@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import socket
 import sys
@@ -12,6 +11,7 @@ from typing import Any, NoReturn
 
 from pipeline import command
 from pipeline.command import Progress, UserError, print_json, print_table
+from pipeline.files import is_locked
 from pipeline.tracking.journal import METRICS
 from pipeline.tracking.process import FeederProcess, unsent_lines, what_is_left
 from pipeline.tracking.state import ARTIFACTS, LOG, STORE, read_delivered, read_wanted, resolve_uri, without_password
@@ -123,13 +123,9 @@ def _sync(folder: Path, seconds: float, uri: str | None) -> dict[str, Any]:
 
 def _is_fed(folder: Path) -> bool:
     try:
-        with open(folder / LOG) as log:
-            fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return is_locked(folder / LOG)
     except OSError:  # no log yet, or a file system without locks
         return False
-    return False
 
 
 if __name__ == "__main__":
