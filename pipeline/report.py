@@ -10,6 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline import command
 from pipeline.analysis.figures import standalone
 from pipeline.analysis.page import RunCard, Section, render
 from pipeline.analysis.panels import error_figure, response_figure
+from pipeline.analysis.records import keep_records
 from pipeline.analysis.results import States, scales_of, table_row
 from pipeline.analysis.runs import deviations, read_facts
 from pipeline.command import CommandParser, Progress, UserError, print_json, print_table
@@ -40,6 +42,12 @@ def options() -> CommandParser:
         "--experiments", nargs="+", metavar="NAME", help=f"of {', '.join(names())}, or YAML files (default: all)"
     )
     made.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default report.html)")
+    made.add_argument(
+        "--records",
+        type=Path,
+        metavar="FOLDER",
+        help="keep there, and link, what the page is read from: config, metrics, hashes of weights and scores",
+    )
     made.add_argument("--no-tracking", action="store_true", help="keep no copy of the page in MLflow")
     made.add_json_option()
     return made
@@ -58,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             progress.advance()
     sections.sort(key=reading_order)
     cards, warnings = cards_of(sections, states), warnings_of(experiments, own.runs)
+    if own.records:
+        places = keep_records([card.state.folder for card in cards if card.facts], own.records)
+        cards = [replace(card, place=places.get(card.state.folder, card.place)) for card in cards]
     moment = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
     made = f"Made {moment} from {', '.join(map(str, own.runs))} by commit {git_commit()[:10]}"
     own.out.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +122,7 @@ def cards_of(sections: Sequence[Section], states: States) -> list[RunCard]:
         cards[folder] = RunCard(
             name=folder.name,
             state=state,
+            place=folder,
             facts=read_facts(folder, state.config.batch) if sound else None,
             deviations=tuple(deviations(state.config, states.recipe(run.spec))) if sound else (),
             recipe=run.spec.config.name,

@@ -117,11 +117,13 @@ class Section:
 class RunCard:
     """One run: its state, and where it is not conflicting its facts and how it strays from the paper's recipe.
 
-    recipe: the config file that holds the paper's recipe; what the experiment adds to it is the paper's too.
+    place: the folder that its links lead to. recipe: the config file that holds the paper's recipe; what the experiment
+    adds to it is the paper's too.
     """
 
     name: str
     state: RunState
+    place: Path
     facts: RunFacts | None
     deviations: tuple[str, ...]
     recipe: str

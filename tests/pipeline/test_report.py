@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 import re
@@ -123,6 +124,39 @@ def test_what_is_gone_unfinished_or_another_run_gives_no_number(runs: Path, make
     assert [sentence.split(" has ")[0] for sentence in found["warnings"]] == [str(runs / "resnet110-seed1")]
     page = (tmp_path / "page/report.html").read_text()
     assert "8.69" not in page and "resnet20-seed0" not in page and "7.03" not in page
+
+
+def test_records_hold_what_the_page_is_read_from(runs: Path, make: Report, tmp_path: Path) -> None:
+    """Copies without the large files, whose hashes they have; the page links them; another run's record goes."""
+    records = tmp_path / "page/records"
+    for name in ("plain20-seed0", "resnet20-seed0"):
+        config = runs / name / "config.yaml"
+        config.write_text(config.read_text().replace("data: data/cifar10", "data: /some/where/cifar10"))
+    make(runs, "--records", records, experiments="table6,fig6")
+    record, run = records / "resnet20-seed0", runs / "resnet20-seed0"
+    assert {path.name for path in record.iterdir()} == {
+        "config.yaml", "run.json", "metrics.jsonl", "responses.json", "files.json"
+    }  # fmt: skip
+    assert (record / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    assert "/some" not in (record / "config.yaml").read_text() and load(record / "config.yaml").data == "cifar10"
+    files = json.loads((record / "files.json").read_text())
+    large = [*run.glob("checkpoints/*"), *run.glob("scores/*.npz")]
+    assert len(large) > 1
+    assert files == {
+        str(path.relative_to(run)): {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in large
+    }
+    links = [unquote(link) for link in re.findall(r'href="([^"#:]+)"', (tmp_path / "page/report.html").read_text())]
+    assert len(links) > 20 and all(link.startswith("records/") for link in links)
+    shutil.rmtree(run)
+    make(runs, "--records", records)
+    assert not record.exists() and (records / "resnet56-seed0").exists()
+    with pytest.raises(UserError, match="holds the run folders themselves"):
+        report.main(["--runs", str(runs), "--records", str(runs), "--out", str(tmp_path / "other.html")])
+    assert (runs / "resnet56-seed0/checkpoints").exists() and not (tmp_path / "other.html").exists()
 
 
 @pytest.mark.slow
