@@ -37,7 +37,7 @@ demo: $(READY)
 	@echo "  $(BIN)/python -m pipeline.tracking open demo/runs"
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not gpu and not cluster"
 
 # Real SLURM and real Ray clusters on this machine, and everything that interrupts them; skipped, with a line, where they cannot run.
 test-cluster: $(READY)

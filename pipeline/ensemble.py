@@ -12,7 +12,6 @@ import re
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,8 +33,7 @@ from pipeline.evaluation.ensemble import (
     size_curve,
 )  # fmt: skip
 from pipeline.evaluation.members import Member, find_members, read_members, shared_protocols
-from pipeline.evaluation.nets import STATE_KEYS
-from pipeline.evaluation.options import protocol_names, rate_cell
+from pipeline.evaluation.options import add_runs_option, add_weights_option, protocol_names, rate_cell
 from pipeline.evaluation.score_files import ScoreFile
 from pipeline.evaluation.scores import Scores
 from pipeline.files import write_text
@@ -69,12 +67,10 @@ def options() -> CommandParser:
     made.add_argument("members", nargs="+", metavar="MEMBER", help="run folders, score files or MLflow run ids")
     made.add_argument("--protocol", action="append", metavar="NAME", help="default: every one that all members have")
     made.add_argument("--split", default="val", help="of the runs' score files (default val)")
-    made.add_argument("--weights", choices=list(STATE_KEYS), default="final", help="of the runs' score files")
+    add_weights_option(made, "of the runs' score files")
     made.add_argument("--search", type=int, metavar="K", help="keep the K members whose average has the lowest error")
     made.add_argument("--by", choices=["top-1", "top-5"], default="top-1", help="the error that --search lowers")
-    made.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="where MLflow run ids are looked up (default runs)"
-    )
+    add_runs_option(made)
     made.add_argument("--name", help="of the ensemble's own run folder and MLflow run (default: of its members)")
     made.add_argument("--no-tracking", action="store_true", help="write no run folder and no MLflow run")
     made.add_json_option()

@@ -21,8 +21,9 @@ from pipeline.data.dataset import Dataset, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.definitions import PROTOCOLS, find
 from pipeline.evaluation.foreign import open_weights
-from pipeline.evaluation.nets import STATE_KEYS, TrainedNet, find_checkpoint, open_checkpoint
+from pipeline.evaluation.nets import TrainedNet, find_checkpoint, open_checkpoint
 from pipeline.evaluation.options import (
+    add_weights_option,
     errors_cells,
     positive,
     protocol_names,
@@ -47,7 +48,7 @@ def options() -> CommandParser:
     names = ", ".join(PROTOCOLS)
     made.add_argument("--protocol", action="append", metavar="NAME", help=f"{names}; repeated or a,b (default center)")
     made.add_argument("--split", default="val", help="of the dataset (default val)")
-    made.add_argument("--weights", choices=list(STATE_KEYS), default="final", help="which of the checkpoint's weights")
+    add_weights_option(made)
     made.add_argument("--data", type=Path, metavar="DATASET", help="the dataset folder (default: the run's)")
     made.add_argument("--mean", type=three_numbers, metavar="R,G,B", help="subtracted, 0..255 (default: the dataset's)")
     made.add_argument(

@@ -16,7 +16,8 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.exporting import FORMATS, Deployed, Exported, export
 from pipeline.evaluation.model_card import known_scores, model_card
-from pipeline.evaluation.nets import STATE_KEYS, TrainedNet, find_checkpoint, open_checkpoint
+from pipeline.evaluation.nets import TrainedNet, find_checkpoint, open_checkpoint
+from pipeline.evaluation.options import add_weights_option
 from pipeline.files import replacing, write_text
 from pipeline.run_folder import CONFIG
 
@@ -27,7 +28,7 @@ def options() -> CommandParser:
     made = CommandParser("Exports a trained net with a model card, and registers it in MLflow on request.", EXAMPLE)
     made.add_argument("target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
-    made.add_argument("--weights", choices=list(STATE_KEYS), default="final", help="which of the checkpoint's weights")
+    add_weights_option(made)
     made.add_argument(
         "--format", metavar="A,B", default=",".join(FORMATS), help=f"of {', '.join(FORMATS)} (default: all)"
     )

@@ -21,8 +21,7 @@ from pipeline.evaluation.mistakes import (
     write_sheet,
     write_tables,
 )  # fmt: skip
-from pipeline.evaluation.nets import STATE_KEYS
-from pipeline.evaluation.options import protocol_names
+from pipeline.evaluation.options import add_runs_option, add_weights_option, protocol_names
 from pipeline.evaluation.scores import Scores
 from pipeline.run_folder import CONFIG
 from pipeline.tracking import log_evaluations
@@ -36,13 +35,11 @@ def options() -> CommandParser:
     made.add_argument("target", metavar="RUN|SCORES", help="a run folder, a score file or an MLflow run id")
     made.add_argument("--protocol", metavar="NAME", help="of the run's score files (default: the first it has)")
     made.add_argument("--split", default="val", help="of the run's score files (default val)")
-    made.add_argument("--weights", choices=list(STATE_KEYS), default="final", help="of the run's score files")
+    add_weights_option(made, "of the run's score files")
     made.add_argument("--data", type=Path, metavar="DATASET", help="the dataset folder (default: the run's)")
     made.add_argument("--pictures", type=int, default=24, metavar="N", help="mistakes on the sheet (default 24)")
     made.add_argument("--out", type=Path, metavar="FOLDER", help="default: beside the score file")
-    made.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="where MLflow run ids are looked up (default runs)"
-    )
+    add_runs_option(made)
     made.add_json_option()
     return made
 

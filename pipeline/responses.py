@@ -19,7 +19,8 @@ from pipeline.command import CommandParser, UserError, print_json, print_table
 from pipeline.config import load
 from pipeline.cores import available_cores
 from pipeline.data.dataset import Dataset
-from pipeline.evaluation.nets import STATE_KEYS, TrainedNet, find_checkpoint, open_checkpoint
+from pipeline.evaluation.nets import TrainedNet, find_checkpoint, open_checkpoint
+from pipeline.evaluation.options import add_weights_option
 from pipeline.evaluation.protocols import Showing
 from pipeline.files import write_text
 from pipeline.run_folder import CONFIG
@@ -37,7 +38,7 @@ def options() -> CommandParser:
     )
     made.add_argument("target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
     made.add_argument("--split", default="val", help="of the dataset (default val)")
-    made.add_argument("--weights", choices=list(STATE_KEYS), default="final", help="which of the checkpoint's weights")
+    add_weights_option(made)
     made.add_argument("--data", type=Path, metavar="DATASET", help="the dataset folder (default: the run's)")
     made.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     made.add_argument("--threads", type=int, help="CPU threads per rank (default: the cores divided among the ranks)")

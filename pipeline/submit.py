@@ -10,8 +10,7 @@ from pipeline.command import CommandParser, UserError, print_json, print_table
 from pipeline.evaluation import submission
 from pipeline.evaluation.ensemble import check_members
 from pipeline.evaluation.members import dataset_of, find_members, read_members, shared_protocols
-from pipeline.evaluation.nets import STATE_KEYS
-from pipeline.evaluation.options import errors_cells, protocol_names
+from pipeline.evaluation.options import add_runs_option, add_weights_option, errors_cells, protocol_names
 
 EXAMPLE = "python -m pipeline.submit runs/resnet101-seed0 runs/resnet152-seed0 --protocol multi-scale --out test.txt"
 
@@ -24,13 +23,11 @@ def options() -> CommandParser:
     made.add_argument(
         "--split", default="test", help="of the score files: test (default), or val to check by its labels"
     )
-    made.add_argument("--weights", choices=list(STATE_KEYS), default="final", help="of the runs' score files")
+    add_weights_option(made, "of the runs' score files")
     made.add_argument("--data", type=Path, metavar="DATASET", help="the dataset folder (default: the first run's)")
     made.add_argument("--ground-truth", type=Path, metavar="FILE", help="the development kit's, for val")
     made.add_argument("--lines", type=int, metavar="N", help="images of the split, where it is not ILSVRC's whole one")
-    made.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="where MLflow run ids are looked up (default runs)"
-    )
+    add_runs_option(made)
     made.add_json_option()
     return made
 

@@ -34,7 +34,9 @@ SIZES = (1, 2, 4, 8)
 WHILE_STARTING = 0.25  # share of the kills that come in the first second of a job
 OF_ONE_RANK = 0.2  # share of the kills of a training job that one rank alone receives
 LINES = range(1, 6)  # of metrics that a job writes before another kill comes
-ITERATIONS_PER_KILL = 4  # more than a life lasts on average: the run is not over before its last kill
+ITERATIONS_PER_KILL = (
+    8  # more than a life lasts on average, on a fast machine too: the run is not over before its last kill
+)
 ENDS_WITHIN = 60.0  # seconds for the fellows of a killed rank
 
 

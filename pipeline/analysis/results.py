@@ -243,26 +243,16 @@ def _lines_of_one(
 ) -> tuple[Line, ...]:
     """Top-1 and, where the experiment gives it, top-5; `figures`: the paper's, by the names of Row.paper."""
     errors = measured.errors if measured else None
-    lines = [
+    return tuple(
         Line(
-            metric="top-1",
-            paper=figures.get("top1_error"),
-            ours=errors.top1_error if errors else None,
-            interval=errors.top1_interval if errors else None,
+            metric=f"top-{k}",
+            paper=figures.get(f"top{k}_error"),
+            ours=getattr(errors, f"top{k}_error") if errors else None,
+            interval=getattr(errors, f"top{k}_interval") if errors else None,
             comparable=comparable,
         )
-    ]
-    if top5:
-        lines.append(
-            Line(
-                metric="top-5",
-                paper=figures.get("top5_error"),
-                ours=errors.top5_error if errors else None,
-                interval=errors.top5_interval if errors else None,
-                comparable=comparable,
-            )
-        )
-    return tuple(lines)
+        for k in ((1, 5) if top5 else (1,))
+    )
 
 
 def _lines_of_seeds(row: Row, known: Sequence[Measured], comparable: bool) -> tuple[Line, ...]:

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 
 from pipeline.command import UserError
 from pipeline.evaluation.definitions import PROTOCOLS, find
+from pipeline.evaluation.nets import STATE_KEYS
+
+
+def add_weights_option(made: argparse.ArgumentParser, help: str = "which of the checkpoint's weights") -> None:
+    """`--weights`: final, or another of a checkpoint's sets."""
+    made.add_argument("--weights", choices=list(STATE_KEYS), default="final", help=help)
+
+
+def add_runs_option(made: argparse.ArgumentParser) -> None:
+    """`--runs`, of commands whose arguments may be MLflow run ids."""
+    made.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="where MLflow run ids are looked up (default runs)"
+    )
 
 
 def three_numbers(text: str) -> tuple[float, float, float]:
