@@ -24,11 +24,16 @@ SHAPES_AT_MOST = 64  # crop sizes that one run may compile for (progressive resi
 
 
 def compile_for_training(
-    model: nn.Module, example: torch.Size, precision: Literal["float32", "bf16"], world: World
+    model: nn.Module,
+    example: torch.Size,
+    precision: Literal["float32", "bf16"],
+    world: World,
+    meets_others: bool = False,
 ) -> str | None:
     """Compile `model` in place where that works on every rank; else leave it as it was and say why. A collective.
 
     example: the shape [N, 3, H, W] of a micro-batch, which is compiled at once, so that a failure is seen here.
+    meets_others: the net itself waits for other ranks (normalization groups that span them).
     Returns None where the model is compiled, else the reason in one sentence.
     """
     world.watchdog.note("compiling the net", limited=False)  # minutes for the deepest
@@ -37,17 +42,24 @@ def compile_for_training(
     torch._dynamo.config.recompile_limit = SHAPES_AT_MOST
     # It looks for CUDA and warns of its absence, on machines that never had any.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    model.compile(dynamic=False)
-    reasons = [_failure(model, example, precision, world.device)]
+    if meets_others:  # a rank that cannot compile would leave the others waiting inside the net
+        small = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).to(world.device)
+        reason = _agreed(_failure(small, example, precision, world.device), world)
+        if reason is not None:
+            return reason
+    reason = _agreed(_failure(model, example, precision, world.device), world)
+    if reason is not None:
+        model._compiled_call_impl = None  # every rank computes with the same kernels
+    return reason
+
+
+def _agreed(mine: str | None, world: World) -> str | None:
+    """The first rank's reason why it failed, on every rank; None where none did. A collective."""
+    reasons = [mine]
     if world.size > 1:
-        mine, reasons = reasons[0], [None] * world.size
+        reasons = [None] * world.size
         dist.all_gather_object(reasons, mine)
-    failed = [(rank, reason) for rank, reason in enumerate(reasons) if reason is not None]
-    if not failed:
-        return None
-    model._compiled_call_impl = None  # every rank computes with the same kernels
-    rank, reason = failed[0]
-    return f"rank {rank}: {reason}"
+    return next((f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason is not None), None)
 
 
 @contextmanager
@@ -60,7 +72,8 @@ def eager() -> Iterator[None]:
 def _failure(
     model: nn.Module, shape: torch.Size, precision: Literal["float32", "bf16"], device: torch.device
 ) -> str | None:
-    """One forward and backward pass that leaves no trace in the model; why it failed, or None."""
+    """Compile `model`, by one forward and backward pass that leaves no trace in it; why that failed, or None."""
+    model.compile(dynamic=False)
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     images = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
     try:

@@ -60,11 +60,10 @@ class TrainingStep:
         self.model = model
         self.optimizer = build_optimizer(self.model, optimizer)
         self.not_compiled: str | None = None
-        if compile_crop is not None and plan.ranks_per_group > 1:
-            self.not_compiled = "normalization groups span ranks, which exchange statistics inside the net"
-        elif compile_crop is not None:
+        if compile_crop is not None:
             example = torch.Size((plan.micro_batch, 3, compile_crop, compile_crop))
-            self.not_compiled = compile_for_training(self.model, example, precision, world)
+            spans = plan.ranks_per_group > 1
+            self.not_compiled = compile_for_training(self.model, example, precision, world, meets_others=spans)
         self.statistics = GroupStatistics(self.model, plan)
         self.average = WeightAverage(average, self.model, self.statistics, ema_decay) if average else None
         self.reducer = GradientReducer(

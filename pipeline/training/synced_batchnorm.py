@@ -1,4 +1,7 @@
-"""Batch normalization over a group of ranks, on any backend: torch's own SyncBatchNorm runs on GPUs only."""
+"""Batch normalization over a group of ranks, on any backend: torch's own SyncBatchNorm runs on GPUs only.
+
+The collectives are torch's functional ones, so that torch.compile takes them into the net's one graph.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_reduce
 
 
 def share_normalization(model: nn.Module, ranks_per_group: int, rank: int, size: int) -> None:
@@ -20,21 +24,31 @@ def share_normalization(model: nn.Module, ranks_per_group: int, rank: int, size:
         made = dist.new_group(members)
         if rank in members:
             group = made
+    assert group is not None
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedBatchNorm2d
-            module.group = group  # type: ignore[assignment]
+            # By name: a graph of torch.compile holds a name, not a process group.
+            module.group, module.ranks, module.place = group.group_name, ranks_per_group, rank % ranks_per_group  # type: ignore[assignment]
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d whose training statistics are over the rows of all ranks of `group` (equal counts on each)."""
+    """nn.BatchNorm2d whose training statistics are over the rows of all ranks of `group` (equal counts on each).
 
-    group: dist.ProcessGroup
+    group: the process group's name, of `ranks` ranks; this one is number `place` in it.
+    """
+
+    group: str
+    ranks: int
+    place: int
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        output, mean, variance, count = _SharedNormalization.apply(input, self.weight, self.bias, self.eps, self.group)
+        output, mean, variance = _SharedNormalization.apply(
+            input, self.weight, self.bias, self.eps, self.group, self.ranks, self.place
+        )
+        count = input.numel() // input.shape[1] * self.ranks
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
@@ -43,28 +57,26 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _SharedNormalization(torch.autograd.Function):
-    """Forward and backward of batch normalization (Ioffe and Szegedy 2015) with the sums taken over a process group."""
+    """Forward and backward of batch normalization (Ioffe and Szegedy 2015) with the statistics of a process group."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float, group: dist.ProcessGroup) -> Any:
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float, group: str, ranks: int, place: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         values = input.to(weight.dtype if input.dtype in (torch.float16, torch.bfloat16) else input.dtype)
-        ranks = dist.get_world_size(group)
-        count = values.numel() // values.shape[1] * ranks
-        # Two passes, mean first: the one-pass formula loses digits where the mean is large against the deviation.
-        mean = values.sum(dim=(0, 2, 3))
-        dist.all_reduce(mean, group=group)
-        mean = mean / count
-        centred = values - _spread(mean)
-        variance = centred.square().sum(dim=(0, 2, 3))
-        dist.all_reduce(variance, group=group)
-        variance = variance / count
+        variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
+        # Every rank's mean and variance travel, at once, and make the group's exactly. Sums of values and of squares
+        # would too, but lose digits where the mean is large against the deviation.
+        means, variances = _of_all(torch.stack([mean, variance]), group, ranks, place).unbind(1)
+        mean = means.mean(dim=0)
+        variance = (variances + (means - mean).square()).mean(dim=0)
         inverse = torch.rsqrt(variance + eps)
-        normalized = centred * _spread(inverse)
+        normalized = (values - _spread(mean)) * _spread(inverse)
         ctx.save_for_backward(normalized, weight, inverse)
-        ctx.group, ctx.count = group, count
+        ctx.group, ctx.count = group, values.numel() // values.shape[1] * ranks
         ctx.mark_non_differentiable(mean, variance)
         output = normalized * _spread(weight) + _spread(bias)
-        return output.to(input.dtype), mean, variance, count
+        return output.to(input.dtype), mean, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -72,13 +84,18 @@ class _SharedNormalization(torch.autograd.Function):
         gradient = gradients[0].to(normalized.dtype)
         bias_gradient = gradient.sum(dim=(0, 2, 3))
         weight_gradient = (gradient * normalized).sum(dim=(0, 2, 3))
-        sums = torch.stack([bias_gradient, weight_gradient])
-        dist.all_reduce(sums, group=ctx.group)
-        mean_gradient, mean_product = sums / ctx.count
+        sums = all_reduce(torch.stack([bias_gradient, weight_gradient]), "sum", ctx.group)
+        mean_gradient, mean_product = (sums / ctx.count).unbind(0)
         centred = gradient - _spread(mean_gradient) - normalized * _spread(mean_product)
         input_gradient = centred * _spread(weight * inverse)
         # The parameters' gradients stay local sums: the gradient reduction adds them over the ranks.
-        return input_gradient.to(gradients[0].dtype), weight_gradient, bias_gradient, None, None
+        return input_gradient.to(gradients[0].dtype), weight_gradient, bias_gradient, None, None, None, None
+
+
+def _of_all(values: Tensor, group: str, ranks: int, place: int) -> Tensor:
+    """[ranks, ...]: the `values` of every rank, on each. A sum with zeros: exact, and on every backend."""
+    nothing = torch.zeros_like(values)
+    return all_reduce(torch.stack([values if rank == place else nothing for rank in range(ranks)]), "sum", group)
 
 
 def _spread(channel_values: Tensor) -> Tensor:
