@@ -1,6 +1,6 @@
 """Put the paper's tables and figures beside our runs, on one page: python -m pipeline.report --out report.html
 
-Reads run folders and trains nothing. Every number is read anew: a run that was deleted is 'not run'.
+Reads run folders, trains nothing and changes nothing in them. Every number is read anew: a run that was deleted is 'not run'.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def options() -> CommandParser:
         "--records",
         type=Path,
         metavar="FOLDER",
-        help="keep there, and link, what the page is read from: config, metrics, hashes of weights and scores",
+        help="keep a small record of each run there and link it: config, metrics, hashes of weights and scores",
     )
     made.add_argument("--no-tracking", action="store_true", help="keep no copy of the page in MLflow")
     made.add_json_option()

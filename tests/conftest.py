@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import pipeline  # noqa: F401 - before torch: it tells OpenMP's threads how to wait
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

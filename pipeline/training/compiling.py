@@ -40,6 +40,9 @@ def compile_for_training(
     # Inductor's pool of compiler processes would import torch once per core on every rank: seconds lost for a few kernels.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     torch._dynamo.config.recompile_limit = SHAPES_AT_MOST
+    torch._dynamo.config.optimize_ddp = (
+        False  # it would cut the graph of a later crop size, met inside DDP, at the buckets
+    )
     # It looks for CUDA and warns of its absence, on machines that never had any.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if meets_others:  # a rank that cannot compile would leave the others waiting inside the net
@@ -47,7 +50,11 @@ def compile_for_training(
         reason = _agreed(_failure(small, example, precision, world.device), world)
         if reason is not None:
             return reason
-    reason = _agreed(_failure(model, example, precision, world.device), world)
+    mine = _failure(model, example, precision, world.device)
+    if mine is not None and meets_others:
+        with eager():  # the others' nets wait for this one's statistics
+            _failure(model, example, precision, world.device)
+    reason = _agreed(mine, world)
     if reason is not None:
         model._compiled_call_impl = None  # every rank computes with the same kernels
     return reason

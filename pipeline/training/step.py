@@ -54,7 +54,7 @@ class TrainingStep:
         self.batch, self.plan, self.world, self.precision = batch, plan, world, precision
         self.optimizer_config, self.label_smoothing = optimizer, label_smoothing
         model = model.to(world.device).to(memory_format=torch.channels_last).train()
-        average = copy.deepcopy(model) if ema_decay else None  # before its BN modules hold process groups
+        average = copy.deepcopy(model) if ema_decay else None  # before its BN modules belong to process groups
         if plan.ranks_per_group > 1:
             share_normalization(model, plan.ranks_per_group, world.rank, world.size)
         self.model = model

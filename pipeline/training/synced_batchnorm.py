@@ -1,6 +1,7 @@
 """Batch normalization over a group of ranks, on any backend: torch's own SyncBatchNorm runs on GPUs only.
 
-The collectives are torch's functional ones, so that torch.compile takes them into the net's one graph.
+The collectives are torch's functional ones, so that torch.compile takes them into the net's one graph. That graph is the
+same on every rank, and so is the order of its collectives.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_reduce
 
 
 def share_normalization(model: nn.Module, ranks_per_group: int, rank: int, size: int) -> None:
@@ -29,24 +29,23 @@ def share_normalization(model: nn.Module, ranks_per_group: int, rank: int, size:
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedBatchNorm2d
             # By name: a graph of torch.compile holds a name, not a process group.
-            module.group, module.ranks, module.place = group.group_name, ranks_per_group, rank % ranks_per_group  # type: ignore[assignment]
+            module.group, module.ranks = group.group_name, ranks_per_group  # type: ignore[assignment]
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d whose training statistics are over the rows of all ranks of `group` (equal counts on each).
 
-    group: the process group's name, of `ranks` ranks; this one is number `place` in it.
+    group: the process group's name; it has `ranks` ranks.
     """
 
     group: str
     ranks: int
-    place: int
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
         output, mean, variance = _SharedNormalization.apply(
-            input, self.weight, self.bias, self.eps, self.group, self.ranks, self.place
+            input, self.weight, self.bias, self.eps, self.group, self.ranks
         )
         count = input.numel() // input.shape[1] * self.ranks
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
@@ -61,13 +60,13 @@ class _SharedNormalization(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float, group: str, ranks: int, place: int
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float, group: str, ranks: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         values = input.to(weight.dtype if input.dtype in (torch.float16, torch.bfloat16) else input.dtype)
         variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
         # Every rank's mean and variance travel, at once, and make the group's exactly. Sums of values and of squares
         # would too, but lose digits where the mean is large against the deviation.
-        means, variances = _of_all(torch.stack([mean, variance]), group, ranks, place).unbind(1)
+        means, variances = _of_all(torch.stack([mean, variance]), group, ranks).unbind(1)
         mean = means.mean(dim=0)
         variance = (variances + (means - mean).square()).mean(dim=0)
         inverse = torch.rsqrt(variance + eps)
@@ -84,18 +83,24 @@ class _SharedNormalization(torch.autograd.Function):
         gradient = gradients[0].to(normalized.dtype)
         bias_gradient = gradient.sum(dim=(0, 2, 3))
         weight_gradient = (gradient * normalized).sum(dim=(0, 2, 3))
-        sums = all_reduce(torch.stack([bias_gradient, weight_gradient]), "sum", ctx.group)
+        sums = _sum(torch.stack([bias_gradient, weight_gradient]), ctx.group)
         mean_gradient, mean_product = (sums / ctx.count).unbind(0)
         centred = gradient - _spread(mean_gradient) - normalized * _spread(mean_product)
         input_gradient = centred * _spread(weight * inverse)
         # The parameters' gradients stay local sums: the gradient reduction adds them over the ranks.
-        return input_gradient.to(gradients[0].dtype), weight_gradient, bias_gradient, None, None, None, None
+        return input_gradient.to(gradients[0].dtype), weight_gradient, bias_gradient, None, None, None
 
 
-def _of_all(values: Tensor, group: str, ranks: int, place: int) -> Tensor:
-    """[ranks, ...]: the `values` of every rank, on each. A sum with zeros: exact, and on every backend."""
-    nothing = torch.zeros_like(values)
-    return all_reduce(torch.stack([values if rank == place else nothing for rank in range(ranks)]), "sum", group)
+def _of_all(values: Tensor, group: str, ranks: int) -> Tensor:
+    """[ranks, ...]: the `values` of every rank, on each."""
+    functional = torch.ops._c10d_functional
+    gathered = functional.wait_tensor(functional.all_gather_into_tensor(values, ranks, group))
+    return gathered.view(ranks, *values.shape)
+
+
+def _sum(values: Tensor, group: str) -> Tensor:
+    functional = torch.ops._c10d_functional
+    return functional.wait_tensor(functional.all_reduce(values, "sum", group))
 
 
 def _spread(channel_values: Tensor) -> Tensor:

@@ -64,12 +64,13 @@ def wait_for_shards(destination, count):
 def processes_of(destination):
     """Processes that have a file of the destination open."""
     found = set()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
+    for process in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if os.readlink(link).startswith(str(destination)):
-                found.add(int(link.parts[2]))
-        except OSError:
+            links = [os.readlink(f"/proc/{process}/fd/{number}") for number in os.listdir(f"/proc/{process}/fd")]
+        except OSError:  # it ended, or closed a file, meanwhile
             continue
+        if any(link.startswith(str(destination)) for link in links):
+            found.add(int(process))
     return found
 
 
@@ -168,6 +169,7 @@ def test_a_killed_worker_ends_the_run_with_a_sentence(source, uninterrupted, has
     process = started(source, destination)
     wait_for_shards(destination, 1)
     while not (workers := processes_of(destination) - {process.pid}):
+        assert process.poll() is None
         time.sleep(0.005)
     os.kill(min(workers), signal.SIGKILL)  # as the kernel does when the memory runs out
     _, said = process.communicate(timeout=20)

@@ -129,7 +129,7 @@ def test_interrupt_and_killed_launcher_leave_nothing_running(tmp_path: Path, tin
         process = subprocess.Popen(
             command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
         )
-        wait_for(lambda: metrics.exists() and metrics.stat().st_size)
+        wait_for(lambda: metrics.exists() and metrics.stat().st_size, 120)
         ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
         assert len(ranks) == 2 and all(map(alive, ranks))
         process.send_signal(number)

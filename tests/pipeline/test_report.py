@@ -127,7 +127,7 @@ def test_what_is_gone_unfinished_or_another_run_gives_no_number(runs: Path, make
 
 
 def test_records_hold_what_the_page_is_read_from(runs: Path, make: Report, tmp_path: Path) -> None:
-    """Copies without the large files, whose hashes they have; the page links them; another run's record goes."""
+    """Copies without the large files, whose hashes they have, and without this machine's places; the page links them."""
     records = tmp_path / "page/records"
     for name in ("plain20-seed0", "resnet20-seed0"):
         config = runs / name / "config.yaml"
@@ -135,11 +135,12 @@ def test_records_hold_what_the_page_is_read_from(runs: Path, make: Report, tmp_p
     make(runs, "--records", records, experiments="table6,fig6")
     record, run = records / "resnet20-seed0", runs / "resnet20-seed0"
     assert {path.name for path in record.iterdir()} == {
-        "config.yaml", "run.json", "metrics.jsonl", "responses.json", "files.json"
+        "config.yaml", "run.json", "metrics.jsonl", "responses.json", "record.json"
     }  # fmt: skip
     assert (record / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     assert "/some" not in (record / "config.yaml").read_text() and load(record / "config.yaml").data == "cifar10"
-    files = json.loads((record / "files.json").read_text())
+    assert "host" not in json.loads((record / "run.json").read_text())["attempts"][0]
+    files = json.loads((record / "record.json").read_text())["files"]
     large = [*run.glob("checkpoints/*"), *run.glob("scores/*.npz")]
     assert len(large) > 1
     assert files == {
@@ -151,12 +152,20 @@ def test_records_hold_what_the_page_is_read_from(runs: Path, make: Report, tmp_p
     }
     links = [unquote(link) for link in re.findall(r'href="([^"#:]+)"', (tmp_path / "page/report.html").read_text())]
     assert len(links) > 20 and all(link.startswith("records/") for link in links)
-    shutil.rmtree(run)
+    (run / "responses.json").unlink()
     make(runs, "--records", records)
-    assert not record.exists() and (records / "resnet56-seed0").exists()
-    with pytest.raises(UserError, match="holds the run folders themselves"):
-        report.main(["--runs", str(runs), "--records", str(runs), "--out", str(tmp_path / "other.html")])
-    assert (runs / "resnet56-seed0/checkpoints").exists() and not (tmp_path / "other.html").exists()
+    assert not (record / "responses.json").exists() and (records / "resnet56-seed0").exists()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_records_replace_nothing_but_records(runs: Path, tmp_path: Path, elsewhere: bool) -> None:
+    """Not the run folders themselves, nor those of a backup."""
+    records = Path(shutil.copytree(runs, tmp_path / "backup")) if elsewhere else runs
+    before = {path: path.stat().st_mtime_ns for path in records.rglob("*")}
+    with pytest.raises(UserError, match="is no record of an earlier report"):
+        report.main(["--runs", str(runs), "--records", str(records), "--out", str(tmp_path / "other.html")])
+    assert {path: path.stat().st_mtime_ns for path in records.rglob("*")} == before
+    assert not (tmp_path / "other.html").exists()
 
 
 @pytest.mark.slow

@@ -204,7 +204,7 @@ def test_closing_early_is_quick_and_leaves_nothing_behind(photographs: Dataset, 
         next(batches)
     started = time.monotonic()
     batches.close()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     assert threads_and_files() == (set(), files)
     with pytest.raises(StopIteration):
         next(batches)
@@ -233,18 +233,18 @@ def test_waiting_is_measured(photographs: Dataset, monkeypatch: pytest.MonkeyPat
 
 
 def test_reads_run_ahead_and_at_once(photographs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """16 samples at 50 ms each: one after another 0.8 s a batch; 16 at once, far less."""
+    """16 samples at 100 ms each: one after another 1.6 s a batch; 16 at once, far less."""
     split = photographs.split("train")
     read = split.read
 
     def slowly(sample: int) -> bytes:
-        time.sleep(0.05)
+        time.sleep(0.1)
         return read(sample)
 
     monkeypatch.setattr(split, "read", slowly)
     started = time.monotonic()
     collect(train(split, slice(0, 16), 0, 8))
-    assert time.monotonic() - started < 0.5 * 8 * 0.8
+    assert time.monotonic() - started < 0.5 * 8 * 1.6
 
 
 SCRIPT = """

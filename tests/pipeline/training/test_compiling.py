@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.models.resnet import build
+from pipeline.models.resnet import Shortcut, build
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.reduction import choose_mode
@@ -25,11 +25,13 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler, which torch.compile needs on a CPU")
 
 
-def train(world: World, compiled: bool, group: int = GROUP) -> tuple[str | None, str, np.ndarray]:
+def train(
+    world: World, compiled: bool, group: int = GROUP, shortcut: Shortcut = "default"
+) -> tuple[str | None, str, np.ndarray]:
     """(why it was not compiled, SHA-256 of the weights, losses) after STEPS updates of a small net, in float32."""
     plan = plan_groups(BATCH, group, world.rank, world.size)
     step = TrainingStep(
-        build("resnet8", classes=5, generator=torch.Generator().manual_seed(0)),
+        build("resnet8", classes=5, shortcut=shortcut, generator=torch.Generator().manual_seed(0)),
         batch=BATCH,
         plan=plan,
         optimizer=OptimizerConfig(),
@@ -81,19 +83,22 @@ def test_compiled_updates_are_those_of_the_eager_net_and_of_any_number_of_ranks(
 
 @needs_compiler
 @pytest.mark.slow  # compiles for half a minute
-def test_groups_that_span_ranks_exchange_their_statistics_inside_the_compiled_net() -> None:
-    reasons, digests, losses = zip(*run_ranks(4, train, True, BATCH // 2, timeout=400), strict=True)
+@pytest.mark.parametrize("shortcut", ["A", "B"])  # B: two normalizations that do not wait for one another
+def test_groups_that_span_ranks_exchange_their_statistics_inside_the_compiled_net(shortcut: Shortcut) -> None:
+    reasons, digests, losses = zip(*run_ranks(4, train, True, BATCH // 2, shortcut, timeout=400), strict=True)
     assert set(reasons) == {None} and len(set(digests)) == 1
-    _, eager_digest, eager_losses = run_ranks(4, train, False, BATCH // 2)[0]
+    _, eager_digest, eager_losses = run_ranks(4, train, False, BATCH // 2, shortcut)[0]
     assert digests[0] != eager_digest  # it was compiled
     np.testing.assert_allclose(losses[0], eager_losses, rtol=1e-4)
-    _, _, alone_losses = alone(False, BATCH // 2)
+    _, _, alone_losses = alone(False, BATCH // 2, shortcut)
     np.testing.assert_allclose(losses[0], alone_losses, rtol=1e-4)
 
 
+@needs_compiler
+@pytest.mark.slow  # compiles twice
 def test_a_rank_that_cannot_compile_is_no_trap_for_the_others(tmp_path: Path) -> None:
     """It never reaches the collectives that the others' compiled nets would wait in."""
-    reasons, digests, _ = zip(*run_ranks(2, one_cannot, str(tmp_path)), strict=True)
+    reasons, digests, _ = zip(*run_ranks(2, one_cannot, str(tmp_path), timeout=400), strict=True)
     assert len(set(reasons)) == 1 and "rank 1:" in reasons[0]
     assert set(digests) == {run_ranks(2, train, False, BATCH)[0][1]}
 
