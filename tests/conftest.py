@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 import pipeline  # noqa: F401 - before torch: it tells OpenMP's threads how to wait
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A shell's background jobs (`make test &`) ignore Ctrl-C, and so would every program that is started here to be interrupted.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
