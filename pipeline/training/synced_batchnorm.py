@@ -6,7 +6,7 @@ same on every rank, and so is the order of its collectives.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -18,10 +18,10 @@ def share_normalization(model: nn.Module, ranks_per_group: int, rank: int, size:
 
     The modules keep their parameters, buffers and names.
     """
-    group = None
+    group: dist.ProcessGroup | None = None
     for first in range(0, size, ranks_per_group):  # every rank takes part in making every group
         members = list(range(first, first + ranks_per_group))
-        made = dist.new_group(members)
+        made = cast(dist.ProcessGroup, dist.new_group(members))
         if rank in members:
             group = made
     assert group is not None
