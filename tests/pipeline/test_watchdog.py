@@ -74,6 +74,8 @@ def test_stopped_rank(digits: Path, tmp_path: Path, culprit: int) -> None:
     config, fleet = start(digits, tmp_path, 2)
     metrics = config.run_folder / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
+    activity = config.run_folder / "activity" / f"rank-{culprit}.json"  # written every few seconds
+    wait_for(lambda: (seen := Note.read(activity)) is not None and seen.iteration > 0)
     os.kill(fleet.ranks[culprit].pid, signal.SIGSTOP)
     stopped = time.monotonic()
     other = 1 - culprit
@@ -81,8 +83,8 @@ def test_stopped_rank(digits: Path, tmp_path: Path, culprit: int) -> None:
     assert TIMEOUT - 2 <= time.monotonic() - stopped < TIMEOUT + 20  # a busy machine counts slowly
     assert fleet.ranks[other].exitcode == EXIT_HUNG
     said = fleet.said(other)
-    note = Note.read(config.run_folder / "activity" / f"rank-{culprit}.json")
-    assert note is not None and note.iteration > 0
+    note = Note.read(activity)
+    assert note is not None
     assert f"rank {culprit} did not arrive within" in said and "answers no more" in said and str(note) in said
     fleet.kill()
 
