@@ -40,19 +40,13 @@ def compile_for_training(
     # Inductor's pool of compiler processes would import torch once per core on every rank: seconds lost for a few kernels.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     torch._dynamo.config.recompile_limit = SHAPES_AT_MOST
-    torch._dynamo.config.optimize_ddp = (
-        False  # it would cut the graph of a later crop size, met inside DDP, at the buckets
-    )
+    # It would cut the graph of a later crop size, which is met inside DDP, at the buckets.
+    torch._dynamo.config.optimize_ddp = False
     # It looks for CUDA and warns of its absence, on machines that never had any.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    if meets_others:  # a rank that cannot compile would leave the others waiting inside the net
-        small = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).to(world.device)
-        reason = _agreed(_failure(small, example, precision, world.device), world)
-        if reason is not None:
-            return reason
     mine = _failure(model, example, precision, world.device)
     if mine is not None and meets_others:
-        with eager():  # the others' nets wait for this one's statistics
+        with eager():  # the others wait inside their nets for this one's statistics
             _failure(model, example, precision, world.device)
     reason = _agreed(mine, world)
     if reason is not None:
