@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
+
+from launch.local import free_port
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torchvision", "torch._dynamo", "pipeline.train"])
@@ -16,9 +17,7 @@ CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torchvision", "to
 
 def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120) -> list[Any]:
     """`function(world, *arguments)` on `size` ranks with one thread each; what each returned, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ranks = []
     for rank in range(size):
         receiver, sender = CONTEXT.Pipe(duplex=False)

@@ -178,5 +178,7 @@ def test_elastic(
     assert epochs and all(sorted(epoch) == list(range(samples)) for epoch in epochs)
     # Ray knows of the run folder's checkpoints, which are not copied.
     pointers = [json.loads(path.read_text()) for path in run.glob("ray/*/checkpoint_*/checkpoint.json")]
-    # Two are kept by each of the three groups of workers.
-    assert 0 < len(pointers) <= 6 and all(one["checkpoint"].startswith(str(run / "checkpoints")) for one in pointers)
+    # Ray keeps two, and deletes the third when it learns of it; a group that dies first leaves its last ones behind.
+    assert 0 < len(pointers) <= 3 * 4 and all(
+        one["checkpoint"].startswith(str(run / "checkpoints")) for one in pointers
+    )

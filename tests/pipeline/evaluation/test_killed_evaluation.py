@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.local import free_port
 from pipeline.data.dataset import Dataset
 from tests.pipeline.evaluation.nets_and_images import write_run
 
@@ -30,9 +30,7 @@ command.run(evaluate.main)
 def start(folder: Path, script: Path, ranks: int) -> list[subprocess.Popen[str]]:
     """The ranks, started without a launcher: torchrun's workers are in sessions of their own and outlive its kill -9."""
     arguments = [str(script), str(folder), "--split", "train", "--protocol", "multi-scale", "--threads", "1"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "PYTHONPATH": str(ROOT)}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
     sizes = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     return [
         subprocess.Popen(
