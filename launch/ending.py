@@ -19,11 +19,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from launch.failure import NO_RANK, Failure, cause, note, read_notes
+from launch.failure import EXIT_FAILED, NO_RANK, Failure, cause, note, read_notes
 from launch.fence import EXIT_FENCED
-from pipeline.command import EXIT_USER_ERROR
+from pipeline.command import EXIT_PREEMPTED, EXIT_USER_ERROR
+from pipeline.signals import SIGNALS
 
-CONTROLLER_SECONDS = 60.0
+CONTROLLER_SECONDS = 60.0  # for one answer
+# How long a controller that does not answer (a restart, a failover) is asked again; the job's nodes wait with it.
+PATIENCE_SECONDS, PAUSE_SECONDS = 300.0, 5.0
+# A rank that was asked to stop before it could answer (its imports take seconds) ends so: preempted, not crashed.
+REQUESTED = (EXIT_PREEMPTED, *(128 + number for number in SIGNALS))
 # "srun: error: node1: task 0: Killed", "srun: error: node2: tasks 1-3: Exited with exit code 1"
 _SRUN = re.compile(r"^srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)$", re.MULTILINE)
 # As pipeline.training.checkpoint names them; its import of torch would take seconds here.
@@ -65,15 +70,32 @@ def run(argv: Sequence[str] | None = None) -> int:
     reader.add_argument("--log-start", type=int, default=0, help="size of the job's log when this attempt began, bytes")
     own = reader.parse_args(argv)
     job, attempt = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    if not is_running(job, attempt):
-        return 0  # cancelled, requeued or preempted already; or a node that was cut off came back late
-    logs = own.folder.parent / "logs"
-    log = own.folder / f"{job}_0_log.err"
-    first = explain(logs, f"{job}.{attempt}", log, own.log_start, own.code)
-    history = own.folder / f"{job}.failures"
+    try:
+        # Else it was cancelled, requeued or preempted already, or a node that was cut off came back late.
+        if is_running(job, attempt):
+            conclude(own.folder, job, attempt, own.code, own.log_start, own.limit)
+    except ControllerError as error:
+        print(f"error: {error}: unless launch/status.py shows the job, start the same command again", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+def conclude(folder: Path, job: str, attempt: int, code: int, log_start: int, limit: int) -> None:
+    """Say what ended this attempt, note it where it was a crash, and put the job back into the queue where that may help.
+
+    Arguments as on the command line. Raises ControllerError.
+    """
+    logs = folder.parent / "logs"
+    log = folder / f"{job}_0_log.err"
+    first = explain(logs, f"{job}.{attempt}", log, log_start, code)
+    if first.code in REQUESTED:
+        print(f"attempt {attempt} was asked to stop; the job is requeued", file=sys.stderr, flush=True)
+        requeue(job, attempt)
+        return
+    history = folder / f"{job}.failures"
     earlier = [Ending(**json.loads(line)) for line in history.read_text().splitlines()] if history.exists() else []
-    checkpoint = newest_checkpoint(own.folder.parent)
-    again = starts_again(first.code, checkpoint, earlier, own.limit)
+    checkpoint = newest_checkpoint(folder.parent)
+    again = starts_again(first.code, checkpoint, earlier, limit)
     ending = Ending(
         attempt=attempt,
         time=time.time(),
@@ -87,8 +109,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     outcome = "the job is requeued" if again else "the job ends here"
     print(f"error: attempt {attempt} failed, {ending.sentence}; {outcome}", file=sys.stderr, flush=True)
     if again:
-        subprocess.run(["scontrol", "requeue", job], timeout=CONTROLLER_SECONDS, check=False)
-    return 0
+        requeue(job, attempt)
 
 
 def explain(logs: Path, attempt_name: str, log: Path, start: int, code: int) -> Failure:
@@ -102,6 +123,8 @@ def explain(logs: Path, attempt_name: str, log: Path, start: int, code: int) -> 
         said = re.search(r"^error: (.+)$", text, re.MULTILINE)  # by what ran before the ranks, as every command says it
         sentence = said[1] if said else f"ended with exit code {code}"
         seen = Failure(rank=NO_RANK, time=time.time(), code=code, sentence=sentence)
+    if seen.code in REQUESTED:  # no failure to note: what the other ranks say of it is its consequence
+        return seen
     # A rank whose end srun saw first and that says itself why knows better; the others' ends may be its consequence.
     if own := [one for one in notes if one.rank == seen.rank and not seen.killed]:
         return own[0]
@@ -149,16 +172,45 @@ def newest_checkpoint(run_folder: Path) -> int:
     return max((int(found[1]) for found in names if found), default=0)
 
 
+class ControllerError(Exception):
+    """SLURM's controller has not answered, or not done what it was asked, for PATIENCE_SECONDS."""
+
+
 def is_running(job: str, attempt: int) -> bool:
-    """Whether SLURM takes this attempt for the job's present one, and for running."""
-    shown = subprocess.run(
-        ["scontrol", "show", "job", job, "--oneliner"],
-        capture_output=True,
-        text=True,
-        timeout=CONTROLLER_SECONDS,
-        check=False,
-    )
-    return {"JobState=RUNNING", f"Restarts={attempt}"} <= set(shown.stdout.split())
+    """Whether SLURM takes this attempt for the job's present one, and for running. Raises ControllerError."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        shown = _scontrol("show", "job", job, "--oneliner")
+        if shown.stdout.strip() or "Invalid job id" in shown.stderr:
+            return {"JobState=RUNNING", f"Restarts={attempt}"} <= set(shown.stdout.split())
+        _pause(end, f"SLURM's controller did not say what job {job} does", shown)
+
+
+def requeue(job: str, attempt: int) -> None:
+    """Put the job back into the queue, from this attempt and from no later one. Raises ControllerError."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while is_running(job, attempt):  # asked again each time: a request without an answer may have been heard
+        done = _scontrol("requeue", job)
+        if done.returncode == 0:
+            return
+        _pause(end, f"SLURM did not requeue job {job}", done)
+
+
+def _pause(end: float, what: str, done: subprocess.CompletedProcess[str]) -> None:
+    """Wait before the next try; raises ControllerError where it would be after `end` (of time.monotonic)."""
+    if time.monotonic() + PAUSE_SECONDS > end:
+        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise ControllerError(f"{what} for {PATIENCE_SECONDS:g} s ({reason})")
+    time.sleep(PAUSE_SECONDS)
+
+
+def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    """One call of scontrol; return code 124 where it does not end within CONTROLLER_SECONDS."""
+    command = ["scontrol", *words]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=CONTROLLER_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"no answer within {CONTROLLER_SECONDS:g} s")
 
 
 if __name__ == "__main__":

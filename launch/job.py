@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import dataclass
 
 from submitit.core.job_environment import JobEnvironment
@@ -69,14 +70,22 @@ class Job:
 def export_environment(environment: JobEnvironment) -> None:
     """Give this task torchrun's names, as the trainer reads them."""
     names = TorchDistributedEnvironment()
-    # A requeued job gets another port: what is left of the attempt before it may still hold its own.
-    attempt_number = int(environment.raw_job_id) + _restarts() if environment.raw_job_id.isdigit() else os.getpid()
-    names.master_port = FIRST_PORT + attempt_number % (LAST_PORT - FIRST_PORT)
+    job_id = environment.raw_job_id if environment.raw_job_id.isdigit() else str(os.getpid())
+    names.master_port = port_of(job_id, _restarts())
     if environment.cluster != "slurm":
         names.master_addr = "127.0.0.1"  # one machine, whose own name may not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     names.export(overwrite=True, set_cuda_visible_devices=False)
     os.environ["PIPELINE_LAUNCHER"] = "slurm" if environment.cluster == "slurm" else f"submitit-{environment.cluster}"
+
+
+def port_of(job_id: str, restarts: int) -> int:
+    """The TCP port where the ranks of one attempt of a job meet: the same on every node.
+
+    A hash of both: what is left of the attempt before may still hold its port, and the job with the next number may share a
+    node with this one.
+    """
+    return FIRST_PORT + zlib.crc32(f"{job_id}.{restarts}".encode()) % (LAST_PORT - FIRST_PORT)
 
 
 def requeue(environment: JobEnvironment) -> None:

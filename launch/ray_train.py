@@ -72,14 +72,15 @@ def run(argv: Sequence[str] | None = None) -> int:
     if own.print_config:
         print(to_yaml(config), end="")
         return 0
-    workers = read_workers(own.workers)
-    for size in range(workers[0], workers[1] + 1):
-        plan_groups(config.batch, config.bn_group, 0, size)
+    workers = read_workers(own.workers, own.address)
+    check_workers(config, workers)
     # Workers have another working directory, on other hosts perhaps.
     data = config.data if "://" in config.data else str(Path(config.data).absolute())
     config = replace(config, runs=str(Path(config.runs).absolute()), data=data)
-    with ray_cluster(own.address, workers[1] * own.cpus_per_worker):
-        code = fit(Training(config), workers, own.cpus_per_worker, own.max_failures, config)
+    with ray_cluster(own.address, workers, own.cpus_per_worker) as devices:
+        workers = workers or (devices or 1,) * 2
+        check_workers(config, workers)
+        code = fit(Training(config), workers, devices, own.cpus_per_worker, own.max_failures, config)
     if own.json:
         print_json(summary(config, code))
     return code
@@ -88,17 +89,20 @@ def run(argv: Sequence[str] | None = None) -> int:
 def run_evaluation(words: Sequence[str], testing: Sequence[str]) -> int:
     """`--evaluate`: the workers score one net."""
     own = evaluation_options().parse_args(list(words))
-    workers = read_workers(own.workers)
+    workers = read_workers(own.workers, own.address)
     work = evaluation(testing)
     check_readable(work)
-    with ray_cluster(own.address, workers[1] * own.cpus_per_worker):
-        return fit(work, workers, own.cpus_per_worker, own.max_failures)
+    with ray_cluster(own.address, workers, own.cpus_per_worker) as devices:
+        return fit(work, workers or (devices or 1,) * 2, devices, own.cpus_per_worker, own.max_failures)
 
 
-def read_workers(text: str | None) -> tuple[int, int]:
-    """`N` or `MIN:MAX` as (min, max). Raises UserError."""
+def read_workers(text: str | None, address: str | None) -> tuple[int, int] | None:
+    """`N` or `MIN:MAX` as (min, max); without `text` one per GPU of this machine. Raises UserError.
+
+    None without `text` but with the address of a cluster, whose GPUs can be counted once it answers.
+    """
     if text is None:
-        return (gpus() or 1,) * 2
+        return None if address else (gpus() or 1,) * 2
     found = re.fullmatch(r"(\d+)(?::(\d+))?", text)
     low, high = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= low <= high:
@@ -106,9 +110,18 @@ def read_workers(text: str | None) -> tuple[int, int]:
     return low, high
 
 
+def check_workers(config: Config, workers: tuple[int, int] | None) -> None:
+    """Raise UserError where a number of workers between these does not divide the batch into its groups."""
+    for size in range(workers[0], workers[1] + 1) if workers else ():
+        plan_groups(config.batch, config.bn_group, 0, size)
+
+
 @contextmanager
-def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
-    """Connect to Ray, or start it here, closed to whoever has not the token."""
+def ray_cluster(address: str | None, workers: tuple[int, int] | None, cpus: int) -> Iterator[int]:
+    """Connect to Ray, or start it here for `workers` of `cpus` cores each, closed to whoever has not the token.
+
+    Yields the number of GPUs that workers can have: this machine's, or the cluster's, whose head may have none itself.
+    """
     quiet = {
         "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to anyone
@@ -128,7 +141,7 @@ def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
     try:
         if address is None:
             ray.init(
-                num_cpus=max(cpus, 1),
+                num_cpus=max(workers[1] * cpus if workers else cpus, 1),
                 include_dashboard=False,
                 dashboard_host="127.0.0.1",
                 log_to_driver=False,
@@ -142,7 +155,7 @@ def ray_cluster(address: str | None, cpus: int) -> Iterator[None]:
             "check --address, RAY_AUTH_MODE and the token in ~/.ray/auth_token"
         ) from None
     try:
-        yield
+        yield int(ray.cluster_resources().get("GPU", 0)) if address else gpus()
     finally:
         ray.shutdown()
 
@@ -166,10 +179,12 @@ def protect_token(create: bool) -> None:
         file.write(secrets.token_hex(32))
 
 
-def fit(work: Work, workers: tuple[int, int], cpus: int, max_failures: int, config: Config | None = None) -> int:
+def fit(
+    work: Work, workers: tuple[int, int], devices: int, cpus: int, max_failures: int, config: Config | None = None
+) -> int:
     """One TorchTrainer around the workers' `train`; the exit code of pipeline.command's conventions.
 
-    `config`: for its device and timeout_seconds.
+    `devices`: the GPUs that the workers can have. `config`: for its device and timeout_seconds.
     """
     config = config or Config()
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -177,7 +192,7 @@ def fit(work: Work, workers: tuple[int, int], cpus: int, max_failures: int, conf
 
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    use_gpu = config.device != "cpu" and gpus() > 0
+    use_gpu = config.device != "cpu" and devices > 0
     launch = f"ray-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
     logs = work.folder / "logs"
     trainer = TorchTrainer(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from launch.work import Training
-from pipeline.config import Config
+from pipeline.config import Config, check
 
 # The paper's ensemble: "six models of different depth (only with two 152-layer ones)"; the other four are not named there.
 ENSEMBLE = (
@@ -25,7 +25,10 @@ PROTOCOL = "ten-crop"
 
 
 def members(config: Config, archs: str | None, ensemble: bool) -> list[Config]:
-    """The configs to train: `config` alone, or one for each arch of `a,b,c`, or the six of the paper's ensemble."""
+    """The configs to train: `config` alone, or one for each arch of `a,b,c`, or the six of the paper's ensemble.
+
+    Raises UserError for a member that cannot be, such as a net that does not exist.
+    """
     if archs:
         nets = [(arch.strip(), config.seed) for arch in archs.split(",") if arch.strip()]
     elif ensemble:
@@ -33,7 +36,10 @@ def members(config: Config, archs: str | None, ensemble: bool) -> list[Config]:
     else:
         return [config]
     named = [(arch, seed, f"{config.name}-{arch}-seed{seed}" if config.name else None) for arch, seed in nets]
-    return [replace(config, arch=arch, seed=seed, name=name) for arch, seed, name in named]
+    made = [replace(config, arch=arch, seed=seed, name=name) for arch, seed, name in named]
+    for one in made:  # their names become part of a shell script, as that of `config` does
+        check(one)
+    return made
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from launch.local import gpus
 from launch.plan import show_plan
 from launch.scheduler import check_partition
 from launch.several import EvaluateEnsemble, members
-from launch.submission import run_here, script, submit
+from launch.submission import all_or_none, run_here, script, submit
 from launch.visibility import check_shared
 from launch.work import EVALUATE_HELP, Training, Work, check_readable, evaluation, split_arguments
 from pipeline import command
@@ -91,9 +91,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     works = [Training(one) for one in configs]
     open_dataset(config.data)  # readable here, of a format we know
     check_cluster(allocation, works)
-    jobs = [submit(one, allocation) for one in works]
     last = EvaluateEnsemble.of(config, configs)
-    evaluating = submit(last, one_task(allocation), after=jobs) if own.ensemble else None
+    with all_or_none() as jobs:
+        for work in works:
+            jobs.append(submit(work, allocation))
+        evaluating = submit(last, one_task(allocation), after=jobs) if own.ensemble else None
     rows = [_row(job, work, allocation) for job, work in zip(jobs, works, strict=True)]
     if evaluating:
         rows.append(_row(evaluating, last, one_task(allocation)))

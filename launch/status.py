@@ -15,6 +15,7 @@ from launch.failure import Failure, cause, read_all_notes
 from launch.scheduler import show
 from pipeline import command
 from pipeline.command import CommandParser, UserError, print_json, print_table
+from pipeline.lease import is_held
 
 FOLLOW_SECONDS = 10.0
 LOG_BYTES = 4000
@@ -34,6 +35,7 @@ class Status:
     left_seconds: float | None
     errors: list[Failure]  # the cause of each attempt that failed, oldest first
     log: Path | None
+    held: bool  # a process is writing the run, behind whichever door
 
     @property
     def active_jobs(self) -> list[str]:
@@ -42,7 +44,8 @@ class Status:
 
     @property
     def over(self) -> bool:
-        return self.iteration >= self.iterations or not self.active_jobs
+        finished = 0 < self.iterations <= self.iteration  # 0: not begun, or no training
+        return finished or not (self.active_jobs or self.held)
 
 
 ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "PREEMPTED"}
@@ -100,6 +103,7 @@ def read(folder: Path) -> Status:
         left_seconds=left,
         errors=[cause(failures) for _, failures in sorted(notes.items(), key=lambda item: item[1][0].time)],
         log=max(logs, key=lambda path: path.stat().st_mtime, default=None),
+        held=_is_held(folder),
     )
 
 
@@ -139,6 +143,13 @@ def duration(seconds: float) -> str:
     days, rest = divmod(round(seconds), 86400)
     clock = f"{rest // 3600}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
     return f"{days} d {clock}" if days else clock
+
+
+def _is_held(folder: Path) -> bool:
+    try:
+        return is_held(folder)
+    except OSError:  # a file system without locks
+        return False
 
 
 def _jobs(folder: Path) -> tuple[dict[str, str], int]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from launch.allocation import Allocation
 from launch.failure import EXIT_FAILED, conclude, read_notes
 from launch.follow import following
 from launch.job import Job
+from launch.scheduler import TIMEOUT_SECONDS
 from launch.work import Work
 from pipeline.command import UserError
 
@@ -44,8 +46,17 @@ def make_folder(folder: Path) -> Path:
 
 
 def sbatch_parameters(work: Work, allocation: Allocation) -> dict[str, Any]:
-    """SlurmExecutor's parameters for `work`, with the shell lines that look after its ranks."""
+    """SlurmExecutor's parameters for `work`, with the shell lines that look after its ranks.
+
+    Raises UserError for folders whose names could become lines of the script.
+    """
     folder = submitit_folder(work)
+    for one in (folder, *work.inputs):
+        if not str(one).isprintable():
+            raise UserError(
+                f"the folder {str(one)!r} holds control characters, which have no place in a script for sbatch: choose another "
+                "folder (--runs, --data)"
+            )
     setup = [
         *allocation.setup,
         *ending.batch_script_lines(folder, allocation.requeue_limit),
@@ -67,11 +78,12 @@ def submit(work: Work, allocation: Allocation, after: Sequence[str] = ()) -> str
 
     Raises UserError with sbatch's own words where it refuses.
     """
+    parameters = sbatch_parameters(work, allocation)
+    if after:  # one that can never start is no longer in the queue, where it would pass for waiting
+        dependency = {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
+        parameters["additional_parameters"] |= dependency
     folder = make_folder(submitit_folder(work))
     executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=STOPS)
-    parameters = sbatch_parameters(work, allocation)
-    if after:
-        parameters["additional_parameters"] |= {"dependency": f"afterok:{':'.join(after)}"}
     executor.update_parameters(**{f"slurm_{key}": value for key, value in parameters.items()})
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the error says
@@ -81,6 +93,33 @@ def submit(work: Work, allocation: Allocation, after: Sequence[str] = ()) -> str
             leftover.unlink(missing_ok=True)
         reason = " ".join(str(error).split()) or "it gave no reason"
         raise UserError(f"sbatch refused the job: {reason.removeprefix('sbatch: error: ')}") from None
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[list[str]]:
+    """Around the submission of jobs that belong together: yields the list that takes their ids.
+
+    Where one of them is refused (UserError), those before it are cancelled, and the error says so.
+    """
+    jobs: list[str] = []
+    try:
+        yield jobs
+    except UserError as error:
+        if not jobs:
+            raise
+        raise UserError(f"{error}; {_cancel(jobs)}") from None
+
+
+def _cancel(jobs: Sequence[str]) -> str:
+    """Cancel jobs that have just been submitted; a clause that says what became of them."""
+    try:
+        done = subprocess.run(["scancel", *jobs], capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
+        cancelled = done.returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        cancelled = False
+    if cancelled:
+        return f"what was submitted before it (job {', '.join(jobs)}) is cancelled"
+    return f"what was submitted before it could not be cancelled: run 'scancel {' '.join(jobs)}'"
 
 
 def run_here(work: Work, allocation: Allocation, cluster: str) -> int:

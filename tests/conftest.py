@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -15,6 +17,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A shell's background jobs (`make test &`) ignore Ctrl-C, and so would every program that is started here to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def skip_without(reason: str) -> NoReturn:
+    """Skip this test for want of a program that CI installs; fail it in CI (REQUIRE_CLUSTER, which .ci/run sets)."""
+    if os.environ.get("REQUIRE_CLUSTER"):
+        pytest.fail(f"{reason}; it may not be skipped, since REQUIRE_CLUSTER is set")
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

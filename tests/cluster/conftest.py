@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.slurm_cluster import SlurmCluster, wait_for, why_not
-from tests.conftest import ROOT
+from tests.conftest import ROOT, skip_without
 from tests.launch.doors import TINY, environment, final_checkpoint
 
 SITE = """
@@ -31,7 +31,7 @@ setup:
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     """A SLURM of four nodes."""
     if reason := why_not():
-        pytest.skip(reason)
+        skip_without(reason)
     # Nodes run as other users too (munge): a folder below /tmp that everyone may enter.
     folder = tmp_path_factory.mktemp("slurm")
     for parent in (folder, *folder.parents[:2]):

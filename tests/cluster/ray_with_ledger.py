@@ -1,5 +1,7 @@
 """launch/ray_train.py whose workers write down which samples every update took: LEDGER/PROCESS.jsonl, a line for each.
 
+An update takes UPDATE_SECONDS at least: what the test does to the nodes meanwhile takes Ray minutes on any machine.
+
 python tests/cluster/ray_with_ledger.py LEDGER OPTIONS OF launch/ray_train.py
 """
 
@@ -15,6 +17,8 @@ from typing import Any
 from launch import ray_train, ray_worker
 from pipeline import command
 
+UPDATE_SECONDS = 0.05
+
 
 def keep(ledger: Path) -> None:
     """In a worker: note the ids of the batch that each update follows, and the iteration that the update leads to."""
@@ -29,12 +33,13 @@ def keep(ledger: Path) -> None:
         return batch
 
     def noting_update(trainer: Trainer, *batch: Any) -> None:
-        taken = list(ids)
+        taken, end = list(ids), time.monotonic() + UPDATE_SECONDS
         update(trainer, *batch)
         line = {"time": time.time(), "iteration": trainer.iteration, "rank": trainer.world.rank, "ids": taken}
         line["world_size"] = trainer.world.size
         with open(ledger / f"{os.getpid()}.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
+        time.sleep(max(0.0, end - time.monotonic()))
 
     BatchIterator.__next__ = noting_next  # type: ignore[method-assign]
     Trainer.update = noting_update  # type: ignore[method-assign]

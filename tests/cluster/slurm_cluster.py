@@ -92,14 +92,11 @@ class SlurmCluster:
         """Start it and wait until every node is idle (under a second)."""
         cluster = cls(folder, f"s{os.getpid()}", tuple(f"node{number}" for number in range(1, nodes + 1)))
         cluster._write_files(cpus)
-        cluster._make_network()
-        munge = ["--socket={0}/run/munge.sock", "--pid-file={0}/run/munged.pid", "--log-file={0}/run/munged.log"]
-        munge += ["--key-file={0}/munge.key", "--seed-file={0}/run/seed"]
-        _check(["runuser", "-u", "munge", "--", "munged", *(option.format(folder) for option in munge)])
-        cluster.run(["slurmctld"])
-        for node in cluster.nodes:
-            cluster.power_on(node)
-        (folder / "cluster.json").write_text(json.dumps({"tag": cluster.tag, "nodes": cluster.nodes}))
+        try:
+            cluster._start()
+        except BaseException:  # half of it may be up
+            cluster.down()
+            raise
         return cluster
 
     @classmethod
@@ -109,9 +106,7 @@ class SlurmCluster:
 
     def down(self) -> None:
         """End every process of the cluster, jobs included, and remove its network and files."""
-        for node in self.nodes:
-            self.power_off(node)
-        for name in ("ctld", "munged"):
+        for name in (*(f"{node}.unshare" for node in self.nodes), "ctld", "munged"):
             if pid := self._pid(name):
                 _kill(pid)
         for name in (*self.nodes, "ctl", "sw"):
@@ -176,6 +171,8 @@ class SlurmCluster:
     def reboot(self, node: str) -> None:
         """Gone, and back at once: SLURM has not missed it yet when its slurmd says that it was started anew (-b)."""
         self.power_off(node)
+        # Its network namespace stays: a slurmd that is still dying there holds the port that the new one needs.
+        wait_for(lambda: not self.processes(node, "slurm"), 30, f"the end of what ran on {node}")
         self.power_on(node, "-b")
 
     def kill_slurmd(self, node: str) -> None:
@@ -243,6 +240,16 @@ class SlurmCluster:
             return int((self.folder / "run" / f"{name}.pid").read_text())
         except (FileNotFoundError, ValueError):
             return None
+
+    def _start(self) -> None:
+        self._make_network()
+        munge = ["--socket={0}/run/munge.sock", "--pid-file={0}/run/munged.pid", "--log-file={0}/run/munged.log"]
+        munge += ["--key-file={0}/munge.key", "--seed-file={0}/run/seed"]
+        _check(["runuser", "-u", "munge", "--", "munged", *(option.format(self.folder) for option in munge)])
+        self.run(["slurmctld"])
+        for node in self.nodes:
+            self.power_on(node)
+        (self.folder / "cluster.json").write_text(json.dumps({"tag": self.tag, "nodes": self.nodes}))
 
     def _write_files(self, cpus: int) -> None:
         folder = self.folder

@@ -132,9 +132,9 @@ def nodes(home: dict[str, str]) -> Iterator[list[str]]:
     ray = [str(Path(sys.executable).parent / "ray"), "start", "--num-cpus=1", "--node-ip-address=127.0.0.1"]
     head = [*ray, "--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={sessions}"]
     add = [*ray, f"--address=127.0.0.1:{PORT}"]
-    for command in (head, add, add, add):
-        subprocess.run(command, env=home, check=True, capture_output=True, timeout=120)
     try:
+        for command in (head, add, add, add):
+            subprocess.run(command, env=home, check=True, capture_output=True, timeout=120)
         yield add
     finally:
         for word in ("raylet", "gcs_server", "ray::"):
@@ -149,7 +149,8 @@ def test_elastic(
     """4 workers, a node dies (3), another comes (4): the same losses, every iteration exactly once."""
     # 24 rows are divided by 2, 3 and 4; a small learning rate, so that rounding does not grow into another trajectory.
     options = ("--batch", "24", "--bn_group", "2", "--optimizer.lr", "0.001", "--checkpoint.every", "20")
-    options = (*options, "--iterations", "4000")
+    # More than there is time for: the ledger lets an update take 0.05 s at least. It is stopped when all has happened.
+    options = (*options, "--iterations", "20000")
     elastic = ("--name", "run", "--address", f"127.0.0.1:{PORT}", "--workers", "2:4")
     (ledger := tmp_path / "ledger").mkdir()
     process = train(tmp_path, digits, home, *elastic, *options, ledger=ledger)
@@ -172,7 +173,8 @@ def test_elastic(
     reference = losses(alone(tmp_path, *options[:-1], str(max(here))))
     assert sorted(here) == list(range(4, max(here) + 1, 4))  # tracking.log_every
     shared = sorted(here)
-    np.testing.assert_allclose([here[i] for i in shared], [reference[i] for i in shared], rtol=1e-3)
+    # Sums in another order differ in the last bits, which are all that is left of a loss near 0.
+    np.testing.assert_allclose([here[i] for i in shared], [reference[i] for i in shared], rtol=1e-3, atol=1e-3)
     samples = json.loads((digits / "manifest.json").read_text())["splits"]["train"]["samples"]
     epochs = epochs_taken(ledger, max(here), samples)
     assert epochs and all(sorted(epoch) == list(range(samples)) for epoch in epochs)

@@ -49,14 +49,16 @@ def submitted(trainings: Trainings, digits: Path, *options: str) -> dict[str, An
 def test_jobs_follow_one_another_and_are_not_submitted_twice(trainings: Trainings, digits: Path) -> None:
     # Nothing starts while both submissions are made: which jobs are still there must not depend on this machine's speed.
     trainings.cluster.run(["scontrol", "update", "PartitionName=debug", "State=DOWN"])
-    first = submitted(trainings, digits, "--nodes", "2")
-    whats = [one["what"] for one in first["submitted"]]
-    assert whats == ["train", "center", "train", "center", "average"]
-    jobs = [one["job"] for one in first["submitted"]]
-    assert first["rows"][0]["figures"] == {}
-    again = submitted(trainings, digits, "--nodes", "2")
-    assert {one["job"] for one in again["submitted"]} == set(jobs)
-    trainings.cluster.run(["scontrol", "update", "PartitionName=debug", "State=UP"])
+    try:
+        first = submitted(trainings, digits, "--nodes", "2")
+        whats = [one["what"] for one in first["submitted"]]
+        assert whats == ["train", "center", "train", "center", "average"]
+        jobs = [one["job"] for one in first["submitted"]]
+        assert first["rows"][0]["figures"] == {}
+        again = submitted(trainings, digits, "--nodes", "2")
+        assert {one["job"] for one in again["submitted"]} == set(jobs)
+    finally:
+        trainings.cluster.run(["scontrol", "update", "PartitionName=debug", "State=UP"])
     wait_for(lambda: trainings.cluster.state(jobs[-1]) == "COMPLETED", 1500, "the average")
     done = submitted(trainings, digits)
     assert (done["submitted"], done["rows"][0]["state"]) == ([], "finished")

@@ -9,6 +9,8 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -93,6 +95,37 @@ def test_ray_two_workers(tmp_path: Path, tiny: Path, reference: str) -> None:
     assert wrong.returncode == 2
     assert [line for line in wrong.stderr.splitlines() if line.startswith("error: ")] == wrong.stderr.splitlines()[-1:]
     assert "seed: 0 -> 1" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "workers", "devices"),
+    [
+        (["--address", "auto"], (4, 4), 4),
+        (["--address", "auto", "--workers", "1:2"], (1, 2), 4),
+        ([], (1, 1), 0),
+    ],
+)
+def test_ray_uses_the_clusters_gpus(
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    workers: tuple[int, int],
+    devices: int,
+) -> None:
+    """The machine that this runs on, a head pod, has none. With a stand-in for Ray and for the training."""
+    ray = SimpleNamespace(
+        init=lambda **_: None,
+        shutdown=lambda: None,
+        cluster_resources=lambda: {"CPU": 8.0, "GPU": 4.0},
+        exceptions=SimpleNamespace(RayError=ConnectionError),
+    )
+    given: list[Any] = []
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(os, "environ", {**os.environ, "RAY_AUTH_MODE": "none"})
+    monkeypatch.setattr(ray_train, "gpus", lambda: 0)
+    monkeypatch.setattr(ray_train, "fit", lambda work, *arguments: given.extend(arguments) or 0)
+    assert ray_train.run(["--config", str(tiny), *options]) == 0
+    assert given[:2] == [workers, devices]
 
 
 @pytest.mark.slow

@@ -89,26 +89,89 @@ def test_what_no_new_start_mends(code: int) -> None:
     assert not ending.starts_again(code, 100, past(0), limit=3)
 
 
-@pytest.mark.parametrize(
-    ("state", "requeued"), [("RUNNING", True), ("CANCELLED", False), ("RUNNING Restarts=2", False)]
-)
-def test_the_job_is_requeued_only_while_it_is_this_attempts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, requeued: bool
-) -> None:
-    """With a stand-in for scontrol, which keeps what it is asked; tests/cluster does it with the real one."""
-    words = f"JobState={state} Restarts=0" if "Restarts" not in state else f"JobState={state}"
-    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\necho "JobId=7 {words} Requeue=1"\n')
-    (tmp_path / "scontrol").chmod(0o755)
+@pytest.fixture
+def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of job 7, whose attempt 0 was killed after iteration 40 had been saved; `ending.run` finds it there."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    monkeypatch.setattr(ending, "PAUSE_SECONDS", 0.0)
     folder = tmp_path / "runs" / "a" / "slurm"
     folder.mkdir(parents=True)
     (folder.parent / "checkpoints").mkdir()
     (folder.parent / "checkpoints" / "00000040-0123456789abcdef.pt").touch()
     (folder / "7_0_log.err").write_text(KILLED)
-    ending.run([str(folder), "--code", "137", "--limit", "3"])
-    assert ("requeue 7" in (tmp_path / "asked").read_text()) == requeued
-    assert (folder / "7.failures").exists() == requeued
+    return folder
+
+
+def scontrol(folder: Path, *lines: str) -> None:
+    """Stand-in for scontrol: keeps what it is asked, and then runs these shell lines; tests/cluster has the real one."""
+    program = folder / "scontrol"
+    program.write_text("\n".join(["#!/bin/sh", f'echo "$@" >>{folder}/asked', f"cd {folder}", *lines]) + "\n")
+    program.chmod(0o755)
+
+
+def asked(folder: Path) -> list[str]:
+    return [line.split()[0] for line in (folder / "asked").read_text().splitlines()]
+
+
+RUNNING = "echo JobId=7 JobState=RUNNING Restarts=0 Requeue=1"
+# Fails as often as the file `silent` has bytes.
+SILENT = '[ -s silent ] && { truncate -s -1 silent; echo "Unable to contact slurm controller" >&2; exit 1; }'
+
+
+@pytest.mark.parametrize(
+    ("state", "requeued"), [("RUNNING", True), ("CANCELLED", False), ("RUNNING Restarts=2", False)]
+)
+def test_the_job_is_requeued_only_while_it_is_this_attempts(
+    tmp_path: Path, batch: Path, state: str, requeued: bool
+) -> None:
+    words = f"JobState={state} Restarts=0" if "Restarts" not in state else f"JobState={state}"
+    scontrol(tmp_path, f"echo JobId=7 {words} Requeue=1")
+    assert ending.run([str(batch), "--code", "137", "--limit", "3"]) == 0
+    assert ("requeue" in asked(tmp_path)) == requeued
+    assert (batch / "7.failures").exists() == requeued
     if requeued:
-        assert json.loads((folder / "7.failures").read_text())["checkpoint"] == 40
+        assert json.loads((batch / "7.failures").read_text())["checkpoint"] == 40
+
+
+def test_a_controller_that_does_not_answer_is_asked_again(tmp_path: Path, batch: Path) -> None:
+    (tmp_path / "silent").write_text("...")
+    scontrol(tmp_path, SILENT, RUNNING)
+    assert ending.run([str(batch), "--code", "137", "--limit", "3"]) == 0
+    assert asked(tmp_path) == ["show"] * 5 + ["requeue"]
+
+
+def test_a_requeue_that_fails_is_tried_again(tmp_path: Path, batch: Path) -> None:
+    (tmp_path / "silent").write_text("..")
+    scontrol(tmp_path, f'[ "$1" = requeue ] && {SILENT}', RUNNING)
+    assert ending.run([str(batch), "--code", "137", "--limit", "3"]) == 0
+    assert asked(tmp_path) == ["show"] + ["show", "requeue"] * 3
+
+
+def test_patience_ends(
+    tmp_path: Path, batch: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ending, "PATIENCE_SECONDS", 0.0)
+    scontrol(tmp_path, 'echo "Unable to contact slurm controller" >&2; exit 1')
+    assert ending.run([str(batch), "--code", "137", "--limit", "3"]) == 1
+    assert "did not say what job 7 does" in capsys.readouterr().err
+    assert asked(tmp_path) == ["show"] and not (batch / "7.failures").exists()
+
+
+def test_a_job_that_is_gone_is_not_asked_for_again(tmp_path: Path, batch: Path) -> None:
+    scontrol(tmp_path, 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
+    assert ending.run([str(batch), "--code", "137", "--limit", "3"]) == 0
+    assert asked(tmp_path) == ["show"]
+
+
+@pytest.mark.parametrize(
+    "words", ["Exited with exit code 75", "Terminated", "User defined signal 1", "User defined signal 2"]
+)
+def test_a_request_to_stop_is_no_crash(tmp_path: Path, batch: Path, words: str) -> None:
+    """Even where no crash is allowed; as when preemption or the time limit's notice comes while the ranks import."""
+    (batch / "7_0_log.err").write_text(f"srun: error: node2: task 1: {words}\n")
+    scontrol(tmp_path, RUNNING)
+    assert ending.run([str(batch), "--code", "143", "--limit", "0"]) == 0
+    assert "requeue" in asked(tmp_path)
+    assert not (batch / "7.failures").exists() and read_notes(batch.parent / "logs", "7.0") == []

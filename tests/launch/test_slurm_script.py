@@ -82,6 +82,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         f'cat "$1" >{folder}/received\necho Submitted batch job 77\n'
     )
     (commands / "srun").write_text("#!/bin/sh\n")
+    (commands / "scontrol").write_text("#!/bin/sh\n")  # knows of no partitions: the real one is asked by tests/cluster
     for one in commands.iterdir():
         one.chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
@@ -178,3 +179,47 @@ def test_several_nets_and_the_ensemble(stand_in: Path, capsys: pytest.CaptureFix
     assert (
         len(set(names)) == 6 and sum("152" in name for name in names) == 2
     )  # section 4.1: two of six are 152 layers deep
+
+
+@pytest.mark.parametrize("archs", ["resnet18,resnet34\ntouch x", "resnet18,resnet19"])
+def test_every_net_of_several_is_checked(stand_in: Path, archs: str) -> None:
+    """Its name becomes part of the script: a line break would be a line of it."""
+    with pytest.raises(UserError, match="there is no net named") as caught:
+        slurm.run(["--array-of-archs", archs, "--dry-run"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["--runs", "--data"])
+def test_folders_that_would_be_lines_of_the_script(stand_in: Path, option: str) -> None:
+    with pytest.raises(UserError, match="control characters") as caught:
+        slurm.run([option, "a\n#SBATCH --comment=x", "--dry-run"])
+    assert "\n" not in str(caught.value)
+
+
+def of_two_nets(tiny: Path) -> list[str]:
+    return [
+        *("--config", str(tiny), "--array-of-archs", "resnet8,resnet14", "--ensemble"),
+        *("--gpus-per-node", "0", "--assume-shared"),
+    ]
+
+
+def test_what_waits_for_a_job_that_fails_leaves_the_queue(stand_in: Path, tiny: Path) -> None:
+    assert slurm.run(of_two_nets(tiny)) == 0
+    lines = (stand_in / "received").read_text().splitlines()  # of the last job, the evaluation
+    assert "#SBATCH --dependency=afterok:77:77" in lines and "#SBATCH --kill-on-invalid-dep=yes" in lines
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"), [(0, "(job 77, 78) is cancelled"), (1, "could not be cancelled: run 'scancel 77 78'")]
+)
+def test_a_refusal_cancels_what_was_submitted_before_it(stand_in: Path, tiny: Path, code: int, sentence: str) -> None:
+    commands = stand_in.parent / "bin"
+    count = f"echo x >>{stand_in}/jobs; number=$(grep -c x {stand_in}/jobs)"
+    refuse = '[ $number -eq 3 ] && { echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }'
+    (commands / "sbatch").write_text(f"#!/bin/sh\n{count}\n{refuse}\necho Submitted batch job $((76 + number))\n")
+    (commands / "scancel").write_text(f'#!/bin/sh\necho "$@" >{stand_in}/cancelled\nexit {code}\n')
+    (commands / "scancel").chmod(0o755)
+    with pytest.raises(UserError, match="QOSMaxSubmitJobPerUserLimit") as caught:
+        slurm.run(of_two_nets(tiny))
+    assert sentence in str(caught.value)
+    assert (stand_in / "cancelled").read_text().split() == ["77", "78"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from pipeline.command import UserError
 from pipeline.lease import FencedError, Lease
+from pipeline.tracking import TrackingConfig, open_tracker
+from pipeline.tracking.state import read_wanted
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
 
 FIRST = {"SLURM_JOB_ID": "17"}
@@ -43,6 +46,26 @@ def test_later_attempt_of_the_job_takes_over(tmp_path: Path) -> None:
     current.check()
     with pytest.raises(UserError):
         Lease(tmp_path, {})
+
+
+def test_a_fenced_run_does_not_say_how_it_ended(tmp_path: Path) -> None:
+    """Its files belong to the later attempt; and the process beside it, which tells MLflow, ends at once."""
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    stale = Lease(folder, FIRST)
+    with (
+        pytest.raises(FencedError),
+        open_tracker(folder, TrackingConfig(), name="a", params={}, tags={}) as tracker,
+    ):
+        tracker.log("train", 1, {"loss": 1.0})
+        written = (folder / "metrics.jsonl").read_bytes()
+        tracker.journal.pending.append(b"a line that the disk has refused so far\n")
+        Lease(folder, REQUEUED)
+        stale.check()
+    wanted = read_wanted(folder)
+    assert wanted is not None and (wanted.status, wanted.ended) == ("RUNNING", None)
+    assert (folder / "metrics.jsonl").read_bytes() == written
+    assert tracker.feeder.process.wait(10) == -signal.SIGKILL
 
 
 def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
