@@ -131,8 +131,9 @@ def our_scores(
 
 def provenance(weights: str) -> Provenance:
     return Provenance(
-        arch="bench", checkpoint="bench", iteration=0, weights="final", weights_sha256=weights, dataset_sha256="",
-        split="val", protocol="multi-scale", short_sides=SCALES, crop=224, normalization="", precision="float32",
+        arch="bench", stride="v1.5", checkpoint="bench", iteration=0, weights="final", weights_sha256=weights,
+        dataset_sha256="", split="val", protocol="multi-scale", short_sides=SCALES, crop=224, normalization="",
+        precision="float32",
     )  # fmt: skip
 
 
@@ -265,6 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
     gpu = options.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     torch.set_num_threads(options.threads)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32 on both sides, as in pipeline.evaluate
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
     with tempfile.TemporaryDirectory(prefix="bench-evaluate-") as folder:
         rates = measure(options, Path(folder), device)

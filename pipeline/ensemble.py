@@ -34,13 +34,14 @@ from pipeline.evaluation.ensemble import (
 )  # fmt: skip
 from pipeline.evaluation.members import Member, find_members, read_members, shared_protocols
 from pipeline.evaluation.options import add_runs_option, add_weights_option, protocol_names, rate_cell
-from pipeline.evaluation.score_files import ScoreFile
+from pipeline.evaluation.score_files import ScoreFile, metric_kind
 from pipeline.evaluation.scores import Scores
 from pipeline.files import write_text
 from pipeline.run_folder import CONFIG
 from pipeline.tracking import TrackingConfig, log_result_run, mlflow_run_id
 
 EXAMPLE = "python -m pipeline.ensemble runs/resnet34-seed0 runs/resnet50-seed0 runs/resnet152-seed0"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a run folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,10 @@ def options() -> CommandParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     own = options().parse_args(argv)
+    if own.name is not None and not NAME.fullmatch(own.name):
+        raise UserError(
+            f"--name '{own.name}' cannot name a run folder: use letters, digits, '.', '_' and '-', no sign in front"
+        )
     torch.set_num_threads(1)  # the pieces are small: on a busy machine waiting for threads took six times the work
     members = find_members(own.members, runs=own.runs, split=own.split, weights=own.weights)
     if len(members) < 2:
@@ -202,7 +207,7 @@ def to_json(result: Result) -> dict[str, Any]:
 def track(members: Sequence[Member], results: Sequence[Result], figures: dict[str, Any], own: Namespace) -> None:
     """Write the ensemble's run folder, among those of its members, and its MLflow run, which names them."""
     first = next((one.run for one in members if one.run is not None), None)
-    name = own.name or _default_name([one.name for one in members])
+    name = own.name or _default_name([one.name for one in members], own)
     folder = (first.parent if first else own.runs) / name
     if (folder / CONFIG).exists():
         raise UserError(f"{folder} is the run folder of a training: give the ensemble another --name")
@@ -216,7 +221,10 @@ def track(members: Sequence[Member], results: Sequence[Result], figures: dict[st
     split = results[0].files[0].scores.provenance.split
     # The kinds of pipeline.evaluate: MLflow shows the ensemble in its members' columns.
     metrics = {
-        f"{one.protocol}-{split}": {"top1_error": one.ensemble.top1_error, "top5_error": one.ensemble.top5_error}
+        metric_kind(one.protocol, split, shared_weights(one.files)): {
+            "top1_error": one.ensemble.top1_error,
+            "top5_error": one.ensemble.top5_error,
+        }
         for one in results
     }
     log_result_run(
@@ -231,9 +239,20 @@ def track(members: Sequence[Member], results: Sequence[Result], figures: dict[st
     print(f"The ensemble's run folder: {folder}")
 
 
-def _default_name(names: Sequence[str]) -> str:
-    name = "ensemble-" + "-".join(names)
-    if re.fullmatch(r"[A-Za-z0-9._-]{1,80}", name):
+def shared_weights(files: Sequence[ScoreFile]) -> str:
+    """Which weights the members' scores are of, for the metrics' names: "mixed" where they are of several kinds."""
+    kinds = {file.scores.provenance.weights.replace("file", "final") for file in files}
+    return kinds.pop() if len(kinds) == 1 else "mixed"
+
+
+def _default_name(names: Sequence[str], own: Namespace) -> str:
+    """Of the members and of every option that is not default, so that no call takes another one's place."""
+    chosen = protocol_names(own.protocol) if own.protocol else []
+    chosen += [own.split] if own.split != "val" else []
+    chosen += [own.weights] if own.weights != "final" else []
+    chosen += [f"best{own.search}-by-{own.by}"] if own.search is not None else []
+    name = "--".join(["-".join(["ensemble", *names]), *chosen])
+    if len(name) <= 80 and NAME.fullmatch(name):
         return name
     return f"ensemble-of-{len(names)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 

@@ -17,11 +17,12 @@ from pipeline import command
 from pipeline.command import CommandParser, UserError, print_json, print_table
 from pipeline.config import load
 from pipeline.cores import available_cores
-from pipeline.data.dataset import Dataset, Statistics
+from pipeline.data.dataset import Dataset, Split, Statistics
 from pipeline.data.graphs import Normalization
-from pipeline.evaluation.definitions import PROTOCOLS, find
+from pipeline.evaluation.datasets import tested_on, trained_on
+from pipeline.evaluation.definitions import PROTOCOLS, Protocol, find
 from pipeline.evaluation.foreign import open_weights
-from pipeline.evaluation.nets import TrainedNet, find_checkpoint, open_checkpoint
+from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import (
     add_weights_option,
     errors_cells,
@@ -32,9 +33,9 @@ from pipeline.evaluation.options import (
     three_positive_numbers,
 )  # fmt: skip
 from pipeline.evaluation.protocols import Showing
-from pipeline.evaluation.score_files import ScoreFile, make, score_path
+from pipeline.evaluation.score_files import ScoreFile, make, metric_kind, score_path, trial_suffix
 from pipeline.run_folder import CONFIG
-from pipeline.tracking import log_evaluations
+from pipeline.tracking import has_evaluations, log_evaluations
 from pipeline.world import World, on_main, open_world, set_threads
 
 EXAMPLE = "python -m pipeline.evaluate runs/resnet50-seed0 --protocol center,ten-crop --split val"
@@ -49,7 +50,7 @@ def options() -> CommandParser:
     made.add_argument("--protocol", action="append", metavar="NAME", help=f"{names}; repeated or a,b (default center)")
     made.add_argument("--split", default="val", help="of the dataset (default val)")
     add_weights_option(made)
-    made.add_argument("--data", type=Path, metavar="DATASET", help="the dataset folder (default: the run's)")
+    made.add_argument("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
     made.add_argument("--mean", type=three_numbers, metavar="R,G,B", help="subtracted, 0..255 (default: the dataset's)")
     made.add_argument(
         "--std", type=three_positive_numbers, metavar="R,G,B", help="divided by, 0..255 (default: no division)"
@@ -61,7 +62,7 @@ def options() -> CommandParser:
         "--precision", choices=["float32", "bf16"], default="float32", help="of the net (default float32)"
     )
     made.add_argument("--scores", type=Path, metavar="OUT.npz", help="the score file (default: in the run folder)")
-    made.add_argument("--again", action="store_true", help="score anew where the same score file stands already")
+    made.add_argument("--again", action="store_true", help="score anew where a score file stands already")
     made.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     made.add_argument(
         "--threads", type=positive, help="CPU threads per rank (default: the cores divided among the ranks)"
@@ -87,7 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         subject = open_subject(own, world)
         results = evaluate(subject, names, own, world)
         if world.is_main:
-            track(subject, results)
             report(subject, results, own.json)
     return 0
 
@@ -98,6 +98,8 @@ def check(own: Namespace, names: Sequence[str]) -> None:
         raise UserError("name either a run folder (or checkpoint) or a --weights-file: see --help")
     if own.weights_file is not None and (own.arch is None or own.data is None):
         raise UserError("--weights-file needs --arch and --data: say which net it is and what to test it on")
+    if own.weights_file is not None and own.weights != "final":
+        raise UserError("--weights goes with a run: a --weights-file holds one set of weights, name the file you mean")
     if own.weights_file is None and (own.arch, own.crop, own.shortcut, own.stride) != (None, None, "default", "paper"):
         raise UserError("--arch, --shortcut, --stride and --crop go with --weights-file: a run's config knows them")
     if own.std is not None and own.mean is None:
@@ -114,9 +116,7 @@ def check(own: Namespace, names: Sequence[str]) -> None:
 def open_subject(own: Namespace, world: World) -> TrainedNet:
     """The net that is to be tested, on every rank the same."""
     if own.weights_file is None:
-        path = on_main(world, lambda: find_checkpoint(own.target))
-        subject = open_checkpoint(path, own.weights, own.data)
-        return replace(subject, short_side=own.short_side or subject.short_side)
+        return open_target(own.target, own.weights, own.data, world)
     return open_weights(
         own.weights_file,
         own.arch,
@@ -130,17 +130,12 @@ def open_subject(own: Namespace, world: World) -> TrainedNet:
 
 def evaluate(subject: TrainedNet, names: Sequence[str], own: Namespace, world: World) -> list[ScoreFile]:
     """The score file of each protocol, on rank 0; nothing on the others. Every rank calls it."""
-    dataset = Dataset(subject.data)
-    if dataset.classes != subject.classes:
-        raise UserError(
-            f"{subject.name} tells {subject.classes} classes apart, the dataset {subject.data} has {dataset.classes}: "
-            "give the dataset that the net was trained for"
-        )
+    dataset = tested_on(subject)
     threads = subject.loader.threads or max(1, available_cores() // world.local_size)
     showing = Showing(
-        short_side=subject.short_side,
+        short_side=own.short_side or subject.short_side,
         crop=subject.crop,
-        normalization=normalization(subject, own),
+        normalization=normalization(subject, dataset, own),
         loader=replace(subject.loader, threads=threads),
         precision=own.precision,
     )
@@ -148,32 +143,52 @@ def evaluate(subject: TrainedNet, names: Sequence[str], own: Namespace, world: W
     torch.backends.cudnn.allow_tf32 = False
     subject.net.to(world.device).to(memory_format=torch.channels_last)
     split = dataset.split(own.split)
-    results = []
-    for name in names:
-        path = own.scores or score_path(subject, name, own.split)
-        results.append(make(subject, split, dataset, find(name), showing, path, world=world, again=own.again))
+    results = [evaluate_protocol(subject, split, dataset, find(name), showing, own, world) for name in names]
     return [one for one in results if one is not None]
 
 
-def normalization(subject: TrainedNet, own: Namespace) -> Statistics | Normalization:
+def evaluate_protocol(
+    subject: TrainedNet,
+    split: Split,
+    dataset: Dataset,
+    protocol: Protocol,
+    showing: Showing,
+    own: Namespace,
+    world: World,
+) -> ScoreFile | None:
+    """The score file of one protocol, made or found, and recorded; None on ranks other than 0. Every rank calls it."""
+    trial = trial_suffix(subject, dataset, protocol, showing)
+    path = own.scores or score_path(subject, protocol.name, split.name, trial)
+    guarded = own.scores is not None or subject.run is None  # nothing in such a name tells two evaluations apart
+    result = make(subject, split, dataset, protocol, showing, path, world=world, again=own.again, guarded=guarded)
+    on_main(world, lambda: track(subject, result, trial))
+    return result
+
+
+def normalization(subject: TrainedNet, dataset: Dataset, own: Namespace) -> Statistics | Normalization:
     """`--mean` and `--std`, else the statistics of the dataset that the net was trained on."""
     if own.mean is None:
-        return Dataset(subject.training_data).statistics
+        return trained_on(subject, dataset).statistics
     std = None if own.std is None else np.array(own.std, np.float32)
     return Normalization(np.array(own.mean, np.float32), std)
 
 
-def track(subject: TrainedNet, results: Sequence[ScoreFile]) -> None:
-    """Add the score files made now to the run's MLflow run, and their errors to its metrics.jsonl and there."""
-    evaluations, files = {}, [(one.path, "scores") for one in results if one.made]
-    for one in results:
-        top1, top5 = one.scores.errors(1), one.scores.errors(5)
-        if one.made and top1 is not None and top5 is not None:
-            suffix = "" if subject.weights == "final" else f"-{subject.weights}"
-            kind = f"{one.scores.provenance.protocol}-{one.scores.provenance.split}{suffix}"
-            evaluations[kind] = {"top1_error": top1, "top5_error": top5}
-    if subject.run is not None and files:
-        log_evaluations(subject.run, load(subject.run / CONFIG).tracking, subject.iteration or 0, evaluations, files)
+def track(subject: TrainedNet, result: ScoreFile | None, trial: str) -> None:
+    """Add a score file to the run's MLflow run, and its errors to its metrics.jsonl and there.
+
+    One that was found is added too: an attempt that was interrupted may not have come to that.
+    """
+    if subject.run is None or result is None:
+        return
+    made = result.scores.provenance
+    evaluations: dict[str, dict[str, float]] = {}
+    top1, top5 = result.scores.errors(1), result.scores.errors(5)
+    if top1 is not None and top5 is not None:
+        kind = metric_kind(made.protocol, made.split, subject.weights, trial)
+        evaluations[kind] = {"top1_error": top1, "top5_error": top5}
+    iteration, files = subject.iteration or 0, [(result.path, "scores")]
+    if result.made or not has_evaluations(subject.run, iteration, evaluations, files):
+        log_evaluations(subject.run, load(subject.run / CONFIG).tracking, iteration, evaluations, files)
 
 
 def report(subject: TrainedNet, results: Sequence[ScoreFile], as_json: bool) -> None:

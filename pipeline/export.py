@@ -14,14 +14,19 @@ from pipeline.command import CommandParser, UserError, nearest, print_json, prin
 from pipeline.config import load
 from pipeline.data.dataset import Dataset
 from pipeline.data.graphs import Normalization
+from pipeline.data.storage import open_dataset
+from pipeline.evaluation.datasets import on_training_data
 from pipeline.evaluation.exporting import FORMATS, Deployed, Exported, export
 from pipeline.evaluation.model_card import known_scores, model_card
-from pipeline.evaluation.nets import TrainedNet, find_checkpoint, open_checkpoint
+from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import add_weights_option
 from pipeline.files import replacing, write_text
 from pipeline.run_folder import CONFIG
+from pipeline.world import open_world
 
 EXAMPLE = "python -m pipeline.export runs/resnet50-seed0 --out exported/resnet50 --register resnet50 --alias best"
+ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")  # this and RESERVED: MLflow's own rules (mlflow/utils/validation.py)
+RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)  # these name versions
 
 
 def options() -> CommandParser:
@@ -29,6 +34,11 @@ def options() -> CommandParser:
     made.add_argument("target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
     add_weights_option(made)
+    made.add_argument(
+        "--data",
+        metavar="DATASET",
+        help="the training dataset, a folder or URL, where it is not where the run's config says",
+    )
     made.add_argument(
         "--format", metavar="A,B", default=",".join(FORMATS), help=f"of {', '.join(FORMATS)} (default: all)"
     )
@@ -41,9 +51,10 @@ def options() -> CommandParser:
 def main(argv: Sequence[str] | None = None) -> int:
     own = options().parse_args(argv)
     names = formats(own)
-    subject = open_checkpoint(find_checkpoint(own.target), own.weights)
+    with open_world("cpu") as world:
+        subject = open_target(own.target, own.weights, own.data, world)
     assert subject.run is not None
-    dataset = Dataset(subject.training_data)
+    dataset = training_dataset(subject)
     normalization = Normalization.of(dataset.statistics, subject.crop)
     module = Deployed(subject.net, normalization, subject.crop).eval()
     exported = [export(module, own.out, name) for name in names]
@@ -61,13 +72,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def training_dataset(subject: TrainedNet) -> Dataset:
+    """The dataset whose mean the net is exported with. Raises UserError where `--data`, or what lies there now, is another."""
+    dataset = open_dataset(subject.data)
+    if not on_training_data(subject, dataset):
+        raise UserError(
+            f"{subject.data} is not the dataset that {subject.name} was trained on (its manifest differs): "
+            "give that one with --data"
+        )
+    return dataset
+
+
 def formats(own: Namespace) -> list[str]:
     """The formats asked for. Raises UserError for options that do not fit."""
     if own.alias and own.register is None:
         raise UserError("--alias goes with --register: say which model the alias belongs to")
-    for word in (own.register, *own.alias):
-        if word is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", word):
-            raise UserError(f"'{word}' cannot be a name in MLflow's registry: use letters, digits, '.', '_' and '-'")
+    if own.register is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", own.register):
+        raise UserError(
+            f"'{own.register}' cannot be a name in MLflow's registry: use letters, digits, '.', '_' and '-'"
+        )
+    for alias in own.alias:
+        if not ALIAS.fullmatch(alias):
+            raise UserError(f"'{alias}' cannot be an alias in MLflow's registry: use letters, digits, '_' and '-'")
+        if RESERVED.fullmatch(alias):
+            raise UserError(
+                f"'{alias}' cannot be an alias, it names a version to MLflow itself: take another, such as best"
+            )
     names = [name for name in own.format.split(",") if name]
     for name in names:
         if name not in FORMATS:

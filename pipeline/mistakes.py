@@ -36,7 +36,7 @@ def options() -> CommandParser:
     made.add_argument("--protocol", metavar="NAME", help="of the run's score files (default: the first it has)")
     made.add_argument("--split", default="val", help="of the run's score files (default val)")
     add_weights_option(made, "of the run's score files")
-    made.add_argument("--data", type=Path, metavar="DATASET", help="the dataset folder (default: the run's)")
+    made.add_argument("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
     made.add_argument("--pictures", type=int, default=24, metavar="N", help="mistakes on the sheet (default 24)")
     made.add_argument("--out", type=Path, metavar="FOLDER", help="default: beside the score file")
     add_runs_option(made)

@@ -15,17 +15,17 @@ import torch
 from pipeline import command
 from pipeline.analysis.figures import responses_figure
 from pipeline.analysis.responses import Responses, measure, save
-from pipeline.command import CommandParser, UserError, print_json, print_table
+from pipeline.command import CommandParser, print_json, print_table
 from pipeline.config import load
 from pipeline.cores import available_cores
-from pipeline.data.dataset import Dataset
-from pipeline.evaluation.nets import TrainedNet, find_checkpoint, open_checkpoint
+from pipeline.evaluation.datasets import tested_on, trained_on
+from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import add_weights_option
 from pipeline.evaluation.protocols import Showing
 from pipeline.files import write_text
 from pipeline.run_folder import CONFIG
 from pipeline.tracking import log_evaluations
-from pipeline.world import World, on_main, open_world, set_threads
+from pipeline.world import World, open_world, set_threads
 
 EXAMPLE = "python -m pipeline.responses runs/resnet56-seed0"
 FIGURE = "responses.svg"  # beside responses.json
@@ -39,7 +39,7 @@ def options() -> CommandParser:
     made.add_argument("target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
     made.add_argument("--split", default="val", help="of the dataset (default val)")
     add_weights_option(made)
-    made.add_argument("--data", type=Path, metavar="DATASET", help="the dataset folder (default: the run's)")
+    made.add_argument("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
     made.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     made.add_argument("--threads", type=int, help="CPU threads per rank (default: the cores divided among the ranks)")
     made.add_json_option()
@@ -50,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = options().parse_args(argv)
     with open_world(own.device) as world:
         set_threads(world, own.threads)
-        path = on_main(world, lambda: find_checkpoint(own.target))
-        subject = open_checkpoint(path, own.weights, own.data)
+        subject = open_target(own.target, own.weights, own.data, world)
         responses = responses_of(subject, own.split, world)
         if responses is not None:
             assert subject.run is not None
@@ -61,16 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def responses_of(subject: TrainedNet, split: str, world: World) -> Responses | None:
     """The responses of a trained net, on rank 0. Every rank calls it."""
-    dataset = Dataset(subject.data)
-    if dataset.classes != subject.classes:
-        raise UserError(
-            f"{subject.name} tells {subject.classes} classes apart, the dataset {subject.data} has {dataset.classes}: "
-            "give the dataset that the net was trained for"
-        )
+    dataset = tested_on(subject)
     showing = Showing(
         short_side=subject.short_side,
         crop=subject.crop,
-        normalization=Dataset(subject.training_data).statistics,
+        normalization=trained_on(subject, dataset).statistics,
         loader=replace(subject.loader, threads=max(1, available_cores() // world.local_size)),
     )
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as in pipeline.evaluate

@@ -24,7 +24,7 @@ def options() -> CommandParser:
         "--split", default="test", help="of the score files: test (default), or val to check by its labels"
     )
     add_weights_option(made, "of the runs' score files")
-    made.add_argument("--data", type=Path, metavar="DATASET", help="the dataset folder (default: the first run's)")
+    made.add_argument("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the first run's)")
     made.add_argument("--ground-truth", type=Path, metavar="FILE", help="the development kit's, for val")
     made.add_argument("--lines", type=int, metavar="N", help="images of the split, where it is not ILSVRC's whole one")
     add_runs_option(made)

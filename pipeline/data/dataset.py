@@ -17,6 +17,7 @@ import json
 import os
 import resource
 import threading
+import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -233,7 +234,7 @@ class Dataset:
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return Statistics(**{key: arrays[key] for key in ("mean_image", "eigenvalues", "eigenvectors")})
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"the statistics {path} cannot be read ({error}): prepare the dataset again") from None
 
 

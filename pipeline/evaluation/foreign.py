@@ -29,14 +29,14 @@ SIZES = {"imagenet": (256, 224), "cifar": (32, 32)}
 def open_weights(
     path: Path,
     arch: str,
-    data: Path,
+    data: str | Path,
     *,
     shortcut: Shortcut = "default",
     stride: Stride = "paper",
     short_side: int | None = None,
     crop: int | None = None,
 ) -> TrainedNet:
-    """The net named `arch` with the weights in `path`, to be tested on the dataset folder `data`.
+    """The net named `arch` with the weights in `path`, to be tested on the dataset `data`, a folder or a URL.
 
     short_side, crop: pixels; the paper's for the net's family by default. Raises UserError where the file holds no
     weights, or those of another net.
@@ -49,13 +49,15 @@ def open_weights(
     return TrainedNet(
         net=net,
         arch=arch,
+        stride=stride,
         checkpoint=path,
         iteration=None,
         weights="file",
         weights_sha256=digest(net.state_dict()),
         run=None,
-        data=data,
-        training_data=data,
+        data=str(data),
+        training_data=str(data),
+        training_sha256=None,
         short_side=short_side or max(usual_short_side, crop or 0),
         crop=crop or usual_crop,
     )
@@ -72,9 +74,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for key in NESTINGS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(one, Tensor) for one in loaded.values()):
+    if not _is_state_dict(loaded):
         raise UserError(f"{path} holds no state dict (a mapping of names to tensors): give one in torchvision's naming")
     return {_usual_name(key): value for key, value in loaded.items()}
+
+
+def _is_state_dict(loaded: Any) -> bool:
+    if not isinstance(loaded, Mapping) or not loaded:
+        return False
+    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items())
 
 
 def _usual_name(key: str) -> str:
@@ -90,10 +98,17 @@ def _read_torch(path: Path) -> Any:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a zip file that was cut off
             raise
-        reason = "it holds more than weights" if "Unsupported" in str(error) else "it is damaged or of another format"
+        more = "Unsupported" in str(error) and _is_pickled(path)
+        reason = "it holds more than weights" if more else "it is damaged or of another format"
         raise UserError(
             f"{path} cannot be read as weights ({reason}): save the state dict alone, by torch.save or as safetensors"
         ) from None
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether a file starts as those of torch.save: a zip file, before torch 1.6 a pickle. A web page, say, does not."""
+    with open(path, "rb") as file:
+        return file.read(2).startswith((b"PK", b"\x80"))
 
 
 def _read_safetensors(path: Path) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.command import UserError
 from pipeline.config import load
 from pipeline.data.dataset import Dataset
+from pipeline.data.storage import open_dataset
 from pipeline.evaluation.definitions import PROTOCOLS
 from pipeline.evaluation.score_files import ScoreFile, newest, read
 from pipeline.evaluation.scores import read_provenance
@@ -31,15 +32,18 @@ class Member:
 def find_members(texts: Sequence[str], *, runs: Path, split: str, weights: str) -> list[Member]:
     """The members that `texts` name. Of a run, the newest score files of `split` with `weights` are taken.
 
-    runs: where run folders are looked for by MLflow run id. Raises UserError for a member that is not there, has no
-    scores, or is named twice.
+    runs: where run folders are looked for by MLflow run id. Members whose usual names are the same are called as in
+    `texts`. Raises UserError for a member that is not there, has no scores, or is named twice.
     """
     members = [_find(text, runs, split, weights) for text in texts]
     names = [one.name for one in members]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"{name} is named twice: name each member once")
-    return members
+    places = [{path.resolve() for path in one.files.values()} for one in members]
+    for i, place in enumerate(places):
+        if place in places[:i]:
+            raise UserError(f"{names[i]} is named twice: name each member once")
+    return [
+        replace(one, name=text) if names.count(one.name) > 1 else one for text, one in zip(texts, members, strict=True)
+    ]
 
 
 def shared_protocols(members: Sequence[Member], wanted: Sequence[str]) -> list[str]:
@@ -62,14 +66,14 @@ def read_members(members: Sequence[Member], protocol: str) -> list[ScoreFile]:
     return [read(one.files[protocol]) for one in members]
 
 
-def dataset_of(members: Sequence[Member], data: Path | None) -> Dataset:
-    """The dataset folder: the one given, or that of the first run among the members."""
+def dataset_of(members: Sequence[Member], data: str | None) -> Dataset:
+    """The dataset: the one given, a folder or a URL, or that of the first run among the members."""
     runs = [one.run for one in members if one.run is not None]
     if data is not None:
-        return Dataset(data)
+        return open_dataset(data)
     if not runs:
         raise UserError("score files do not say where their dataset lies: give it with --data")
-    return Dataset(load(runs[0] / CONFIG).data)
+    return open_dataset(load(runs[0] / CONFIG).data)
 
 
 def _find(text: str, runs: Path, split: str, weights: str) -> Member:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import yaml
 
+from pipeline.command import UserError
 from pipeline.config import load as load_config
 from pipeline.config import trajectory
 from pipeline.evaluation.exporting import Exported
 from pipeline.evaluation.nets import TrainedNet
-from pipeline.evaluation.score_files import SCORES, is_score_file
+from pipeline.evaluation.score_files import SCORES, is_canonical, is_score_file
 from pipeline.evaluation.scores import Scores, load, read_provenance
 from pipeline.run_folder import CONFIG
 
@@ -36,15 +38,20 @@ session = onnxruntime.InferenceSession("model.onnx")
 
 
 def known_scores(subject: TrainedNet) -> list[Scores]:
-    """The score files in the net's run folder that were made with these very weights, with labels."""
+    """The canonical score files in the net's run folder that were made with these very weights, with labels.
+
+    One that cannot be read (another version's, of an earlier checkpoint) is passed over with a warning.
+    """
     assert subject.run is not None
     found = []
-    for path in sorted((subject.run / SCORES).glob("*.npz")):
-        if is_score_file(path) and read_provenance(path)[0].weights_sha256 == subject.weights_sha256:
-            scores = load(path)
-            if scores.labelled:
-                found.append(scores)
-    return found
+    for path in filter(is_score_file, sorted((subject.run / SCORES).glob("*.npz"))):
+        try:
+            made, _ = read_provenance(path)
+            if made.weights_sha256 == subject.weights_sha256 and is_canonical(path, made):
+                found.append(load(path))
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
+    return [scores for scores in found if scores.labelled]
 
 
 def errors_table(results: Sequence[Scores]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +16,12 @@ from pipeline.command import UserError
 from pipeline.config import load
 from pipeline.data.loader import LoaderConfig
 from pipeline.models.resnet import ResNet, build
-from pipeline.run_folder import CONFIG
+from pipeline.run_folder import CONFIG, read_facts
 from pipeline.training.checkpoint import NAME, Checkpoints, read_verified
+from pipeline.world import World, on_main, sum_over_ranks
 
 CHECKPOINTS = "checkpoints"
+FIND_ATTEMPTS = 5  # a training removes a checkpoint only after it has published a newer one
 Weights = Literal["final", "recomputed-bn", "ema"]
 STATE_KEYS = {"final": "model", "recomputed-bn": "model_recomputed_bn", "ema": "model_ema"}
 MISSING = {  # what a checkpoint without those weights is told
@@ -31,20 +34,23 @@ MISSING = {  # what a checkpoint without those weights is told
 class TrainedNet:
     """A net with its weights, on the CPU, and what has to be known to test it.
 
-    checkpoint: the file. iteration: updates done, None where unknown. run: the run folder, None where the weights come
-    from elsewhere. data: the dataset folder to test on. training_data: the one whose mean is the net's.
-    short_side, crop: pixels of the centre-crop test.
+    stride: where a downsampling bottleneck strides; the weights do not tell. checkpoint: the file. iteration: updates
+    done, None where unknown. run: the run folder, None where the weights come from elsewhere. data: the dataset to test
+    on, a folder or a URL. training_data: the one whose mean is the net's; training_sha256: of its manifest, None where
+    unknown. short_side, crop: pixels of the centre-crop test.
     """
 
     net: ResNet
     arch: str
+    stride: str
     checkpoint: Path
     iteration: int | None
     weights: str
     weights_sha256: str
     run: Path | None
-    data: Path
-    training_data: Path
+    data: str
+    training_data: str
+    training_sha256: str | None
     short_side: int
     crop: int
     loader: LoaderConfig = field(default_factory=LoaderConfig)
@@ -78,13 +84,35 @@ def find_checkpoint(target: Path) -> Path:
     return target
 
 
-def open_checkpoint(path: Path, weights: Weights, data: Path | None = None) -> TrainedNet:
+class CheckpointRemovedError(UserError):
+    """A checkpoint was removed between its being found and its being read."""
+
+
+def open_target(target: Path, weights: Weights, data: str | None, world: World) -> TrainedNet:
+    """The net that a run folder or a checkpoint holds, the same on every rank; arguments and errors as below. A collective.
+
+    A training may remove the checkpoint that was found: in a run folder the newest is then looked for again.
+    """
+    for _ in range(FIND_ATTEMPTS if target.is_dir() else 1):
+        path = on_main(world, lambda: find_checkpoint(target))
+        subject: TrainedNet | None = None
+        with suppress(CheckpointRemovedError):
+            subject = open_checkpoint(path, weights, data)
+        removed = sum_over_ranks(world, int(subject is None))
+        if subject is not None and not removed:
+            return subject
+    raise _removed(path)
+
+
+def open_checkpoint(path: Path, weights: Weights, data: str | None = None) -> TrainedNet:
     """The net in one checkpoint file of a run.
 
-    data: the dataset folder, where it is not the one that the run's config names. Raises UserError where the file is
-    damaged or has no such weights.
+    data: the dataset, where it is not the one that the run's config names. Raises UserError where the file is damaged or
+    has no such weights, CheckpointRemovedError where it is gone.
     """
     run, state = _run_of(path), read_verified(path)
+    if state is None and not path.exists():
+        raise _removed(path)
     if state is None:
         raise UserError(f"{path} is damaged (its digest differs): give another checkpoint of that run")
     config, key = load(run / CONFIG), STATE_KEYS[weights]
@@ -96,13 +124,15 @@ def open_checkpoint(path: Path, weights: Weights, data: Path | None = None) -> T
     return TrainedNet(
         net=net,
         arch=config.arch,
+        stride=config.stride,
         checkpoint=path,
         iteration=int(state["iteration"]),
         weights=weights,
         weights_sha256=digest(net.state_dict()),
         run=run,
-        data=data or Path(config.data),
-        training_data=Path(config.data),
+        data=data or config.data,
+        training_data=config.data,
+        training_sha256=read_facts(run).get("dataset_sha256"),
         short_side=config.evaluation.short_side,
         crop=config.test_crop,
         loader=config.loader,
@@ -137,6 +167,12 @@ def digest(state: Mapping[str, Tensor]) -> str:
             found.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
             found.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def _removed(path: Path) -> CheckpointRemovedError:
+    return CheckpointRemovedError(
+        f"{path} was removed before it could be read (a training keeps its newest): give the run folder again"
+    )
 
 
 def _run_of(checkpoint: Path) -> Path:

@@ -8,9 +8,10 @@ rounds; rank 0 keeps them in a partial file, from which an interrupted evaluatio
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -113,6 +114,10 @@ def score_split(
     return Scored(scores=scores, images=len(split) - done, seconds=time.monotonic() - started)
 
 
+class GivenUp(Exception):  # noqa: N818 - not an error: it was asked for
+    """An evaluation was given up before its end: there are no errors."""
+
+
 def evaluate_errors(
     net: nn.Module,
     split: Split,
@@ -123,12 +128,14 @@ def evaluate_errors(
     world: World,
     loader_config: LoaderConfig,
     precision: Precision = "float32",
+    give_up: Callable[[], bool] = lambda: False,
 ) -> tuple[float, float]:
     """(top-1 error, top-5 error) of the centre crop in percent, on every rank: what its score file would say.
 
     Errors are counted from scores rounded as the score file rounds them, and summed over the ranks as integers.
-    Arguments as in `Showing` and `score_split`. Raises UserError for a split that is empty or has no labels, and for an
-    image that does not decode.
+    give_up: asked on every rank equally often, once before each round of evaluation blocks, with the same answer on all
+    of them; True raises GivenUp. Other arguments as in `Showing` and `score_split`. Raises UserError for a split that is
+    empty or has no labels, and for an image that does not decode.
     """
     _check_not_empty(split)
     if (split.labels == UNLABELLED).any():
@@ -138,11 +145,14 @@ def evaluate_errors(
     )
     protocol = PROTOCOLS["center"]
     wrong = torch.zeros(2, dtype=torch.int64, device=world.device)
-    mine = protocol.blocks(split, protocol.views(short_side, crop))[world.rank :: world.size]
-    with _softmaxes(net, split, protocol, showing, mine, world) as results:
-        for scores, labels in results:
-            rank = ranks(scores, labels)
-            wrong += torch.stack([(rank >= 1).sum(), (rank >= 5).sum()])
+    blocks = protocol.blocks(split, protocol.views(short_side, crop))
+    with _softmaxes(net, split, protocol, showing, blocks[world.rank :: world.size], world) as results:
+        for _ in range(0, len(blocks), world.size):
+            if give_up():
+                raise GivenUp
+            for scores, labels in islice(results, 1):  # in the last round some ranks have none
+                rank = ranks(scores, labels)
+                wrong += torch.stack([(rank >= 1).sum(), (rank >= 5).sum()])
     if world.size > 1:
         dist.all_reduce(wrong)
     top1, top5 = wrong.tolist()

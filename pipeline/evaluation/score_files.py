@@ -1,14 +1,16 @@
 """The score files of a run: where they stand, made once, found again.
 
-runs/NAME/scores/PROTOCOL-SPLIT-ITERATION[-recomputed-bn|-ema].npz    the score file
-....json                                                         how fast it was made (`Speed`)
-....partial.npz                                                  an evaluation that was interrupted
+runs/NAME/scores/PROTOCOL-SPLIT-ITERATION[-recomputed-bn|-ema].npz    the run's own scores: canonical
+...-bf16.npz, ...-short-side300.npz and so on                         a trial (`trial_suffix`)
+....json                                                              how fast it was made (`Speed`)
+....partial.npz                                                       an evaluation that was interrupted
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,7 +19,8 @@ import torch
 from pipeline.command import UserError
 from pipeline.data.dataset import Dataset, Split, Statistics
 from pipeline.data.graphs import Normalization
-from pipeline.evaluation.definitions import Protocol
+from pipeline.evaluation.datasets import on_training_data
+from pipeline.evaluation.definitions import PROTOCOLS, Protocol
 from pipeline.evaluation.nets import TrainedNet
 from pipeline.evaluation.protocols import Showing, score_split
 from pipeline.evaluation.scores import Provenance, Scores, load, read_provenance, save
@@ -62,30 +65,67 @@ def is_score_file(path: Path) -> bool:
     return path.suffix == ".npz" and not path.name.endswith(PARTIAL) and not path.name.startswith(".")
 
 
-def score_path(subject: TrainedNet, protocol: str, split: str) -> Path:
+def weights_suffix(weights: str) -> str:
+    """What file names and metrics say of a net's weights: nothing of the final ones and of those from elsewhere."""
+    return "" if weights in ("final", "file") else f"-{weights}"
+
+
+def metric_kind(protocol: str, split: str, weights: str, trial: str = "") -> str:
+    """What metrics.jsonl and MLflow call the errors of a net or an ensemble. trial: as `trial_suffix` gives it."""
+    return f"{protocol}-{split}{weights_suffix(weights)}{trial}"
+
+
+def trial_suffix(subject: TrainedNet, dataset: Dataset, protocol: Protocol, showing: Showing) -> str:
+    """What names a trial by where it differs from the run's own test, such as "-bf16-short-side300"; else "".
+
+    The run's own: float32, at its short side, less its training dataset's mean, on that dataset (by content).
+    """
+    own, shown = (protocol.views(side, showing.crop) for side in (subject.short_side, showing.short_side))
+    parts = [] if showing.precision == "float32" else [str(showing.precision)]
+    if shown != own:
+        parts.append(f"short-side{showing.short_side}")
+    if isinstance(showing.normalization, Normalization):
+        parts.append(f"mean{hashlib.sha256(_describe(showing.normalization).encode()).hexdigest()[:8]}")
+    if not on_training_data(subject, dataset):
+        parts.append(f"data{dataset.sha256[:8]}")
+    return "".join(f"-{part}" for part in parts)
+
+
+def score_path(subject: TrainedNet, protocol: str, split: str, trial: str = "") -> Path:
     """Where the score file of a net stands: in its run folder, or in the working directory where it has none."""
     if subject.run is None:
         return Path(f"{subject.name}-{protocol}-{split}.npz")
-    return score_path_in(subject.run, protocol, split, subject.iteration or 0, subject.weights)
+    return score_path_in(subject.run, protocol, split, subject.iteration or 0, subject.weights, trial)
 
 
-def score_path_in(run: Path, protocol: str, split: str, iteration: int, weights: str) -> Path:
-    """Where a run's score file stands."""
-    suffix = "" if weights == "final" else f"-{weights}"
-    return run / SCORES / f"{protocol}-{split}-{iteration:08d}{suffix}.npz"
+def score_path_in(run: Path, protocol: str, split: str, iteration: int, weights: str, trial: str = "") -> Path:
+    """Where a run's score file stands; without `trial` the canonical one."""
+    return run / SCORES / f"{protocol}-{split}-{iteration:08d}{weights_suffix(weights)}{trial}.npz"
+
+
+def is_canonical(path: Path, made: Provenance) -> bool:
+    """Whether a file in a run's scores/ is one of the run's own, no trial, by its name."""
+    return path.name == score_path_in(Path(), made.protocol, made.split, made.iteration or 0, made.weights).name
 
 
 def make(
     subject: TrainedNet, split: Split, dataset: Dataset, protocol: Protocol, showing: Showing, path: Path,
-    *, world: World, again: bool = False,
+    *, world: World, again: bool = False, guarded: bool = False,
 ) -> ScoreFile | None:  # fmt: skip
     """Score `split` and write the score file `path`; None on ranks other than 0. Every rank calls it.
 
-    Where `path` holds the same scores already (equal fingerprint) they are read, unless `again`.
+    Where `path` holds the same scores already they are read, unless `again`. guarded: where it holds others (another
+    fingerprint), raise UserError instead of replacing them, unless `again`.
     """
     provenance = provenance_of(subject, split, dataset, protocol, showing)
-    found = None if again or not world.is_main else _standing(path, provenance)
-    if on_main(world, lambda: found is not None):
+    found: ScoreFile | None = None
+
+    def stands() -> bool:
+        nonlocal found
+        found = None if again else _standing(path, provenance, guarded)
+        return found is not None
+
+    if on_main(world, stands):
         return found
     partial = path.with_suffix(PARTIAL)
     scored = score_split(
@@ -109,12 +149,20 @@ def make(
     return ScoreFile(scores=scored.scores, path=path, speed=speed, made=True)
 
 
-def _standing(path: Path, provenance: Provenance) -> ScoreFile | None:
+def _standing(path: Path, provenance: Provenance, guarded: bool) -> ScoreFile | None:
     """The score file where it stands already, sound and with the same origin."""
     try:
-        return read(path) if path.exists() and read_provenance(path)[0] == provenance else None
+        standing = read_provenance(path)[0] if path.exists() else None
+        if standing == provenance:
+            return read(path)
     except UserError:
         return None  # damaged: it is made again
+    if guarded and standing is not None and standing.fingerprint != provenance.fingerprint:
+        raise UserError(
+            f"{path} holds other scores already ({standing.checkpoint}, {standing.protocol} on {standing.split}): "
+            "name another file with --scores, or have them replaced with --again"
+        )
+    return None
 
 
 def read(path: Path) -> ScoreFile:
@@ -127,6 +175,7 @@ def provenance_of(
 ) -> Provenance:
     return Provenance(
         arch=subject.arch,
+        stride=subject.stride,
         checkpoint=subject.checkpoint.name,
         iteration=subject.iteration,
         weights=subject.weights,
@@ -142,22 +191,20 @@ def provenance_of(
 
 
 def newest(run: Path, split: str, weights: str) -> dict[str, Path]:
-    """The newest score file of a run under each protocol. Raises UserError where the run has none for that split."""
-    found: dict[str, tuple[int, Path]] = {}
-    for path in sorted((run / SCORES).glob("*.npz")):
-        if not is_score_file(path):
-            continue
-        provenance, _ = read_provenance(path)
-        if (provenance.split, provenance.weights) == (split, weights):
-            iteration = provenance.iteration or 0
-            if iteration >= found.get(provenance.protocol, (0, path))[0]:
-                found[provenance.protocol] = (iteration, path)
+    """The newest canonical score file of a run under each protocol. Raises UserError where it has none for that split."""
+    names = [path.name for path in (run / SCORES).glob("*.npz")]
+    found = {}
+    for protocol in PROTOCOLS:
+        own = re.compile(re.escape(f"{protocol}-{split}-") + r"(\d{8,})" + weights_suffix(weights) + r"\.npz")
+        iterations = [int(match[1]) for name in names if (match := own.fullmatch(name))]
+        if iterations:
+            found[protocol] = score_path_in(run, protocol, split, max(iterations), weights)
     if not found:
         raise UserError(
             f"the run {run} has no scores of the split '{split}' ({weights} weights): "
             f"write them with 'python -m pipeline.evaluate {run} --split {split}'"
         )
-    return {protocol: path for protocol, (_, path) in found.items()}
+    return found
 
 
 def _describe(normalization: Statistics | Normalization) -> str:

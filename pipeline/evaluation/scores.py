@@ -30,7 +30,7 @@ from pipeline.data.dataset import UNLABELLED
 from pipeline.files import replacing
 
 FORMAT = "imagenet-pipeline-scores"
-VERSION = 1
+VERSION = 2  # 2: stride
 ONE = 0x3C00  # the bits of float16 1.0: non-negative float16 numbers are ordered as their bits are
 # Rounding to float16 changes a score by at most 2^-11 of itself, and by 2^-25 where it underflows: a true softmax sums
 # to 1 within 5e-4 + classes * 3e-8.
@@ -44,14 +44,15 @@ FloatArray = NDArray[np.floating[Any]]
 class Provenance:
     """Where scores come from: everything that decides their values.
 
-    arch: the net's name. checkpoint: the file's name. iteration: updates done, None where unknown. weights: "final",
-    "recomputed-bn", "ema" or "file". weights_sha256: of the state dict's contents (see `weights.digest`).
+    arch: the net's name. stride: "paper" or "v1.5". checkpoint: the file's name. iteration: updates done, None where
+    unknown. weights: "final", "recomputed-bn", "ema" or "file". weights_sha256: of the state dict's contents (`nets.digest`).
     dataset_sha256: of the manifest. split: its name. protocol: its name. short_sides: pixels of the resized images'
     shorter sides. crop: pixels of a crop's side (fully convolutional: of the net's training crop). normalization:
     "per-pixel mean" or "mean R,G,B std R,G,B" on the 0..255 scale. precision: "float32" or "bf16".
     """
 
     arch: str
+    stride: str
     checkpoint: str
     iteration: int | None
     weights: str
@@ -213,7 +214,7 @@ def _provenance(arrays: Any, path: Path) -> tuple[Provenance, str]:
 
 
 def _check(scores: Scores, labels_sha256: str, path: Path) -> None:
-    """Raise UserError unless these are softmax scores float16 [N, classes] of N labelled (or unlabelled) samples."""
+    """Raise UserError unless these are softmax scores float16 [N, classes] of samples 0 to N - 1, labelled or not."""
     table, ids, labels = scores.scores, scores.ids, scores.labels
     if table.dtype != np.float16 or table.ndim != 2 or table.shape[1] < 1:
         raise _damaged(path, f"its scores are {table.dtype} {list(table.shape)}, not float16 [N, classes]")
@@ -223,6 +224,8 @@ def _check(scores: Scores, labels_sha256: str, path: Path) -> None:
         )
     if len(table) == 0:
         raise UserError(f"{path} holds no scores at all: its split is empty, evaluate one that has images")
+    if not np.array_equal(ids, np.arange(len(ids))):
+        raise _damaged(path, "its ids are not 0 to N - 1 in order")
     if labels.min() < UNLABELLED or labels.max() >= table.shape[1]:
         raise _damaged(path, f"labels {labels.min()} to {labels.max()} with {table.shape[1]} classes")
     if scores.labels_sha256 != labels_sha256:

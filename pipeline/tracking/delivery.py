@@ -34,6 +34,7 @@ from pipeline.tracking.state import (
 # MLflow's own limits (mlflow/utils/validation.py).
 METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 8000
 KEY_TAG = "run_key"
+MEMBER_TAG = re.compile(r"member\.\d+")  # numbered: what is left over of an earlier, larger ensemble is removed
 # MLflow 3.4's page opens in the view for this kind; 3.17's goes by `workflowType` in its address (see `open`) and its switch.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 BYTES_PER_READ = 1 << 16  # a few hundred lines: how much is sent again after a crash
@@ -145,6 +146,9 @@ class Delivery:
         for start in range(0, max(len(new_params), len(new_tags)), PARAMS_PER_BATCH):
             part = slice(start, start + PARAMS_PER_BATCH)
             self.client.log_batch(self.delivered.run_id, params=new_params[part], tags=new_tags[part])
+        for key in data.tags if "member.1" in tags else ():
+            if MEMBER_TAG.fullmatch(key) and key not in tags:
+                self.client.delete_tag(self.delivered.run_id, key)
         self.described = wanted
 
     def _send_metrics(self) -> None:

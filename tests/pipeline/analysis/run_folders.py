@@ -69,7 +69,7 @@ def save_scores(folder: Path, config: Config, checkpoint: str, wrong: int) -> Pa
     table[np.arange(IMAGES), labels] = np.where(np.arange(IMAGES) < wrong, 0.25, 0.75)
     table[np.arange(IMAGES), (labels + 1) % 10] = np.where(np.arange(IMAGES) < wrong, 0.75, 0.25)
     made = Provenance(
-        arch=config.arch, checkpoint=checkpoint, iteration=config.iterations, weights="final",
+        arch=config.arch, stride=config.stride, checkpoint=checkpoint, iteration=config.iterations, weights="final",
         weights_sha256=f"{config.arch}{config.seed}", dataset_sha256=DATASET, split="val", protocol="center",
         short_sides=(32,), crop=32, normalization="per-pixel mean", precision="float32",
     )  # fmt: skip

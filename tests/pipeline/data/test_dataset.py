@@ -7,6 +7,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.command import UserError
@@ -59,6 +60,20 @@ def test_parts_that_are_missing(copy: Path) -> None:
     (copy / shard).unlink()
     with pytest.raises(UserError, match=r"shard .* cannot be opened"):
         dataset.split("train").read(0)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "changed", "nothing", "a bare array"])
+def test_damaged_statistics(copy: Path, damage: str) -> None:
+    path = copy / "statistics.npz"
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    changed = whole[:middle] + b"spoilt" + whole[middle + 6 :]
+    path.write_bytes({"cut off": whole[:-100], "changed": changed}.get(damage, b""))
+    if damage == "a bare array":
+        with open(path, "wb") as file:
+            np.save(file, np.zeros(3))
+    with pytest.raises(UserError, match=r"the statistics .* cannot be read .* prepare the dataset again"):
+        _ = Dataset(copy).statistics
 
 
 def test_a_shard_that_was_cut_off_names_the_sample(copy: Path) -> None:

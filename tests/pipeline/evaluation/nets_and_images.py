@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
+import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
@@ -151,8 +154,8 @@ def showing(short_side: int, crop: int, statistics: Statistics) -> Showing:
 
 def provenance(protocol: str = "center", **changes: Any) -> Provenance:
     fields: dict[str, Any] = {
-        "arch": "resnet8", "checkpoint": "00000100-0123456789abcdef.pt", "iteration": 100, "weights": "final",
-        "weights_sha256": "a" * 64, "dataset_sha256": "b" * 64, "split": "val", "protocol": protocol,
+        "arch": "resnet8", "stride": "paper", "checkpoint": "00000100-0123456789abcdef.pt", "iteration": 100,
+        "weights": "final", "weights_sha256": "a" * 64, "dataset_sha256": "b" * 64, "split": "val", "protocol": protocol,
         "short_sides": (36,), "crop": 32, "normalization": "per-pixel mean", "precision": "float32",
     }  # fmt: skip
     return Provenance(**{**fields, **changes})
@@ -168,7 +171,7 @@ def write_run(
     runs: Path, name: str, dataset: Dataset, *, arch: str = "resnet8", iteration: int = 100, seed: int = 0,
     classes: int | None = None, **changes: Any,
 ) -> Path:  # fmt: skip
-    """A run folder as a training leaves it, with an untrained net: config.yaml and one checkpoint."""
+    """A run folder as a training leaves it, with an untrained net: run.json, config.yaml and one checkpoint."""
     config = Config(
         arch=arch, data=str(dataset.folder), runs=str(runs), name=name, batch=16, bn_group=8, iterations=iteration,
         augment=AugmentConfig(short_side=(36, 44), crop=32), evaluation=EvaluationConfig(short_side=36),
@@ -176,6 +179,7 @@ def write_run(
     )  # fmt: skip
     folder = config.run_folder
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps({"dataset_sha256": dataset.sha256, "attempts": []}))
     (folder / "config.yaml").write_text(to_yaml(config))
     net = varied_resnet(arch, classes or dataset.classes, _noise(), seed)
     publish(folder / "checkpoints", iteration, {"iteration": iteration, "model": net.state_dict()})
@@ -184,3 +188,18 @@ def write_run(
 
 def _noise() -> torch.Tensor:
     return torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 60
+
+
+def name_data(folder: Path, place: object) -> None:
+    """Have the config of a run folder name another place for its dataset."""
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "data": str(place)}, sort_keys=False))
+
+
+def changed_copy(dataset: Dataset, folder: Path, change: Callable[[dict[str, Any]], None]) -> Dataset:
+    """A copy of the dataset with another manifest."""
+    shutil.copytree(dataset.folder, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return Dataset(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,45 @@ def test_mistakes_get_one_sentence(runs: list[Path], run: Run, tmp_path: Path) -
         said = [line for line in errors.splitlines() if line.startswith("error: ")]
         assert code == 2 and len(said) == 1 and "Traceback" not in errors, (arguments, errors)
         assert re.search(sentence, said[0]), (sentence, said[0])
+
+
+def test_other_weights_are_other_metrics_and_another_run(runs: list[Path], run: Run) -> None:
+    """Of the same members: neither their figures nor those of chosen members may take the first ensemble's place."""
+    for number, folder in enumerate(runs):
+        for protocol in ("center", "ten-crop"):
+            path = folder / f"scores/{protocol}-val-00000100-recomputed-bn.npz"
+            write_scores(path, 10 + number, protocol, weights="recomputed-bn")
+    names = {"center-val-recomputed-bn", "ten-crop-val-recomputed-bn"}
+    for options, name, kinds in (
+        ([], "ensemble-a-b-c", {"center-val", "ten-crop-val"}),
+        (["--weights", "recomputed-bn"], "ensemble-a-b-c--recomputed-bn", names),
+        (["--protocol", "center"], "ensemble-a-b-c--center", {"center-val"}),
+        (["--protocol", "center", "--search", 2], "ensemble-a-b-c--center--best2-by-top-1", {"center-val"}),
+    ):
+        code, _, errors = run(*runs, *options)
+        assert code == 0, errors
+        folder = runs[0].parent / name
+        assert {record.kind for record in read_metrics(folder / "metrics.jsonl")} == kinds
+    assert len(list(runs[0].parent.glob("ensemble-*"))) == 4
+
+
+def test_members_of_one_name_are_called_as_they_were_given(runs: list[Path], run: Run, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(runs[0], tmp_path / "other/a"))
+    for protocol in ("center", "ten-crop"):
+        write_scores(other / f"scores/{protocol}-val-00000100.npz", 30, protocol)
+    code, output, errors = run(runs[0], other, runs[1], "--json", "--no-tracking")
+    assert code == 0, errors
+    assert [one["name"] for one in figures(output)["center"]["members"]] == [str(runs[0]), str(other), "b"]
+    code, _, errors = run(runs[0], f"{runs[1]}/../a")
+    assert code == 2 and "a is named twice" in errors
+
+
+def test_scores_of_an_older_version_do_not_hide_the_newest(runs: list[Path], run: Run) -> None:
+    (runs[0] / "scores/center-val-00000050.npz").write_bytes(b"of another version")
+    assert run(*runs, "--no-tracking")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["../a", "a/b", ".hidden", "-x", "", "two words"])
+def test_a_name_that_is_no_folder_of_its_own_is_refused(runs: list[Path], run: Run, name: str) -> None:
+    code, _, errors = run(*runs, f"--name={name}")
+    assert code == 2 and f"--name '{name}' cannot name a run folder" in errors and "Traceback" not in errors

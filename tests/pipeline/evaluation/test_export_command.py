@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,14 @@ from pipeline.data.dataset import Dataset
 from pipeline.evaluation.nets import find_checkpoint, open_checkpoint
 from pipeline.evaluation.scores import Scores, load, save
 from pipeline.tracking import TrackingConfig, mlflow_run_id, open_tracker
-from tests.pipeline.evaluation.nets_and_images import decoded, provenance, random_softmax, write_run
+from tests.pipeline.evaluation.nets_and_images import (
+    changed_copy,
+    decoded,
+    name_data,
+    provenance,
+    random_softmax,
+    write_run,
+)
 
 
 @pytest.fixture
@@ -145,3 +153,43 @@ def test_mistakes_get_one_sentence(made_run: Path, tmp_path: Path, capsys: pytes
         assert run(*arguments) == 2
         errors = capsys.readouterr().err
         assert sentence in errors and "Traceback" not in errors, (arguments, errors)
+
+
+@pytest.mark.parametrize("alias", ["latest", "Latest", "v2", "a.b", "x" * 256])
+def test_an_alias_that_mlflow_refuses_is_told_first(
+    made_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], alias: str
+) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.validation import _validate_model_alias_name, _validate_model_alias_name_reserved
+
+    with pytest.raises(MlflowException):
+        _validate_model_alias_name(alias)
+        _validate_model_alias_name_reserved(alias)
+    assert run(made_run, "--out", tmp_path / "out", "--register", "x", "--alias", "best", "--alias", alias) == 2
+    errors = capsys.readouterr().err
+    assert f"'{alias}' cannot be an alias" in errors and "Traceback" not in errors
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_training_dataset_is_known_by_its_content(
+    photographs: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(photographs.folder, tmp_path / "data")
+    folder = write_run(tmp_path / "runs", "one", Dataset(tmp_path / "data"))
+    (tmp_path / "data").rename(tmp_path / "moved")
+    arguments = [folder, "--out", tmp_path / "out", "--format", "safetensors"]
+    assert run(*arguments) == 2
+    assert "is not a dataset folder" in capsys.readouterr().err
+    assert run(*arguments, "--data", tmp_path / "moved") == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out/mean.npy"), photographs.statistics.mean_image)
+    other = changed_copy(photographs, tmp_path / "other", lambda manifest: manifest.update(seed=1))
+    assert run(*arguments, "--data", other.folder) == 2
+    assert "is not the dataset that one was trained on" in capsys.readouterr().err
+
+
+def test_a_run_trained_from_a_url_is_exported(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = write_run(tmp_path / "runs", "one", Dataset(digits))
+    name_data(folder, f"file://{digits}")
+    assert run(folder, "--out", tmp_path / "out", "--format", "safetensors") == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "out/mean.npy"), Dataset(digits).statistics.mean_image)

@@ -17,7 +17,7 @@ from pipeline.evaluation.mistakes import COLUMNS, MARGIN, THUMBNAIL, confident_m
 from pipeline.evaluation.scores import Scores, load, save
 from pipeline.tracking import TrackingConfig, open_tracker
 from pipeline.tracking.state import read_wanted
-from tests.pipeline.evaluation.nets_and_images import decoded, provenance, random_softmax, write_run
+from tests.pipeline.evaluation.nets_and_images import decoded, name_data, provenance, random_softmax, write_run
 
 
 @pytest.fixture
@@ -88,6 +88,14 @@ def check_sheet(path: Path, scores: Scores, dataset: Dataset) -> None:
         longer, shorter = max(shown.size), min(shown.size)
         if shorter / longer > 0.9:  # other shapes are letterboxed: their middle is another part
             np.testing.assert_allclose(place.mean(axis=(0, 1)), centre, atol=12)
+
+
+def test_images_are_read_from_a_url(scored_run: Path, photographs: Dataset, tmp_path: Path) -> None:
+    name_data(scored_run, f"file://{photographs.folder}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        assert run(scored_run, "--split", "train", "--pictures", 3) == 0
+    assert (scored_run / "scores/center-train-00000100.mistakes/mistakes.png").is_file()
 
 
 def test_mistakes_get_one_sentence(

@@ -73,7 +73,13 @@ def test_errors_of_an_unlabelled_split_are_none() -> None:
 def test_fingerprints_ignore_names_and_nothing_else() -> None:
     one = provenance()
     assert provenance(checkpoint="x.pt", iteration=None, weights="file").fingerprint == one.fingerprint
-    for change in ({"weights_sha256": "c"}, {"protocol": "ten-crop"}, {"crop": 30}, {"precision": "bf16"}):
+    for change in (
+        {"weights_sha256": "c"},
+        {"protocol": "ten-crop"},
+        {"crop": 30},
+        {"precision": "bf16"},
+        {"stride": "v1.5"},
+    ):
         assert provenance(**change).fingerprint != one.fingerprint
 
 
@@ -88,7 +94,8 @@ def spoiled(what: str) -> dict[str, Any]:
         table[17] /= 2
     if what == "label":
         labels[0] = 12
-    return {"scores": table, "labels": labels, "ids": scores.ids, "provenance": scores.provenance}
+    ids = scores.ids[::-1].copy() if what == "order" else scores.ids
+    return {"scores": table, "labels": labels, "ids": ids, "provenance": scores.provenance}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +105,7 @@ def spoiled(what: str) -> dict[str, Any]:
         ("negative", r"row 17 of .* is not a softmax"),
         ("sum", r"row 17 of .* a sum of 0\.5"),
         ("label", "labels .* with 12 classes"),
+        ("order", "its ids are not 0 to N - 1 in order"),
     ],
 )
 def test_what_is_no_softmax_is_refused(tmp_path: Path, what: str, sentence: str) -> None:
@@ -137,6 +145,14 @@ def test_damage_and_absence_are_told(tmp_path: Path) -> None:
     np.savez(path, other=np.zeros(3))
     with pytest.raises(UserError, match="is not a readable score file"):
         load(path)
+
+
+def test_a_file_of_the_version_before_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("pipeline.evaluation.scores.VERSION", 1)
+        save(made(), tmp_path / "one.npz")
+    with pytest.raises(UserError, match="another format or version"):
+        read_provenance(tmp_path / "one.npz")
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

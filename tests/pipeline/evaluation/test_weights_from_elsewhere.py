@@ -125,6 +125,8 @@ def test_mistakes_get_one_sentence(
     torch.save(torchvision.models.resnet18().state_dict(), other)
     (tmp_path / "cut.pt").write_bytes(good.read_bytes()[:5000])
     (tmp_path / "text.pt").write_text("weights")
+    (tmp_path / "page.pt").write_text("<!DOCTYPE html>\n<html><body>Not found</body></html>\n")
+    torch.save({0: torch.zeros(3), "fc.bias": torch.zeros(3)}, tmp_path / "numbered.pt")
     (tmp_path / "code.pt").write_bytes(pickle.dumps(Malicious(), protocol=2))
     torch.save({"state_dict": {"fc.bias": [1, 2]}}, tmp_path / "lists.pt")
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "no-fc.pt")
@@ -135,7 +137,13 @@ def test_mistakes_get_one_sentence(
         (["--weights-file", tmp_path / "absent.pt", *common], "there is no weights file"),
         (["--weights-file", tmp_path / "cut.pt", *common], "cut.pt cannot be read as weights"),
         (["--weights-file", tmp_path / "text.pt", *common], "text.pt cannot be read as weights"),
-        (["--weights-file", tmp_path / "code.pt", *common], "code.pt cannot be read as weights"),
+        (
+            ["--weights-file", tmp_path / "code.pt", *common],
+            "code.pt cannot be read as weights \\(it holds more than weights",
+        ),
+        (["--weights-file", tmp_path / "page.pt", *common], "page.pt .* \\(it is damaged or of another format"),
+        (["--weights-file", tmp_path / "numbered.pt", *common], "numbered.pt holds no state dict"),
+        (["--weights-file", good, *common, "--weights", "ema"], "--weights goes with a run"),
         (["--weights-file", tmp_path / "lists.pt", *common], "holds no state dict"),
         (["--weights-file", tmp_path / "no-fc.pt", *common], "have no fc.bias"),
         (["--weights-file", other, *common], "are not those of resnet8 \\(it has layer1"),
@@ -167,3 +175,22 @@ def test_mistakes_get_one_sentence(
         assert re.search(sentence, said[0]), (sentence, said[0])
         assert "this must not be executed" not in output
         assert not (tmp_path / "out.npz").exists()
+
+
+def test_the_stride_is_told_apart(
+    tmp_path: Path, tiny: Dataset, run_evaluate: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bottlenecks have the same weights either way: the default score file may not be taken for the other's."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet50(num_classes=CLASSES).state_dict(), "net.pth")
+    command = ["--weights-file", "net.pth", "--arch", "resnet50", "--data", tiny.folder, "--split", "train"]
+    command += ["--crop", 32, "--short-side", 32, "--mean", "120,120,120", "--std", "60,60,60"]
+    code, _, errors = run_evaluate(*command)
+    assert code == 0, errors
+    paper = load(tmp_path / "net-center-train.npz").provenance
+    code, _, errors = run_evaluate(*command, "--stride", "v1.5")
+    assert code == 2 and "net-center-train.npz holds other scores already" in errors and "Traceback" not in errors
+    assert run_evaluate(*command, "--stride", "v1.5", "--again")[0] == 0
+    other = load(tmp_path / "net-center-train.npz").provenance
+    assert (paper.stride, other.stride) == ("paper", "v1.5") and paper.weights_sha256 == other.weights_sha256

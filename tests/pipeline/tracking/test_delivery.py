@@ -269,3 +269,12 @@ def test_deliveries_killed_at_random_moments(runs: Path) -> None:
     assert int(done.stdout.split()[-1]) >= 3, done.stdout  # it was not over before the first kill
     deliver(folder)
     assert points(uri, only_run(uri).info.run_id, "train/loss") == expected(folder, "train", "loss")
+
+
+def test_an_ensemble_of_fewer_members_names_no_others(runs: Path) -> None:
+    for members in ("abc", "ab"):
+        tags = {f"member.{number}": name for number, name in enumerate(members, start=1)}
+        log_result_run(runs / "ensemble", OFFLINE, name="ensemble", params={}, metrics={}, tags=tags)
+        deliver(runs / "ensemble")
+    stored = only_run(store_uri(runs)).data.tags
+    assert {key for key in stored if key.startswith("member.")} == {"member.1", "member.2"}
