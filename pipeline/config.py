@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -231,15 +232,32 @@ def _file_parser() -> jsonargparse.ArgumentParser:
     return parser("Reads a config.", "none")
 
 
+LEAST = {  # whole numbers, and the least that each can be
+    "iterations": 1,
+    "batch": 1,
+    "shuffle_block": 1,
+    "threads": 1,
+    "seed": 0,
+    "recompute_bn_images": 0,
+    "evaluation.every": 1,
+    "checkpoint.every": 1,
+    "checkpoint.keep_last": 1,
+    "checkpoint.keep_every": 1,
+    "tracking.log_every": 1,
+}
+
+
 def check(config: Config) -> None:
     """Raise UserError for values that cannot be: an unknown net, a batch that its groups do not divide, a bad run name."""
     parse_arch(config.arch)
-    for name in ("iterations", "batch", "shuffle_block"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name} is {getattr(config, name)}: it must be at least 1")
-    for section, name in (("evaluation", "every"), ("checkpoint", "every"), ("tracking", "log_every")):
-        if getattr(getattr(config, section), name) < 1:
-            raise UserError(f"{section}.{name} is {getattr(getattr(config, section), name)}: it must be at least 1")
+    for name, least in LEAST.items():
+        value = attrgetter(name)(config)
+        if value is not None and value < least:
+            raise UserError(f"{name} is {value}: it must be at least {least}")
+    if config.seed >= 2**64:
+        raise UserError(f"seed is {config.seed}: it must be less than 2^64")
+    if not config.timeout_seconds > 0:
+        raise UserError(f"timeout_seconds is {config.timeout_seconds}: it must be above 0, such as 600")
     if config.bn_group != "rank" and (config.bn_group < 2 or config.batch % config.bn_group):
         raise UserError(
             f"bn_group {config.bn_group} does not divide batch {config.batch}: choose a bn_group of at least 2 that does"
@@ -264,6 +282,7 @@ def check(config: Config) -> None:
         raise UserError(
             f"the run name '{config.run_name}' may hold only letters, digits and . _ -: choose another --name"
         )
+    config.optimizer.check()
     config.schedule.check()
 
 

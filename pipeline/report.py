@@ -10,6 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from pipeline.experiments.definitions import Experiment
 from pipeline.experiments.reading import find, names
 from pipeline.files import write_text
 from pipeline.run_folder import CONFIG, git_commit
-from pipeline.tracking import log_result_run
+from pipeline.tracking import TrackingConfig, log_result_run
 
 EXAMPLE = "python -m pipeline.report --runs runs --experiments table6,fig6,fig7 --out report.html"
 RESULT_RUN = "report"  # the folder among the run folders that the page's MLflow run is fed from
@@ -175,16 +176,23 @@ def track(sections: Sequence[Section], own: Namespace) -> None:
             path = folder / f"{section.anchor}.svg"
             write_text(path, standalone(section.figure.panels, title, section.anchor.replace(".", "-")))
             files.append(path)
-    first = min(path for runs in own.runs for path in runs.glob(f"*/{CONFIG}"))
     log_result_run(
         folder,
-        load(first).tracking,
+        tracking_of(own.runs),
         name=RESULT_RUN,
         params={"experiments": ",".join(section.anchor for section in sections)},
         metrics={"report": {section.anchor: float(section.finished) for section in sections}},
         tags={"arch": "report"},
         artifacts=files,
     )
+
+
+def tracking_of(runs: Sequence[Path]) -> TrackingConfig:
+    """How the first run whose config can be read is tracked."""
+    for config in sorted(path for folder in runs for path in folder.glob(f"*/{CONFIG}")):
+        with suppress(UserError):
+            return load(config).tracking
+    return TrackingConfig()
 
 
 def report(sections: Sequence[Section], warnings: Sequence[str], own: Namespace) -> None:

@@ -24,7 +24,7 @@ import torch
 from pipeline.command import UserError
 from pipeline.config import Config, differences, load, to_yaml, trajectory
 from pipeline.data.dataset import Dataset
-from pipeline.files import write_text
+from pipeline.files import sync_folder, write_text
 from pipeline.lease import Lease
 from pipeline.world import LAUNCHER_VARIABLE, World, on_main
 
@@ -62,6 +62,8 @@ def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> It
         # run.json first: where config.yaml stands, the dataset's identity stands too.
         write_text(folder / RUN, json.dumps(facts, indent=1) + "\n")
         write_text(folder / CONFIG, to_yaml(config))
+        for place in (folder, folder.parent):
+            sync_folder(place)
         return facts
 
     try:
@@ -85,8 +87,20 @@ def _check_same(config: Config, dataset: Dataset, folder: Path) -> None:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """run.json: dataset_sha256 and the attempts so far; {} where the run has not begun."""
-    return json.loads((folder / RUN).read_text()) if (folder / RUN).exists() else {}
+    """run.json: dataset_sha256 and the attempts so far; {} where the run has not begun.
+
+    Raises UserError where it is damaged.
+    """
+    path = folder / RUN
+    try:
+        facts = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise UserError(
+            f"{path} is damaged (it is not what a run wrote): put its copy back, or train under another --name"
+        )
+    return facts
 
 
 def _attempt(world: World, threads: int) -> dict[str, Any]:

@@ -21,14 +21,15 @@ from pipeline import command
 from pipeline.command import EXIT_PREEMPTED, Progress, UserError
 from pipeline.config import Config, parse, parser, to_plain, to_yaml
 from pipeline.data.storage import open_dataset
+from pipeline.evaluation.protocols import GivenUp
 from pipeline.run_folder import CONFIG, OpenRun, open_run
 from pipeline.summary import summary
-from pipeline.tracking import Tracker, open_tracker
+from pipeline.tracking import Tracker, is_concluded, open_tracker
 from pipeline.trainer import Trainer
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.preemption import StopRequest
 from pipeline.watchdog import Hang, watching
-from pipeline.world import World, open_world, set_threads
+from pipeline.world import World, on_main, open_world, set_threads
 
 ERRORS = {  # of the closing table
     "train_error": "train error",
@@ -69,7 +70,8 @@ def main(
             watchdog.publish(config.run_folder, world.rank, world.size)
             watchdog.note("restoring")
             training.restore(Checkpoints(folder, config.checkpoint))
-            if training.iteration == config.iterations:
+            already = training.iteration == config.iterations
+            if already and on_main(world, lambda: is_concluded(config.run_folder)):
                 return report(config, training, "was finished already")
             with tracker_of(config, run_folder.facts, world) as tracker:
 
@@ -78,7 +80,7 @@ def main(
                     tracker.fsync()  # no checkpoint without the metrics that led to it
 
                 checkpoints = Checkpoints(folder, config.checkpoint, before_publishing)
-                finished = train(training, checkpoints, tracker, stop, run_folder, on_save)
+                finished = already or train(training, checkpoints, tracker, stop, run_folder, on_save)
                 if world.is_main:
                     conclude(checkpoints, tracker, finished)
                 stop.restore()
@@ -103,9 +105,26 @@ def train(
         run_folder.check()
         tracker.log(kind, training.iteration, values)
 
-    note("opening the loader", training.iteration, limited=config.loader.stage_to is None)  # copying shards takes hours
+    def evaluate() -> bool:
+        """The val errors that are due; False where a request to stop came before the last of them."""
+        # A checkpoint of the last iteration says that the run is finished: what belongs to the end is made in any case.
+        last = training.iteration == config.iterations
+        try:
+            for kind, errors in training.evaluations((lambda: False) if last else stop.agreed):
+                log(kind, errors)
+        except GivenUp:
+            training.save(checkpoints)
+            return False
+        return True
+
+    copying = config.loader.stage_to is not None  # of shards: it takes hours
+    note("opening the loader", training.iteration, limited=not copying)
     bar = Progress(config.iterations, config.run_name, "it", start=training.iteration, enabled=world.is_main)
-    with training.batches() as batches, bar as progress:
+    with stop.ending_at_once(copying):
+        opened = training.batches()
+    with opened as batches, bar as progress:
+        if not evaluate():  # what a request to stop left to be done
+            return False
         for batch in batches:
             if stop.agreed():
                 training.save(checkpoints)
@@ -117,15 +136,12 @@ def train(
             if done % config.tracking.log_every == 0 or last:
                 note("log point", done)
                 log("train", training.take_interval(batches))
-            if training.val_split and (done % config.evaluation.every == 0 or last):
-                note("evaluation", done)
-                log("val", training.evaluate())
-                if config.ema_decay:
-                    log("val_ema", training.evaluate_average())
+            if not evaluate():
+                return False
             if last and config.recompute_bn_images:
                 note("recomputing BN statistics", done)
                 log("val_recomputed_bn", training.recompute_statistics())
-            if done % config.checkpoint.every == 0 or last:
+            if done % config.checkpoint.every == 0 or last or (config.checkpoint.keep_best and training.is_best):
                 training.save(checkpoints)
                 on_save()  # the one before is written by now
             progress.advance(**training.figures)
@@ -153,8 +169,11 @@ def tracker_of(config: Config, facts: dict[str, Any], world: World) -> Tracker:
 
 
 def conclude(checkpoints: Checkpoints, tracker: Tracker, finished: bool) -> None:
-    """See the last checkpoint onto the disk and tell MLflow how the run ended; raises UserError where it was not saved."""
-    if not checkpoints.wait():
+    """See the last checkpoint onto the disk and tell MLflow how the run ended.
+
+    Raises UserError where a finished run's was not saved. One that was asked to stop goes on from the checkpoint before it.
+    """
+    if not checkpoints.settle() and finished:
         raise UserError(
             f"the last checkpoint could not be written to {checkpoints.folder}: free some space and start the same command "
             "again, which goes on from the checkpoint before it"

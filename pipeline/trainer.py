@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -78,6 +78,7 @@ class Trainer:
         self.skipped = 0  # updates in a row that were none
         self.errors: dict[str, float] = {}  # the latest of each, percent
         self.best: dict[str, float] = {}  # val top-1 error (percent) and iteration of the best evaluation
+        self.evaluated: dict[str, int] = {}  # the iteration of the last evaluation of each kind
         self.recomputed: dict[str, torch.Tensor] | None = None  # the model with recomputed BN statistics, at the end
         self.figures: dict[str, str] = {}
         self.clock = Clock()
@@ -137,11 +138,35 @@ class Trainer:
             metrics["substituted_images"] = sum_over_ranks(self.world, batches.substituted)
         return metrics
 
-    def evaluate(self) -> dict[str, float]:
+    @property
+    def is_best(self) -> bool:
+        """Whether the weights as they are now have the lowest val error so far."""
+        return self.best.get("iteration") == self.iteration
+
+    def evaluations(self, give_up: Callable[[], bool]) -> Iterator[tuple[str, dict[str, float]]]:
+        """(kind, val errors) of each evaluation that is due at this iteration and was not made yet; a collective.
+
+        give_up: as in `evaluate_errors`. Raises GivenUp; a checkpoint that is saved then is the one to make the rest from.
+        """
+        last = self.iteration == self.config.iterations
+        if not (self.val_split and self.iteration and (self.iteration % self.config.evaluation.every == 0 or last)):
+            return
+        makers = {"val": self.evaluate}
+        if self.config.ema_decay:
+            makers["val_ema"] = self.evaluate_average
+        for kind, make in makers.items():
+            if self.evaluated.get(kind) != self.iteration:
+                self.world.watchdog.note("evaluation", self.iteration)
+                errors = make(give_up)
+                self.evaluated[kind] = self.iteration
+                yield kind, errors
+
+    def evaluate(self, give_up: Callable[[], bool]) -> dict[str, float]:
         """Top-1 and top-5 error on val (percent), exact whatever the number of ranks; a collective."""
         with self.clock.paused():
+            self._collect()  # at the learning rate that it was made with: the error may change that
             self._average_statistics()
-            top1, top5 = self._val_errors(self.step.model)
+            top1, top5 = self._val_errors(self.step.model, give_up)
             self.errors |= {"val_top1": top1, "val_top5": top5}
             if top1 < self.best.get("error", float("inf")):
                 self.best = {"error": top1, "iteration": self.iteration}
@@ -149,13 +174,13 @@ class Trainer:
             self.figures["val"] = f"{top1:.2f}%"
             return {"top1_error": top1, "top5_error": top5}
 
-    def evaluate_average(self) -> dict[str, float]:
+    def evaluate_average(self, give_up: Callable[[], bool]) -> dict[str, float]:
         """As `evaluate`, of the moving average of the weights; the schedule and the best error are the weights' own."""
         average = self.step.average
         assert average is not None
         with self.clock.paused():
             average.statistics.average_into_model(average.statistics.all_groups(), self.iteration)
-            top1, top5 = self._val_errors(average.model)
+            top1, top5 = self._val_errors(average.model, give_up)
             self.errors |= {"val_top1_ema": top1, "val_top5_ema": top5}
             return {"top1_error": top1, "top5_error": top5}
 
@@ -180,7 +205,7 @@ class Trainer:
         self.errors |= {"val_top1_recomputed_bn": top1, "val_top5_recomputed_bn": top5}
         return {"top1_error": top1, "top5_error": top5}
 
-    def _val_errors(self, model: torch.nn.Module) -> tuple[float, float]:
+    def _val_errors(self, model: torch.nn.Module, give_up: Callable[[], bool] = lambda: False) -> tuple[float, float]:
         """(top-1, top-5) of `model` with the statistics that its buffers hold."""
         assert self.val_split is not None
         with eager():
@@ -193,6 +218,7 @@ class Trainer:
                 world=self.world,
                 loader_config=self.loader,
                 precision=self.config.precision,
+                give_up=give_up,
             )
 
     def save(self, checkpoints: Checkpoints) -> None:
@@ -221,6 +247,7 @@ class Trainer:
                     "interval": torch.from_numpy(self.interval),
                     "errors": self.errors,
                     "best": self.best,
+                    "evaluated": self.evaluated,
                 },
             }
             if average:
@@ -254,6 +281,8 @@ class Trainer:
             average.statistics.load_all_groups(saved["ema_statistics"])
             average.updates = self.iteration
         self.interval, self.errors, self.best = saved["interval"].numpy(), saved["errors"], saved["best"]
+        # Checkpoints of earlier versions were made after their evaluations.
+        self.evaluated = saved.get("evaluated", dict.fromkeys(("val", "val_ema"), self.iteration))
 
     def close(self) -> None:
         """Give the threads back; several runs may follow one another in one process (Ray, tests)."""
@@ -278,11 +307,15 @@ class Trainer:
         self.interval = np.concatenate([self.interval, fresh[sound, :2]])
 
     def _record_nonfinite(self, iteration: int, loss: float) -> None:
-        if self.world.is_main:
-            ids = self.order.minibatch(iteration).ids.tolist()
-            line = {"iteration": iteration, "lr": self.schedule.lr(iteration), "loss": str(loss), "samples": ids}
-            with open(self.config.run_folder / NONFINITE, "a") as file:
-                file.write(json.dumps(line) + "\n")
+        if not self.world.is_main:
+            return
+        ids = self.order.minibatch(iteration).ids.tolist()
+        line = {"iteration": iteration, "lr": self.schedule.lr(iteration), "loss": str(loss), "samples": ids}
+        with open(self.config.run_folder / NONFINITE, "a+") as file:
+            file.seek(0)
+            text = json.dumps(line)
+            if text not in file.read().splitlines():  # a run that goes on repeats what came after its checkpoint
+                file.write(text + "\n")
 
     def _average_statistics(self) -> torch.Tensor:
         statistics = self.step.statistics.all_groups()

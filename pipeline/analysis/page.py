@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from pipeline.analysis import paper
 from pipeline.analysis.figures import css, svg
-from pipeline.analysis.panels import LAST_POINTS, FigureData
+from pipeline.analysis.panels import LAST_POINTS, PAPER_COLUMN, FigureData
 from pipeline.analysis.results import Line, TableRow
 from pipeline.analysis.runs import RunFacts
 from pipeline.experiments.definitions import Experiment
@@ -149,6 +149,7 @@ def render(sections: Sequence[Section], cards: Sequence[RunCard], warnings: Sequ
         warnings=warnings,
         made=made,
         css=Markup(css()),
+        paper_column=PAPER_COLUMN,
         figures={section.anchor: _elements(section) for section in sections if section.figure},
         plot=lambda line, section: _interval_plot(line, _range(section)),
     )

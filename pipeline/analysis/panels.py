@@ -18,6 +18,7 @@ from pipeline.experiments.reading import find
 from pipeline.tracking import read_metrics
 from pipeline.tracking.journal import METRICS
 
+PAPER_COLUMN = "paper, test"
 LAST_POINTS = 10  # log points whose mean is given as a run's training error
 
 
@@ -66,7 +67,7 @@ def error_figure(experiment: Experiment, results: Sequence[TableRow], scale: flo
         )
         panels += [panel] if shown else []
     rows = [_error_row(result, drawn.get(result.row.label, []), marks.get(result.row.label)) for result in results]
-    columns = ("training error %", "test error %", *(("paper, test",) if marks else ()))
+    columns = ("training error %", "test error %", *((PAPER_COLUMN,) if marks else ()))
     if not marks:
         rows = [replace(row, figures=row.figures[:2]) for row in rows]
     notes = [axes.mark_note] if axes and axes.mark_note else []

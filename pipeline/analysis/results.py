@@ -82,6 +82,13 @@ class TableRow:
         return (*((self.status,) if partly else ()), *self.notes)
 
     @property
+    def counted(self) -> tuple[str, ...]:
+        """The names of the finished runs: those that its figures come from, where it has any."""
+        if not any(line.ours is not None for line in self.lines):
+            return ()
+        return tuple(run.state.folder.name for run in self.runs if run.state.kind == "finished")
+
+    @property
     def status(self) -> str:
         """`finished`, `not run`, `interrupted (iteration 5 of 10)`, or how many of several runs are how far."""
         if len(self.runs) == 1:
@@ -153,7 +160,7 @@ def table_row(experiment: Experiment, row: Row, states: States, scale: float) ->
         known = [one for result in results if (one := _measured(experiment, result)) is not None]
     if any(one.logged for one in known):
         notes.append("not tested yet: the error is that of the run's own evaluation at its end")
-    comparable = _comparable(row, known, notes)
+    comparable = _comparable(experiment, row, known, notes)
     if len(row.runs) > 1 and experiment.measure == "error":
         lines = _lines_of_seeds(row, known, comparable)
     else:
@@ -229,9 +236,9 @@ def _val_images(run: Path) -> int | None:
         return None
 
 
-def _comparable(row: Row, known: Sequence[Measured], notes: list[str]) -> bool:
+def _comparable(experiment: Experiment, row: Row, known: Sequence[Measured], notes: list[str]) -> bool:
     """Whether the errors were counted on as many images as the paper's; adds a note where they were not."""
-    wanted = paper.TEST_IMAGES[parse_arch(row.runs[0].arch).family]
+    wanted = experiment.paper_images or paper.TEST_IMAGES[parse_arch(row.runs[0].arch).family]
     others = sorted({one.images for one in known} - {wanted})
     if others:
         notes.append(f"on {others[0]:,} images, not the paper's {wanted:,}: no difference is given")

@@ -77,6 +77,7 @@ class Experiment:
         protocols: the tests that the runs are put to; the first one's errors are compared with the paper's.
         split: of the dataset, that is tested on.
         weights: final, or those whose BN statistics were recomputed after training.
+        paper_images: images that the paper's figures were counted on, where it is not all of the val (CIFAR: test) set.
         note: what has to be said of the whole.
     """
 
@@ -88,6 +89,7 @@ class Experiment:
     protocols: tuple[str, ...] = ()
     split: str = "val"
     weights: Weights = "final"
+    paper_images: int | None = None
     note: str | None = None
 
     @property

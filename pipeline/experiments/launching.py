@@ -19,10 +19,14 @@ from typing import Any, Literal
 from pipeline.command import EXIT_INTERRUPTED, EXIT_PREEMPTED, UserError
 from pipeline.config import Config, differences, key_names, trajectory
 from pipeline.experiments.definitions import Experiment, RunSpec, arguments, resolve
+from pipeline.signals import SIGNALS
 
 Launcher = Literal["local", "slurm", "ray"]
 MODULES = {"local": "launch.local", "slurm": "launch.slurm", "ray": "launch.ray_train"}
 STOPPED = (EXIT_PREEMPTED, EXIT_INTERRUPTED)
+SET_BY_THE_EXPERIMENT = frozenset(
+    ("config", "json", "print_config", "dry_run", "name", "data", "runs", "procs", "workers", "scale_batch")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ def split_options(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...
     for word in words:
         if word.startswith("--"):
             key = word[2:].partition("=")[0].replace("-", "_")
-            if key in ("config", "json", "print_config", "dry_run", "name", "data", "runs", "procs", "workers"):
+            if key in SET_BY_THE_EXPERIMENT:
                 raise UserError(f"{word} may not stand behind '--': the experiment sets it (see --help)")
             target = surroundings if key in key_names() else options
         target.append(word)
@@ -106,7 +110,7 @@ def shown(command: Sequence[str]) -> str:
 def call(command: Sequence[str]) -> int:
     """Run a command on this terminal and wait for it; its exit code (128 + N where signal N killed it).
 
-    Ctrl-C reaches it from the terminal and SIGTERM is passed on, so that it saves; this process waits until it has.
+    Ctrl-C reaches it from the terminal, a request to stop is passed on, so that it saves; this process waits until it has.
     """
     process: subprocess.Popen[bytes] | None = None
     missed: list[int] = []
@@ -119,7 +123,7 @@ def call(command: Sequence[str]) -> int:
         else:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, *SIGNALS)}
     try:
         process = subprocess.Popen(command)
         for number in missed:

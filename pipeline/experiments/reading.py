@@ -125,6 +125,8 @@ def _experiment(reader: _Reader) -> Experiment:
         find_protocol(protocol)
     if bool(protocols) != (measure in ("error", "ensemble")):
         raise UserError(f"{reader.path}: measures error and ensemble need protocols, curve and responses have none")
+    if measure == "ensemble" and len(rows := reader.take("rows", list)) > 1:
+        raise UserError(f"{reader.path} has {len(rows)} ensembles: give each an experiment file of its own")
     base = RunSpec(
         config=_config_file(reader),
         arch="none",
@@ -140,6 +142,7 @@ def _experiment(reader: _Reader) -> Experiment:
         protocols=protocols,
         split=reader.take("split", str, "val"),
         weights=reader.one_of("weights", get_args(Weights), "final"),
+        paper_images=reader.take("paper_images", int, None),
         note=reader.take("note", str, None),
     )
 

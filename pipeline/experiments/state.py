@@ -67,13 +67,14 @@ def read_state(config: Config) -> RunState:
 
 
 def _conflicts(config: Config) -> list[str]:
-    """In what the run that stands in the folder differs from `config`."""
+    """In what the run that stands in the folder differs from `config`, or which of its files is damaged."""
     folder = config.run_folder
     try:
         found = differences(trajectory(load(folder / CONFIG)), trajectory(config))
+        trained_on = read_facts(folder).get("dataset_sha256")
+        read_metrics(folder / METRICS)
     except UserError as error:
         return [str(error)]
-    trained_on = read_facts(folder).get("dataset_sha256")
     if trained_on is not None and (Path(config.data) / MANIFEST).is_file():
         wanted = Dataset(config.data).sha256
         if trained_on != wanted:

@@ -9,6 +9,8 @@ from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.journal import Record, read_metrics
 from pipeline.tracking.tracker import (
     Tracker,
+    has_evaluations,
+    is_concluded,
     log_evaluation,
     log_evaluations,
     log_result_run,
@@ -20,6 +22,8 @@ __all__ = [
     "Record",
     "Tracker",
     "TrackingConfig",
+    "has_evaluations",
+    "is_concluded",
     "log_evaluation",
     "log_evaluations",
     "log_result_run",

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.command import UserError
+from pipeline.files import sync_folder
 
 METRICS = "metrics.jsonl"
 RESERVED = ("kind", "iteration", "time")
@@ -49,7 +51,7 @@ class Record:
 
 
 class Journal:
-    """metrics.jsonl opened by its one writer, to be continued.
+    """metrics.jsonl opened by its one writer, to be continued. Its threads may call it: training logs, a checkpoint syncs.
 
     A last line that was cut off while it was written is removed first, unless `repair` is off: a run that goes on may be
     writing it. Raises UserError where another line is damaged.
@@ -59,6 +61,8 @@ class Journal:
         self.path = path
         self.descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self.pending: list[bytes] = []  # lines that the disk has refused so far
+        self._writing = threading.Lock()
+        self._entered = False  # whether the folder's entry of the file is on the disk
         try:
             content = path.read_bytes()
             records, sound = _parse(path, content)
@@ -81,9 +85,8 @@ class Journal:
         if known is not None and not (revise and repr(known) != repr(fresh)):
             return False
         self.recorded[kind, iteration] = fresh
-        self.pending.append(Record(kind, int(iteration), time.time_ns() // 1_000_000, fresh).to_line())
         try:
-            self._write()
+            self._write(Record(kind, int(iteration), time.time_ns() // 1_000_000, fresh).to_line())
         except OSError as error:
             if len(self.pending) == 1:
                 print(f"{self.path} cannot be written ({error.strerror}): metrics wait in memory", file=sys.stderr)
@@ -97,6 +100,9 @@ class Journal:
         """
         self._write()
         os.fsync(self.descriptor)
+        if not self._entered:
+            sync_folder(self.path.parent)
+            self._entered = True
 
     def close(self) -> None:
         """Raises OSError where the disk still refuses lines."""
@@ -105,17 +111,20 @@ class Journal:
         finally:
             os.close(self.descriptor)
 
-    def _write(self) -> None:
-        while self.pending:
-            line, size = self.pending[0], os.fstat(self.descriptor).st_size
-            try:
-                written = os.write(self.descriptor, line)
-                if written < len(line):  # the disk filled up in the middle of the line; the next write says so
-                    os.write(self.descriptor, line[written:])
-            except OSError:
-                os.ftruncate(self.descriptor, size)
-                raise
-            self.pending.pop(0)
+    def _write(self, *lines: bytes) -> None:
+        """Write what is pending, then `lines`, each whole or not at all."""
+        with self._writing:
+            self.pending += lines
+            while self.pending:
+                line, size = self.pending[0], os.fstat(self.descriptor).st_size
+                try:
+                    written = os.write(self.descriptor, line)
+                    if written < len(line):  # the disk filled up in the middle of the line; the next write says so
+                        os.write(self.descriptor, line[written:])
+                except OSError:
+                    os.ftruncate(self.descriptor, size)
+                    raise
+                self.pending.pop(0)
 
 
 def read_metrics(path: Path) -> list[Record]:

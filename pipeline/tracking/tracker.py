@@ -11,9 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pipeline.lease import FencedError
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.delivery import flatten
-from pipeline.tracking.journal import METRICS, Journal
+from pipeline.tracking.journal import METRICS, Journal, read_metrics
 from pipeline.tracking.process import FeederProcess
 from pipeline.tracking.state import Status, Wanted, is_training, read_delivered, read_wanted, write_wanted
 
@@ -95,9 +96,19 @@ class RunTracker(Tracker):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and issubclass(kind, FencedError):
+            self._abandon()
+            return
         if kind is not None and issubclass(kind, Exception) and self.wanted.status == "RUNNING":
             self.finish("FAILED")
         self.close()
+
+    def _abandon(self) -> None:
+        """Write nothing more and wait for nobody: the run folder belongs to a later attempt, and MLflow to its feeder."""
+        self.journal.pending.clear()
+        self.journal.close()
+        if self.feeder and self.feeder.process:
+            self.feeder.process.kill()
 
     def _change(self, **changes: Any) -> None:
         self.wanted = replace(self.wanted, **changes)
@@ -172,6 +183,22 @@ def log_evaluations(
         FeederProcess(folder, config.close_seconds).close(config.close_seconds)
 
 
+def has_evaluations(
+    folder: Path,
+    iteration: int,
+    evaluations: Mapping[str, Mapping[str, float]],
+    artifacts: Iterable[tuple[Path, str]] = (),
+) -> bool:
+    """Whether `log_evaluations` of the same would add nothing: so that MLflow need not be waited for."""
+    recorded = {(record.kind, record.iteration): record.values for record in read_metrics(folder / METRICS)}
+    if any(recorded.get((kind, iteration)) != values for kind, values in evaluations.items()):
+        return False
+    wanted = read_wanted(folder)
+    if wanted is None or is_training(folder):
+        return True
+    return all([_artifact_name(folder, path), place] in wanted.artifacts for path, place in artifacts)
+
+
 def log_evaluation(
     folder: Path, config: TrackingConfig, kind: str, iteration: int, values: Mapping[str, float]
 ) -> None:
@@ -202,6 +229,12 @@ def log_result_run(
         for path in artifacts:
             tracker.artifact(path)
         tracker.finish("FINISHED")
+
+
+def is_concluded(folder: Path) -> bool:
+    """Whether the run in `folder` has said that it is finished (and the process beside it will have told MLflow)."""
+    wanted = read_wanted(folder)
+    return wanted is not None and wanted.status == "FINISHED"
 
 
 def mlflow_run_id(folder: Path) -> str | None:

@@ -11,7 +11,8 @@ import io
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pipeline.training.snapshot import Snapshots
 
 NAME = re.compile(r"(\d{8})-([0-9a-f]{16})\.pt")
 DIGEST_LETTERS = 16
+RETRY_PAUSES = (1.0, 4.0, 10.0)  # a job that was told to stop has half a minute or so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,7 @@ class Checkpoints:
         self._snapshots = Snapshots()
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._last: tuple[int, dict[str, Any], int | None] | None = None
 
     def save(self, iteration: int, state: Mapping[str, Any], *, best_iteration: int | None = None) -> None:
         """Start writing `state` (tensors, numbers, strings, lists, dicts) as the checkpoint of `iteration`.
@@ -72,10 +75,8 @@ class Checkpoints:
         Waits for the write before it, so at most one is in flight. `best_iteration`: the one that `keep_best` keeps.
         """
         self.wait()
-        snapshot = self._snapshots.take(state)
-        self._writer = threading.Thread(
-            target=self._write, args=(iteration, snapshot, best_iteration), name="checkpoint"
-        )
+        self._last = (iteration, self._snapshots.take(state), best_iteration)
+        self._writer = threading.Thread(target=self._write, args=self._last, name="checkpoint")
         self._writer.start()
 
     def wait(self) -> bool:
@@ -86,6 +87,18 @@ class Checkpoints:
         if self._failure is not None and not isinstance(self._failure, OSError):
             raise self._failure
         return self._failure is None
+
+    def settle(self, pauses: Sequence[float] = RETRY_PAUSES) -> bool:
+        """`wait`; where the last write failed, after each of the pauses (seconds) it is tried again. False: in vain."""
+        saved = self.wait()
+        for pause in pauses:
+            if saved:
+                break
+            time.sleep(pause)
+            assert self._last is not None
+            self._write(*self._last)
+            saved = self.wait()
+        return saved
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose digest verifies; each one passed over is named on standard error."""
@@ -105,7 +118,7 @@ class Checkpoints:
         except OSError as error:
             self._failure = error
             reason = describe_os_error(error) or str(error)
-            print(f"warning: checkpoint {iteration} was not saved ({reason}); training goes on", file=sys.stderr)
+            print(f"warning: checkpoint {iteration} was not saved ({reason}); it is tried again", file=sys.stderr)
         except BaseException as error:
             self._failure = error
 
@@ -122,7 +135,9 @@ class Checkpoints:
 
 def publish(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
     """Write one checkpoint so that it is there whole or not at all, also after a power cut. Returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
     # Into memory first: torch.save into a file hides a full disk's OSError behind an error of its own.
     contents = io.BytesIO()
     torch.save(state, contents)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from pipeline.command import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,15 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     decay_norm_and_bias: bool = True
     caffe_momentum: bool = True
+
+    def check(self) -> None:
+        """Raise UserError for values that no update can be made with."""
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"optimizer.lr is {self.lr}: it must be above 0, such as 0.1")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"optimizer.momentum is {self.momentum}: it must be at least 0 and less than 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"optimizer.weight_decay is {self.weight_decay}: it must be at least 0, such as 0.0001")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:

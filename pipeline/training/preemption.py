@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self, cast
 
@@ -32,6 +34,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.requested = threading.Event()
         self._met = threading.Event()
+        self._nothing_to_save = threading.Event()
         self._group: dist.ProcessGroup | None = None
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
         self._previous: dict[int, object] = {}
@@ -71,12 +74,24 @@ class StopRequest:
             self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
         self._met.set()
 
+    @contextmanager
+    def ending_at_once(self, where: bool = True) -> Iterator[None]:
+        """While the block runs, `where` that is so, a request ends this process: it may take hours and changes nothing."""
+        if where:
+            self._nothing_to_save.set()
+            if self.requested.is_set():
+                end_now()
+        try:
+            yield
+        finally:
+            self._nothing_to_save.clear()
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.requested.set()
 
     def _listen(self, reader: int) -> None:
         while number := os.read(reader, 1):
-            if number[0] in SIGNALS and not self._met.wait(MEETING_SECONDS):
+            if number[0] in SIGNALS and (self._nothing_to_save.is_set() or not self._met.wait(MEETING_SECONDS)):
                 end_now()
         os.close(reader)
 

@@ -45,6 +45,8 @@ class ScheduleConfig:
             )
         if not 0 < self.factor < 1:
             raise UserError(f"schedule.factor is {self.factor}: it must lie between 0 and 1, such as 0.1")
+        if self.start_lr is not None and not 0 < self.start_lr < math.inf:
+            raise UserError(f"schedule.start_lr is {self.start_lr}: it must be above 0, such as 0.01, or null")
         if self.patience < 1 or self.warmup_iterations < 0 or self.drops < 0:
             raise UserError(
                 "schedule.patience must be at least 1, schedule.warmup_iterations and schedule.drops at least 0"

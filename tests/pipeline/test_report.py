@@ -16,18 +16,22 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from scipy import stats
 
 from pipeline import report
 from pipeline.analysis import paper
-from pipeline.analysis.results import wilson_interval
+from pipeline.analysis.results import Measured, _comparable, wilson_interval
 from pipeline.analysis.runs import deviations, read_facts
 from pipeline.command import UserError
 from pipeline.config import load
 from pipeline.data.dataset import Dataset
+from pipeline.evaluation.ensemble import Errors
 from pipeline.experiments.definitions import RunSpec, resolve
 from pipeline.experiments.reading import find, names
+from tests.conftest import skip_without
 from tests.pipeline.analysis.run_folders import write_run
+from tests.pipeline.tracking.mlflow_store import only_run, store_uri
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -108,6 +112,61 @@ def test_table_6_against_numpy_and_scipy(made: Path, make: Report, tmp_path: Pat
     assert "8.69" in page and "−0.06" in page and "shortened to 25%" in page  # noqa: RUF001
     links = [unquote(link) for link in re.findall(r'href="([^"#:]+)"', page)]
     assert len(links) > 20 and all((tmp_path / "page" / link).exists() for link in links)
+
+
+def test_every_number_of_ours_leads_to_its_runs(made: Path, make: Report, tmp_path: Path) -> None:
+    """And from their cards to the run folders."""
+    found = make(made, experiments="table6,fig6,fig7")
+    page = (tmp_path / "page/report.html").read_text()
+    cards = set(re.findall(r'id="run-([^"]+)"', page))
+    leads = set(re.findall(r'href="#run-([^"]+)"', page))
+    assert leads <= cards and {*WRONG, "resnet56-seed0-scale0.25", "plain20-seed0"} <= leads
+
+    def led(name: str, number: str, times: int) -> bool:
+        return page.count(f'<a href="#run-{name}">{number}</a>') == times
+
+    assert led("resnet20-seed0", "8.69", 2), "Table 6 and the test error of Fig. 6"
+    assert led("resnet56-seed0-scale0.25", "9.00", 2) and led("resnet56-seed0", "7.03", 2)
+    seeds = [f'<a href="#run-resnet110-seed{number}">resnet110-seed{number}</a>' for number in range(3)]
+    assert f"from {', '.join(seeds)}</td>" in page and "resnet110-seed3</a>, " not in page
+    responses = rows_of(found, "fig7")["plain-20"]
+    assert responses["status"] == "finished" and page.count('href="#run-plain20-seed0"') == 2 + 4
+    assert led("resnet20-seed0", "8.75", 0), "the paper's numbers are the paper's"
+
+
+def test_damaged_runs_are_said_and_the_others_shown(runs: Path, make: Report) -> None:
+    """The first folder by name among them, whose config says how the page is tracked."""
+    with open(runs / "resnet20-seed0/metrics.jsonl", "r+") as file:
+        file.write("no line of metrics\n")
+    (runs / "resnet56-seed0/run.json").write_text('{"attempts": [')
+    (runs / "plain20-seed0/config.yaml").write_text("arch: [")
+    rows = rows_of(make(runs, experiments="table6,fig6"))
+    assert "line 1 of" in rows["ResNet-20"]["status"] and "run.json is damaged" in rows["ResNet-56"]["status"]
+    assert rows["ResNet-20"]["lines"][0]["ours"] is rows["ResNet-56"]["lines"][0]["ours"] is None
+    assert rows["ResNet-110"]["lines"][1]["ours"] is not None
+    assert report.tracking_of([runs]).experiment == load(runs / "resnet20-seed0/config.yaml").tracking.experiment
+
+
+def test_errors_on_other_images_are_not_compared() -> None:
+    """3.57% is of the 100,000 test images; a val set of 50,000 is what the other tables have."""
+    errors = Errors(top1_error=20.0, top5_error=4.0, top1_interval=(19, 21), top5_interval=(3, 5))
+    measured = [Measured(errors=errors, images=50_000)]
+    for name, wanted in (("table3", True), ("table5", False)):
+        experiment, notes = find(name), []
+        assert _comparable(experiment, experiment.rows[0], measured, notes) is wanted
+        assert notes == ([] if wanted else ["on 50,000 images, not the paper's 100,000: no difference is given"])
+
+
+def test_the_page_and_its_figures_are_artifacts_in_mlflow(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    runs = Path(shutil.copytree(made, tmp_path / "runs"))
+    assert report.main(["--runs", str(runs), "--experiments", "table6,fig6", "--out", str(out)]) == 0
+    run, client = only_run(store_uri(runs), "cifar10"), MlflowClient(store_uri(runs))
+    assert (run.info.run_name, run.info.status) == ("report", "FINISHED")
+    names = [one.path for one in client.list_artifacts(run.info.run_id)]
+    assert set(names) == {"report.html", "fig6.svg", "fig6-scale0.25.svg"}
+    kept = Path(client.download_artifacts(run.info.run_id, "report.html", str(tmp_path)))
+    assert kept.read_bytes() == out.read_bytes()
 
 
 def test_what_is_gone_unfinished_or_another_run_gives_no_number(runs: Path, make: Report, tmp_path: Path) -> None:
@@ -233,9 +292,10 @@ def test_bad_input_gets_one_sentence(mistake: str, sentence: str, made: Path, tm
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 def test_the_page_in_a_browser(made: Path, make: Report, tmp_path: Path) -> None:
     """No error on the console, no request beside the page itself, nothing wider than a phone of 390 pixels."""
+    if CHROMIUM is None:
+        skip_without("needs Chromium (apt-get install chromium)")
     make(made, experiments="table6,fig6,fig7,table3")
     page, log = tmp_path / "page/report.html", tmp_path / "net.json"
     # In a frame, because a window is 500 pixels wide at least. The controls show that an error and a request would be seen.

@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +31,12 @@ from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.schedule import ScheduleConfig
 from pipeline.world import World
 from tests.conftest import ROOT
+from tests.fleet import Fleet
+from tests.launch.doors import wait_for
 from tests.ranks import run_ranks
 
 ITERATIONS = 50
+ONE_STAGE = AugmentConfig(short_side=(33, 38), crop=32)
 
 
 def config_of(digits: Path, runs: Path, name: str) -> Config:
@@ -141,6 +147,73 @@ def test_asked_to_stop_saves_and_goes_on(undisturbed: Config, tmp_path: Path) ->
     assert weights(config) == weights(undisturbed)
 
 
+def linger_in_evaluation(rank: int, folder: Path) -> None:
+    """The first block that rank 0 evaluates takes until the file `go` is there; the file `at` says that it has begun."""
+    from pipeline.evaluation import protocols
+
+    classify = protocols._classify
+
+    def slowly(*arguments: Any) -> Any:
+        if rank == 0 and not (folder / "at").exists():
+            (folder / "at").touch()
+            wait_for((folder / "go").exists)
+        return classify(*arguments)
+
+    protocols._classify = slowly
+
+
+def test_asked_to_stop_during_an_evaluation(undisturbed: Config, tmp_path: Path) -> None:
+    """It is given up, the state before it saved; the continued run makes it, and nothing tells the two apart."""
+    config = replace(undisturbed, name="stopped", runs=str(tmp_path))
+    job = Fleet(config, 2, tmp_path / "logs", partial(linger_in_evaluation, folder=tmp_path))
+    wait_for((tmp_path / "at").exists)
+    os.kill(job.ranks[1].pid or 0, signal.SIGTERM)
+    time.sleep(0.2)
+    (tmp_path / "go").touch()
+    assert job.wait(60) == [EXIT_PREEMPTED] * 2, job.said(0)
+    newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
+    assert newest is not None and newest.iteration == 25
+    assert {line[0] for line in series(config)} == {"train"}
+    assert run_ranks(2, train_rank, config) == [0] * 2
+    assert series(config) == series(undisturbed)
+    assert weights(config) == weights(undisturbed)
+
+
+def test_killed_after_the_last_checkpoint_it_still_says_that_it_is_finished(
+    undisturbed: Config, tmp_path: Path
+) -> None:
+    config = replace(undisturbed, runs=str(tmp_path))
+    shutil.copytree(undisturbed.run_folder, config.run_folder)
+    told = config.run_folder / "tracking.json"
+    reference = json.loads(told.read_text())
+    assert reference["status"] == "FINISHED" and len(reference["artifacts"]) == 2
+    told.write_text(json.dumps({**reference, "status": "RUNNING", "artifacts": reference["artifacts"][:1]}))
+    assert run_ranks(2, train_rank, config) == [0] * 2
+    now = json.loads(told.read_text())
+    assert (now["status"], now["artifacts"]) == ("FINISHED", reference["artifacts"])
+    assert series(config) == series(undisturbed)
+
+
+def test_the_best_checkpoint_is_kept_whenever_it_was_evaluated(undisturbed: Config, tmp_path: Path) -> None:
+    """Between two checkpoints too; the weights of the end stay what they are."""
+    often = EvaluationConfig(every=2, short_side=36)
+    config = replace(undisturbed, runs=str(tmp_path), name="best", evaluation=often, iterations=12, augment=ONE_STAGE)
+    config = replace(config, optimizer=OptimizerConfig(lr=1.0), checkpoint=CheckpointConfig(every=100, keep_last=1))
+    assert run_ranks(1, train_rank, config) == [0]
+    errors = {line[1]: line[4] for line in series(config) if line[0] == "val"}
+    best = min(errors, key=errors.__getitem__)
+    kept = {int(path.name[:8]) for path in (config.run_folder / "checkpoints").iterdir()}
+    assert best != 12 and kept == {best, 12}
+
+
+def test_a_damaged_record_of_attempts_is_said(undisturbed: Config, tmp_path: Path) -> None:
+    config = replace(undisturbed, runs=str(tmp_path))
+    shutil.copytree(undisturbed.run_folder, config.run_folder)
+    (config.run_folder / "run.json").write_text('{"attempts": [')
+    with pytest.raises(AssertionError, match="is damaged"):
+        run_ranks(1, train_rank, config)
+
+
 def test_the_average_is_evaluated_as_any_weights_are(undisturbed: Config, capsys: pytest.CaptureFixture[str]) -> None:
     """The val errors that the training logged of both sets of weights are those that pipeline.evaluate finds."""
     from pipeline import evaluate
@@ -165,10 +238,15 @@ def test_bf16_stays_near_float32(undisturbed: Config) -> None:
 
 
 def test_a_diverging_run_stops_and_saves_nothing_of_it(undisturbed: Config) -> None:
-    config = replace(undisturbed, name="diverging", optimizer=OptimizerConfig(lr=1e30), iterations=12)
+    config = replace(undisturbed, name="diverging", optimizer=OptimizerConfig(lr=1e30), iterations=16)
     with pytest.raises(AssertionError, match="is not a number"):
         run_ranks(2, train_rank, config)
-    lines = [json.loads(line) for line in (config.run_folder / "nonfinite.jsonl").read_text().splitlines()]
+    record = config.run_folder / "nonfinite.jsonl"
+    once = record.read_text()
+    with pytest.raises(AssertionError, match="is not a number"):
+        run_ranks(1, train_rank, config)
+    assert record.read_text() == once, "the same update is recorded once"
+    lines = [json.loads(line) for line in once.splitlines()]
     order = Order(1442, config.batch, config.seed)
     assert lines and all(line["samples"] == order.minibatch(line["iteration"]).ids.tolist() for line in lines)
     newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
@@ -195,6 +273,12 @@ MISTAKES = {
         "end at [9, 9]",
     ),
     "a stage's size": (["--augment.stages", "[{until: 9, crop: 24, short_side: [20, 29]}]"], "crop of 24"),
+    "a learning rate that is none": (["--optimizer.lr=-1"], "optimizer.lr is -1.0"),
+    "a negative momentum": (["--optimizer.momentum=-0.5"], "optimizer.momentum is -0.5"),
+    "a negative seed": (["--seed=-1"], "seed is -1"),
+    "no threads": (["--threads", "0"], "threads is 0: it must be at least 1"),
+    "fewer than no images": (["--recompute-bn-images=-1"], "recompute_bn_images is -1: it must be at least 0"),
+    "no time": (["--timeout-seconds", "0"], "timeout_seconds is 0"),
     "smoothing everything": (["--label-smoothing", "1"], "label_smoothing is 1.0"),
     "a run name for the shell": (["--name", "x;reboot"], "may hold only"),
     "a missing config file": (["--config", "missing.yaml"], "missing.yaml cannot be read"),

@@ -133,6 +133,7 @@ WRONG = {
     "reserved": ("arch: plain8", "arch: plain8, overrides: {seed: 3}", "may not hold 'seed'"),
     "same label": ("label: plain", "label: A net", "two rows of .* are labelled 'A net'"),
     "same name": ("arch: plain8", "arch: resnet8, overrides: {batch: 32}", "two different runs .* resnet8-seed0: .*variant"),
+    "two ensembles": ("measure: error", "measure: ensemble", "has 2 ensembles: give each an experiment file"),
     "not YAML": ("title:", "title: [", "is not YAML"),
     "no mapping": ("rows:", "rows: [3]\nnote:", r"rows\[0\]\. of .* must hold"),
 }  # fmt: skip

@@ -144,6 +144,21 @@ def test_ensemble_and_ray(file: Path, digits: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
+def test_layer_responses_are_made_once(file: Path, digits: Path, tmp_path: Path) -> None:
+    """As for Fig. 7: each net trained, then measured; the reference is the file that pipeline.responses leaves."""
+    file.write_text(TEXT.replace("measure: error", "measure: responses").replace("protocols: [center]\n", ""))
+    command = words(file, digits, tmp_path, "--scale", "0.02")
+    done = done_of(command)
+    assert done.returncode == 0, done.stderr
+    for row, name in zip(answer(done)["rows"], ("plain8", "resnet8"), strict=True):
+        std = json.loads((tmp_path / f"runs/{name}-seed0-scale0.02/responses.json").read_text())["std"]
+        assert len(std) == 7 and row["figures"] == {"response_std": pytest.approx(sum(std) / 7)}
+    again = done_of(command)
+    assert again.returncode == 0 and "$ " not in again.stderr and answer(again)["rows"] == answer(done)["rows"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_rehearsal_of_table_2_on_real_imagenet_images(tmp_path: Path) -> None:
     """Whole images, whole nets, mini-batches of 256: one iteration of each."""
     if not REAL_IMAGES.is_file():
@@ -218,6 +233,7 @@ def test_mistakes_get_one_sentence(
         ([str(file), *places, "--launcer", "ray"], "--launcer is not an option: did you mean '--launcher'"),
         ([str(file), *places, "--", "--batch", "32"], "plain8-seed0 computes (batch: 64 -> 32)"),
         ([str(file), *places, "--", "--name", "x"], "--name may not stand behind '--'"),
+        ([str(file), *places, "--", "--scale-batch", "2"], "--scale-batch may not stand behind '--'"),
     ):
         assert sentence in refused(words, capsys)
     assert not (tmp_path / "runs").exists()
@@ -246,3 +262,18 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert experiment.main(["--list", "--json"]) == 0
     listed = {one["name"]: one for one in json.loads(capsys.readouterr().out.splitlines()[-1])["experiments"]}
     assert (listed["table6"]["place"], listed["table6"]["rows"], listed["table6"]["runs"]) == ("Table 6", 6, 10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_requests_to_stop_reach_the_training(number: signal.Signals) -> None:
+    """Schedulers send any of them; the command waits until what it started has saved and says how that ended."""
+    trained = "import signal, sys, time; signal.signal(int(sys.argv[1]), lambda *_: sys.exit(75)); "
+    trained += "print('ready', flush=True); time.sleep(60)"
+    caller = (
+        "import sys; from pipeline.experiments.launching import call; sys.exit(call([sys.executable, *sys.argv[1:]]))"
+    )
+    words = [sys.executable, "-c", caller, "-c", trained, str(int(number))]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.wait(30) == EXIT_PREEMPTED

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -142,3 +144,29 @@ def test_a_full_disk_loses_and_tears_nothing(tmp_path: Path, limit: int) -> None
     assert done.stderr.count("\n") == 1 and "metrics wait in memory" in done.stderr
     lines = [strict(line) for line in path.read_text().splitlines()]
     assert [(line["iteration"], line["loss"]) for line in lines] == [(i, i / 3) for i in range(21)]
+
+
+def test_two_threads_write_every_line_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training logs while a checkpoint's thread syncs; a slow disk lets one in while the other writes."""
+    write_now = os.write
+
+    def slowly(descriptor: int, content: bytes) -> int:
+        time.sleep(0.001)
+        return write_now(descriptor, content)
+
+    monkeypatch.setattr(os, "write", slowly)
+    journal, over = Journal(tmp_path / "m"), threading.Event()
+
+    def sync() -> None:
+        while not over.is_set():
+            journal.fsync()
+
+    syncing = threading.Thread(target=sync)
+    syncing.start()
+    for iteration in range(300):
+        journal.append("train", iteration, {"loss": 1.0})
+    over.set()
+    syncing.join()
+    journal.close()
+    lines = [strict(line) for line in (tmp_path / "m").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == list(range(300))

@@ -7,6 +7,8 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -73,8 +75,85 @@ def test_full_disk_leaves_the_last_one_and_training_goes_on(tmp_path: Path, caps
         assert found is not None and found.iteration == 1
         checkpoints.save(3, {"iteration": 3})
         assert checkpoints.wait()
+        filler = tmp_path / "filler"
+        filler.write_bytes(bytes(900_000))
+        checkpoints.save(4, {"w": torch.zeros(100_000)})
+        assert not checkpoints.settle((0.0,))
+        filler.unlink()
+        assert checkpoints.settle((0.0,)), "the last one is tried again"
+        found = checkpoints.newest()
+        assert found is not None and found.iteration == 4
     finally:
         os.system(f"umount {tmp_path}")
+
+
+class WorstDisk:
+    """The folders that a power cut could leave of `folder`: what was not synced is lost where that is worse, else kept.
+
+    Stands before every fsync, rename and removal; `check` is called with each of those folders, made below `scratch`.
+    """
+
+    def __init__(
+        self, folder: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, check: Callable[[Path], None]
+    ) -> None:
+        self.folder, self.scratch, self.check = folder, scratch, check
+        self.synced: dict[int, bytes] = {}  # contents by inode
+        self.names: dict[str, int] = {}  # the folder's entries on the disk
+        self.cuts = 0
+        scratch.mkdir()
+        self.calls = {name: getattr(os, name) for name in ("fsync", "replace", "unlink")}
+        for name in self.calls:
+            monkeypatch.setattr(os, name, partial(self.call, name))
+
+    def call(self, name: str, what: int | str | Path, *others: object, **options: object) -> None:
+        place = Path(os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else what)
+        if not place.is_relative_to(self.folder):
+            return self.calls[name](what, *others, **options)
+        self.cut()
+        if name == "unlink" and place.exists():
+            os.link(place, self.scratch / f"removed-{self.cuts}")  # keeps the inode's number from being given again
+        self.calls[name](what, *others, **options)
+        if name == "fsync" and place == self.folder:
+            self.names = self.entries()
+        elif name == "fsync":
+            self.synced[place.stat().st_ino] = place.read_bytes()
+
+    def entries(self) -> dict[str, int]:
+        return {path.name: path.stat().st_ino for path in self.folder.iterdir()}
+
+    def cut(self) -> None:
+        now = self.entries()
+        both = {name: inode for name, inode in self.names.items() if now.get(name) == inode}
+        for left in (self.names, now, both):  # no change reached the disk, all did, only the removals
+            self.cuts += 1
+            place = self.scratch / f"cut-{self.cuts}"
+            place.mkdir()
+            for name, inode in left.items():
+                content = self.synced.get(inode)
+                if content is None:  # not synced: half of it is there
+                    whole = (self.folder / name).read_bytes() if name in now else b""
+                    content = whole[: len(whole) // 2]
+                (place / name).write_bytes(content)
+            self.check(place)
+
+
+def test_a_power_cut_between_any_two_calls_loses_no_published_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = 0
+
+    def check(left: Path) -> None:
+        found = Checkpoints(left, CheckpointConfig()).newest()
+        assert (found.iteration if found else 0) >= published
+
+    disk = WorstDisk(tmp_path / "checkpoints", tmp_path / "scratch", monkeypatch, check)
+    checkpoints = Checkpoints(disk.folder, CheckpointConfig(keep_last=1))
+    for number in range(1, 5):
+        checkpoints.save(number, {"iteration": number, "w": torch.full((50,), number)})
+        assert checkpoints.wait()
+        published = number
+        disk.cut()
+    assert disk.cuts >= 4 * 3 * 4 and [path.name[:8] for path in disk.folder.iterdir()] == ["00000004"]
 
 
 def _save_for_ever(folder: Path, started: multiprocessing.Event) -> None:

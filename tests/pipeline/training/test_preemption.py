@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -84,3 +85,23 @@ def test_while_the_dataset_is_opened(digits: Path, tmp_path: Path) -> None:
     assert job.wait(60) == [EXIT_PREEMPTED] * 2, job.said(0)
     newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
     assert newest is not None and newest.iteration <= 2
+
+
+def copy_slowly(rank: int, told: Path) -> None:
+    from pipeline.data import staging
+
+    def slow(*arguments: object) -> None:
+        told.touch()
+        time.sleep(60)
+
+    staging._copy = slow
+
+
+def test_while_shards_are_copied(digits: Path, tmp_path: Path) -> None:
+    """Which takes hours for ImageNet, and changes nothing that had to be saved."""
+    config = config_of(digits, tmp_path, "run")
+    config = replace(config, loader=replace(config.loader, stage_to=str(tmp_path / "disk")))
+    job = Fleet(config, 2, tmp_path / "logs", partial(copy_slowly, told=tmp_path / "told"))
+    wait_for((tmp_path / "told").exists)
+    job.kill(signal.SIGTERM)
+    assert job.wait(20) == [EXIT_PREEMPTED] * 2, job.said(0)
