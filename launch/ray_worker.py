@@ -16,6 +16,7 @@ from typing import TypedDict
 from launch.failure import attempt, failure_of_hang, note, read_notes
 from launch.work import Work
 from pipeline.command import EXIT_USER_ERROR
+from pipeline.lease import RAY_VARIABLES
 from pipeline.watchdog import Hang
 
 OUTCOME = "outcome"  # file in the attempt's folder: the exit code of rank 0
@@ -38,6 +39,8 @@ def train(arguments: Arguments) -> None:
     work, launch = arguments["work"], arguments["attempt"]
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     os.environ["PIPELINE_LAUNCHER"] = "ray"
+    # Where a node is cut off and not dead, its rank 0 still holds the run: the group of workers after it takes it over.
+    os.environ |= dict(zip(RAY_VARIABLES, (launch, str(time.time_ns() // 1_000_000)), strict=True))
     # Ray gives each worker process one OpenMP thread; the trainer divides the host's cores itself.
     os.environ.pop("OMP_NUM_THREADS", None)
     logs = work.folder / "logs"

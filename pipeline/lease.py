@@ -21,8 +21,14 @@ from pipeline.command import UserError
 from pipeline.files import is_locked, write_text
 
 LOCK, LEASE = ".lock", ".lease"
-# (identity of the job, number of its attempt) as schedulers name them in a task's environment.
-ATTEMPT_VARIABLES = (("SLURM_JOB_ID", "SLURM_RESTART_COUNT"), ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"))
+# (identity of the job, number of its attempt) as schedulers name them in a task's environment; Ray names none, its door does:
+# a launch, and when this group of workers began (ms). Ray comes first, for it may itself run inside a SLURM job.
+RAY_VARIABLES = ("PIPELINE_RAY_LAUNCH", "PIPELINE_RAY_START")
+ATTEMPT_VARIABLES = (
+    RAY_VARIABLES,
+    ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
+    ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
+)
 
 ASKING_SECONDS = 0.1  # far longer than `is_held` takes
 

@@ -16,6 +16,7 @@ from pipeline.tracking.state import read_wanted
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
 
 FIRST = {"SLURM_JOB_ID": "17"}
+RAY = {"PIPELINE_RAY_LAUNCH": "ray-20261101T000000-7"}
 REQUEUED = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "1"}
 
 
@@ -29,9 +30,16 @@ def test_second_job_is_refused_until_the_first_has_gone(tmp_path: Path) -> None:
     Lease(tmp_path, {}).check()
 
 
-def test_later_attempt_of_the_job_takes_over(tmp_path: Path) -> None:
-    stale = Lease(tmp_path, FIRST)
-    current = Lease(tmp_path, REQUEUED)
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        (FIRST, REQUEUED),
+        ({**FIRST, **RAY, "PIPELINE_RAY_START": "1000"}, {**FIRST, **RAY, "PIPELINE_RAY_START": "2000"}),
+    ],
+)
+def test_later_attempt_of_the_job_takes_over(tmp_path: Path, first: dict[str, str], later: dict[str, str]) -> None:
+    stale = Lease(tmp_path, first)
+    current = Lease(tmp_path, later)
     current.check()
     with pytest.raises(FencedError, match="taken"):
         stale.check()
