@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.cluster.slurm_cluster import wait_for
 from tests.conftest import ROOT
 from tests.launch.doors import TINY, environment, final_checkpoint, script
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 PORT = 6391
 PRIORITY = {"RAY_worker_niceness": "0"}  # Ray gives way to everything else on the machine by default
 
@@ -137,9 +138,10 @@ def nodes(home: dict[str, str]) -> Iterator[list[str]]:
             subprocess.run(command, env=home, check=True, capture_output=True, timeout=120)
         yield add
     finally:
-        for word in ("raylet", "gcs_server", "ray::"):
+        for word in ("ray::", "raylet", "gcs_server", "python"):  # python: the monitors of its logs
             for pid in processes(word, home):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         shutil.rmtree(sessions, ignore_errors=True)
 
 
