@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from launch.fence import EXIT_FENCED
 from pipeline.command import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError, describe_os_error
+from pipeline.lease import FencedError
 from pipeline.watchdog import EXIT_HUNG, Hang
 
 EXIT_FAILED = 1
@@ -64,6 +66,8 @@ def attempt(rank: int, main: Callable[[], int]) -> tuple[int, Failure | None]:
 
     try:
         return main(), None
+    except FencedError as error:
+        return failure(EXIT_FENCED, str(error))
     except UserError as error:
         return failure(EXIT_USER_ERROR, str(error))
     except KeyboardInterrupt:

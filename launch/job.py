@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 import zlib
@@ -14,6 +13,8 @@ from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 
+from launch.ending import ControllerError, is_running
+from launch.ending import requeue as requeue_attempt
 from launch.failure import Failure, attempt, failure_of_hang, note
 from launch.fence import watch
 from launch.work import Work
@@ -101,15 +102,17 @@ def requeue(environment: JobEnvironment) -> None:
 
 def requeue_running_job(job_id: str) -> None:
     """`scontrol requeue` for this attempt alone: not a job that its user has just cancelled, not a later attempt."""
-    shown = subprocess.run(
-        ["scontrol", "show", "job", job_id, "--oneliner"], capture_output=True, text=True, timeout=60, check=False
-    ).stdout.split()
-    if {"JobState=RUNNING", f"Restarts={_restarts()}"} <= set(shown):
-        print(f"saved; requeueing job {job_id}", file=sys.stderr, flush=True)
-        subprocess.run(["scontrol", "requeue", job_id], timeout=60, check=False)
-    else:
-        state = next((word for word in shown if word.startswith("JobState=")), "gone")
-        print(f"saved; job {job_id} is {state}: the scheduler decides what becomes of it", file=sys.stderr)
+    try:
+        if is_running(job_id, _restarts()):
+            print(f"saved; requeueing job {job_id}", file=sys.stderr, flush=True)
+            requeue_attempt(job_id, _restarts())
+        else:
+            print(
+                f"saved; job {job_id} is not running any more: the scheduler decides what becomes of it",
+                file=sys.stderr,
+            )
+    except ControllerError as error:  # the exit code that follows has the batch script try again
+        print(f"warning: saved, but {error}", file=sys.stderr)
 
 
 def attempt_name(environment: JobEnvironment) -> str:

@@ -78,6 +78,12 @@ def run(argv: Sequence[str] | None = None) -> int:
     data = config.data if "://" in config.data else str(Path(config.data).absolute())
     config = replace(config, runs=str(Path(config.runs).absolute()), data=data)
     with ray_cluster(own.address, workers, own.cpus_per_worker) as devices:
+        if own.address and not devices and config.device == "cuda":
+            devices = 1  # asked for, so that a cluster that is scaled to none now may bring some
+        elif own.address and not devices and config.device == "auto":
+            print(
+                "warning: the cluster has no GPU now: training on CPUs (--device cuda waits for GPUs)", file=sys.stderr
+            )
         workers = workers or (devices or 1,) * 2
         check_workers(config, workers)
         code = fit(Training(config), workers, devices, own.cpus_per_worker, own.max_failures, config)

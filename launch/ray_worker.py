@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from launch.failure import attempt, failure_of_hang, note, read_notes
+from launch.fence import EXIT_FENCED
 from launch.work import Work
 from pipeline.command import EXIT_USER_ERROR
 from pipeline.lease import RAY_VARIABLES
@@ -53,8 +54,10 @@ def train(arguments: Arguments) -> None:
 
     with output_to(log := logs / f"rank-{rank}.log"):
         code, failure = attempt(rank, lambda: work(on_hang, lambda: report_newest(work.folder / "checkpoints", rank)))
-        if failure:
+        if failure and code != EXIT_FENCED:
             note(failure, logs, launch, str(log))
+    if failure and code == EXIT_FENCED:  # the launch has other workers now, whose notes and outcome these would be
+        raise RuntimeError(failure.sentence)
     if rank == 0:
         (logs / f"{launch}-{OUTCOME}").write_text(str(code))
     if failure and not (code == EXIT_USER_ERROR and _found_by_all(logs, launch, size)):

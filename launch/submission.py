@@ -99,7 +99,7 @@ def submit(work: Work, allocation: Allocation, after: Sequence[str] = ()) -> str
 def all_or_none() -> Iterator[list[str]]:
     """Around the submission of jobs that belong together: yields the list that takes their ids.
 
-    Where one of them is refused (UserError), those before it are cancelled, and the error says so.
+    Where one of them is refused, or the command ends otherwise before the last, those before it are cancelled and that is said.
     """
     jobs: list[str] = []
     try:
@@ -108,6 +108,10 @@ def all_or_none() -> Iterator[list[str]]:
         if not jobs:
             raise
         raise UserError(f"{error}; {_cancel(jobs)}") from None
+    except BaseException:  # Ctrl-C, a full disk
+        if jobs:
+            print(f"error: not all jobs were submitted; {_cancel(jobs)}", file=sys.stderr)
+        raise
 
 
 def _cancel(jobs: Sequence[str]) -> str:

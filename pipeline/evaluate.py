@@ -35,7 +35,7 @@ from pipeline.evaluation.options import (
 from pipeline.evaluation.protocols import Showing
 from pipeline.evaluation.score_files import ScoreFile, make, metric_kind, score_path, trial_suffix
 from pipeline.run_folder import CONFIG
-from pipeline.tracking import has_evaluations, log_evaluations
+from pipeline.tracking import is_delivered, log_evaluations
 from pipeline.world import World, on_main, open_world, set_threads
 
 EXAMPLE = "python -m pipeline.evaluate runs/resnet50-seed0 --protocol center,ten-crop --split val"
@@ -87,8 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_threads(world, own.threads)
         subject = open_subject(own, world)
         results = evaluate(subject, names, own, world)
-        if world.is_main:
-            report(subject, results, own.json)
+    if world.is_main:
+        report(subject, results, own.json)
+        tell_mlflow(subject)
     return 0
 
 
@@ -161,7 +162,7 @@ def evaluate_protocol(
     path = own.scores or score_path(subject, protocol.name, split.name, trial)
     guarded = own.scores is not None or subject.run is None  # nothing in such a name tells two evaluations apart
     result = make(subject, split, dataset, protocol, showing, path, world=world, again=own.again, guarded=guarded)
-    on_main(world, lambda: track(subject, result, trial))
+    on_main(world, lambda: record(subject, result, trial))
     return result
 
 
@@ -173,8 +174,8 @@ def normalization(subject: TrainedNet, dataset: Dataset, own: Namespace) -> Stat
     return Normalization(np.array(own.mean, np.float32), std)
 
 
-def track(subject: TrainedNet, result: ScoreFile | None, trial: str) -> None:
-    """Add a score file to the run's MLflow run, and its errors to its metrics.jsonl and there.
+def record(subject: TrainedNet, result: ScoreFile | None, trial: str) -> None:
+    """Add a score file's errors to the run's metrics.jsonl and have it wait there, with the file, for `tell_mlflow`.
 
     One that was found is added too: an attempt that was interrupted may not have come to that.
     """
@@ -186,9 +187,14 @@ def track(subject: TrainedNet, result: ScoreFile | None, trial: str) -> None:
     if top1 is not None and top5 is not None:
         kind = metric_kind(made.protocol, made.split, subject.weights, trial)
         evaluations[kind] = {"top1_error": top1, "top5_error": top5}
-    iteration, files = subject.iteration or 0, [(result.path, "scores")]
-    if result.made or not has_evaluations(subject.run, iteration, evaluations, files):
-        log_evaluations(subject.run, load(subject.run / CONFIG).tracking, iteration, evaluations, files)
+    quiet = replace(load(subject.run / CONFIG).tracking, mlflow=False)  # the other ranks wait for this
+    log_evaluations(subject.run, quiet, subject.iteration or 0, evaluations, [(result.path, "scores")])
+
+
+def tell_mlflow(subject: TrainedNet) -> None:
+    """Have MLflow take over what was recorded, now or by an attempt that was interrupted before it came to that."""
+    if subject.run is not None and not is_delivered(subject.run):
+        log_evaluations(subject.run, load(subject.run / CONFIG).tracking, subject.iteration or 0, {})
 
 
 def report(subject: TrainedNet, results: Sequence[ScoreFile], as_json: bool) -> None:

@@ -22,12 +22,12 @@ from pipeline.files import is_locked, write_text
 
 LOCK, LEASE = ".lock", ".lease"
 # (identity of the job, number of its attempt) as schedulers name them in a task's environment; Ray names none, its door does:
-# a launch, and when this group of workers began (ms). Ray comes first, for it may itself run inside a SLURM job.
+# a launch, and when this group of workers began (ms).
 RAY_VARIABLES = ("PIPELINE_RAY_LAUNCH", "PIPELINE_RAY_START")
 ATTEMPT_VARIABLES = (
-    RAY_VARIABLES,
     ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"),
     ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
+    RAY_VARIABLES,
 )
 
 ASKING_SECONDS = 0.1  # far longer than `is_held` takes
@@ -44,20 +44,28 @@ class Lease:
         """Take the lease of `folder`. Raises UserError where another process holds it that this one may not replace."""
         self.folder, self.token = folder, uuid.uuid4().hex
         self._lock: IO[str] = open(folder / LOCK, "w")  # noqa: SIM115 - held as long as the run
-        job, attempt = _attempt(environment)
+        attempts = _attempts(environment)
         self._locked = self._try_lock()
         if not self._locked:  # `is_held` may have asked in this very moment
             time.sleep(ASKING_SECONDS)
             self._locked = self._try_lock()
         if not self._locked:
             holder = self._read()
-            if job is None or holder.get("job") != job or holder.get("attempt", attempt) >= attempt:
+            held = holder.get("attempts", {})
+            if not any(job in held and attempt > held[job] for job, attempt in attempts.items()):
                 self._lock.close()
                 raise UserError(
                     f"another process is training in {folder} (on {holder.get('host', 'an unknown host')}): "
                     "wait for it, stop it, or choose another --name"
                 )
-        values = {"token": self.token, "job": job, "attempt": attempt, "host": socket.gethostname()}
+        job, attempt = next(iter(attempts.items()), (None, 0))  # what a SLURM job's batch script looks for
+        values = {
+            "token": self.token,
+            "job": job,
+            "attempt": attempt,
+            "host": socket.gethostname(),
+            "attempts": attempts,
+        }
         write_text(folder / LEASE, json.dumps(values) + "\n")
 
     def check(self) -> None:
@@ -96,8 +104,10 @@ def is_held(folder: Path) -> bool:
         return False
 
 
-def _attempt(environment: Mapping[str, str]) -> tuple[str | None, int]:
-    for job, attempt in ATTEMPT_VARIABLES:
-        if job in environment:
-            return f"{job}={environment[job]}", int(environment.get(attempt, "0"))
-    return None, 0
+def _attempts(environment: Mapping[str, str]) -> dict[str, int]:
+    """{job: attempt} for every scheduler that the environment names: Ray may itself run inside a SLURM job."""
+    return {
+        f"{job}={environment[job]}": int(environment.get(attempt, "0"))
+        for job, attempt in ATTEMPT_VARIABLES
+        if job in environment
+    }

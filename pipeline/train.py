@@ -80,7 +80,11 @@ def main(
                     tracker.fsync()  # no checkpoint without the metrics that led to it
 
                 checkpoints = Checkpoints(folder, config.checkpoint, before_publishing)
-                finished = already or train(training, checkpoints, tracker, stop, run_folder, on_save)
+                try:
+                    finished = already or train(training, checkpoints, tracker, stop, run_folder, on_save)
+                except Exception:
+                    run_folder.check()  # where a later attempt has the run, this one's failure is not the run's
+                    raise
                 if world.is_main:
                     conclude(checkpoints, tracker, finished)
                 stop.restore()

@@ -42,6 +42,14 @@ def on_training_data(subject: TrainedNet, dataset: Dataset) -> bool:
 def trained_on(subject: TrainedNet, dataset: Dataset) -> Dataset:
     """The dataset whose mean is the net's: `dataset` where it is that one, else the one that the run's config names.
 
-    Raises UserError where that is not there.
+    Raises UserError where that is not there, or another lies in its place.
     """
-    return dataset if on_training_data(subject, dataset) else open_dataset(subject.training_data)
+    if on_training_data(subject, dataset):
+        return dataset
+    trained = open_dataset(subject.training_data)
+    if subject.training_sha256 not in (None, trained.sha256):
+        raise UserError(
+            f"{subject.training_data} is not the dataset that {subject.name} was trained on (its manifest differs), whose mean "
+            "is the net's: give that dataset with --data, or the mean with --mean"
+        )
+    return trained

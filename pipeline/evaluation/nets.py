@@ -93,7 +93,7 @@ def open_target(target: Path, weights: Weights, data: str | None, world: World) 
 
     A training may remove the checkpoint that was found: in a run folder the newest is then looked for again.
     """
-    for _ in range(FIND_ATTEMPTS if target.is_dir() else 1):
+    for _ in range(FIND_ATTEMPTS if on_main(world, target.is_dir) else 1):
         path = on_main(world, lambda: find_checkpoint(target))
         subject: TrainedNet | None = None
         with suppress(CheckpointRemovedError):

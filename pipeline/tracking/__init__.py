@@ -9,8 +9,8 @@ from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.journal import Record, read_metrics
 from pipeline.tracking.tracker import (
     Tracker,
-    has_evaluations,
     is_concluded,
+    is_delivered,
     log_evaluation,
     log_evaluations,
     log_result_run,
@@ -22,8 +22,8 @@ __all__ = [
     "Record",
     "Tracker",
     "TrackingConfig",
-    "has_evaluations",
     "is_concluded",
+    "is_delivered",
     "log_evaluation",
     "log_evaluations",
     "log_result_run",

@@ -14,9 +14,18 @@ from typing import Any, Self
 from pipeline.lease import FencedError
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.delivery import flatten
-from pipeline.tracking.journal import METRICS, Journal, read_metrics
+from pipeline.tracking.journal import METRICS, Journal
 from pipeline.tracking.process import FeederProcess
-from pipeline.tracking.state import Status, Wanted, is_training, read_delivered, read_wanted, write_wanted
+from pipeline.tracking.state import (
+    Status,
+    Wanted,
+    artifact_key,
+    artifact_version,
+    is_training,
+    read_delivered,
+    read_wanted,
+    write_wanted,
+)
 
 # A run that was told to stop has little time left to do so, and its next start delivers what is missing.
 KILLED_SECONDS = 5.0
@@ -183,20 +192,17 @@ def log_evaluations(
         FeederProcess(folder, config.close_seconds).close(config.close_seconds)
 
 
-def has_evaluations(
-    folder: Path,
-    iteration: int,
-    evaluations: Mapping[str, Mapping[str, float]],
-    artifacts: Iterable[tuple[Path, str]] = (),
-) -> bool:
-    """Whether `log_evaluations` of the same would add nothing: so that MLflow need not be waited for."""
-    recorded = {(record.kind, record.iteration): record.values for record in read_metrics(folder / METRICS)}
-    if any(recorded.get((kind, iteration)) != values for kind, values in evaluations.items()):
-        return False
-    wanted = read_wanted(folder)
-    if wanted is None or is_training(folder):
+def is_delivered(folder: Path) -> bool:
+    """Whether MLflow has every metric and artifact of the run in `folder` by now."""
+    wanted, delivered = read_wanted(folder), read_delivered(folder)
+    metrics = folder / METRICS
+    if wanted is None or not metrics.exists():
         return True
-    return all([_artifact_name(folder, path), place] in wanted.artifacts for path, place in artifacts)
+    files = {artifact_key(path, place): folder / path for path, place in wanted.artifacts}
+    sent = all(
+        not file.exists() or delivered.artifacts.get(key) == artifact_version(file) for key, file in files.items()
+    )
+    return sent and delivered.position == metrics.stat().st_size
 
 
 def log_evaluation(

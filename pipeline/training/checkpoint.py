@@ -33,7 +33,8 @@ class CheckpointConfig:
     """When checkpoints are written and which stay.
 
     Args:
-        every: iterations between checkpoints; one is also written at the end and on request (preemption).
+        every: iterations between checkpoints; one is also written at the end, on request (preemption) and, with keep_best,
+            at every new lowest val error.
         keep_last: how many of the newest stay.
         keep_every: checkpoints at multiples of this many iterations stay too; null for none.
         keep_best: the checkpoint with the lowest val error stays too.

@@ -24,11 +24,11 @@ MEETING_SECONDS = 10.0
 
 
 class StopRequest:
-    """Whether to save and stop. A context manager around everything; `meet` once the ranks have met, then `agreed()` once
-    an iteration, on every rank.
+    """Whether to save and stop. A context manager around everything; `meet` once the ranks have met, then `agreed()` equally
+    often on every rank: once an iteration, and once a round of an evaluation.
 
-    Ranks that have met stop together, at an iteration. Before that each may end by itself, since no other can have gone on
-    without it; and it does where the others do not come within MEETING_SECONDS.
+    Ranks that have met stop together, there. Before that each may end by itself, since no other can have gone on without it;
+    and it does where the others do not come within MEETING_SECONDS. So it may in `ending_at_once`, for the same reason.
     """
 
     def __init__(self) -> None:

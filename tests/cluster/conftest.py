@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.slurm_cluster import SlurmCluster, wait_for, why_not
+from tests.cluster.slurm_cluster import SlurmCluster, missing_programs, wait_for, why_not
 from tests.conftest import ROOT, skip_without
 from tests.launch.doors import TINY, environment, final_checkpoint
 
@@ -30,8 +30,10 @@ setup:
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     """A SLURM of four nodes."""
+    if missing := missing_programs():
+        skip_without(missing)
     if reason := why_not():
-        skip_without(reason)
+        pytest.skip(reason)
     # Nodes run as other users too (munge): a folder below /tmp that everyone may enter.
     folder = tmp_path_factory.mktemp("slurm")
     for parent in (folder, *folder.parents[:2]):

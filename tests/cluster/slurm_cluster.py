@@ -66,12 +66,19 @@ NODE_INIT = (
 )
 
 
+def missing_programs() -> str | None:
+    """Which programs that a cluster needs are not installed, in one line; None where all are."""
+    if missing := [program for program in PROGRAMS if not shutil.which(program)]:
+        return f"not installed: {', '.join(missing)} (apt install slurmctld slurmd slurm-client munge iproute2)"
+    return None
+
+
 def why_not() -> str | None:
     """Why no cluster can be made here, in one line; None where it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "a SLURM for tests needs root on Linux"
-    if missing := [program for program in PROGRAMS if not shutil.which(program)]:
-        return f"not installed: {', '.join(missing)} (apt install slurmctld slurmd slurm-client munge iproute2)"
+    if missing := missing_programs():
+        return missing
     probe = f"slurm-probe-{os.getpid()}"
     if subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode:
         return "the kernel allows no network namespaces here"

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.fence import batch_script_lines
-from pipeline.lease import Lease
+from launch.failure import attempt
+from launch.fence import EXIT_FENCED, batch_script_lines
+from pipeline.lease import FencedError, Lease
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ def test_the_batch_script_ends_for_a_later_attempt_of_its_own_job(
 ) -> None:
     Lease(tmp_path, {"SLURM_JOB_ID": holder, "SLURM_RESTART_COUNT": restarts}).release()
     looks_often = "sleep() { command sleep 0.02; }"
-    script = "\n".join([looks_often, *batch_script_lines(tmp_path), "command sleep 1.5", "exit 0"])
+    script = "\n".join([looks_often, *batch_script_lines(tmp_path), f"command sleep {15 if code else 1.5}", "exit 0"])
     environment = {**os.environ, "SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "1"}
     process = subprocess.Popen(["bash", "-c", script], env=environment, start_new_session=True)
     try:
@@ -36,3 +37,13 @@ def test_the_batch_script_ends_for_a_later_attempt_of_its_own_job(
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the watch outlives the script that it has killed
+
+
+def test_a_fenced_rank_made_no_mistake_of_its_users() -> None:
+    """Which would end the attempt that has replaced it, where both belong to one launch (Ray)."""
+
+    def fenced() -> int:
+        raise FencedError("another attempt has taken the run over")
+
+    code, failure = attempt(0, fenced)
+    assert code == EXIT_FENCED and failure is not None and failure.sentence.startswith("another attempt")

@@ -35,6 +35,7 @@ def test_second_job_is_refused_until_the_first_has_gone(tmp_path: Path) -> None:
     [
         (FIRST, REQUEUED),
         ({**FIRST, **RAY, "PIPELINE_RAY_START": "1000"}, {**FIRST, **RAY, "PIPELINE_RAY_START": "2000"}),
+        ({**FIRST, **RAY}, {**REQUEUED, "PIPELINE_RAY_LAUNCH": "another"}),  # Ray inside a SLURM job
     ],
 )
 def test_later_attempt_of_the_job_takes_over(tmp_path: Path, first: dict[str, str], later: dict[str, str]) -> None:

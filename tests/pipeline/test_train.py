@@ -25,6 +25,7 @@ from pipeline.config import Config, EvaluationConfig, load, parse, parser, to_ya
 from pipeline.data.augment import AugmentConfig, ResizeStage
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.order import Order
+from pipeline.lease import FencedError, Lease
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
 from pipeline.training.optimizer import OptimizerConfig
@@ -148,14 +149,15 @@ def test_asked_to_stop_saves_and_goes_on(undisturbed: Config, tmp_path: Path) ->
 
 
 def linger_in_evaluation(rank: int, folder: Path) -> None:
-    """The first block that rank 0 evaluates takes until the file `go` is there; the file `at` says that it has begun."""
+    """The first block of each rank takes until the file `go` is there; the file `at` says that rank 0's has begun."""
     from pipeline.evaluation import protocols
 
-    classify = protocols._classify
+    classify, first = protocols._classify, iter([True])
 
     def slowly(*arguments: Any) -> Any:
-        if rank == 0 and not (folder / "at").exists():
-            (folder / "at").touch()
+        if next(first, False):
+            if rank == 0:
+                (folder / "at").touch()
             wait_for((folder / "go").exists)
         return classify(*arguments)
 
@@ -192,6 +194,27 @@ def test_killed_after_the_last_checkpoint_it_still_says_that_it_is_finished(
     now = json.loads(told.read_text())
     assert (now["status"], now["artifacts"]) == ("FINISHED", reference["artifacts"])
     assert series(config) == series(undisturbed)
+
+
+def fail_when_taken_over(world: World, config: Config) -> str:
+    """What tracking.json says after a rank of an attempt that was replaced meanwhile has failed of something else."""
+    from pipeline.train import main
+    from pipeline.trainer import Trainer
+
+    def broken(trainer: Trainer, *batch: object) -> None:
+        Lease(config.run_folder, {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "1"})
+        raise RuntimeError("connection reset by peer")
+
+    os.environ |= {"SLURM_JOB_ID": "17"}
+    Trainer.update = broken  # type: ignore[method-assign]
+    with pytest.raises(FencedError):
+        main(config)
+    status: str = json.loads((config.run_folder / "tracking.json").read_text())["status"]
+    return status
+
+
+def test_the_failure_of_an_attempt_that_was_replaced_is_not_the_runs(digits: Path, tmp_path: Path) -> None:
+    assert run_ranks(1, fail_when_taken_over, config_of(digits, tmp_path, "run")) == ["RUNNING"]
 
 
 def test_the_best_checkpoint_is_kept_whenever_it_was_evaluated(undisturbed: Config, tmp_path: Path) -> None:

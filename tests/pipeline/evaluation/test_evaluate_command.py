@@ -7,13 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from pipeline import evaluate
 from pipeline.data.dataset import Dataset
@@ -23,10 +23,11 @@ from pipeline.evaluation.nets import find_checkpoint, open_checkpoint
 from pipeline.evaluation.protocols import Scored, score_split
 from pipeline.evaluation.score_files import newest, trial_suffix
 from pipeline.evaluation.scores import load
-from pipeline.tracking import TrackingConfig, open_tracker, read_metrics
-from pipeline.tracking.state import read_wanted, write_wanted
+from pipeline.tracking import TrackingConfig, log_evaluations, open_tracker, read_metrics
+from pipeline.tracking.state import read_wanted
 from pipeline.training.checkpoint import publish
 from tests.pipeline.evaluation.nets_and_images import Run, changed_copy, name_data, showing, write_run
+from tests.pipeline.tracking.mlflow_store import only_run, store_uri
 
 ROOT = Path(__file__).parents[3]
 
@@ -249,16 +250,30 @@ def test_what_an_interrupted_evaluation_has_finished_is_recorded(
     assert run_evaluate(made_run, "--split", "train")[0] == 0
     assert kinds(made_run) == {"center-train"}, "scores that were found are recorded too"
 
-    def never(*_: object) -> None:
-        raise AssertionError("waited for MLflow")
 
-    monkeypatch.setattr("pipeline.evaluate.log_evaluations", never)
+def test_mlflow_is_told_once_of_all_that_was_recorded(
+    made_run: Path, run_evaluate: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what an attempt recorded that did not come to telling it, too; and not waited for where it has everything."""
+    open_tracker(made_run, TrackingConfig(mlflow=False), name="one", params={}, tags={}).close()
     assert run_evaluate(made_run, "--split", "train")[0] == 0
-    wanted = read_wanted(made_run)
-    assert wanted is not None
-    write_wanted(made_run, replace(wanted, artifacts=[]))
-    with pytest.raises(AssertionError, match="waited for MLflow"):
-        run_evaluate(made_run, "--split", "train")
+    config = made_run / "config.yaml"
+    config.write_text(config.read_text().replace("mlflow: false", "mlflow: true"))
+    waits = []
+
+    def logged(folder: Path, tracking: TrackingConfig, *rest: Any) -> None:
+        waits.append(tracking.mlflow)
+        log_evaluations(folder, tracking, *rest)
+
+    monkeypatch.setattr("pipeline.evaluate.log_evaluations", logged)
+    assert run_evaluate(made_run, "--split", "train", "--protocol", "center,ten-crop")[0] == 0
+    assert waits == [False, False, True]
+    run = only_run(store_uri(made_run.parent))
+    assert {"center-train/top1_error", "ten-crop-train/top5_error"} <= set(run.data.metrics)
+    kept = MlflowClient(store_uri(made_run.parent)).list_artifacts(run.info.run_id, "scores")
+    assert {Path(one.path).name for one in kept} == {f"{name}-train-00000100.npz" for name in ("center", "ten-crop")}
+    assert run_evaluate(made_run, "--split", "train", "--protocol", "center,ten-crop")[0] == 0
+    assert waits[3:] == [False, False]
 
 
 def test_a_run_trained_from_a_url_is_tested(
