@@ -63,7 +63,7 @@ def error_figure(experiment: Experiment, results: Sequence[TableRow], scale: flo
             curves=shown,
             marks=[(net, marks[net]) for net in wanted if net in marks and net in labels],
             x_limits=(0, axes.x_limits[1] * scale) if axes else None,
-            y_limits=axes.y_limits if axes else None,
+            y_limits=axes.y_limits if axes and scale == 1 else None,  # a rehearsal's errors lie above the paper's axes
         )
         panels += [panel] if shown else []
     rows = [_error_row(result, drawn.get(result.row.label, []), marks.get(result.row.label)) for result in results]
