@@ -15,7 +15,7 @@ from launch.failure import Failure, cause, read_all_notes
 from launch.scheduler import show
 from pipeline import command
 from pipeline.command import CommandParser, UserError, print_json, print_table
-from pipeline.lease import is_held
+from pipeline.tracking.state import is_training
 
 FOLLOW_SECONDS = 10.0
 LOG_BYTES = 4000
@@ -103,7 +103,7 @@ def read(folder: Path) -> Status:
         left_seconds=left,
         errors=[cause(failures) for _, failures in sorted(notes.items(), key=lambda item: item[1][0].time)],
         log=max(logs, key=lambda path: path.stat().st_mtime, default=None),
-        held=_is_held(folder),
+        held=is_training(folder),
     )
 
 
@@ -143,13 +143,6 @@ def duration(seconds: float) -> str:
     days, rest = divmod(round(seconds), 86400)
     clock = f"{rest // 3600}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
     return f"{days} d {clock}" if days else clock
-
-
-def _is_held(folder: Path) -> bool:
-    try:
-        return is_held(folder)
-    except OSError:  # a file system without locks
-        return False
 
 
 def _jobs(folder: Path) -> tuple[dict[str, str], int]:

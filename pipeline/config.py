@@ -232,6 +232,7 @@ def _file_parser() -> jsonargparse.ArgumentParser:
     return parser("Reads a config.", "none")
 
 
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LEAST = {  # whole numbers, and the least that each can be
     "iterations": 1,
     "batch": 1,
@@ -278,7 +279,7 @@ def check(config: Config) -> None:
             "stage must end before the run does, which ends with augment.crop and augment.short_side"
         )
     # The name becomes a folder, a job name and part of a shell script: plain characters only.
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.run_name):
+    if not RUN_NAME.fullmatch(config.run_name):
         raise UserError(
             f"the run name '{config.run_name}' may hold only letters, digits and . _ -: choose another --name"
         )

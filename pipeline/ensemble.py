@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ import torch
 
 from pipeline import command
 from pipeline.command import CommandParser, UserError, print_json, print_table
-from pipeline.config import load
+from pipeline.config import RUN_NAME, load
 from pipeline.evaluation.ensemble import (
     Errors,
     SizeErrors,
@@ -41,7 +40,6 @@ from pipeline.run_folder import CONFIG
 from pipeline.tracking import TrackingConfig, log_result_run, mlflow_run_id
 
 EXAMPLE = "python -m pipeline.ensemble runs/resnet34-seed0 runs/resnet50-seed0 runs/resnet152-seed0"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a run folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,7 @@ def options() -> CommandParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     own = options().parse_args(argv)
-    if own.name is not None and not NAME.fullmatch(own.name):
+    if own.name is not None and not RUN_NAME.fullmatch(own.name):
         raise UserError(
             f"--name '{own.name}' cannot name a run folder: use letters, digits, '.', '_' and '-', no sign in front"
         )
@@ -252,7 +250,7 @@ def _default_name(names: Sequence[str], own: Namespace) -> str:
     chosen += [own.weights] if own.weights != "final" else []
     chosen += [f"best{own.search}-by-{own.by}"] if own.search is not None else []
     name = "--".join(["-".join(["ensemble", *names]), *chosen])
-    if len(name) <= 80 and NAME.fullmatch(name):
+    if len(name) <= 80 and RUN_NAME.fullmatch(name):
         return name
     return f"ensemble-of-{len(names)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
