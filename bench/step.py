@@ -30,6 +30,7 @@ from pipeline.command import Progress, print_json, print_table, run  # noqa: E40
 from pipeline.cores import available_cores  # noqa: E402
 from pipeline.models.complexity import count  # noqa: E402
 from pipeline.models.resnet import build  # noqa: E402
+from pipeline.training.replay import cuda_graphs  # noqa: E402
 from pipeline.training.step import TrainingStep  # noqa: E402
 
 FP32, AMP = "torchvision fp32 NCHW eager", "torchvision AMP bf16 NCHW"
@@ -108,6 +109,8 @@ def makers(options: argparse.Namespace, batch: int, device: torch.device) -> dic
         found["ours bf16, one BN group"] = lambda: ours(arch, batch, crop, device, batch, "bf16")
     if options.compile:
         found["ours bf16, compiled"] = lambda: ours(arch, batch, crop, device, group, "bf16", compile_crop=crop)
+    if recorder := cuda_graphs(True, alone(device)):
+        found["ours bf16, CUDA graph"] = lambda: ours(arch, batch, crop, device, group, "bf16", recorder=recorder)
     return found
 
 
@@ -233,7 +236,7 @@ def store(options: argparse.Namespace, ways: dict[str, Way], device: torch.devic
             **rates.stamp(),
         )
         for name, way in ways.items()
-        if way.step is not None
+        if way.step is not None and "CUDA graph" not in name  # a plan is of many GPUs, which train without
     ]
     rates.store(entries, options.rates)
     print(f"stored for the plan of launch/slurm.py --dry-run: {options.rates}")

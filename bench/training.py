@@ -24,9 +24,12 @@ def alone(device: torch.device) -> World:
 
 
 def our_step(
-    arch: str, batch: int, bn_group: int, precision: Any, world: World, reduction: Any = "allreduce"
+    arch: str, batch: int, bn_group: int, precision: Any, world: World, reduction: Any = "allreduce", **more: Any
 ) -> TrainingStep:
-    """The step of `pipeline.train` on a net with torchvision's multiply-adds (v1.5 stride, B shortcuts), random weights."""
+    """The step of `pipeline.train` on a net with torchvision's multiply-adds (v1.5 stride, B shortcuts), random weights.
+
+    more: of `TrainingStep`, such as compile_crop.
+    """
     generator = torch.Generator().manual_seed(0)
     return TrainingStep(
         build(arch, classes=CLASSES, shortcut="B", stride="v1.5", generator=generator),
@@ -36,6 +39,7 @@ def our_step(
         reduction=reduction,
         precision=precision,
         world=world,
+        **more,
     )
 
 

@@ -82,6 +82,9 @@ class Config:
         precision: float32, or bf16 autocast.
         compile: whether the training step's net goes through torch.compile; where that fails, training goes on without,
             says why, and differs in the last bits.
+        cuda_graph: whether a single GPU replays each update as one CUDA graph, to the same bits: for nets so small that
+            launching their kernels takes longer than running them (CIFAR). It needs a learning rate that stays for many
+            updates; CPUs and several ranks train without. No GPU has run it yet.
         device: auto, cpu or cuda.
         threads: CPU threads per rank; the host's cores divided among its ranks where null. Part of a CPU run's last bits.
         timeout_seconds: how long a rank may stand still, or wait for another, before the job ends and names it.
@@ -107,6 +110,7 @@ class Config:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     precision: Literal["float32", "bf16"] = "float32"
     compile: bool = False
+    cuda_graph: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = None
     timeout_seconds: float = 600.0
@@ -137,7 +141,7 @@ class Config:
 SURROUNDINGS = frozenset(
     ("data", "name", "runs", "device", "threads", "compile", "timeout_seconds", "reduction", "on_nonfinite")
 )
-SURROUNDINGS |= {"checkpoint", "loader", "tracking", "batch_scale"}
+SURROUNDINGS |= {"cuda_graph", "checkpoint", "loader", "tracking", "batch_scale"}
 
 
 def trajectory(config: Config) -> dict[str, Any]:

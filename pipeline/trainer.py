@@ -25,6 +25,7 @@ from pipeline.training.batchnorm import plan_groups
 from pipeline.training.checkpoint import Checkpoints, read_verified
 from pipeline.training.compiling import eager
 from pipeline.training.reduction import choose_mode
+from pipeline.training.replay import cuda_graphs
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import TrainingStep
 from pipeline.world import World, on_main, sum_over_ranks
@@ -69,6 +70,7 @@ class Trainer:
             ema_decay=config.ema_decay,
             gradient_compression=config.gradient_compression,
             compile_crop=config.augment.crop if config.compile else None,
+            recorder=cuda_graphs(config.cuda_graph, world),
         )
         if world.is_main:
             self._warn()

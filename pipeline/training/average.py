@@ -20,7 +20,7 @@ class WeightAverage:
     average over groups of these averages is the average of what evaluation would have used.
 
     model: the averaged net, in eval mode; its buffers hold what `statistics.average_into_model` set last.
-    updates: seen so far, skipped ones too, as for the schedule.
+    updates: seen so far, skipped ones too, as for the schedule; who calls `update` counts them.
     """
 
     def __init__(self, copy: nn.Module, model: nn.Module, statistics: GroupStatistics, decay: float) -> None:
@@ -32,12 +32,15 @@ class WeightAverage:
         self._weights: list[Tensor] = list(model.parameters())
         self._observed = statistics
 
+    @property
+    def current_decay(self) -> float:
+        """d of the update that comes next."""
+        return min(self.decay, (1 + self.updates) / (10 + self.updates))
+
     @torch.no_grad()
     def update(self, finite: Tensor) -> None:
         """Take in the weights as they are; leave the average as it is where `finite` (bool [], on the device) is false."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        self.updates += 1
-        share = finite.to(self._averages[0].dtype) * (1 - decay)
+        share = finite.to(self._averages[0].dtype) * (1 - self.current_decay)
         # torch._foreach_lerp_ takes one share from the host, and asking the device whether it is 0 would wait for it.
         differences = torch._foreach_sub(self._weights, self._averages)
         torch._foreach_mul_(differences, share)

@@ -88,7 +88,7 @@ class GroupStatistics:
 
     def commit(self, finite: Tensor) -> None:
         """Keep what the groups' blocks since the last call made of the statistics, where `finite` (bool []) holds."""
-        self.rows = torch.where(finite, torch.stack(self._fresh), self.rows)
+        self.rows.copy_(torch.where(finite, torch.stack(self._fresh), self.rows))
         self._fresh.clear()
 
     def all_groups(self) -> Tensor:

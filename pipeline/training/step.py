@@ -23,6 +23,7 @@ from pipeline.training.batchnorm import GroupPlan, GroupStatistics
 from pipeline.training.compiling import compile_for_training, eager
 from pipeline.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
 from pipeline.training.reduction import GradientReducer
+from pipeline.training.replay import Recorder, ReplayedUpdate
 from pipeline.training.synced_batchnorm import share_normalization
 from pipeline.world import World
 
@@ -49,8 +50,13 @@ class TrainingStep:
         ema_decay: float = 0.0,
         gradient_compression: Literal["none", "bf16"] = "none",
         compile_crop: int | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        """compile_crop: side of the images in pixels where the net is to be compiled; `not_compiled` says why it was not."""
+        """compile_crop: side of the images in pixels where the net is to be compiled; `not_compiled` says why it was not.
+
+        recorder: where updates are to be recorded and replayed as a whole; for a world of one rank.
+        """
+        assert recorder is None or world.size == 1
         self.batch, self.plan, self.world, self.precision = batch, plan, world, precision
         self.optimizer_config, self.label_smoothing = optimizer, label_smoothing
         model = model.to(world.device).to(memory_format=torch.channels_last).train()
@@ -87,11 +93,25 @@ class TrainingStep:
                 **{switch: False},  # type: ignore[arg-type]
             )
             self.network.register_comm_hook(None, self.reducer.hook)
+        self._replayed = ReplayedUpdate(self._update, recorder) if recorder else None
         self._metrics: list[Tensor] = []  # one [local micro-batches, 3] per iteration: see `take_metrics`
 
     def step(self, images: Tensor, labels: Tensor, lr: float) -> None:
         """One update. `images` float32 [N, H, W, 3] normalised, `labels` int64 [N]: this rank's rows of the mini-batch."""
         set_learning_rate(self.optimizer, lr, self.optimizer_config)
+        if self._replayed:
+            decided = (lr, self.average.current_decay if self.average else None)
+            self._metrics.append(self._replayed(images, labels, decided))
+        else:
+            self._metrics.append(self._update(images, labels))
+        if self.average:
+            self.average.updates += 1
+
+    def _update(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The update at the optimizer's learning rate; its metrics, as one element of `_metrics`.
+
+        What it leaves behind, it leaves where it was in memory: a CUDA graph reads and writes the same places each time.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         size = self.plan.micro_batch
         metrics = torch.empty(self.plan.local, 3, dtype=torch.float64, device=self.world.device)
@@ -114,7 +134,7 @@ class TrainingStep:
         if self.average:
             self.average.update(finite)
         metrics[:, 2] = finite
-        self._metrics.append(metrics)
+        return metrics
 
     def _micro_batch(self, images: Tensor, labels: Tensor, *, travels: bool) -> Tensor:
         """Forward and backward of one micro-batch; [2]: its share of the loss, its wrong predictions."""
