@@ -14,11 +14,12 @@ import torch
 
 from pipeline import command
 from pipeline.analysis.figures import responses_figure
-from pipeline.analysis.responses import Responses, measure, save
+from pipeline.analysis.responses import FILE, Responses, measure, save
 from pipeline.command import CommandParser, print_json, print_table
 from pipeline.config import load
 from pipeline.cores import available_cores
-from pipeline.evaluation.datasets import tested_on, trained_on
+from pipeline.data.dataset import Dataset
+from pipeline.evaluation.datasets import data_suffix, tested_on, trained_on
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import add_weights_option
 from pipeline.evaluation.protocols import Showing
@@ -51,16 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     with open_world(own.device) as world:
         set_threads(world, own.threads)
         subject = open_target(own.target, own.weights, own.data, world)
-        responses = responses_of(subject, own.split, world)
+        dataset = tested_on(subject)
+        responses = responses_of(subject, dataset, own.split, world)
         if responses is not None:
-            assert subject.run is not None
-            report(subject, responses, track(subject.run, responses), own)
+            report(subject, responses, track(subject, dataset, responses), own)
     return 0
 
 
-def responses_of(subject: TrainedNet, split: str, world: World) -> Responses | None:
+def responses_of(subject: TrainedNet, dataset: Dataset, split: str, world: World) -> Responses | None:
     """The responses of a trained net, on rank 0. Every rank calls it."""
-    dataset = tested_on(subject)
     showing = Showing(
         short_side=subject.short_side,
         crop=subject.crop,
@@ -88,11 +88,17 @@ def responses_of(subject: TrainedNet, split: str, world: World) -> Responses | N
     )
 
 
-def track(run: Path, responses: Responses) -> list[Path]:
-    """Write responses.json and its figure into the run folder and add both to the run's MLflow run."""
-    figure = run / FIGURE
+def track(subject: TrainedNet, dataset: Dataset, responses: Responses) -> list[Path]:
+    """Write responses.json and its figure into the run folder and add both to the run's MLflow run.
+
+    On another dataset than the net's own they are a trial: it gets names of its own, as a trial's score files do.
+    """
+    run = subject.run
+    assert run is not None, "responses are measured on a checkpoint of a run"
+    trial = data_suffix(subject, dataset)
+    measured, figure = (run / f"{kind.stem}{trial}{kind.suffix}" for kind in (Path(FILE), Path(FIGURE)))
     write_text(figure, responses_figure({responses.arch: responses.std}))
-    files = [save(responses, run), figure]
+    files = [save(responses, measured), figure]
     artifacts = [(path, "responses") for path in files]
     log_evaluations(run, load(run / CONFIG).tracking, responses.iteration, {}, artifacts=artifacts)
     return files

@@ -150,10 +150,10 @@ def _gather(table: Tensor, world: World) -> NDArray[np.float64] | None:
     return torch.cat(received).cpu().numpy() if received else None
 
 
-def save(responses: Responses, run: Path) -> Path:
-    """Write RUN/responses.json, whole or not at all."""
-    write_text(run / FILE, json.dumps(asdict(responses), indent=1) + "\n")
-    return run / FILE
+def save(responses: Responses, path: Path) -> Path:
+    """Write a file such as RUN/responses.json, whole or not at all."""
+    write_text(path, json.dumps(asdict(responses), indent=1) + "\n")
+    return path
 
 
 def read(run: Path) -> Responses | None:

@@ -39,6 +39,11 @@ def on_training_data(subject: TrainedNet, dataset: Dataset) -> bool:
     return dataset.sha256 == subject.training_sha256
 
 
+def data_suffix(subject: TrainedNet, dataset: Dataset) -> str:
+    """What the names of files and metrics say of the dataset a net was tested on: nothing of its training dataset."""
+    return "" if on_training_data(subject, dataset) else f"-data{dataset.sha256[:8]}"
+
+
 def trained_on(subject: TrainedNet, dataset: Dataset) -> Dataset:
     """The dataset whose mean is the net's: `dataset` where it is that one, else the one that the run's config names.
 

@@ -19,7 +19,7 @@ import torch
 from pipeline.command import UserError
 from pipeline.data.dataset import Dataset, Split, Statistics
 from pipeline.data.graphs import Normalization
-from pipeline.evaluation.datasets import on_training_data
+from pipeline.evaluation.datasets import data_suffix
 from pipeline.evaluation.definitions import PROTOCOLS, Protocol
 from pipeline.evaluation.nets import TrainedNet
 from pipeline.evaluation.protocols import Showing, score_split
@@ -86,9 +86,7 @@ def trial_suffix(subject: TrainedNet, dataset: Dataset, protocol: Protocol, show
         parts.append(f"short-side{showing.short_side}")
     if isinstance(showing.normalization, Normalization):
         parts.append(f"mean{hashlib.sha256(_describe(showing.normalization).encode()).hexdigest()[:8]}")
-    if not on_training_data(subject, dataset):
-        parts.append(f"data{dataset.sha256[:8]}")
-    return "".join(f"-{part}" for part in parts)
+    return "".join(f"-{part}" for part in parts) + data_suffix(subject, dataset)
 
 
 def score_path(subject: TrainedNet, protocol: str, split: str, trial: str = "") -> Path:

@@ -84,4 +84,4 @@ def save_responses(folder: Path, config: Config, checkpoint: str, std: list[floa
         weights="final", weights_sha256="", dataset_sha256=DATASET,
         layers=tuple(f"layer{i}" for i in range(len(std))), std=tuple(float(value) for value in std),
     )  # fmt: skip
-    responses.save(made, folder)
+    responses.save(made, folder / responses.FILE)

@@ -21,6 +21,7 @@ from pipeline.tracking.state import read_wanted
 from pipeline.world import World
 from tests.pipeline.analysis.responding_ranks import net_of, respond
 from tests.pipeline.evaluation.nets_and_images import (
+    changed_copy,
     decoded,
     normalized,
     resized,
@@ -120,6 +121,20 @@ def test_the_command_writes_the_run_folder(
     assert (run / "responses.svg").read_text().startswith("<svg ")
     wanted = read_wanted(run)
     assert wanted is not None and wanted.artifacts == [["responses.json", "responses"], ["responses.svg", "responses"]]
+
+
+def test_another_dataset_leaves_the_runs_own_figures_alone(photographs: Dataset, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs", "one", photographs)
+    open_tracker(run, TrackingConfig(mlflow=False), name="one", params={}, tags={}).close()
+    other = changed_copy(photographs, tmp_path / "other", lambda manifest: manifest.update(seed=1))
+    measuring = [str(run), "--split", "train", "--threads", "1"]
+    assert responses.main(measuring) == 0
+    own = (run / FILE).read_bytes()
+    assert responses.main([*measuring, "--data", str(other.folder)]) == 0
+    trial = json.loads((run / f"responses-data{other.sha256[:8]}.json").read_text())
+    assert trial["dataset_sha256"] == other.sha256 and trial["std"] == json.loads(own)["std"], "the same images"
+    assert (run / FILE).read_bytes() == own
+    assert (run / f"responses-data{other.sha256[:8]}.svg").is_file()
 
 
 def test_a_damaged_file_is_said(tmp_path: Path) -> None:
