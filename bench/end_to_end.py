@@ -32,10 +32,11 @@ from launch.local import free_port, rank_environment  # noqa: E402
 from launch.supervisor import supervise  # noqa: E402
 from pipeline import train  # noqa: E402
 from pipeline.command import Progress, UserError, print_json, print_table, run  # noqa: E402
-from pipeline.config import Config, load, to_yaml  # noqa: E402
+from pipeline.config import Config, to_yaml  # noqa: E402
 from pipeline.cores import available_cores  # noqa: E402
 from pipeline.data.dataset import Dataset  # noqa: E402
 from pipeline.data.loader import Batch, BatchIterator, LoaderConfig  # noqa: E402
+from pipeline.options import load  # noqa: E402
 from pipeline.tracking import TrackingConfig  # noqa: E402
 from pipeline.trainer import Trainer  # noqa: E402
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints  # noqa: E402

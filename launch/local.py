@@ -27,7 +27,7 @@ EXAMPLE = "python launch/local.py --config configs/demo.yaml --procs 2"
 
 def options() -> ArgumentParser:
     """The command line: the config's values and `--procs`. Imports torch."""
-    from pipeline.config import parser
+    from pipeline.options import parser
 
     made = parser("Trains one net on this machine, or goes on with its run.", EXAMPLE)
     made.add_argument("--procs", type=int, help="processes (ranks); default: one per GPU, or 1 without a GPU")
@@ -104,7 +104,8 @@ def gpus() -> int:
 
 
 def _show(argv: Sequence[str]) -> int:
-    from pipeline.config import parse, to_yaml
+    from pipeline.config import to_yaml
+    from pipeline.options import parse
 
     config, _ = parse(options(), argv)  # --help ends here
     print(to_yaml(config), end="")

@@ -27,7 +27,8 @@ from launch.ray_worker import OUTCOME, train
 from launch.work import EVALUATE_HELP, Training, Work, check_readable, evaluation, split_arguments
 from pipeline import command
 from pipeline.command import CommandParser, UserError, print_json
-from pipeline.config import Config, parse, parser, to_yaml
+from pipeline.config import Config, to_yaml
+from pipeline.options import parse, parser
 from pipeline.summary import summary
 from pipeline.training.batchnorm import plan_groups
 from pipeline.watchdog import COLLECTIVE_GRACE_SECONDS

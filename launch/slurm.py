@@ -24,8 +24,9 @@ from launch.visibility import check_shared
 from launch.work import EVALUATE_HELP, Training, Work, check_readable, evaluation, split_arguments
 from pipeline import command
 from pipeline.command import CommandParser, UserError, print_json, print_table
-from pipeline.config import Config, parse, parser, to_yaml
+from pipeline.config import Config, to_yaml
 from pipeline.data.storage import open_dataset
+from pipeline.options import parse, parser
 from pipeline.summary import summary
 from pipeline.training.batchnorm import plan_groups
 

@@ -79,7 +79,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def read(folder: Path) -> Status:
     """Read a run folder, and ask SLURM about its jobs where there is a SLURM."""
-    from pipeline.config import load
+    from pipeline.options import load
     from pipeline.tracking.journal import METRICS, read_metrics
 
     config = load(folder / "config.yaml") if (folder / "config.yaml").exists() else None

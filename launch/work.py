@@ -106,9 +106,9 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:
 
 def evaluation(arguments: Sequence[str]) -> Evaluation:
     """The evaluation that these words of pipeline.evaluate ask for. Raises UserError for words that do not fit."""
-    from pipeline.config import load
     from pipeline.evaluate import check, options
     from pipeline.evaluation.options import protocol_names
+    from pipeline.options import load
     from pipeline.run_folder import CONFIG
 
     own = options().parse_args(arguments)

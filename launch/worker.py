@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
 def _work(argv: Sequence[str]) -> tuple[Work, bool]:
     """What the command line asks for, and whether with --json. Imports torch."""
     from launch.local import options
-    from pipeline.config import parse
+    from pipeline.options import parse
 
     words, testing = split_arguments(argv)
     if testing is not None:

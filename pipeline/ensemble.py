@@ -18,7 +18,7 @@ import torch
 
 from pipeline import command
 from pipeline.command import CommandParser, UserError, print_json, print_table
-from pipeline.config import RUN_NAME, load
+from pipeline.config import RUN_NAME
 from pipeline.evaluation.ensemble import (
     Errors,
     SizeErrors,
@@ -36,6 +36,7 @@ from pipeline.evaluation.options import add_runs_option, add_weights_option, pro
 from pipeline.evaluation.score_files import ScoreFile, metric_kind
 from pipeline.evaluation.scores import Scores
 from pipeline.files import write_text
+from pipeline.options import load
 from pipeline.run_folder import CONFIG
 from pipeline.tracking import TrackingConfig, log_result_run, mlflow_run_id
 

@@ -15,7 +15,6 @@ import torch
 
 from pipeline import command
 from pipeline.command import CommandParser, UserError, print_json, print_table
-from pipeline.config import load
 from pipeline.cores import available_cores
 from pipeline.data.dataset import Dataset, Split, Statistics
 from pipeline.data.graphs import Normalization
@@ -34,6 +33,7 @@ from pipeline.evaluation.options import (
 )  # fmt: skip
 from pipeline.evaluation.protocols import Showing
 from pipeline.evaluation.score_files import ScoreFile, make, metric_kind, score_path, trial_suffix
+from pipeline.options import load
 from pipeline.run_folder import CONFIG
 from pipeline.tracking import is_delivered, log_evaluations
 from pipeline.world import World, on_main, open_world, set_threads

@@ -11,7 +11,6 @@ import numpy as np
 
 from pipeline import command
 from pipeline.command import CommandParser, UserError, nearest, print_json, print_table
-from pipeline.config import load
 from pipeline.data.dataset import Dataset
 from pipeline.data.graphs import Normalization
 from pipeline.data.storage import open_dataset
@@ -21,6 +20,7 @@ from pipeline.evaluation.model_card import known_scores, model_card
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import add_weights_option
 from pipeline.files import replacing, write_text
+from pipeline.options import load
 from pipeline.run_folder import CONFIG
 from pipeline.world import open_world
 

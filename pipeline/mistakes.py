@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pipeline import command
 from pipeline.command import CommandParser, UserError, print_json, print_table
-from pipeline.config import load
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.members import dataset_of, find_members, read_members, shared_protocols
 from pipeline.evaluation.mistakes import (
@@ -23,6 +22,7 @@ from pipeline.evaluation.mistakes import (
 )  # fmt: skip
 from pipeline.evaluation.options import add_runs_option, add_weights_option, protocol_names
 from pipeline.evaluation.scores import Scores
+from pipeline.options import load
 from pipeline.run_folder import CONFIG
 from pipeline.tracking import log_evaluations
 

@@ -23,10 +23,10 @@ from pipeline.analysis.records import keep_records
 from pipeline.analysis.results import States, scales_of, table_row
 from pipeline.analysis.runs import deviations, read_facts
 from pipeline.command import CommandParser, Progress, UserError, print_json, print_table
-from pipeline.config import load
 from pipeline.experiments.definitions import Experiment
 from pipeline.experiments.reading import find, names
 from pipeline.files import write_text
+from pipeline.options import load
 from pipeline.run_folder import CONFIG, git_commit
 from pipeline.tracking import TrackingConfig, log_result_run
 

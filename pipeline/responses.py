@@ -16,7 +16,6 @@ from pipeline import command
 from pipeline.analysis.figures import responses_figure
 from pipeline.analysis.responses import FILE, Responses, measure, save
 from pipeline.command import CommandParser, print_json, print_table
-from pipeline.config import load
 from pipeline.cores import available_cores
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.datasets import data_suffix, tested_on, trained_on
@@ -24,6 +23,7 @@ from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import add_weights_option
 from pipeline.evaluation.protocols import Showing
 from pipeline.files import write_text
+from pipeline.options import load
 from pipeline.run_folder import CONFIG
 from pipeline.tracking import log_evaluations
 from pipeline.world import World, open_world, set_threads

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 
 from pipeline.command import UserError
-from pipeline.config import Config, differences, load, to_yaml, trajectory
+from pipeline.config import Config, differences, to_yaml, trajectory
 from pipeline.data.dataset import Dataset
 from pipeline.files import sync_folder, write_text
 from pipeline.lease import Lease
+from pipeline.options import load
 from pipeline.world import LAUNCHER_VARIABLE, World, on_main
 
 CONFIG, RUN = "config.yaml", "run.json"

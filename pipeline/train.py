@@ -19,9 +19,10 @@ from typing import Any
 
 from pipeline import command
 from pipeline.command import EXIT_PREEMPTED, Progress, UserError
-from pipeline.config import Config, parse, parser, to_plain, to_yaml
+from pipeline.config import Config, to_plain, to_yaml
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.protocols import GivenUp
+from pipeline.options import parse, parser
 from pipeline.run_folder import CONFIG, OpenRun, open_run
 from pipeline.summary import summary
 from pipeline.tracking import Tracker, is_concluded, open_tracker

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.analysis import paper
 from pipeline.command import UserError
-from pipeline.config import Config, load
+from pipeline.config import Config
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.ensemble import Errors, all_ranks, check_members, errors_of
 from pipeline.evaluation.scores import load as load_scores
@@ -24,6 +24,7 @@ from pipeline.experiments.definitions import Experiment, Row, RunSpec, resolve
 from pipeline.experiments.evidence import RunResult, read_result
 from pipeline.experiments.state import RunState, read_state
 from pipeline.models.architecture import parse_arch
+from pipeline.options import load
 from pipeline.run_folder import CONFIG, read_facts
 from pipeline.tracking import read_metrics
 from pipeline.tracking.journal import METRICS

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.command import UserError
-from pipeline.config import load
 from pipeline.data.dataset import Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.definitions import PROTOCOLS
 from pipeline.evaluation.score_files import ScoreFile, newest, read
 from pipeline.evaluation.scores import read_provenance
+from pipeline.options import load
 from pipeline.run_folder import CONFIG
 from pipeline.tracking import mlflow_run_id
 

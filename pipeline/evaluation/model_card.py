@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import yaml
 
 from pipeline.command import UserError
-from pipeline.config import load as load_config
 from pipeline.config import trajectory
 from pipeline.evaluation.exporting import Exported
 from pipeline.evaluation.nets import TrainedNet
 from pipeline.evaluation.score_files import SCORES, is_canonical, is_score_file
 from pipeline.evaluation.scores import Scores, load, read_provenance
+from pipeline.options import load as load_config
 from pipeline.run_folder import CONFIG
 
 USES = {

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pipeline.command import UserError
-from pipeline.config import load
 from pipeline.data.loader import LoaderConfig
 from pipeline.models.resnet import ResNet, build
+from pipeline.options import load
 from pipeline.run_folder import CONFIG, read_facts
 from pipeline.training.checkpoint import NAME, Checkpoints, read_verified
 from pipeline.world import World, on_main, sum_over_ranks

@@ -17,8 +17,9 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from pipeline.command import UserError, nearest
-from pipeline.config import Config, parse, parser
+from pipeline.config import Config
 from pipeline.evaluation.nets import Weights
+from pipeline.options import parse, parser
 
 Measure = Literal["error", "ensemble", "curve", "responses"]
 # The paper's figures of a row, percent: of the one net (or the best of several seeds), mean and standard deviation.
@@ -119,7 +120,7 @@ def resolve(
     scale: float = 1.0,
     surroundings: Sequence[str] = (),
 ) -> Config:
-    """The config of a run; arguments as in `arguments`. Raises UserError as `pipeline.config.parse` does."""
+    """The config of a run; arguments as in `arguments`. Raises UserError as `pipeline.options.parse` does."""
     return _parse(arguments(spec, data, runs, scale, surroundings))
 
 

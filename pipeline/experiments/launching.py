@@ -17,8 +17,9 @@ from types import FrameType
 from typing import Any, Literal
 
 from pipeline.command import EXIT_INTERRUPTED, EXIT_PREEMPTED, UserError
-from pipeline.config import Config, differences, key_names, trajectory
+from pipeline.config import Config, differences, trajectory
 from pipeline.experiments.definitions import Experiment, RunSpec, arguments, resolve
+from pipeline.options import key_names
 from pipeline.signals import SIGNALS
 
 Launcher = Literal["local", "slurm", "ray"]

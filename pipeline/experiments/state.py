@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.command import UserError
-from pipeline.config import Config, differences, load, trajectory
+from pipeline.config import Config, differences, trajectory
 from pipeline.data.dataset import MANIFEST, Dataset
 from pipeline.evaluation.nets import CHECKPOINTS
 from pipeline.lease import is_held
+from pipeline.options import load
 from pipeline.run_folder import CONFIG, read_facts
 from pipeline.tracking.journal import METRICS, read_metrics
 from pipeline.training.checkpoint import checkpoints_in, is_sound

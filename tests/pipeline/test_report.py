@@ -24,11 +24,11 @@ from pipeline.analysis import paper
 from pipeline.analysis.results import Measured, _comparable, wilson_interval
 from pipeline.analysis.runs import deviations, read_facts
 from pipeline.command import UserError
-from pipeline.config import load
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.ensemble import Errors
 from pipeline.experiments.definitions import RunSpec, resolve
 from pipeline.experiments.reading import find, names
+from pipeline.options import load
 from tests.conftest import skip_without
 from tests.pipeline.analysis.run_folders import write_run
 from tests.pipeline.tracking.mlflow_store import only_run, store_uri

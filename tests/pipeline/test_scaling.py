@@ -7,8 +7,9 @@ from fractions import Fraction
 import pytest
 
 from pipeline.command import UserError
-from pipeline.config import Config, differences, parse, to_plain, trajectory
+from pipeline.config import Config, differences, to_plain, trajectory
 from pipeline.data.augment import AugmentConfig, ResizeStage
+from pipeline.options import parse
 from pipeline.scaling import read_factor, scale_batch
 from pipeline.training.checkpoint import CheckpointConfig
 from pipeline.training.schedule import Schedule, ScheduleConfig

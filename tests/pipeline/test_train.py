@@ -21,11 +21,12 @@ import pytest
 import torch
 
 from pipeline.command import EXIT_PREEMPTED, EXIT_USER_ERROR
-from pipeline.config import Config, EvaluationConfig, load, parse, parser, to_yaml
+from pipeline.config import Config, EvaluationConfig, to_yaml
 from pipeline.data.augment import AugmentConfig, ResizeStage
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.order import Order
 from pipeline.lease import FencedError, Lease
+from pipeline.options import load, parse, parser
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
 from pipeline.training.optimizer import OptimizerConfig

@@ -8,9 +8,10 @@ import pytest
 
 from launch.several import ENSEMBLE
 from pipeline.command import UserError
-from pipeline.config import differences, load, to_plain, trajectory
+from pipeline.config import differences, to_plain, trajectory
 from pipeline.experiments.definitions import RunSpec, arguments, resolve
 from pipeline.experiments.reading import CONFIGS, find, names, read_experiment
+from pipeline.options import load
 
 SMALL = """
 title: Two small nets

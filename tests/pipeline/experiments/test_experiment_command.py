@@ -249,7 +249,7 @@ def test_options_behind_the_dashes_go_where_they_belong() -> None:
 def test_plan_of_the_ensemble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The commands that are shown are the doors' own and give the very configs."""
     from launch.local import options
-    from pipeline.config import parse
+    from pipeline.options import parse
 
     places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs"), "--scale", "0.05"]
     assert experiment.main(["table5", *places, "--procs", "2", "--dry-run"]) == 0
