@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +19,10 @@ from pipeline.data.loader import BatchIterator, training_batches
 from pipeline.data.order import Order
 from pipeline.evaluation.protocols import evaluate_errors
 from pipeline.models.resnet import build
+from pipeline.training import nonfinite
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.checkpoint import Checkpoints, read_verified
+from pipeline.training.clock import Clock
 from pipeline.training.compiling import eager
 from pipeline.training.reduction import choose_mode
 from pipeline.training.replay import cuda_graphs
@@ -30,7 +30,6 @@ from pipeline.training.schedule import Schedule
 from pipeline.training.step import TrainingStep
 from pipeline.world import World, on_main, sum_over_ranks
 
-NONFINITE = "nonfinite.jsonl"  # of the run folder: iteration, learning rate and samples of each update that was none
 SKIPPED_AT_MOST = 50  # updates in a row, where on_nonfinite is skip: the run is lost by then
 
 
@@ -301,7 +300,7 @@ class Trainer:
                 continue
             self._record_nonfinite(first + place, float(fresh[place, 0]))
             if self.config.on_nonfinite == "stop" or self.skipped == SKIPPED_AT_MOST:
-                record = self.config.run_folder / NONFINITE
+                record = self.config.run_folder / nonfinite.FILE
                 raise UserError(
                     f"the loss or gradient of iteration {first + place} is not a number (see {record}): nothing of it was "
                     "saved; start another run with a smaller optimizer.lr or a warm-up, or go on with on_nonfinite: skip"
@@ -309,37 +308,11 @@ class Trainer:
         self.interval = np.concatenate([self.interval, fresh[sound, :2]])
 
     def _record_nonfinite(self, iteration: int, loss: float) -> None:
-        if not self.world.is_main:
-            return
-        ids = self.order.minibatch(iteration).ids.tolist()
-        line = {"iteration": iteration, "lr": self.schedule.lr(iteration), "loss": str(loss), "samples": ids}
-        with open(self.config.run_folder / NONFINITE, "a+") as file:
-            file.seek(0)
-            text = json.dumps(line)
-            if text not in file.read().splitlines():  # a run that goes on repeats what came after its checkpoint
-                file.write(text + "\n")
+        if self.world.is_main:
+            samples = self.order.minibatch(iteration).ids.tolist()
+            nonfinite.record(self.config.run_folder, iteration, self.schedule.lr(iteration), loss, samples)
 
     def _average_statistics(self) -> torch.Tensor:
         statistics = self.step.statistics.all_groups()
         self.step.statistics.average_into_model(statistics, self.iteration)
         return statistics
-
-
-class Clock:
-    """Time spent on updates alone: evaluation and checkpoints stop it."""
-
-    def __init__(self) -> None:
-        self.updates, self.started, self.excluded, self.waited = 0, time.monotonic(), 0.0, 0.0
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.excluded += time.monotonic() - started
-
-    def take(self, wait_seconds: float) -> tuple[float, int, float]:
-        """(seconds, updates, seconds waited for data) since the last call."""
-        now = time.monotonic()
-        result = (max(now - self.started - self.excluded, 1e-9), self.updates, wait_seconds - self.waited)
-        self.updates, self.started, self.excluded, self.waited = 0, now, 0.0, wait_seconds
-        return result
