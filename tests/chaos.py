@@ -28,7 +28,7 @@ from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig
 from tests.conftest import ROOT
 from tests.fleet import Fleet
-from tests.pipeline.test_train import config_of, series, weights
+from tests.pipeline.small_runs import config_of, series, weights
 
 SIZES = (1, 2, 4, 8)
 WHILE_STARTING = 0.25  # share of the kills that come in the first second of a job

@@ -16,7 +16,7 @@ import pytest
 from pipeline.config import Config
 from pipeline.watchdog import EXIT_HUNG, Hang, Note, name_the_hung
 from tests.fleet import Fleet
-from tests.pipeline.test_train import config_of
+from tests.pipeline.small_runs import config_of
 
 TIMEOUT = 20.0  # also of each part of the start, on a busy machine
 

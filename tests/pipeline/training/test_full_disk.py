@@ -16,7 +16,7 @@ from pipeline.config import Config
 from pipeline.training.checkpoint import Checkpoints
 from tests.fleet import Fleet
 from tests.launch.doors import wait_for
-from tests.pipeline.test_train import config_of, series, weights
+from tests.pipeline.small_runs import config_of, series, weights
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pipeline.training.checkpoint import Checkpoints
 from tests.conftest import ROOT
 from tests.fleet import Fleet
 from tests.launch.doors import environment, wait_for
-from tests.pipeline.test_train import config_of
+from tests.pipeline.small_runs import config_of
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)])
