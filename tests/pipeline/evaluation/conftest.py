@@ -12,7 +12,7 @@ import torch
 from pipeline import command, evaluate
 from pipeline.data.dataset import Dataset
 from tests.pipeline.data.small_datasets import REAL_IMAGES, encode, photograph, statistics_of_size, write_dataset
-from tests.pipeline.evaluation.nets_and_images import Run, real_image_files
+from tests.pipeline.evaluation.nets_and_images import Run, real_image_files, write_run
 
 CLASSES = 10
 
@@ -30,6 +30,12 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> Run:
         return int(ended.value.code or 0), captured.out, captured.err
 
     return call
+
+
+@pytest.fixture
+def made_run(photographs: Dataset, tmp_path: Path) -> Path:
+    """A run folder with an untrained net."""
+    return write_run(tmp_path / "runs", "one", photographs)
 
 
 @pytest.fixture

@@ -203,3 +203,8 @@ def changed_copy(dataset: Dataset, folder: Path, change: Callable[[dict[str, Any
     change(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return Dataset(folder)
+
+
+def figures(output: str) -> dict[str, Any]:
+    """What a command ended with under --json."""
+    return json.loads(output.splitlines()[-1])
