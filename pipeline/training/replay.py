@@ -50,7 +50,6 @@ class CudaGraphs:
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """As in `Recorder`. Raises UserError where the work cannot be recorded."""
-        torch.cuda.synchronize(self.device)  # a graph before this one is given up: nothing of it may still be running
         graph = torch.cuda.CUDAGraph()
         try:
             # thread_local: the loader's thread goes on allocating and copying meanwhile.
