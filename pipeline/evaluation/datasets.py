@@ -55,6 +55,6 @@ def trained_on(subject: TrainedNet, dataset: Dataset) -> Dataset:
     if subject.training_sha256 not in (None, trained.sha256):
         raise UserError(
             f"{subject.training_data} is not the dataset that {subject.name} was trained on (its manifest differs), whose mean "
-            "is the net's: give that dataset with --data, or the mean with --mean"
+            "is the net's: give that dataset with --data, or pipeline.evaluate the mean with --mean"
         )
     return trained
