@@ -43,9 +43,14 @@ def show(kind: str, name: str | None = None) -> list[dict[str, str]]:
 
 
 def ask(command: Sequence[str]) -> str:
-    """Standard output of one of SLURM's commands, empty where it fails. Raises UserError where it does not answer."""
+    """Standard output of one of SLURM's commands; empty where it fails or is not installed.
+
+    Raises UserError where SLURM does not answer.
+    """
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+    except FileNotFoundError:
+        return ""  # no SLURM here: it says nothing
     except subprocess.TimeoutExpired:
         raise UserError(f"SLURM's controller did not answer '{' '.join(command)}' within a minute: try again") from None
     if "Unable to contact slurm controller" in done.stderr:
