@@ -17,7 +17,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from pipeline.command import UserError, nearest
-from pipeline.config import Config
+from pipeline.config import Config, check
 from pipeline.evaluation.nets import Weights
 from pipeline.options import parse, parser
 
@@ -121,7 +121,14 @@ def resolve(
     surroundings: Sequence[str] = (),
 ) -> Config:
     """The config of a run; arguments as in `arguments`. Raises UserError as `pipeline.options.parse` does."""
-    return _parse(arguments(spec, data, runs, scale, surroundings))
+    if surroundings:  # they come last and may name any key
+        return _parse(arguments(spec, data, runs, scale, surroundings))
+    own: dict[str, Any] = {"arch": spec.arch, "seed": spec.seed, "name": spec.name(scale)}
+    own |= {} if spec.shortcut == "default" else {"shortcut": spec.shortcut}
+    own |= {key: str(value) for key, value in (("data", data), ("runs", runs)) if value is not None}
+    config = replace(_recipe(spec.config, spec.overrides, scale), **own)
+    check(config)
+    return config
 
 
 def arguments(
@@ -138,16 +145,24 @@ def arguments(
     over. surroundings: further options, of keys that leave what the run computes as it is. Raises UserError for a scale
     that cannot be.
     """
-    if not 0 < scale <= 1:
-        raise UserError(f"--scale {scale:g} cannot be: give a number above 0 and at most 1, such as 0.05")
     words = [f"--config={spec.config}", f"--arch={spec.arch}", f"--seed={spec.seed}", f"--name={spec.name(scale)}"]
     words += [] if spec.shortcut == "default" else [f"--shortcut={spec.shortcut}"]
-    words += [f"--{key}={_text(value)}" for key, value in spec.overrides]
+    words += _options(spec.overrides)
     words += [] if data is None else [f"--data={data}"]
     words += [] if runs is None else [f"--runs={runs}"]
-    if scale != 1:
-        words += [f"--{key}={_text(value)}" for key, value in _scaled(_parse(words), scale).items()]
+    words += _options(_scaling(spec.config, spec.overrides, scale))
     return [*words, *surroundings]
+
+
+def _recipe(file: Path, overrides: Sequence[tuple[str, Any]], scale: float) -> Config:
+    """What the runs of one recipe share: a config file, what an experiment changes in it, and how much it is shortened."""
+    return _parse_once(file, _content(file), (*_options(overrides), *_options(_scaling(file, overrides, scale))))
+
+
+def _scaling(file: Path, overrides: Sequence[tuple[str, Any]], scale: float) -> list[tuple[str, Any]]:
+    if not 0 < scale <= 1:
+        raise UserError(f"--scale {scale:g} cannot be: give a number above 0 and at most 1, such as 0.05")
+    return [] if scale == 1 else list(_scaled(_recipe(file, overrides, 1.0), scale).items())
 
 
 def _scaled(config: Config, scale: float) -> dict[str, Any]:
@@ -178,6 +193,23 @@ def _scaled(config: Config, scale: float) -> dict[str, Any]:
     if config.recompute_bn_images:
         values["recompute_bn_images"] = shrink(config.recompute_bn_images)
     return values
+
+
+def _options(values: Sequence[tuple[str, Any]]) -> list[str]:
+    return [f"--{key}={_text(value)}" for key, value in values]
+
+
+def _content(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return None  # the parser says why
+
+
+@cache  # parsing takes 20 to 100 ms, and an experiment's dozens of runs share few recipes
+def _parse_once(file: Path, content: bytes | None, options: tuple[str, ...]) -> Config:
+    """`content` of the file is a part of the cache's key alone: an edited file is read again."""
+    return _parse([f"--config={file}", *options])
 
 
 def _parse(words: Sequence[str]) -> Config:

@@ -11,7 +11,7 @@ from pipeline.command import UserError
 from pipeline.config import differences, to_plain, trajectory
 from pipeline.experiments.definitions import RunSpec, arguments, resolve
 from pipeline.experiments.reading import CONFIGS, find, names, read_experiment
-from pipeline.options import load
+from pipeline.options import load, parse, parser
 
 SMALL = """
 title: Two small nets
@@ -54,6 +54,24 @@ def test_runs_of_table_3() -> None:
 
 def test_ensemble_is_the_one_that_slurm_trains() -> None:
     assert tuple((spec.arch, spec.seed) for spec in find("table5").runs) == ENSEMBLE
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.05])
+def test_a_run_is_what_its_options_give(scale: float) -> None:
+    """`resolve` parses a recipe once for all its runs; the launchers parse the options of each run."""
+    reader = parser("Reads options.", "none")
+    for name in names():
+        for spec in {find(name).runs[0], find(name).runs[-1]}:
+            places = ("elsewhere", None) if spec.seed else (None, "my/runs")
+            assert resolve(spec, *places, scale) == parse(reader, arguments(spec, *places, scale))[0]
+
+
+def test_an_edited_recipe_is_read_again(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    spec = RunSpec(config=base, arch="resnet18")
+    for batch in (64, 128):
+        base.write_text(f"batch: {batch}\n")
+        assert resolve(spec).batch == batch
 
 
 def test_deep_cifar_nets_warm_up() -> None:
