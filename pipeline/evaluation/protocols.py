@@ -130,9 +130,12 @@ def evaluate_errors(
     precision: Precision = "float32",
     give_up: Callable[[], bool] = lambda: False,
 ) -> tuple[float, float]:
-    """(top-1 error, top-5 error) of the centre crop in percent, on every rank: what its score file would say.
+    """(top-1 error, top-5 error) of the centre crop in percent, on every rank.
 
-    Errors are counted from scores rounded as the score file rounds them, and summed over the ranks as integers.
+    On a CPU, in float32 and with as many threads, these are the errors of the score file that `pipeline.evaluate` makes:
+    scores are rounded as the file rounds them, and wrong answers are summed over the ranks as integers. A few images may
+    differ where `precision` is bf16, since score files are float32, and on a GPU, where a training leaves TF32 on for
+    convolutions and `pipeline.evaluate` switches it off.
     give_up: asked on every rank equally often, once before each round of evaluation blocks, with the same answer on all
     of them; True raises GivenUp. Other arguments as in `Showing` and `score_split`. Raises UserError for a split that is
     empty or has no labels, and for an image that does not decode.
