@@ -146,6 +146,7 @@ class Alternating(Trainer):
 
     def __init__(self, config: Config, dataset: Dataset, world: World) -> None:
         super().__init__(config, dataset, world)
+        assert isinstance(config.bn_group, int)
         self.bare = our_step(config.arch, config.batch, config.bn_group, config.precision, world)
         self.times: list[tuple[Moment, Moment]] = []
 

@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,13 @@ def plain_loop(net: nn.Module, paths: list[Path], protocol: str, device: torch.d
 def convolutional_scores(net: nn.Module, scales: list[Tensor]) -> Tensor:
     """One image at every scale, and its flip, through a torchvision net: [1, classes]."""
     averages_of_scales = []
-    body = nn.Sequential(*list(net.children())[:-2])
+    body, linear = nn.Sequential(*list(net.children())[:-2]), net.fc
+    assert isinstance(linear, nn.Linear)
     for image in scales:
         for shown in (image, image.flip(3)):
             pooled = F.avg_pool2d(body(shown), 7, stride=1)
             averages_of_scales.append(
-                F.conv2d(pooled, net.fc.weight[:, :, None, None], net.fc.bias).softmax(1).mean(dim=(2, 3))
+                F.conv2d(pooled, linear.weight[:, :, None, None], linear.bias).softmax(1).mean(dim=(2, 3))
             )
     return torch.stack(averages_of_scales).mean(0)
 
@@ -146,7 +148,7 @@ def prepare(folder: Path, count: int) -> tuple[Path, list[Path]]:
             member.name = f"train/{Path(member.name).parent.name}/{Path(member.name).name}"
             tar.extract(member, source, filter="data")
     data = folder / f"dataset-{count}"
-    command = [sys.executable, ROOT / "data_prep/shard_imagenet.py", source, data]
+    command = [sys.executable, str(ROOT / "data_prep/shard_imagenet.py"), str(source), str(data)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return data, sorted(source.rglob("*.JPEG"))
 
@@ -178,9 +180,9 @@ def measure(options: argparse.Namespace, folder: Path, device: torch.device) -> 
         for protocol in options.protocols:
             data, files = prepare(folder, min(140, IMAGES[protocol] * options.scale))
             ways: dict[str, Callable[[], Any]] = {
-                "torchvision": lambda p=protocol, f=files: plain_loop(theirs, f, p, device, cores),
-                "ours": lambda p=protocol, d=data: our_scores(ours, d, p, device, cores, "float32"),
-                "ours bf16": lambda p=protocol, d=data: our_scores(ours, d, p, device, cores, "bf16"),
+                "torchvision": partial(plain_loop, theirs, files, protocol, device, cores),
+                "ours": partial(our_scores, ours, data, protocol, device, cores, "float32"),
+                "ours bf16": partial(our_scores, ours, data, protocol, device, cores, "bf16"),
             }
             rates[protocol] = {way: [] for way in ways}
             for _ in range(options.rounds):

@@ -60,8 +60,8 @@ def timed_rate(batches: Batches, batch: int, warm_up: int, timed: int) -> tuple[
     started, cpu = time.perf_counter(), cpu_seconds()
     received = sum(1 for _ in itertools.islice(iterator, timed))
     assert received == timed
-    images = timed * batch
-    return images / (time.perf_counter() - started), (cpu_seconds() - cpu) / images * 1000
+    count = timed * batch
+    return count / (time.perf_counter() - started), (cpu_seconds() - cpu) / count * 1000
 
 
 def cpu_seconds() -> float:
@@ -84,8 +84,9 @@ def shard_samples(folder: Path, copies: int = COPIES) -> Path:
             place = folder / "source/train" / image.parent.name / f"{image.stem}_{copy}{image.suffix}"
             place.parent.mkdir(parents=True, exist_ok=True)
             os.link(image, place)
-    command = [sys.executable, ROOT / "data_prep/shard_imagenet.py", folder / "source", folder / "dataset"]
-    subprocess.run([*command, "--samples-per-shard", "70"], check=True, stdout=subprocess.DEVNULL)
+    places = [ROOT / "data_prep/shard_imagenet.py", folder / "source", folder / "dataset"]
+    command = [sys.executable, *map(str, places), "--samples-per-shard", "70"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return folder / "dataset"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ def _dali_batches(iterator: DALIGenericIterator) -> Iterator[tuple[torch.Tensor,
 @pipeline_def(device_id=None, prefetch_queue_depth=2)
 def _decode_resize_crop(split: Split, statistics: Statistics, config: AugmentConfig) -> tuple[object, object]:
     shards = _shards(split)
-    encoded, labels = fn.readers.webdataset(
+    read: Any = fn.readers.webdataset(  # DALI's annotation says None
         paths=shards,
         index_paths=[str(Path(shard).with_suffix(".idx")) for shard in shards],
         ext=["jpg", "cls"],
@@ -112,6 +113,7 @@ def _decode_resize_crop(split: Split, statistics: Statistics, config: AugmentCon
         initial_fill=256,
         name="reader",
     )
+    encoded, labels = read
     low, high = config.short_side
     images = fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False)
     shorter = fn.random.uniform(range=(low - 0.5, high + 0.5))

@@ -121,8 +121,9 @@ def report(dataset: Dataset, options: argparse.Namespace) -> None:
         )
         figures[name] = {"psnr_min": low, "psnr_median": middle, "grey_levels_max": levels}
     if options.images:
-        keys = [(split.samples[sample]["key"].decode(), f"{quality:.1f}") for sample, quality in worst.items()]
-        print_table("worst PSNR of each image", ("image", "dB"), sorted(keys, key=lambda row: float(row[1])))
+        ordered = sorted(worst.items(), key=lambda one: one[1])
+        keys = [(split.samples[sample]["key"].decode(), f"{quality:.1f}") for sample, quality in ordered]
+        print_table("worst PSNR of each image", ("image", "dB"), keys)
     columns = ("graph", "crops", "PSNR, worst", "median", "grey levels off, inside", "worst image")
     print_table("agreement with Pillow, dB", columns, rows)
     if options.json:

@@ -132,8 +132,17 @@ def measure(folder: Path, iteration: int, iterations: int) -> Figures:
         for batch in batches:
             del batch
         after = memory()
-    steps = [end - start for start, end in itertools.pairwise(marks)]
-    return Figures(*steps, marks[-1] - marks[0], before[0], after[0], before[1], after[1])
+    opening, ordering, first = (end - start for start, end in itertools.pairwise(marks))
+    return Figures(
+        dataset=opening,
+        order=ordering,
+        first_batch=first,
+        start_up=marks[-1] - marks[0],
+        resident_before=before[0],
+        resident=after[0],
+        private_before=before[1],
+        private=after[1],
+    )
 
 
 def memory() -> tuple[float, float]:

@@ -138,7 +138,7 @@ def main() -> None:
         def sharding(workers: int) -> Callable[[Path, Path], list[str]]:
             return lambda source, output: shard_command(source, output, workers)
 
-        seconds = {}
+        seconds: dict[str, float] = {}
         with read_limit(work, options.limit) as prefix:
             if prefix:
                 limited = f"reading at {options.limit:g} MB/s"

@@ -290,8 +290,8 @@ def main(arguments: list[str] | None = None) -> None:
         store(options, ways, device)
     ways.clear()
     figures["sgd_ms"] = sgd = sgd_milliseconds(options.arch, options.rounds, device)
-    rows = [(name, f"{one:.2f}", f"{one / sgd['fused']:.2f}") for name, one in sgd.items()]
-    print_table(f"An update of torch.optim.SGD, {options.arch}", ("implementation", "ms, median", "/ fused"), rows)
+    times = [(name, f"{one:.2f}", f"{one / sgd['fused']:.2f}") for name, one in sgd.items()]
+    print_table(f"An update of torch.optim.SGD, {options.arch}", ("implementation", "ms, median", "/ fused"), times)
     if options.json:
         load = os.getloadavg()[0]
         print_json({"device": rates.device_name(device), "threads": options.threads, "load": load, **figures})

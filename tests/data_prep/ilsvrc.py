@@ -1,13 +1,19 @@
 """A synthetic ILSVRC 2012 in every layout it is handed out in: 1,000 classes, tiny images, the known oddities."""
 
+from __future__ import annotations
+
 import csv
 import io
 import shutil
 import tarfile
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
-import scipy.io
+import scipy.io  # type: ignore[import-untyped]
 from PIL import Image
+
+from tests.images import encode
 
 CLASSES, VAL, TEST = 1000, 1500, 200
 
@@ -15,7 +21,7 @@ CLASSES, VAL, TEST = 1000, 1500, 200
 class Synthetic:
     """wnids in ILSVRC2012_ID order, the files of every split, and what is wrong with some of them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         generator = np.random.default_rng(2012)
         numbers = generator.choice(np.arange(1_440_764, 15_075_141), CLASSES, replace=False)
         self.wnids = [f"n{number:08d}" for number in numbers]  # in random order: the id is not the sorted rank
@@ -25,10 +31,8 @@ class Synthetic:
         shapes = generator.integers(14, 30, (300, 2)).tolist()
         pool = [one.resize(shape, Image.Resampling.BICUBIC) for one, shape in zip(pool, shapes, strict=True)]
 
-        def jpeg(name):
-            buffer = io.BytesIO()
-            pool[int(generator.integers(300))].save(buffer, format="JPEG", quality=90, comment=name)
-            return buffer.getvalue()
+        def jpeg(name: str) -> bytes:
+            return encode(pool[int(generator.integers(300))], quality=90, comment=name)
 
         self.train = {
             wnid: {f"{wnid}_{number}.JPEG": jpeg(f"{wnid}{number}") for number in (7, 11)} for wnid in self.wnids
@@ -38,18 +42,15 @@ class Synthetic:
         self.test = {f"ILSVRC2012_test_{number:08d}.JPEG": jpeg(f"test {number}") for number in range(1, TEST + 1)}
         self.spoil()
 
-    def val_wnid(self, name):
+    def val_wnid(self, name: str) -> str:
         return self.wnids[self.val_ids[int(name[15:23]) - 1] - 1]
 
-    def spoil(self):
+    def spoil(self) -> None:
         """The oddities: changed ones are (split, name); corrupt ones too."""
         first, second, third = self.wnids[5], self.wnids[500], self.wnids[999]
-        cmyk, png = io.BytesIO(), io.BytesIO()
         picture = Image.open(io.BytesIO(self.train[first][f"{first}_7.JPEG"]))
-        picture.convert("CMYK").save(cmyk, format="JPEG", quality=95)
-        picture.save(png, format="PNG")
-        self.train[first][f"{first}_7.JPEG"] = cmyk.getvalue()
-        self.train[second][f"{second}_11.JPEG"] = png.getvalue()
+        self.train[first][f"{first}_7.JPEG"] = encode(picture.convert("CMYK"), quality=95)
+        self.train[second][f"{second}_11.JPEG"] = encode(picture, "PNG")
         self.train[third][f"{third}_7.JPEG"] = self.train[third][f"{third}_7.JPEG"][:-100]
         self.val["ILSVRC2012_val_00000042.JPEG"] = b""
         self.changed = {f"{first}_7": "CMYK", f"{second}_11": "PNG called JPEG"}
@@ -59,26 +60,18 @@ class Synthetic:
         }
 
 
-def add(tar, name, data):
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mtime = len(data), 1_339_000_000
     tar.addfile(info, io.BytesIO(data))
 
 
-def write_devkit(folder, synthetic):
+def write_devkit(folder: Path, synthetic: Synthetic) -> None:
     """data/meta.mat and the ground truth as the development kit has them: inner nodes of the hierarchy included."""
     data = folder / "ILSVRC2012_devkit_t12" / "data"
     data.mkdir(parents=True)
-    fields = [
-        "ILSVRC2012_ID",
-        "WNID",
-        "words",
-        "gloss",
-        "num_children",
-        "children",
-        "wordnet_height",
-        "num_train_images",
-    ]
+    fields = ["ILSVRC2012_ID", "WNID", "words", "gloss"]
+    fields += ["num_children", "children", "wordnet_height", "num_train_images"]
     synsets = np.empty((CLASSES + 3, 1), dtype=[(name, object) for name in fields])
     for place in range(CLASSES + 3):
         leaf = place < CLASSES
@@ -86,29 +79,21 @@ def write_devkit(folder, synthetic):
         children = np.zeros((1, 0), np.uint8) if leaf else np.array([[1, 2]], np.uint16)
         words = synthetic.words[wnid] if leaf else "entity"
         count = len(synthetic.train[wnid]) if leaf else 0
-        synsets[place, 0] = (
-            float(place + 1),
-            wnid,
-            words,
-            "a gloss",
-            float(children.size),
-            children,
-            0.0,
-            float(count),
-        )
+        values = (float(place + 1), wnid, words, "a gloss", float(children.size), children, 0.0, float(count))
+        synsets[place, 0] = values
     scipy.io.savemat(data / "meta.mat", {"synsets": synsets}, do_compression=True)
     lines = "".join(f"{one}\n" for one in synthetic.val_ids)
     (data / "ILSVRC2012_validation_ground_truth.txt").write_text(lines)
     (folder / "ILSVRC2012_devkit_t12" / "readme.txt").write_text("readme")
 
 
-def write_files(folder, files):
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
 
 
-def write_tars(root, synthetic):
+def write_tars(root: Path, synthetic: Synthetic) -> Path:
     """As image-net.org hands it out."""
     with tarfile.open(root / "ILSVRC2012_img_train.tar", "w", format=tarfile.GNU_FORMAT) as outer:
         for wnid in sorted(synthetic.wnids):
@@ -133,7 +118,7 @@ def write_tars(root, synthetic):
     return root
 
 
-def write_class_folders(root, synthetic):
+def write_class_folders(root: Path, synthetic: Synthetic) -> Path:
     for wnid, files in synthetic.train.items():
         write_files(root / "train" / wnid, files)
     for name, data in synthetic.val.items():
@@ -143,7 +128,7 @@ def write_class_folders(root, synthetic):
     return root
 
 
-def write_kaggle(root, synthetic):
+def write_kaggle(root: Path, synthetic: Synthetic) -> Path:
     images = root / "ILSVRC" / "Data" / "CLS-LOC"
     for wnid, files in synthetic.train.items():
         write_files(images / "train" / wnid, files)
