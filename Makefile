@@ -1,6 +1,6 @@
 # Each target makes what it needs, on a machine with only Python (3.11 or newer) and make, and does nothing twice.
 #   make demo    the whole system on real images, minutes on two CPU cores
-#   make test    the tests; make test-cluster and make test-slow are the rest of them
+#   make test    the tests, in minutes; make test-cluster and make test-slow are the rest of them
 #   make check   lint, format, types
 #   make bench   the benchmarks: ratios of interleaved runs
 PYTHON ?= python3
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 READY := $(VENV)/ready
 
-.PHONY: setup demo test test-cluster test-slow chaos slurm-up slurm-down check format bench lock clean
+.PHONY: setup demo test test-cluster test-slow test-times golden chaos slurm-up slurm-down check format bench lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -36,20 +36,34 @@ demo: $(READY)
 	@echo "Run folders: demo/runs/resnet8-seed0, demo/runs/resnet14-seed0. To browse the runs in MLflow:"
 	@echo "  $(BIN)/python -m pipeline.tracking open demo/runs"
 
+# Without SLURM, Chromium, root and GPUs. More workers than two cores: half of a test is waiting for processes to start.
+WORKERS ?= 4
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -r s
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not gpu and not cluster"
+	$(PYTEST) --numprocesses $(WORKERS) --dist worksteal -m "not slow and not gpu and not cluster and not browser"
 
-# Real SLURM and real Ray clusters on this machine, and everything that interrupts them; skipped, with a line, where they cannot run.
+# What needs more than Python: real SLURM and Ray clusters on this machine and everything that interrupts them, and the report
+# in Chromium; skipped, with a line, where they cannot run.
 test-cluster: $(READY)
-	$(BIN)/python -m pytest -m "cluster and not slow"
+	$(PYTEST) -m "(cluster or browser) and not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu"
+
+# The CPU seconds of every case of `make test`, dearest first (tests/budget.py).
+test-times: $(READY)
+	rm -f build/times.jsonl; mkdir -p build
+	$(PYTEST) -m "not slow and not gpu and not cluster and not browser" --times build/times.jsonl
+	$(BIN)/python -m tests.budget build/times.jsonl
 
 # A training killed at random moments, on 1, 2, 4 or 8 processes each time, against one left alone; `make chaos KILLS=50` in CI.
 KILLS ?= 1000
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --kills $(KILLS)
+
+# What runs compute, for tests/test_golden.py, written anew; refused where it has changed and TRAJECTORY (pipeline/config.py) has not.
+golden: $(READY)
+	$(BIN)/python -m tests.golden
 
 # A SLURM of four nodes to try things on (root; apt packages slurmctld slurmd slurm-client munge iproute2).
 slurm-up: $(READY)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -20,14 +18,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_prep.digits import write_digits
 from pipeline import command
 from pipeline.command import CommandParser, Progress, UserError, print_json, print_table
 from pipeline.config import Config, EvaluationConfig
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig
-from tests.conftest import ROOT
+from tests.digits import write_dataset
 from tests.fleet import Fleet
+from tests.patience import limit, set_patience
 from tests.pipeline.small_runs import config_of, series, weights
 
 SIZES = (1, 2, 4, 8)
@@ -37,7 +35,7 @@ LINES = range(1, 6)  # of metrics that a job writes before another kill comes
 ITERATIONS_PER_KILL = (
     8  # more than a life lasts on average, on a fast machine too: the run is not over before its last kill
 )
-ENDS_WITHIN = 60.0  # seconds for the fellows of a killed rank
+ENDS_WITHIN = 60.0  # seconds for the fellows of a killed rank, on a quiet machine
 
 
 def chaos_config(dataset: Path, runs: Path, name: str, kills: int) -> Config:
@@ -46,7 +44,7 @@ def chaos_config(dataset: Path, runs: Path, name: str, kills: int) -> Config:
         config_of(dataset, runs, name),
         iterations=ITERATIONS_PER_KILL * kills + 20,
         bn_group=4,
-        timeout_seconds=120.0,
+        timeout_seconds=limit(120),
         evaluation=EvaluationConfig(every=50, short_side=36),
         checkpoint=CheckpointConfig(every=3),
         tracking=TrackingConfig(log_every=1, mlflow=False),
@@ -113,6 +111,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_json_option()
     own = parser.parse_args(argv)
+    set_patience()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         figures = chaos(Path(folder), own.kills, own.seed)
     if own.json:
@@ -122,11 +121,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def chaos(folder: Path, kills: int, seed: int) -> dict[str, object]:
     """The figures of the closing table. Raises UserError where the two runs differ."""
-    dataset, logs = folder / "dataset", folder / "logs"
-    write_digits(folder / "images")
-    sizes = ["--statistics-size", "32", "--statistics-short-side", "36"]
-    prepare = [sys.executable, "data_prep/shard_imagenet.py", folder / "images", dataset, "--name", "digits", *sizes]
-    subprocess.run(prepare, cwd=ROOT, check=True, capture_output=True)
+    logs, dataset = folder / "logs", write_dataset(folder)
     reference = chaos_config(dataset, folder / "runs", "left-alone", kills)
     started = time.monotonic()
     job = Fleet(reference, 1, logs)

@@ -1,22 +1,56 @@
-"""What several tests need: the demo's dataset of real handwritten digits, made by the real command's code."""
+"""What all tests share: limits and budgets, skips, the dataset of digits."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 import pipeline  # noqa: F401 - before torch: it tells OpenMP's threads how to wait
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.budget import Budget
+from tests.patience import limit, set_patience
 
 # A shell's background jobs (`make test &`) ignore Ctrl-C, and so would every program that is started here to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--times", metavar="FILE", help="append what each case and shared fixture took, as lines of JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    set_patience()  # before xdist starts its workers: they inherit it
+    config.pluginmanager.register(Budget(config.getoption("--times")))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    on_gpus = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpus and not _has_gpu():
+        for item in on_gpus:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+    for item in items:  # pytest-timeout's limits are stretched as all others are
+        own = item.get_closest_marker("timeout")
+        seconds = float(own.args[0] if own else config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(limit(seconds)), append=False)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Before the first test: what data_prep's workers start first would serve the ranks too, without their imports."""
+    if "tests.ranks" in sys.modules and session.items and not session.config.option.collectonly:
+        sys.modules["tests.ranks"].start_server()
 
 
 def skip_without(reason: str) -> NoReturn:
@@ -26,14 +60,24 @@ def skip_without(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def shared_folder(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make(folder)` fills once a session, whichever of xdist's workers comes first. Tests leave it as it is."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, made = root / f"shared-{name}", root / f"shared-{name}.made"
+    with open(root / f"shared-{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dataset folder of the demo."""
-    from data_prep.digits import write_digits
+    from tests.digits import write_dataset  # here: it imports scikit-learn
 
-    folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder / "images")
-    command = [sys.executable, "data_prep/shard_imagenet.py", folder / "images", folder / "dataset", "--name", "digits"]
-    sizes = ["--statistics-size", "32", "--statistics-short-side", "36"]
-    subprocess.run([*command, *sizes], cwd=ROOT, check=True, capture_output=True)
-    return folder / "dataset"
+    return shared_folder(tmp_path_factory, "digits", write_dataset) / "dataset"

@@ -16,13 +16,15 @@ from pathlib import Path
 
 from launch.local import free_port, rank_environment
 from pipeline.config import Config
-from tests.ranks import CONTEXT
+from tests.patience import limit
+from tests.ranks import CONTEXT, start_server
 
 
 class Fleet:
     """`size` ranks training `config`. `sabotage(rank)` is called in each of them first. Logs: `logs`/rank-K.txt."""
 
     def __init__(self, config: Config, size: int, logs: Path, sabotage: Callable[[int], object] | None = None) -> None:
+        start_server()
         port = free_port()
         logs.mkdir(exist_ok=True)
         self.logs = [logs / f"rank-{rank}.txt" for rank in range(size)]
@@ -40,12 +42,12 @@ class Fleet:
                 os.kill(process.pid, number)
 
     def wait(self, seconds: float) -> list[int]:
-        """The exit codes; fails where a rank is still alive after `seconds` (and kills it)."""
+        """The exit codes; fails where a rank is still alive after `limit(seconds)` (and kills it)."""
         for process in self.ranks:
-            process.join(seconds)
+            process.join(limit(seconds))
         alive = [rank for rank, process in enumerate(self.ranks) if process.exitcode is None]
         self.kill()
-        assert not alive, f"ranks {alive} still run after {seconds} s"
+        assert not alive, f"ranks {alive} still run after {limit(seconds):.0f} s"
         return [int(process.exitcode or 0) for process in self.ranks]
 
     def said(self, rank: int) -> str:

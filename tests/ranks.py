@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import traceback
 from collections.abc import Callable
@@ -10,13 +11,29 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from launch.local import free_port
+from tests.patience import limit
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "torchvision", "torch._dynamo", "pipeline.train"])
+PRELOAD = ["torch", "torch.distributed", "torchvision", "torch._dynamo", "pipeline.train"]
+
+
+def start_server() -> None:
+    """Start the process that ranks are forked from; it imports in the background what they need.
+
+    A process has one such server, which keeps the imports that it was started with: started by the workers of a
+    preparation (data_prep/workers.py) first, it would leave two CPU seconds of imports to every rank.
+    """
+    CONTEXT.set_forkserver_preload(PRELOAD)
+    multiprocessing.forkserver.ensure_running()
 
 
 def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 120) -> list[Any]:
-    """`function(world, *arguments)` on `size` ranks with one thread each; what each returned, by rank."""
+    """`function(world, *arguments)` on `size` ranks with one thread each; what each returned, by rank.
+
+    timeout: how long to wait for a rank's answer, seconds on a quiet machine (tests/patience.py).
+    """
+    start_server()
+    timeout = limit(timeout)
     port = free_port()
     ranks = []
     for rank in range(size):
@@ -28,7 +45,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout:
     results = []
     try:
         for rank, (_, receiver) in enumerate(ranks):
-            assert receiver.poll(timeout), f"rank {rank} did not answer within {timeout} s"
+            assert receiver.poll(timeout), f"rank {rank} did not answer within {timeout:.0f} s"
             succeeded, result = receiver.recv()
             assert succeeded, f"rank {rank} failed:\n{result}"
             results.append(result)
@@ -46,7 +63,7 @@ def _rank(rank: int, size: int, port: int, sender: Connection, function: Callabl
     try:
         from pipeline.world import open_world, set_threads
 
-        with open_world("cpu", timeout_seconds=60) as world:
+        with open_world("cpu", timeout_seconds=limit(60)) as world:
             set_threads(world, 1)
             sender.send((True, function(world, *arguments)))
     except BaseException:

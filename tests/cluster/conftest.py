@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.slurm_cluster import SlurmCluster, missing_programs, wait_for, why_not
-from tests.conftest import ROOT, skip_without
+from tests.cluster.slurm_cluster import SlurmCluster, missing_programs, why_not
+from tests.conftest import skip_without
+from tests.helpers import ROOT, wait_for
 from tests.launch.doors import TINY, environment, final_checkpoint
+from tests.patience import limit
 
 SITE = """
 gpus_per_node: 0
@@ -55,7 +57,7 @@ class Run:
     job: str
 
     def wait_for_iteration(self, iteration: int, seconds: float = 240) -> float:
-        return wait_for(lambda: self.iteration() >= iteration, seconds, f"iteration {iteration} of {self.folder}")
+        return wait_for(lambda: self.iteration() >= iteration, f"iteration {iteration} of {self.folder}", seconds)
 
     def iteration(self) -> int:
         metrics = self.folder / "metrics.jsonl"
@@ -73,11 +75,11 @@ class Run:
     def wait_for_attempt(self, number: int, seconds: float = 120) -> float:
         """Seconds until restart `number` of the job runs."""
         running = lambda: self.restarts() >= number and self.cluster.state(self.job) == "RUNNING"  # noqa: E731
-        return wait_for(running, seconds, f"attempt {number}: {self.log()}")
+        return wait_for(running, f"attempt {number}: {self.log()}", seconds)
 
     def wait_for_end(self, seconds: float = 180) -> str:
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        wait_for(lambda: self.cluster.state(self.job) in over, seconds, f"the end: {self.log()}")
+        wait_for(lambda: self.cluster.state(self.job) in over, f"the end: {self.log()}", seconds)
         return self.cluster.state(self.job)
 
     def log(self) -> str:
@@ -136,7 +138,7 @@ class Trainings:
     def reference(self, iterations: int, arch: str = "resnet8") -> str:
         """The final checkpoint of that training."""
         name = self.start_reference(iterations, arch)
-        assert self.references[name].wait(timeout=400) == 0
+        assert self.references[name].wait(timeout=limit(400)) == 0
         return final_checkpoint(self.folder / "runs" / name)
 
 

@@ -25,7 +25,8 @@ def keep(ledger: Path) -> None:
     from pipeline.data.loader import BatchIterator
     from pipeline.trainer import Trainer
 
-    following, update, ids = BatchIterator.__next__, Trainer.update, []
+    following, update = BatchIterator.__next__, Trainer.update
+    ids: list[int] = []
 
     def noting_next(batches: BatchIterator) -> Any:
         batch = following(batches)
@@ -41,8 +42,8 @@ def keep(ledger: Path) -> None:
             file.write(json.dumps(line) + "\n")
         time.sleep(max(0.0, end - time.monotonic()))
 
-    BatchIterator.__next__ = noting_next  # type: ignore[method-assign]
-    Trainer.update = noting_update  # type: ignore[method-assign]
+    BatchIterator.__next__ = noting_next  # type: ignore[method-assign, assignment]
+    Trainer.update = noting_update  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":

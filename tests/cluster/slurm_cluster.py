@@ -17,10 +17,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+if __name__ == "__main__":  # run by its path: Python looks beside it, not in the project's folder
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.helpers import wait_for
+from tests.patience import limit
 
 HERE = Path(tempfile.gettempdir()) / f"slurm-by-hand.{os.getuid()}"
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "runuser")
@@ -129,14 +134,14 @@ class SlurmCluster:
         check: bool = True,
         timeout: float = 120,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on the login node, as a user of the cluster."""
+        """Run a command on the login node, as a user of the cluster. timeout: seconds on a quiet machine."""
         done = subprocess.run(
             self.login(command),
             cwd=cwd,
             env={**os.environ, **(extra or {})},
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=limit(timeout),
             check=False,
         )
         if check and done.returncode:
@@ -179,7 +184,7 @@ class SlurmCluster:
         """Gone, and back at once: SLURM has not missed it yet when its slurmd says that it was started anew (-b)."""
         self.power_off(node)
         # Its network namespace stays: a slurmd that is still dying there holds the port that the new one needs.
-        wait_for(lambda: not self.processes(node, "slurm"), 30, f"the end of what ran on {node}")
+        wait_for(lambda: not self.processes(node, "slurm"), f"the end of what ran on {node}")
         self.power_on(node, "-b")
 
     def kill_slurmd(self, node: str) -> None:
@@ -235,11 +240,11 @@ class SlurmCluster:
         text = self.run(["scontrol", "show", "job", job, "--oneliner"]).stdout
         return dict(word.partition("=")[::2] for word in text.split())[name]
 
-    def wait_for_nodes(self, seconds: float = 30) -> None:
+    def wait_for_nodes(self, seconds: float = 60) -> None:
         wait_for(
             lambda: self.run(["sinfo", "-hNp", "debug", "-o", "%T"]).stdout.split() == ["idle"] * len(self.nodes),
-            seconds,
             "all nodes to be idle",
+            seconds,
         )
 
     def _pid(self, name: str) -> int | None:
@@ -289,15 +294,6 @@ class SlurmCluster:
             _check(["ip", "-n", inside, *["link", "set", "lo", "up"]])
             _check(["ip", "-n", inside, *f"addr add {NETWORK}.{number}/24 dev eth0".split()])
             _check(["ip", "-n", inside, *["link", "set", "eth0", "up"]])
-
-
-def wait_for(condition: Callable[[], object], seconds: float, what: str) -> float:
-    """Wait until `condition()` is true; the seconds that took."""
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, f"waited {seconds} s for {what}"
-        time.sleep(0.1)
-    return time.monotonic() - started
 
 
 def _check(command: Sequence[str]) -> None:

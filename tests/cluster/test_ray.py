@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cluster.slurm_cluster import wait_for
-from tests.conftest import ROOT
+from tests.helpers import ROOT, wait_for
 from tests.launch.doors import TINY, environment, final_checkpoint, script
+from tests.patience import limit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 PORT = 6391
@@ -57,7 +57,8 @@ def alone(folder: Path, *options: str) -> Path:
     """The same training in one process that nothing interrupts."""
     command = [sys.executable, "-m", "pipeline.train", "--config", str(folder / "tiny.yaml"), "--name", "alone"]
     options = ("--evaluation.every", "100000", *options)
-    subprocess.run([*command, *options], cwd=folder, env=environment(), check=True, capture_output=True, timeout=300)
+    command = [*command, *options]
+    subprocess.run(command, cwd=folder, env=environment(), check=True, capture_output=True, timeout=limit(300))
     return folder / "runs" / "alone"
 
 
@@ -116,12 +117,12 @@ def test_killed_worker(tmp_path: Path, digits: Path, home: dict[str, str], secon
     options = ("--iterations", "400", "--checkpoint.every", "20")
     process = train(tmp_path, digits, home, "--name", "run", "--workers", "2", *options)
     run = tmp_path / "runs" / "run"
-    wait_for(lambda: logged(run) >= 60, 200, "iteration 60")
+    wait_for(lambda: logged(run) >= 60, "iteration 60", 200)
     os.kill(processes("ray::RayTrainWorker", home)[-1], signal.SIGKILL)
     seconds_lost["kill -9 of a worker to training again"] = wait_for(
-        lambda: len(world_sizes(run)) == 2, 200, "the second attempt"
+        lambda: len(world_sizes(run)) == 2, "the second attempt", 200
     )
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=limit(300))
     assert process.returncode == 0, out
     assert final_checkpoint(run) == final_checkpoint(alone(tmp_path, *options))
 
@@ -135,7 +136,7 @@ def nodes(home: dict[str, str]) -> Iterator[list[str]]:
     add = [*ray, f"--address=127.0.0.1:{PORT}"]
     try:
         for command in (head, add, add, add):
-            subprocess.run(command, env=home, check=True, capture_output=True, timeout=120)
+            subprocess.run(command, env=home, check=True, capture_output=True, timeout=limit(120))
         yield add
     finally:
         for word in ("ray::", "raylet", "gcs_server", "python"):  # python: the monitors of its logs
@@ -157,20 +158,20 @@ def test_elastic(
     (ledger := tmp_path / "ledger").mkdir()
     process = train(tmp_path, digits, home, *elastic, *options, ledger=ledger)
     run = tmp_path / "runs" / "run"
-    wait_for(lambda: logged(run) >= 40, 200, "iteration 40")
+    wait_for(lambda: logged(run) >= 40, "iteration 40", 200)
     assert world_sizes(run) == [4]
     os.kill(processes("raylet", home)[-1], signal.SIGKILL)
     seconds_lost["a node lost to training on the others"] = wait_for(
-        lambda: world_sizes(run) == [4, 3], 240, "3 workers"
+        lambda: world_sizes(run) == [4, 3], "3 workers", 240
     )
     at = logged(run)
-    subprocess.run(nodes, env=home, check=True, capture_output=True, timeout=120)
-    seconds_lost["a node added to training on it"] = wait_for(lambda: world_sizes(run) == [4, 3, 4], 240, "4 workers")
+    subprocess.run(nodes, env=home, check=True, capture_output=True, timeout=limit(120))
+    seconds_lost["a node added to training on it"] = wait_for(lambda: world_sizes(run) == [4, 3, 4], "4 workers", 240)
     resized = logged(run)
     assert resized > at
-    wait_for(lambda: logged(run) >= resized + 40, 200, "progress")
+    wait_for(lambda: logged(run) >= resized + 40, "progress", 200)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
+    process.communicate(timeout=limit(120))
     here = losses(run)
     reference = losses(alone(tmp_path, *options[:-1], str(max(here))))
     assert sorted(here) == list(range(4, max(here) + 1, 4))  # tracking.log_every

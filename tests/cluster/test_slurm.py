@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from tests.cluster.conftest import Run, Trainings
-from tests.cluster.slurm_cluster import SlurmCluster, wait_for
+from tests.cluster.slurm_cluster import SlurmCluster
+from tests.helpers import wait_for
 from tests.launch.doors import environment, final_checkpoint
 
 pytestmark = pytest.mark.cluster
@@ -63,7 +64,7 @@ def test_interruptions_that_leave_the_nodes_alive(trainings: Trainings, seconds_
     _, minutes, seconds = cluster.field(run.job, "RunTime").rpartition("-")[2].split(":")
     limit = -(-(60 * int(minutes) + int(seconds) + 45) // 60)
     cluster.run(["scontrol", "update", f"JobId={run.job}", f"TimeLimit={limit}"])
-    wait_for(lambda: run.restarts() == 1, 120, "the time limit's notice")
+    wait_for(lambda: run.restarts() == 1, "the time limit's notice", 120)
     cluster.run(["scontrol", "update", f"JobId={run.job}", "TimeLimit=30"])
     seconds_lost["saved at the time limit's notice to running again"] = run.wait_for_attempt(1)
     run.wait_for_iteration(run.iteration() + 20)
@@ -107,10 +108,10 @@ def test_lost_nodes(trainings: Trainings, seconds_lost: dict[str, float]) -> Non
         run.wait_for_attempt(attempt)
         seconds = time.monotonic() - started
         lease = run.folder / ".lease"
-        wait_for(lambda: json.loads(lease.read_text())["attempt"] == attempt, 240, "the lease")
+        wait_for(lambda: json.loads(lease.read_text())["attempt"] == attempt, "the lease", 240)
         for pid in old:
             os.kill(pid, signal.SIGCONT)
-        wait_for(lambda: not ranks(), 60, "the fence")
+        wait_for(lambda: not ranks(), "the fence")
         return seconds
 
     run.wait_for_iteration(20)
@@ -190,7 +191,7 @@ def test_cancelled_is_cancelled(trainings: Trainings) -> None:
     trainings.cluster.run(["scancel", run.job])
     assert run.wait_for_end() == "CANCELLED"
     with pytest.raises(AssertionError, match="waited"):
-        wait_for(lambda: trainings.cluster.state(run.job) != "CANCELLED", 15, "a comeback")
+        wait_for(lambda: trainings.cluster.state(run.job) != "CANCELLED", "a comeback", 15)
     # The same command goes on, and ends where one that was never cancelled does.
     again = trainings.submit("cancelled", "--nodes", "2", *LONG)
     assert again.wait_for_end() == "COMPLETED", again.log()

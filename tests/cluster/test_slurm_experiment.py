@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.command import EXIT_USER_ERROR
 from tests.cluster.conftest import Trainings
-from tests.cluster.slurm_cluster import wait_for
+from tests.helpers import wait_for
 from tests.launch.doors import environment, launcher_of
 
 pytestmark = pytest.mark.cluster
@@ -59,7 +59,7 @@ def test_jobs_follow_one_another_and_are_not_submitted_twice(trainings: Training
         assert {one["job"] for one in again["submitted"]} == set(jobs)
     finally:
         trainings.cluster.run(["scontrol", "update", "PartitionName=debug", "State=UP"])
-    wait_for(lambda: trainings.cluster.state(jobs[-1]) == "COMPLETED", 1500, "the average")
+    wait_for(lambda: trainings.cluster.state(jobs[-1]) == "COMPLETED", "the average", 1500)
     done = submitted(trainings, digits)
     assert (done["submitted"], done["rows"][0]["state"]) == ([], "finished")
     runs = trainings.folder / "runs"

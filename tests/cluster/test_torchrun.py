@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from launch.local import free_port
-from tests.launch.doors import TINY, environment, final_checkpoint, launcher_of, wait_for
+from tests.helpers import wait_for
+from tests.launch.doors import TINY, environment, final_checkpoint, launcher_of
+from tests.patience import limit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -43,10 +45,10 @@ def test_two_agents_and_a_killed_rank(tmp_path: Path, digits: Path) -> None:
     agents = [subprocess.Popen(command, cwd=tmp_path, env=extra, stdout=log, stderr=log) for log in logs]
     run = tmp_path / "runs" / "run"
     try:
-        wait_for(lambda: list((run / "checkpoints").glob("*.pt")), 200)
+        wait_for(lambda: list((run / "checkpoints").glob("*.pt")), "a checkpoint", 200)
         os.kill(children(agents[1].pid)[-1], signal.SIGKILL)
         for agent in agents:
-            assert agent.wait(timeout=250) == 0, "\n".join(Path(log.name).read_text() for log in logs)
+            assert agent.wait(timeout=limit(250)) == 0, "\n".join(Path(log.name).read_text() for log in logs)
     finally:
         for agent, log in zip(agents, logs, strict=True):
             agent.kill()
@@ -55,5 +57,5 @@ def test_two_agents_and_a_killed_rank(tmp_path: Path, digits: Path) -> None:
     attempts = (run / "run.json").read_text().count('"started"')
     assert attempts == 2 and launcher_of(run)[1] == 2
     alone = [sys.executable, "-m", "pipeline.train", *options, "--name", "alone"]
-    subprocess.run(alone, cwd=tmp_path, env=environment(), check=True, capture_output=True, timeout=250)
+    subprocess.run(alone, cwd=tmp_path, env=environment(), check=True, capture_output=True, timeout=limit(250))
     assert final_checkpoint(run) == final_checkpoint(tmp_path / "runs" / "alone")

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.launch.doors import TINY, environment, final_checkpoint
+from pipeline.options import load
+from tests.fleet import Fleet
+from tests.launch.doors import TINY, final_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +22,7 @@ def tiny(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> str:
     """The final checkpoint of the tiny config trained in one process, without any door."""
     folder = tmp_path_factory.mktemp("reference")
-    command = [sys.executable, "-m", "pipeline.train", "--config", str(tiny), "--name", "run"]
-    subprocess.run(command, cwd=folder, env=environment(), check=True, capture_output=True, timeout=200)
-    return final_checkpoint(folder / "runs" / "run")
+    config = replace(load(tiny), runs=str(folder / "runs"), name="run")
+    job = Fleet(config, 1, folder / "logs")
+    assert job.wait(200) == [0], job.said(0)
+    return final_checkpoint(config.run_folder)

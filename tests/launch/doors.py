@@ -6,11 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
+from tests.patience import limit
 
 TINY = """
 arch: resnet8
@@ -43,8 +43,9 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def finish(
     command: Sequence[str], folder: Path, timeout: float = 250, extra: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
+    """Run the command in `folder` to its end. timeout: seconds on a quiet machine (tests/patience.py)."""
     return subprocess.run(
-        command, cwd=folder, env=environment(extra), capture_output=True, text=True, timeout=timeout, check=False
+        command, cwd=folder, env=environment(extra), capture_output=True, text=True, timeout=limit(timeout), check=False
     )
 
 
@@ -57,26 +58,3 @@ def launcher_of(run_folder: Path) -> tuple[str, int]:
     """The door and the world size of the run's latest attempt."""
     attempt = json.loads((run_folder / "run.json").read_text())["attempts"][-1]
     return attempt["launcher"], attempt["world_size"]
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.02)
-
-
-def stopped_or_dead(pid: int) -> bool:
-    """Every thread of it: signals reach a process's threads one after the other."""
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").glob("*/stat"))
-        return all(task.read_text().rpartition(")")[2].split()[0] in "TZX" for task in tasks)
-    except (FileNotFoundError, ProcessLookupError):  # one ended meanwhile
-        return stopped_or_dead(pid)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 from contextlib import suppress
@@ -13,6 +14,7 @@ import pytest
 from launch.failure import attempt
 from launch.fence import EXIT_FENCED, batch_script_lines
 from pipeline.lease import FencedError, Lease
+from tests.patience import limit
 
 
 @pytest.mark.parametrize(
@@ -28,12 +30,16 @@ def test_the_batch_script_ends_for_a_later_attempt_of_its_own_job(
     tmp_path: Path, holder: str, restarts: str, code: int
 ) -> None:
     Lease(tmp_path, {"SLURM_JOB_ID": holder, "SLURM_RESTART_COUNT": restarts}).release()
-    looks_often = "sleep() { command sleep 0.02; }"
-    script = "\n".join([looks_often, *batch_script_lines(tmp_path), f"command sleep {15 if code else 1.5}", "exit 0"])
+    looks = shlex.quote(str(tmp_path / "looks"))
+    looks_often = f"sleep() {{ echo >>{looks}; command sleep 0.02; }}"
+    # A script that must live ends by itself when the watch has looked three times.
+    waits = f'until [ "$(cat {looks} 2>/dev/null | wc -l)" -gt 3 ]; do command sleep 0.02; done'
+    lasts = "command sleep 1000000" if code else waits
+    script = "\n".join([looks_often, *batch_script_lines(tmp_path), lasts, "exit 0"])
     environment = {**os.environ, "SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "1"}
     process = subprocess.Popen(["bash", "-c", script], env=environment, start_new_session=True)
     try:
-        assert process.wait(timeout=20) == code
+        assert process.wait(timeout=limit(60)) == code
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # the watch outlives the script that it has killed

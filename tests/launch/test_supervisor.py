@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from pipeline.watchdog import Note
+from tests.helpers import ROOT, alive, wait_for
+from tests.patience import limit
 
 # supervise() for small Python programs, one per rank, given on the command line; no torch anywhere.
 LAUNCHER = """
@@ -21,14 +24,19 @@ commands = [[sys.executable, "-c", program] for program in programs]
 environments = [{**os.environ, "RANK": str(rank)} for rank in range(len(programs))]
 command.run(lambda: supervise(commands, environments))
 """
+# Before it: less time for the ranks that are left when one has failed.
+IMPATIENT = "import launch.supervisor as its; its.REQUEST_AFTER_SECONDS, its.FORCE_AFTER_SECONDS = 0.3, 0.6"
+FOR_EVER = 1_000_000  # seconds: longer than any limit of a test
 
 RANK = """
 import os, signal, sys, time
 from pathlib import Path
 from launch.failure import attempt
-from launch.supervisor import report
+from launch.supervisor import report, report_activity
 from pipeline.command import UserError
 rank = int(os.environ["RANK"])
+def wait_until(condition):
+    while not condition(): time.sleep(0.02)
 def main():
 {body}
 code, failure = attempt(rank, main)
@@ -42,9 +50,11 @@ def rank(*lines: str) -> str:
     return RANK.format(body="".join(f"    {line}\n" for line in lines))
 
 
-def start(*programs: str) -> subprocess.Popen[str]:
+def start(*programs: str, before: str = "") -> subprocess.Popen[str]:
+    """The launcher of these ranks. before: a line of Python that it begins with."""
     return subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, *programs],
+        [sys.executable, "-c", before + LAUNCHER, *programs],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -52,29 +62,21 @@ def start(*programs: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 30) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=seconds)
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=limit(60))
     return process.returncode, out, err
 
 
-def wait_for(condition, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
+def written(folder: Path, count: int) -> list[Path]:
+    """The files of `count` ranks in `folder`, by rank, once all of them hold something."""
+    files = [folder / str(rank) for rank in range(count)]
+    wait_for(lambda: all(file.exists() and file.stat().st_size for file in files), f"{count} files in {folder}")
+    return files
 
 
 def pids(folder: Path, count: int) -> list[int]:
     """The process ids that the ranks wrote down."""
-    wait_for(lambda: len([one for one in folder.iterdir() if one.stat().st_size]) == count)
-    return [int(one.read_text()) for one in sorted(folder.iterdir())]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
+    return [int(file.read_text()) for file in written(folder, count)]
 
 
 def note_pid(folder: Path) -> str:
@@ -86,24 +88,58 @@ def test_all_ranks_succeed_and_only_rank_0_speaks() -> None:
     assert finish(start(program, program, program)) == (0, "I am rank 0\n", "")
 
 
-def test_first_failing_rank_is_named_not_its_victims() -> None:
-    # Rank 0 is reaped first, but fails later than rank 1, which lingers in its own clean-up.
-    victim = rank("time.sleep(3.0)", "raise RuntimeError('connection reset by peer')")
-    culprit = rank("import atexit; atexit.register(time.sleep, 5.0)", "raise ValueError('image 7 is broken')")
+def test_first_failing_rank_is_named_not_its_victims(tmp_path: Path) -> None:
+    # Rank 0 fails later than rank 1, but is reaped first: rank 1 lingers in its own clean-up until that has happened.
+    victim = rank(
+        note_pid(tmp_path),
+        f"wait_until(Path({str(tmp_path / 'failed')!r}).exists)",
+        "raise RuntimeError('connection reset by peer')",
+    )
+    culprit = rank(
+        "import atexit",
+        f"own, other = Path({str(tmp_path / 'failed')!r}), Path({str(tmp_path / '0')!r})",
+        "wait_until(lambda: other.exists() and other.stat().st_size)",
+        "victim = Path('/proc', other.read_text())",
+        "atexit.register(lambda: (own.touch(), wait_until(lambda: not victim.exists())))",
+        "raise ValueError('image 7 is broken')",
+    )
     code, _, err = finish(start(victim, culprit))
     assert code == 1
     assert "rank 1 failed first: ValueError: image 7 is broken" in err
     assert "connection reset" not in err
 
 
-def test_killed_rank_is_the_cause() -> None:
-    # The victim notes its failure before the launcher can have seen the kill.
-    victim = rank("time.sleep(0.5)", "raise RuntimeError('connection reset by peer')")
-    culprit = rank("time.sleep(0.7)", "os.kill(os.getpid(), signal.SIGKILL)")
+def test_killed_rank_is_the_cause(tmp_path: Path) -> None:
+    # The victim has told of its failure before the other is killed.
+    ready, told = (f"Path({str(tmp_path / name)!r})" for name in ("ready", "told"))
+    victim = rank(
+        f"import atexit; atexit.register({told}.touch)",
+        f"wait_until({ready}.exists)",
+        "raise RuntimeError('connection reset by peer')",
+    )
+    culprit = rank(f"{ready}.touch()", f"wait_until({told}.exists)", "os.kill(os.getpid(), signal.SIGKILL)")
     code, _, err = finish(start(victim, culprit))
     assert code == 128 + signal.SIGKILL
     assert "rank 1 failed first: was killed by SIGKILL" in err
     assert "connection reset" not in err
+
+
+def test_a_killed_rank_is_named_with_its_last_word(tmp_path: Path) -> None:
+    """Which its watchdog has written to the file that it told the launcher of."""
+    activity = tmp_path / "rank-1.json"
+    culprit = rank(
+        "import json, socket",
+        f"activity = Path({str(activity)!r})",
+        "values = dict(rank=1, beat=3, position=9, iteration=1234, activity='saving', standing=0.0, time=0.0)",
+        "activity.write_text(json.dumps({**values, 'host': socket.gethostname(), 'process': os.getpid()}))",
+        "report_activity(activity)",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    )
+    code, _, err = finish(start(rank(f"time.sleep({FOR_EVER})"), culprit, before=IMPATIENT))
+    assert code == 128 + signal.SIGKILL
+    error = err.splitlines()[-1]
+    assert error.startswith("error: rank 1 failed first: was killed by SIGKILL")
+    assert error.endswith(f"its last word: {Note.read(activity)}") and "iteration 1,234, saving" in error
 
 
 def test_user_error_is_one_sentence_once() -> None:
@@ -113,37 +149,46 @@ def test_user_error_is_one_sentence_once() -> None:
 
 
 def test_failure_without_report_shows_the_output() -> None:
-    code, _, err = finish(start("import time; time.sleep(1)", "print('half a word'); raise SystemExit(9)"))
+    code, _, err = finish(start("pass", "print('half a word'); raise SystemExit(9)"))
     assert code == 9
     assert "half a word" in err and "rank 1 failed first: ended with exit code 9" in err
 
 
-def test_ranks_that_hang_after_a_failure_are_stopped() -> None:
-    hang = rank("signal.signal(signal.SIGTERM, signal.SIG_IGN)", "time.sleep(600)")
-    started = time.monotonic()
-    code, _, err = finish(start(hang, rank("raise ValueError('no')")))
+def test_ranks_that_hang_after_a_failure_are_stopped(tmp_path: Path) -> None:
+    hang = rank("signal.signal(signal.SIGTERM, signal.SIG_IGN)", note_pid(tmp_path), f"time.sleep({FOR_EVER})")
+    culprit = rank(f"wait_until(Path({str(tmp_path / '0')!r}).exists)", "raise ValueError('no')")
+    process = start(hang, culprit, before=IMPATIENT)
+    (hung,) = pids(tmp_path, 1)
+    code, _, err = finish(process)
     assert code == 1 and "rank 1 failed first" in err
-    assert time.monotonic() - started < 20
+    assert not alive(hung)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1])
 def test_stop_request_reaches_every_rank_once(tmp_path: Path, number: signal.Signals) -> None:
+    """A second signal, sent when each rank has had the first, comes behind all that the launcher made of that one."""
+    (ready := tmp_path / "ready").mkdir()
+    (asked := tmp_path / "asked").mkdir()
     counting = rank(
-        "seen = []",
+        "seen, over = [], []",
         f"signal.signal({int(number)}, lambda *_: seen.append(1))",
-        note_pid(tmp_path),
-        "while not seen: time.sleep(0.02)",
-        "time.sleep(0.5)",
+        "signal.signal(signal.SIGHUP, lambda *_: over.append(1))",
+        note_pid(ready),
+        "wait_until(lambda: seen)",
+        note_pid(asked),
+        "wait_until(lambda: over)",
         "return 75 if len(seen) == 1 else 99",
     )
     process = start(counting, counting)
-    pids(tmp_path, 2)
+    pids(ready, 2)
     process.send_signal(number)
+    pids(asked, 2)
+    process.send_signal(signal.SIGHUP)
     assert finish(process)[0] == 75
 
 
 def test_interrupt_is_130_and_one_line(tmp_path: Path) -> None:
-    program = rank(note_pid(tmp_path), "time.sleep(600)")
+    program = rank(note_pid(tmp_path), f"time.sleep({FOR_EVER})")
     process = start(program, program)
     children = pids(tmp_path, 2)
     os.killpg(process.pid, signal.SIGINT)  # as the terminal does
@@ -154,14 +199,23 @@ def test_interrupt_is_130_and_one_line(tmp_path: Path) -> None:
 
 
 def test_second_interrupt_kills(tmp_path: Path) -> None:
-    stubborn = rank("signal.signal(signal.SIGINT, signal.SIG_IGN)", note_pid(tmp_path), "time.sleep(600)")
+    (ready := tmp_path / "ready").mkdir()
+    (asked := tmp_path / "asked").mkdir()
+    stubborn = rank(
+        "asked = []",
+        "signal.signal(signal.SIGINT, lambda *_: asked.append(1))",
+        note_pid(ready),
+        "wait_until(lambda: asked)",
+        note_pid(asked),
+        f"time.sleep({FOR_EVER})",
+    )
     process = start(stubborn, stubborn)
-    children = pids(tmp_path, 2)
+    children = pids(ready, 2)
     process.send_signal(signal.SIGINT)
-    time.sleep(1.5)
-    assert process.poll() is None
+    pids(asked, 2)
+    assert process.poll() is None and all(map(alive, children))
     process.send_signal(signal.SIGINT)
-    assert finish(process, 20)[0] == 130
+    assert finish(process)[0] == 130
     assert not any(alive(pid) for pid in children)
 
 
@@ -170,11 +224,11 @@ def test_no_orphan_when_the_launcher_dies(tmp_path: Path, number: signal.Signals
     deaf = rank(
         "for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT): signal.signal(one, signal.SIG_IGN)",
         note_pid(tmp_path),
-        "time.sleep(600)",
+        f"time.sleep({FOR_EVER})",
     )
     process = start(deaf, deaf, deaf)
     children = pids(tmp_path, 3)
     assert all(alive(pid) for pid in children)
     process.send_signal(number)
     finish(process)
-    wait_for(lambda: not any(alive(pid) for pid in children), 5)
+    wait_for(lambda: not any(alive(pid) for pid in children), "the end of the ranks")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import socket
 import subprocess
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import pytest
 from launch.allocation import Allocation
 from launch.visibility import LOCAL, batch_script_lines, check_shared, filesystem
 from pipeline.command import UserError
+from tests.conftest import skip_without
 
 
 @pytest.mark.parametrize("place", ["/", "/proc/self", "/dev/shm", "here"])
 def test_types_as_findmnt_says(place: str, tmp_path: Path) -> None:
+    if shutil.which("findmnt") is None:
+        skip_without("needs findmnt (apt-get install util-linux)")
     path = tmp_path if place == "here" else Path(place)
     found = subprocess.run(
         ["findmnt", "--noheadings", "--first-only", "--output", "FSTYPE", "--target", str(path)],
@@ -24,12 +29,42 @@ def test_types_as_findmnt_says(place: str, tmp_path: Path) -> None:
     assert filesystem(path / "not" / "there" / "yet")[0] == found.stdout.split()[0]
 
 
-def test_a_local_folder_is_refused(tmp_path: Path) -> None:
-    assert filesystem(tmp_path)[0] in LOCAL
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place where a SLURM is looked for: a stand-in for scontrol, written there, says which nodes there are."""
+    (commands := tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(commands))
+    return commands / "scontrol"
+
+
+def nodes(scontrol: Path, *names: str) -> None:
+    scontrol.write_text("#!/bin/sh\n" + "".join(f"echo NodeName={n} NodeHostName={n} Partitions=gpu\n" for n in names))
+    scontrol.chmod(0o755)
+
+
+def local_place() -> Path:
+    """A folder, not made yet, on a file system of this host alone: /tmp may be any."""
+    return next(Path(place) for place in ("/dev/shm", "/dev", "/run", "/") if filesystem(Path(place))[0] in LOCAL) / "a"
+
+
+@pytest.mark.parametrize("names", [(), ("node1", "node2")], ids=["no SLURM", "a SLURM of other hosts"])
+def test_a_local_folder_is_refused(scontrol: Path, names: tuple[str, ...]) -> None:
+    if names:
+        nodes(scontrol, *names)
+    place = local_place()
     with pytest.raises(UserError, match="only this host sees"):
-        check_shared(Allocation(nodes=2), [tmp_path / "runs" / "a"])
-    check_shared(Allocation(nodes=2, assume_shared=True), [tmp_path])
+        check_shared(Allocation(nodes=2), [place])
+    check_shared(Allocation(nodes=2, assume_shared=True), [place])
     check_shared(Allocation(nodes=2), [Path("/proc/self")])  # any type that is not known to be local
+
+
+def test_a_slurm_of_this_host_alone_sees_what_it_sees(scontrol: Path) -> None:
+    here = socket.gethostname().partition(".")[0]
+    nodes(scontrol, here)
+    check_shared(Allocation(nodes=1), [local_place()])
+    nodes(scontrol, here, "node2")
+    with pytest.raises(UserError, match="only this host sees"):
+        check_shared(Allocation(nodes=1), [local_place()])
 
 
 @pytest.mark.parametrize(("names", "code"), [(("here", "it's; $(here)"), 0), (("here", "gone"), 2), (("empty",), 2)])

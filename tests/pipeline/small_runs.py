@@ -1,4 +1,4 @@
-"""Trainings of seconds, on the digits: their config, and what of them must be equal to the bit."""
+"""Trainings of seconds, on the digits: their config, what of them must be equal to the bit, and holding them up."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import hashlib
 import json
 import subprocess
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from pipeline.command import EXIT_USER_ERROR
+from pipeline.command import EXIT_USER_ERROR, UserError
 from pipeline.config import Config, EvaluationConfig
 from pipeline.data.augment import AugmentConfig, ResizeStage
 from pipeline.data.loader import LoaderConfig
@@ -15,6 +17,7 @@ from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
 from pipeline.training.schedule import ScheduleConfig
 from pipeline.world import World
+from tests.helpers import wait_for
 
 ITERATIONS = 50
 ONE_STAGE = AugmentConfig(short_side=(33, 38), crop=32)
@@ -48,6 +51,47 @@ def train_rank(world: World, config: Config) -> int:
     from pipeline.train import main
 
     return main(config)
+
+
+def refusal(world: World, config: Config) -> str:
+    """The sentence that this rank's training is refused with."""
+    from pipeline.train import main
+
+    try:
+        code = main(config)
+    except UserError as refused:
+        return str(refused)
+    raise AssertionError(f"it was not refused and ended with {code}")
+
+
+def hold_before(rank: int, folder: Path, iterations: tuple[int, ...]) -> None:
+    """In a rank (tests/fleet.py's `sabotage`): say before each of these iterations that one is there, by the file
+    at-ITERATION in `folder`, and wait for the file go-ITERATION.
+    """
+    from pipeline.trainer import Trainer
+
+    update = Trainer.update
+
+    def held(trainer: Trainer, *batch: Any) -> None:
+        if trainer.iteration in iterations:
+            (folder / f"at-{trainer.iteration}").touch()
+            wait_for((folder / f"go-{trainer.iteration}").exists, "leave to go on", 120)
+        update(trainer, *batch)
+
+    Trainer.update = held  # type: ignore[method-assign, assignment]
+
+
+def note_request(rank: int, folder: Path) -> None:
+    """In a rank: the file asked-RANK in `folder` says that its handler has taken a request to stop."""
+    from pipeline.training.preemption import StopRequest
+
+    receive = StopRequest._receive
+
+    def noted(request: StopRequest, number: int, frame: FrameType | None) -> None:
+        receive(request, number, frame)
+        (folder / f"asked-{rank}").touch()
+
+    StopRequest._receive = noted  # type: ignore[method-assign, assignment]
 
 
 def weights(config: Config) -> str:

@@ -14,6 +14,7 @@ from pipeline.lease import FencedError, Lease
 from pipeline.tracking import TrackingConfig, open_tracker
 from pipeline.tracking.state import read_wanted
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
+from tests.patience import limit
 
 FIRST = {"SLURM_JOB_ID": "17"}
 RAY = {"PIPELINE_RAY_LAUNCH": "ray-20261101T000000-7"}
@@ -74,7 +75,7 @@ def test_a_fenced_run_does_not_say_how_it_ended(tmp_path: Path) -> None:
     wanted = read_wanted(folder)
     assert wanted is not None and (wanted.status, wanted.ended) == ("RUNNING", None)
     assert (folder / "metrics.jsonl").read_bytes() == written
-    assert tracker.feeder.process.wait(10) == -signal.SIGKILL
+    assert tracker.feeder.process.wait(limit(60)) == -signal.SIGKILL
 
 
 def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,14 @@ from pipeline.analysis import paper
 from pipeline.analysis.results import Measured, _comparable, wilson_interval
 from pipeline.analysis.runs import deviations, read_facts
 from pipeline.command import UserError
+from pipeline.config import to_yaml
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.ensemble import Errors
 from pipeline.experiments.definitions import RunSpec, resolve
 from pipeline.experiments.reading import find, names
 from pipeline.options import load
 from tests.conftest import skip_without
+from tests.patience import limit
 from tests.pipeline.analysis.run_folders import write_run
 from tests.pipeline.tracking.mlflow_store import only_run, store_uri
 
@@ -157,9 +160,14 @@ def test_errors_on_other_images_are_not_compared() -> None:
         assert notes == ([] if wanted else ["on 50,000 images, not the paper's 100,000: no difference is given"])
 
 
-def test_the_page_and_its_figures_are_artifacts_in_mlflow(made: Path, tmp_path: Path) -> None:
+@pytest.mark.costly("a process of its own imports MLflow, as a user's does")
+def test_the_page_and_its_figures_are_artifacts_in_mlflow(made: Path, empty_store: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     runs = Path(shutil.copytree(made, tmp_path / "runs"))
+    shutil.copy(empty_store, runs)
+    for config in runs.glob("*/config.yaml"):  # how long the report may wait for MLflow
+        found = load(config)
+        config.write_text(to_yaml(replace(found, tracking=replace(found.tracking, close_seconds=limit(300)))))
     assert report.main(["--runs", str(runs), "--experiments", "table6,fig6", "--out", str(out)]) == 0
     run, client = only_run(store_uri(runs), "cifar10"), MlflowClient(store_uri(runs))
     assert (run.info.run_name, run.info.status) == ("report", "FINISHED")
@@ -311,7 +319,7 @@ def test_the_page_in_a_browser(made: Path, make: Report, tmp_path: Path) -> None
     options += ["--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", f"--log-net-log={log}"]
     options += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", wrapper.as_uri()]
     assert CHROMIUM is not None
-    shown = subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=120)
+    shown = subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=limit(120))
     console = [line for line in shown.stderr.splitlines() if "CONSOLE" in line]
     assert console and all("control" in line for line in console), console
     events = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]

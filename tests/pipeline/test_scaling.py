@@ -13,7 +13,7 @@ from pipeline.options import parse
 from pipeline.scaling import read_factor, scale_batch
 from pipeline.training.checkpoint import CheckpointConfig
 from pipeline.training.schedule import Schedule, ScheduleConfig
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 OPTIONS = ["--iterations", "9000", "--batch", "64", "--schedule.kind", "cosine", "--optimizer.lr", "0.05"]
 

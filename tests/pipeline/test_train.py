@@ -20,6 +20,7 @@ from tests.pipeline.small_runs import ITERATIONS, ONE_STAGE, config_of, series, 
 from tests.ranks import run_ranks
 
 
+@pytest.mark.costly("a whole training, on two processes: it is what the project promises")
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_processes_gives_the_same_run(undisturbed: Config, size: int) -> None:
     """Losses over 50 iterations equal to the bit (the issue asks 1e-4), and so are the final weights."""
@@ -34,6 +35,7 @@ def test_the_best_checkpoint_is_kept_whenever_it_was_evaluated(undisturbed: Conf
     often = EvaluationConfig(every=2, short_side=36)
     config = replace(undisturbed, runs=str(tmp_path), name="best", evaluation=often, iterations=12, augment=ONE_STAGE)
     config = replace(config, optimizer=OptimizerConfig(lr=1.0), checkpoint=CheckpointConfig(every=100, keep_last=1))
+    config = replace(config, ema_decay=0.0, recompute_bn_images=0)  # of nothing else: each evaluation costs
     assert run_ranks(1, train_rank, config) == [0]
     errors = {line[1]: line[4] for line in series(config) if line[0] == "val"}
     best = min(errors, key=errors.__getitem__)
@@ -59,11 +61,12 @@ def test_the_average_is_evaluated_as_any_weights_are(
 
 
 def test_bf16_stays_near_float32(undisturbed: Config) -> None:
-    """bf16 has three decimal digits: the losses of the first 50 iterations stay within 10% of float32's."""
-    config = replace(undisturbed, name="bf16", precision="bf16")
+    """bf16 has three decimal digits: the losses of the first 20 iterations stay within 10% of float32's."""
+    config = replace(undisturbed, name="bf16", precision="bf16", iterations=20, recompute_bn_images=0)
     assert run_ranks(1, train_rank, config) == [0]
     losses = [line[2] for line in series(config) if line[0] == "train"]
-    reference = [line[2] for line in series(undisturbed) if line[0] == "train"]
+    reference = [line[2] for line in series(undisturbed) if line[0] == "train" and line[1] <= 20]
+    assert len(losses) == 4
     np.testing.assert_allclose(losses, reference, rtol=0.1)
 
 

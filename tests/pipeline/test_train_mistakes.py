@@ -13,8 +13,9 @@ import torch
 
 from pipeline.command import EXIT_USER_ERROR
 from pipeline.config import Config, to_yaml
-from tests.conftest import ROOT
-from tests.pipeline.small_runs import one_sentence, train_rank
+from tests.helpers import ROOT
+from tests.patience import limit
+from tests.pipeline.small_runs import one_sentence, refusal
 from tests.ranks import run_ranks
 
 MISTAKES = {
@@ -71,6 +72,19 @@ def test_mistakes_get_one_sentence(
         assert sorted(path.name for path in Path(undisturbed.runs).rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("ranks", "change", "sentence"),
+    [(3, {}, "batch 32 is not divided by 3 processes"), (2, {"seed": 9}, "seed: 0 -> 9")],
+)
+def test_every_rank_is_refused_with_the_same_sentence(
+    undisturbed: Config, ranks: int, change: dict[str, int], sentence: str
+) -> None:
+    """None waits for the others. That launchers say it once: tests/launch/test_supervisor.py."""
+    sentences = run_ranks(ranks, refusal, replace(undisturbed, **change))
+    assert sentence in sentences[0] and sentences == sentences[:1] * ranks
+
+
+@pytest.mark.slow  # a cold start; in this process and on forked ranks: above
 def test_mistakes_of_several_ranks_are_said_once(undisturbed: Config, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(undisturbed))
@@ -79,22 +93,25 @@ def test_mistakes_of_several_ranks_are_said_once(undisturbed: Config, tmp_path: 
         (["--procs", "3"], "batch 32 is not divided by 3 processes"),
         (["--procs", "2", "--seed", "9"], "seed: 0 -> 9"),
     ):
-        result = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        result = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=limit(120))
         assert sentence in one_sentence(result)
 
 
-def test_misspelt_key_in_a_file(tmp_path: Path) -> None:
+def test_misspelt_key_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline import command, train
+
     file = tmp_path / "config.yaml"
     file.write_text("schedule:\n  patiance: 3\n")
-    command = [sys.executable, "-m", "pipeline.train", "--config", str(file)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    sentence = one_sentence(result)
-    assert "'schedule.patiance'" in sentence and str(file) in sentence and "'patience'" in sentence
+    with pytest.raises(SystemExit) as stopped:
+        command.run(lambda: train.run(["--config", str(file)]))
+    said = capsys.readouterr().err
+    assert stopped.value.code == EXIT_USER_ERROR and said.startswith("error: ") and said.count("\n") == 1
+    assert "'schedule.patiance'" in said and str(file) in said and "'patience'" in said
 
 
 def test_a_damaged_record_of_attempts_is_said(undisturbed: Config, tmp_path: Path) -> None:
     config = replace(undisturbed, runs=str(tmp_path))
     shutil.copytree(undisturbed.run_folder, config.run_folder)
     (config.run_folder / "run.json").write_text('{"attempts": [')
-    with pytest.raises(AssertionError, match="is damaged"):
-        run_ranks(1, train_rank, config)
+    (sentence,) = run_ranks(1, refusal, config)
+    assert "is damaged" in sentence

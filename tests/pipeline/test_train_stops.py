@@ -22,10 +22,10 @@ from pipeline.config import Config, to_yaml
 from pipeline.lease import FencedError, Lease
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.world import World
-from tests.conftest import ROOT
 from tests.fleet import Fleet
-from tests.launch.doors import wait_for
-from tests.pipeline.small_runs import ITERATIONS, config_of, one_sentence, series, train_rank, weights
+from tests.helpers import ROOT, wait_for
+from tests.patience import limit
+from tests.pipeline.small_runs import config_of, hold_before, note_request, refusal, series, train_rank, weights
 from tests.ranks import run_ranks
 
 
@@ -40,35 +40,46 @@ def test_killed_and_continued_is_bit_identical(undisturbed: Config, tmp_path: Pa
     metrics = config.run_folder / "metrics.jsonl"
     for lines in sorted(generator.sample(range(1, 10), 2)):
         job = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
-        while not metrics.exists() or metrics.read_text().count("\n") < lines:
-            assert job.poll() is None, "the job ended before it could be killed"
-            time.sleep(0.01)
+        wait_for(lambda lines=lines: metrics.exists() and metrics.read_text().count("\n") >= lines, "metrics", 120)
         time.sleep(generator.uniform(0, 0.2))
         os.killpg(job.pid, signal.SIGKILL)
         job.wait()
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=limit(200))
     assert series(config) == series(undisturbed)
     assert weights(config) == weights(undisturbed)
 
 
+def become_the_command_and_wait(rank: int, config: Config, folder: Path) -> None:
+    """`python -m pipeline.train --json` on this config; it waits before iteration 13."""
+    from pipeline import train
+
+    hold_before(rank, folder, (13,))
+    note_request(rank, folder)
+    file, main = folder / "config.yaml", train.main
+    file.write_text(to_yaml(config))
+
+    def command(_: Config) -> int:
+        train.main = main
+        return train.run(["--config", str(file), "--json"])
+
+    train.main = command  # type: ignore[assignment]
+
+
+@pytest.mark.costly("a whole training, in two pieces, beside one left alone")
 def test_asked_to_stop_saves_and_goes_on(undisturbed: Config, tmp_path: Path) -> None:
     """SIGTERM: saved between two checkpoints, exit code 75, then the same bits; the metrics of the interval are whole."""
     config = replace(undisturbed, name="stopped", runs=str(tmp_path))
-    file = tmp_path / "config.yaml"
-    file.write_text(to_yaml(config))
-    command = [sys.executable, "-m", "pipeline.train", "--config", str(file), "--json"]
-    job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    metrics = config.run_folder / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < 2:
-        assert job.poll() is None
-        time.sleep(0.005)
-    job.send_signal(signal.SIGTERM)
-    output, _ = job.communicate(timeout=60)
-    assert job.returncode == EXIT_PREEMPTED and "stopped on request" in output
-    assert json.loads(output.splitlines()[-1])["exit_code"] == EXIT_PREEMPTED
+    job = Fleet(config, 1, tmp_path / "logs", partial(become_the_command_and_wait, config=config, folder=tmp_path))
+    wait_for((tmp_path / "at-13").exists, "iteration 13")
+    job.kill(signal.SIGTERM)
+    wait_for((tmp_path / "asked-0").exists, "the request")
+    (tmp_path / "go-13").touch()
+    assert job.wait(60) == [EXIT_PREEMPTED], job.said(0)
+    assert "stopped on request" in job.said(0)
+    assert json.loads(job.said(0).splitlines()[-1])["exit_code"] == EXIT_PREEMPTED
     newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
-    assert newest is not None and 10 <= newest.iteration < ITERATIONS
-    assert run_ranks(4, train_rank, config) == [0] * 4
+    assert newest is not None and newest.iteration == 14
+    assert run_ranks(2, train_rank, config) == [0] * 2
     assert series(config) == series(undisturbed)
     assert weights(config) == weights(undisturbed)
 
@@ -77,25 +88,27 @@ def linger_in_evaluation(rank: int, folder: Path) -> None:
     """The first block of each rank takes until the file `go` is there; the file `at` says that rank 0's has begun."""
     from pipeline.evaluation import protocols
 
+    note_request(rank, folder)
     classify, first = protocols._classify, iter([True])
 
     def slowly(*arguments: Any) -> Any:
         if next(first, False):
             if rank == 0:
                 (folder / "at").touch()
-            wait_for((folder / "go").exists)
+            wait_for((folder / "go").exists, "leave to go on")
         return classify(*arguments)
 
     protocols._classify = slowly
 
 
+@pytest.mark.costly("a whole training, in two pieces, beside one left alone")
 def test_asked_to_stop_during_an_evaluation(undisturbed: Config, tmp_path: Path) -> None:
     """It is given up, the state before it saved; the continued run makes it, and nothing tells the two apart."""
     config = replace(undisturbed, name="stopped", runs=str(tmp_path))
     job = Fleet(config, 2, tmp_path / "logs", partial(linger_in_evaluation, folder=tmp_path))
-    wait_for((tmp_path / "at").exists)
+    wait_for((tmp_path / "at").exists, "the evaluation")
     os.kill(job.ranks[1].pid or 0, signal.SIGTERM)
-    time.sleep(0.2)
+    wait_for((tmp_path / "asked-1").exists, "the request")
     (tmp_path / "go").touch()
     assert job.wait(60) == [EXIT_PREEMPTED] * 2, job.said(0)
     newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
@@ -142,18 +155,23 @@ def test_the_failure_of_an_attempt_that_was_replaced_is_not_the_runs(digits: Pat
     assert run_ranks(1, fail_when_taken_over, config_of(digits, tmp_path, "run")) == ["RUNNING"]
 
 
-def test_second_writer_is_refused(undisturbed: Config, tmp_path: Path) -> None:
-    config = replace(undisturbed, name="held", runs=str(tmp_path), iterations=100_000)
-    file = tmp_path / "config.yaml"
-    file.write_text(to_yaml(config))
-    command = [sys.executable, "-m", "pipeline.train", "--config", str(file)]
-    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not (config.run_folder / "metrics.jsonl").exists():
-            assert first.poll() is None
-            time.sleep(0.05)
-        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-        assert "another process is training" in one_sentence(second)
-    finally:
-        first.kill()
-        first.wait()
+def test_second_writer_is_refused(digits: Path, tmp_path: Path) -> None:
+    config = config_of(digits, tmp_path, "held")
+    config.run_folder.mkdir()
+    held = Lease(config.run_folder, {})
+    (sentence,) = run_ranks(1, refusal, config)
+    assert sentence.startswith(f"another process is training in {config.run_folder}")
+    assert not (config.run_folder / "metrics.jsonl").exists()
+    held.release()
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(undisturbed: Config, tmp_path: Path) -> None:
+    """The same command again, on another number of processes."""
+    config = replace(undisturbed, runs=str(tmp_path))
+    shutil.copytree(undisturbed.run_folder, config.run_folder)
+    job = Fleet(config, 2, tmp_path / "logs")
+    assert job.wait(60) == [0, 0], job.said(0)
+    assert f"{config.run_name} was finished already" in job.said(0)
+    for path in (undisturbed.run_folder / "checkpoints").iterdir():
+        assert (config.run_folder / "checkpoints" / path.name).read_bytes() == path.read_bytes()
+    assert (config.run_folder / "metrics.jsonl").read_bytes() == (undisturbed.run_folder / "metrics.jsonl").read_bytes()

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints, publish, read_verified
-from tests.ranks import CONTEXT
+from tests.patience import limit
+from tests.ranks import CONTEXT, start_server
 
 
 def state(number: int) -> dict:
@@ -168,13 +169,14 @@ def _save_for_ever(folder: Path, started: multiprocessing.Event) -> None:
 
 
 def test_kills_while_saving_never_leave_nothing(tmp_path: Path) -> None:
+    start_server()
     generator = random.Random(1)
     last = 0
     for _ in range(6):
         started = CONTEXT.Event()
         process = CONTEXT.Process(target=_save_for_ever, args=(tmp_path, started))
         process.start()
-        assert started.wait(60)
+        assert started.wait(limit(60))
         time.sleep(generator.uniform(0.02, 0.2))
         os.kill(process.pid, signal.SIGKILL)
         process.join()

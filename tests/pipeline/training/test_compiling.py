@@ -59,6 +59,7 @@ def alone(*arguments: Any) -> tuple[str | None, str, np.ndarray]:
     return train(World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu")), *arguments)
 
 
+@pytest.mark.costly("torch.compile imports itself and traces the net before it misses the compiler")
 def test_where_compiling_fails_training_goes_on_without_and_says_why(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

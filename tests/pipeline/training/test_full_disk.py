@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,8 +14,8 @@ import pytest
 from pipeline.config import Config
 from pipeline.training.checkpoint import Checkpoints
 from tests.fleet import Fleet
-from tests.launch.doors import wait_for
-from tests.pipeline.small_runs import config_of, series, weights
+from tests.helpers import wait_for
+from tests.pipeline.small_runs import config_of, hold_before, series, weights
 
 
 @pytest.fixture
@@ -28,23 +27,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs root and mount to make a small file system")
     yield folder
     subprocess.run(["umount", folder], check=True)
-
-
-def pause(rank: int, folder: Path, iterations: tuple[int, ...]) -> None:
-    """Before each of these iterations, wait for the file go-ITERATION; say that one waits by at-ITERATION."""
-    from pipeline.trainer import Trainer
-
-    update = Trainer.update
-
-    def pausing(trainer: Trainer, *batch: object) -> None:
-        if trainer.iteration in iterations:
-            (folder / f"at-{trainer.iteration}").touch()
-            end = time.monotonic() + 120
-            while not (folder / f"go-{trainer.iteration}").exists() and time.monotonic() < end:
-                time.sleep(0.01)
-        update(trainer, *batch)
-
-    Trainer.update = pausing
 
 
 def saved(config: Config) -> int:
@@ -68,12 +50,12 @@ def test_training_goes_on_and_saves_again_when_there_is_room(digits: Path, tmp_p
     assert job.wait(120) == [0], job.said(0)
 
     config = replace(reference, runs=str(small_disk), name="run")
-    job = Fleet(config, 2, tmp_path / "logs-small", partial(pause, folder=tmp_path, iterations=(15, 35)))
-    wait_for(lambda: (tmp_path / "at-15").exists())
-    wait_for(lambda: saved(config) == 10)
+    job = Fleet(config, 2, tmp_path / "logs-small", partial(hold_before, folder=tmp_path, iterations=(15, 35)))
+    wait_for((tmp_path / "at-15").exists, "iteration 15", 120)
+    wait_for(lambda: saved(config) == 10, "checkpoint 10")
     filler = fill(small_disk)
     (tmp_path / "go-15").touch()
-    wait_for(lambda: (tmp_path / "at-35").exists(), 120)
+    wait_for((tmp_path / "at-35").exists, "iteration 35", 120)
     assert saved(config) == 10  # the last good one stays
     filler.unlink()
     (tmp_path / "go-35").touch()

@@ -149,7 +149,6 @@ def test_only_a_lone_gpu_records() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize(
     "more",
     [{}, {"precision": "bf16"}, {"label_smoothing": 0.1, "ema_decay": 0.05}, {"precision": "bf16", "compile_crop": 16}],
@@ -161,7 +160,6 @@ def test_cuda_graphs_compute_the_same_bits(more: dict[str, Any], monkeypatch: py
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_work_that_waits_for_the_device_is_refused() -> None:
     recorder = CudaGraphs(torch.device("cuda", 0))
     values = torch.ones(3, device="cuda")

@@ -1,0 +1,112 @@
+"""A guard for `make test`'s time: no case takes more than five CPU seconds without a stated reason.
+
+A pytest plugin. It counts the CPU seconds of this process, of the processes it waited for, and of those that
+`tests.ranks` forks; of a case itself and its own fixtures. Fixtures that several cases share are counted apart. A
+dearer case needs `@pytest.mark.costly("why it cannot be cheaper")`. `--times FILE` writes what every case took.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Generator
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+
+CPU_SECONDS = 5.0
+QUIET_CPU_SECONDS = 0.12  # what `_work` takes on the machine that CPU_SECONDS was chosen on
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds() -> float:
+    """Of this process, the children it waited for, and the ranks that its fork server started and that have ended."""
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime + _forked()
+
+
+def _forked() -> float:
+    """Of the fork server's children: what the server itself takes is its imports, once a session."""
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid is None:
+        return 0.0
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[13]) + int(fields[14])) / TICKS  # cutime, cstime
+
+
+class Budget:
+    """Counts; fails a case that is over its budget."""
+
+    def __init__(self, file: str | None) -> None:
+        self.file = file
+        self.shared = 0.0  # CPU seconds of shared fixtures in the present case
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object]) -> Generator[None, object, object]:
+        if fixturedef.scope == "function":
+            return (yield)
+        before, inner = cpu_seconds(), self.shared
+        try:
+            return (yield)
+        finally:
+            taken = cpu_seconds() - before
+            self._note(f"fixture {fixturedef.argname}", taken - (self.shared - inner))
+            self.shared = inner + taken
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        self.started, self.shared, self.wall = cpu_seconds(), 0.0, time.monotonic()
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if call.when == "teardown":
+            taken = cpu_seconds() - self.started - self.shared
+            self._note(item.nodeid, taken, time.monotonic() - self.wall)
+            reason = item.get_closest_marker("costly") or item.get_closest_marker("slow")
+            if report.passed and reason is None and taken > CPU_SECONDS and taken > CPU_SECONDS * _slowness():
+                report.outcome = "failed"
+                report.longrepr = (
+                    f"{item.nodeid} took {taken:.1f} CPU seconds, more than {CPU_SECONDS:g}: make it cheaper, or say why it "
+                    'cannot be: @pytest.mark.costly("why")'
+                )
+        return report
+
+    def _note(self, name: str, cpu: float, wall: float = 0.0) -> None:
+        if self.file:
+            worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+            with open(self.file, "a") as file:
+                file.write(json.dumps([round(cpu, 2), round(wall, 2), worker, name]) + "\n")
+
+
+def _slowness() -> float:
+    """CPU time of some work over that of the machine that the budget was chosen on, at this moment; at least 1."""
+    taken = []
+    for _ in range(3):
+        started, total = time.process_time(), 0
+        for number in range(2_000_000):
+            total += number
+        taken.append(time.process_time() - started)
+    return max(1.0, sorted(taken)[1] / QUIET_CPU_SECONDS)
+
+
+def print_times(file: Path, most: int = 40) -> None:
+    """The dearest cases and shared fixtures of a file that `--times` wrote."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    print(f"{sum(row[0] for row in rows):.0f} CPU seconds in {len(rows)} cases and shared fixtures; the dearest:")
+    for cpu, wall, _, name in sorted(rows, reverse=True)[:most]:
+        print(f"{cpu:7.2f} CPU s {wall:7.2f} s  {name}")
+
+
+if __name__ == "__main__":
+    print_times(Path(sys.argv[1]))

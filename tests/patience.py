@@ -1,0 +1,47 @@
+"""How long tests wait: generous limits, which one knob stretches all together.
+
+A limit is there to end a test that hangs, never to judge a speed. `limit(60)` is a minute times PATIENCE, an environment
+variable. Where it is not set, it is measured at the session's start: 2 on a quiet machine, more on a slow or busy one.
+What a test asserts is what happened, not when.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+KNOB = "PATIENCE"
+QUIET_SECONDS = 0.12  # what `_work` takes alone on a core of the machine that the limits were chosen on
+LEAST, MOST = (
+    2.0,
+    20.0,
+)  # of a measured factor: other work may come later; a larger one would be a disturbed measurement
+
+
+def set_patience() -> float:
+    """Measure the factor and leave it to this process and its children, unless PATIENCE gives it."""
+    os.environ.setdefault(KNOB, f"{_measured():.2f}")
+    return patience()
+
+
+def patience() -> float:
+    """The factor, at least 1."""
+    return max(1.0, float(os.environ.get(KNOB, "1")))
+
+
+def limit(seconds: float) -> float:
+    """`seconds` of a quiet machine as this machine's."""
+    return seconds * patience()
+
+
+def _measured() -> float:
+    """Wall time of some work over that of a quiet machine: a slow processor and a crowded one both count."""
+    return min(MOST, max(LEAST, sorted(map(_work, range(3)))[1] / QUIET_SECONDS))
+
+
+def _work(_: int) -> float:
+    started = time.perf_counter()
+    total = 0
+    for number in range(2_000_000):
+        total += number
+    return time.perf_counter() - started
