@@ -76,9 +76,42 @@ def run_tasks(
 ) -> Iterator[Result]:
     """Yield `work(task, advance)` of every task, in the order in which they finish, computed by `workers` processes.
 
-    At most two tasks per worker are held at once. `total` images move the progress bar; `preload` are modules that
-    the workers share from their start. An exception of `work` ends the run, after the other workers have stopped.
+    One worker is this process itself; of several, at most two tasks per worker are held at once. `total` images move
+    the progress bar; `preload` are modules that several workers share from their start. An exception of `work` ends
+    the run, after the other workers have stopped.
     """
+    with Progress(total, description, "images") as progress:
+        if workers == 1:
+            yield from _in_this_process(work, tasks, progress)
+        else:
+            yield from _in_a_pool(work, tasks, workers, preload, progress)
+
+
+def _in_this_process(
+    work: Callable[[Task, Advance], Result], tasks: Iterable[Task], progress: Progress
+) -> Iterator[Result]:
+    images, size, shown = 0, 0, time.monotonic()
+
+    def advance(more_images: int, more_bytes: int) -> None:
+        nonlocal images, size, shown
+        images, size = images + more_images, size + more_bytes
+        if time.monotonic() - shown >= POLL_SECONDS:
+            shown = time.monotonic()
+            _show(progress, images, size)
+
+    for task in tasks:
+        result = work(task, advance)
+        _show(progress, images, size)
+        yield result
+
+
+def _in_a_pool(
+    work: Callable[[Task, Advance], Result],
+    tasks: Iterable[Task],
+    workers: int,
+    preload: list[str],
+    progress: Progress,
+) -> Iterator[Result]:
     # forkserver: a fork of this process could copy a lock that a thread holds, and spawn would import for each worker.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(preload)
@@ -87,15 +120,14 @@ def run_tasks(
     remaining = iter(tasks)
     running: set[Future[Any]] = set()
     try:
-        with Progress(total, description, "images") as progress:
-            while True:
-                running |= {pool.submit(_call, work, task) for task in islice(remaining, 2 * workers - len(running))}
-                if not running:
-                    break
-                finished, running = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-                _show(progress, counters)
-                for future in finished:
-                    yield future.result()
+        while True:
+            running |= {pool.submit(_call, work, task) for task in islice(remaining, 2 * workers - len(running))}
+            if not running:
+                break
+            finished, running = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            _show(progress, counters.images.value, counters.bytes.value)
+            for future in finished:
+                yield future.result()
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, most likely because the memory ran out: "
@@ -106,7 +138,6 @@ def run_tasks(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _show(progress: Progress, counters: Counters) -> None:
-    megabytes = counters.bytes.value / 1e6
+def _show(progress: Progress, images: int, size: int) -> None:
     seconds = max(time.monotonic() - progress.started, 1e-9)
-    progress.advance(counters.images.value - progress.done, **{"MB/s": f"{megabytes / seconds:,.1f}"})
+    progress.advance(images - progress.done, **{"MB/s": f"{size / 1e6 / seconds:,.1f}"})

@@ -15,6 +15,6 @@ def write_dataset(folder: Path) -> Path:
     images, dataset = folder / "images", folder / "dataset"
     write_digits(images)
     command = [sys.executable, "data_prep/shard_imagenet.py", str(images), str(dataset), "--name", "digits"]
-    sizes = ["--statistics-size", "32", "--statistics-short-side", "36"]
+    sizes = ["--statistics-size", "32", "--statistics-short-side", "36", "--workers", "1"]
     subprocess.run([*command, *sizes], cwd=ROOT, check=True, capture_output=True)
     return dataset

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.helpers import ROOT
+from tests.images import encode, smooth
+from tests.patience import limit
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -23,34 +25,17 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def command() -> Command:
     """`command("data_prep/x.py", *arguments)`: the finished process of that command, as a user runs it."""
 
-    def run(script: str, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(REPOSITORY / script), *map(str, arguments)],
-            cwd=REPOSITORY,
+            [sys.executable, str(ROOT / script), *map(str, arguments)],
+            cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=limit(250),
         )
 
     return run
-
-
-def encoded(generator: np.random.Generator, height: int, width: int, mode: str = "RGB", **options: object) -> bytes:
-    """A JPEG (or `format`) of smooth random content: `mode` RGB, L or CMYK."""
-    channels = {"RGB": 3, "L": 1, "CMYK": 4}[mode]
-    coarse = generator.integers(0, 256, (4, 5, channels), dtype=np.uint8)
-    image = Image.fromarray(coarse.squeeze(), mode="RGB" if mode == "RGB" else None)
-    if mode == "CMYK":
-        image = Image.fromarray(coarse, mode="CMYK")
-    buffer = io.BytesIO()
-    image.resize((width, height), Image.Resampling.BICUBIC).save(buffer, **{"format": "JPEG", "quality": 90, **options})
-    return buffer.getvalue()
-
-
-@pytest.fixture(scope="session")
-def encode() -> Callable[..., bytes]:
-    return encoded
 
 
 @pytest.fixture(scope="session")
@@ -67,10 +52,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 height, width = (int(one) for one in generator.integers(30, 90, 2))
                 name = f"{wnid}_{number}.JPEG" if split == "train" else f"ILSVRC2012_val_{number * 3:08d}.JPEG"
-                mode = "L" if number == 2 else "RGB"
-                options = {"exif": exif} if number == 1 else {}
-                (folder / name).write_bytes(encoded(generator, height, width, mode, **options))
-    (root / "train/n02119789/line drawing.v2.png").write_bytes(encoded(generator, 41, 57, format="PNG", quality=None))
+                image = smooth(generator, height, width, "L" if number == 2 else "RGB")
+                options: dict[str, Any] = {"exif": exif} if number == 1 else {}
+                (folder / name).write_bytes(encode(image, quality=90, **options))
+    (root / "train/n02119789/line drawing.v2.png").write_bytes(encode(smooth(generator, 41, 57), "PNG"))
     (root / "train/n02119789/.hidden.jpg").write_bytes(b"not an image")
     (root / "train/n02119789/notes.txt").write_text("not an image either")
     return root

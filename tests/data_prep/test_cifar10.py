@@ -16,7 +16,7 @@ from pipeline.command import UserError
 from pipeline.data.dataset import Dataset
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-OPTIONS = ["--samples-per-shard", "64", "--workers", "2", "--seed", "1"]
+OPTIONS = ["--samples-per-shard", "64", "--workers", "1", "--seed", "1"]
 PER_BATCH = 40
 
 

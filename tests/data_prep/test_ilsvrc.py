@@ -22,7 +22,7 @@ from tests.data_prep.ilsvrc import (
     write_tars,
 )
 
-SETTINGS = ["--samples-per-shard", "400", "--statistics-size", "16", "--statistics-short-side", "20", "--workers", "2"]
+SETTINGS = ["--samples-per-shard", "400", "--statistics-size", "16", "--statistics-short-side", "20", "--workers", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def prepare(source, destination, *options):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory, tars):
-    return prepare(tars, tmp_path_factory.mktemp("prepared") / "tars", "--skip-corrupt")
+    return prepare(tars, tmp_path_factory.mktemp("prepared") / "tars", "--skip-corrupt", "--workers", "2")
 
 
 def test_labels_are_sorted_wnids_with_names_and_ids_of_the_devkit(dataset, synthetic):

@@ -6,20 +6,14 @@ from nvidia.dali import fn, pipeline_def
 from PIL import Image
 
 from data_prep.images import ImageRules, UnreadableImageError, decode, eight_bit, prepare_image
+from tests.images import encode, smooth
 
 GENERATOR = np.random.default_rng(4)
 UNCHANGED = ImageRules()
 
 
 def picture(height=60, width=80):
-    coarse = Image.fromarray(GENERATOR.integers(0, 256, (4, 5, 3), dtype=np.uint8))
-    return coarse.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def encoded(image, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, **options)
-    return buffer.getvalue()
+    return smooth(GENERATOR, height, width)
 
 
 def psnr(first, second):
@@ -53,16 +47,16 @@ EXIF[0x0112] = 6
 @pytest.mark.parametrize(
     ("data", "name", "extension"),
     [
-        (encoded(picture(), format="JPEG", quality=90), "a.JPEG", "jpg"),
-        (encoded(picture(), format="JPEG", quality=90, exif=EXIF), "rotated.jpg", "jpg"),
-        (encoded(picture(), format="JPEG", quality=90, progressive=True), "a.jpg", "jpg"),
-        (encoded(picture().convert("L"), format="JPEG", quality=90), "grey.jpg", "jpg"),
-        (encoded(picture(), format="JPEG", quality=90), "jpeg called.png", "jpg"),
-        (encoded(picture(), format="MPO", save_all=True, append_images=[picture()]), "two.jpg", "jpg"),
-        (encoded(picture(), format="PNG"), "a.PNG", "png"),
-        (encoded(picture().convert("L"), format="PNG"), "grey.png", "png"),
-        (encoded(picture().quantize(60), format="PNG"), "palette.png", "png"),
-        (encoded(transparent(picture()), format="PNG"), "transparent.png", "png"),
+        (encode(picture(), quality=90), "a.JPEG", "jpg"),
+        (encode(picture(), quality=90, exif=EXIF), "rotated.jpg", "jpg"),
+        (encode(picture(), quality=90, progressive=True), "a.jpg", "jpg"),
+        (encode(picture().convert("L"), "JPEG", quality=90), "grey.jpg", "jpg"),
+        (encode(picture(), quality=90), "jpeg called.png", "jpg"),
+        (encode(picture(), "MPO", save_all=True, append_images=[picture()]), "two.jpg", "jpg"),
+        (encode(picture(), "PNG"), "a.PNG", "png"),
+        (encode(picture().convert("L"), "PNG"), "grey.png", "png"),
+        (encode(picture().quantize(60), "PNG"), "palette.png", "png"),
+        (encode(transparent(picture()), "PNG"), "transparent.png", "png"),
     ],
 )
 def test_bytes_stay_as_they_are_and_dali_reads_them_as_pillow_does(data, name, extension):
@@ -76,9 +70,9 @@ def test_bytes_stay_as_they_are_and_dali_reads_them_as_pillow_does(data, name, e
 @pytest.mark.parametrize(
     ("data", "name", "change"),
     [
-        (encoded(picture().convert("CMYK"), format="JPEG", quality=95), "cmyk.JPEG", "CMYK"),
-        (encoded(picture(), format="PNG"), "n02105855_2933.JPEG", "PNG called JPEG"),
-        (encoded(transparent(picture()), format="PNG"), "transparent.jpg", "PNG called JPEG"),
+        (encode(picture().convert("CMYK"), "JPEG", quality=95), "cmyk.JPEG", "CMYK"),
+        (encode(picture(), "PNG"), "n02105855_2933.JPEG", "PNG called JPEG"),
+        (encode(transparent(picture()), "PNG"), "transparent.jpg", "PNG called JPEG"),
     ],
 )
 def test_what_decoders_cannot_read_is_reencoded_without_a_visible_change(data, name, change):
@@ -97,14 +91,14 @@ def test_what_decoders_cannot_read_is_reencoded_without_a_visible_change(data, n
     [
         (b"", "no bytes"),
         (b"<html>404</html>", "neither JPEG nor PNG"),
-        (encoded(picture(), format="GIF"), "neither JPEG nor PNG"),
-        (encoded(picture(), format="JPEG")[:-40], "truncated"),
-        (encoded(picture(), format="JPEG")[:-2], "truncated"),
-        (encoded(picture(), format="JPEG")[:100], None),
-        (encoded(picture(), format="PNG")[:-200], "truncated"),
-        (encoded(picture(), format="PNG")[:-12], "cut off"),
-        (encoded(picture(), format="PNG")[:-4], "cut off"),
-        (encoded(Image.new("1", (70_000, 1)), format="PNG"), "larger than"),
+        (encode(picture(), "GIF"), "neither JPEG nor PNG"),
+        (encode(picture())[:-40], "truncated"),
+        (encode(picture())[:-2], "truncated"),
+        (encode(picture())[:100], None),
+        (encode(picture(), "PNG")[:-200], "truncated"),
+        (encode(picture(), "PNG")[:-12], "cut off"),
+        (encode(picture(), "PNG")[:-4], "cut off"),
+        (encode(Image.new("1", (70_000, 1)), "PNG"), "larger than"),
     ],
 )
 def test_unreadable_images(data, reason):
@@ -114,7 +108,7 @@ def test_unreadable_images(data, reason):
 
 def test_sixteen_bit_greyscale_is_scaled():
     ramp = np.linspace(0, 65535, 80).astype(np.uint16)[None].repeat(10, 0)
-    data = encoded(Image.fromarray(ramp), format="PNG")
+    data = encode(Image.fromarray(ramp), "PNG")
     prepared = prepare_image(data, "deep.png", UNCHANGED)
     assert prepared.data == data
     assert np.abs(np.asarray(eight_bit(prepared.pixels)).astype(int) - ramp / 257).max() <= 1
@@ -126,20 +120,20 @@ def test_sixteen_bit_greyscale_is_scaled():
 )
 def test_max_short_side_shrinks_larger_images_only(mode, name, form):
     rules = ImageRules(max_short_side=48)
-    data = encoded(picture(100, 150).convert(mode), format=form)
+    data = encode(picture(100, 150).convert(mode), form)
     prepared = prepare_image(data, name, rules)
     assert prepared.shrunk and prepared.change is None
     result = Image.open(io.BytesIO(prepared.data))
     assert (result.format, result.mode, result.size) == (form, mode, (72, 48)) == (form, mode, prepared.pixels.size)
     reference = Image.open(io.BytesIO(data)).resize((72, 48), Image.Resampling.BOX)
     assert psnr(result, reference) > 30
-    small = encoded(picture(48, 150), format="JPEG")
+    small = encode(picture(48, 150))
     untouched = prepare_image(small, "small.jpg", rules)
     assert untouched.data == small and not untouched.shrunk
 
 
 def test_exact_side():
     rules = ImageRules(exact_side=32)
-    assert prepare_image(encoded(picture(32, 32), format="PNG"), "a.png", rules).height == 32
+    assert prepare_image(encode(picture(32, 32), "PNG"), "a.png", rules).height == 32
     with pytest.raises(UnreadableImageError, match="32 x 32 are needed"):
-        prepare_image(encoded(picture(32, 31), format="PNG"), "a.png", rules)
+        prepare_image(encode(picture(32, 31), "PNG"), "a.png", rules)

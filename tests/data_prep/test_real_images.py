@@ -1,7 +1,6 @@
 """The 140 real ImageNet images: odd sizes, greyscale, EXIF orientations."""
 
 import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,13 @@ from PIL import Image
 from data_prep import shard_imagenet
 from data_prep.verify import verify
 from pipeline.data.dataset import Dataset
-
-SAMPLES = Path(__file__).parents[3] / "shared" / "data" / "imagenet-samples.tar"
-pytestmark = pytest.mark.skipif(not SAMPLES.is_file(), reason="the real images are not at ../shared/data")
+from tests.images import real_images
 
 
 @pytest.fixture(scope="module")
 def images():
     """(bytes, class) by file stem, straight from the tar."""
-    with tarfile.open(SAMPLES) as tar:
-        return {
-            Path(member.name).stem: (tar.extractfile(member).read(), Path(member.name).parent.name)
-            for member in tar
-            if member.isfile()
-        }
+    return {Path(name).stem: (data, Path(name).parent.name) for name, data in real_images()}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +27,7 @@ def dataset(images, tmp_path_factory):
         folder = root / "source" / "train" / wnid
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{stem}.JPEG").write_bytes(data)
-    shard_imagenet.main([str(root / "source"), str(root / "dataset"), "--samples-per-shard", "50", "--workers", "2"])
+    shard_imagenet.main([str(root / "source"), str(root / "dataset"), "--samples-per-shard", "50", "--workers", "1"])
     return Dataset(root / "dataset")
 
 
@@ -44,7 +36,7 @@ def test_every_image_untouched_with_its_class(dataset, images):
     wnids = [one.wnid for one in dataset.manifest.classes]
     found = {row["key"].decode(): (split.read(number), wnids[row["label"]]) for number, row in enumerate(split.samples)}
     assert found == images
-    assert verify(dataset.folder, fast=False, workers=2).problems == ()
+    assert verify(dataset.folder, fast=False, workers=1).problems == ()
 
 
 def test_heights_and_widths_are_dalis(dataset):

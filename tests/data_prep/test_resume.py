@@ -4,61 +4,81 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from data_prep import prepare as prepare_module
 from data_prep import shard_imagenet, workspace
 from pipeline.command import UserError
+from tests.data_prep.paused import finished
+from tests.helpers import ROOT, wait_for
+from tests.images import encode, smooth
+from tests.patience import limit
 
-REPOSITORY = Path(__file__).parents[2]
-OPTIONS = ["--samples-per-shard", "5", "--statistics-size", "32", "--statistics-short-side", "32", "--workers", "2"]
+OPTIONS = ["--samples-per-shard", "5", "--statistics-size", "32", "--statistics-short-side", "32", "--workers"]
+ALONE, PAIR = [*OPTIONS, "1"], [*OPTIONS, "2"]
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """80 images that take a while each: some 20 ms to decode."""
-    root = tmp_path_factory.mktemp("large") / "source"
+    """80 small images: 14 shards of train, 2 of val."""
+    root = tmp_path_factory.mktemp("resumed") / "source"
     generator = np.random.default_rng(0)
-    coarse = [Image.fromarray(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)) for _ in range(4)]
-    large = [one.resize((1600, 1200), Image.Resampling.BICUBIC) for one in coarse]
     for number in range(80):
-        folder = root / ("val" if number % 8 == 0 else "train") / "abcd"[number % 4]
-        if number % 8 == 0:
-            folder = root / "val" / "a"
+        folder = root / "val" / "a" if number % 8 == 0 else root / "train" / "abcd"[number % 4]
         folder.mkdir(parents=True, exist_ok=True)
-        large[number % 4].save(folder / f"{number}.jpg", quality=80, comment=str(number))
+        (folder / f"{number}.jpg").write_bytes(encode(smooth(generator, 48, 64)))
     return root
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, source, hashes):
     destination = tmp_path_factory.mktemp("uninterrupted") / "dataset"
-    shard_imagenet.main([str(source), str(destination), *OPTIONS])
+    shard_imagenet.main([str(source), str(destination), *ALONE])
     return hashes(destination)
 
 
-def started(source, destination):
-    command = [sys.executable, REPOSITORY / "data_prep/shard_imagenet.py", source, destination, *OPTIONS]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+@pytest.fixture
+def started(source, tmp_path):
+    """`started(destination, after, options)`: a preparation that stands still in the middle of the shard behind `after`.
+
+    It goes on once the file tmp_path/go is there.
+    """
+    processes = []
+
+    def start(destination, after, options=PAIR):
+        command = [sys.executable, "-m", "tests.data_prep.paused", tmp_path / "go", str(after), source, destination]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            [*command, *options], cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+        processes.append(process)
+
+        def stands_still():
+            return len(finished(destination / ".partial")) >= after and half_written(destination)
+
+        wait_for(lambda: process.poll() is not None or stands_still(), "a preparation in the middle of a shard", 200)
+        assert process.poll() is None, process.communicate()
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def finished_shards(destination):
     """Inodes of the finished shards of a running preparation, by name."""
-    records = (destination / ".partial" / "records").glob("*/*.npz")
-    tars = [destination / ".partial" / path.parent.name / f"{path.stem}.tar" for path in records]
+    partial = destination / ".partial"
+    tars = [partial / path.parent.name / f"{path.stem}.tar" for path in finished(partial)]
     return {path.name: path.stat().st_ino for path in tars}
 
 
-def wait_for_shards(destination, count):
-    deadline = time.monotonic() + 60
-    while len(finished_shards(destination)) < count:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+def half_written(destination):
+    """Tars that are being written."""
+    return list((destination / ".partial").glob("*/*.tar.*.tmp"))
 
 
 def processes_of(destination):
@@ -74,17 +94,12 @@ def processes_of(destination):
     return found
 
 
-def test_killed_twice_and_started_again(source, uninterrupted, hashes, tmp_path):
+def test_killed_twice_and_started_again(source, uninterrupted, hashes, tmp_path, started):
     destination = tmp_path / "dataset"
     for count in (2, 6):
-        process = started(source, destination)
-        wait_for_shards(destination, count)
+        process = started(destination, count)
         os.kill(process.pid, signal.SIGKILL)  # the command alone: its workers must end by themselves
-        process.communicate()
-        deadline = time.monotonic() + 10
-        while processes_of(destination):
-            assert time.monotonic() < deadline, "workers outlived their parent"
-            time.sleep(0.02)
+        wait_for(lambda: not processes_of(destination), "the end of the workers of a killed preparation")
         assert not (destination / "manifest.json").exists() and not (destination / "train").exists()
     # One of the finished shards is damaged meanwhile: it must be made again, the others kept.
     kept = finished_shards(destination)
@@ -93,23 +108,27 @@ def test_killed_twice_and_started_again(source, uninterrupted, hashes, tmp_path)
     data = bytearray(path.read_bytes())
     data[1000] ^= 1
     path.write_bytes(data)
-    shard_imagenet.main([str(source), str(destination), *OPTIONS])
+    shard_imagenet.main([str(source), str(destination), *PAIR])
     assert hashes(destination) == uninterrupted
     for name, inode in kept.items():
         assert (next(destination.glob(f"*/{name}")).stat().st_ino == inode) == (name != damaged)
 
 
-def test_interrupted_with_ctrl_c(source, uninterrupted, hashes, tmp_path):
+@pytest.mark.parametrize("options", [ALONE, PAIR], ids=["one worker", "two workers"])
+def test_interrupted_with_ctrl_c(source, uninterrupted, hashes, tmp_path, started, options):
     destination = tmp_path / "dataset"
-    process = started(source, destination)
-    wait_for_shards(destination, 2)
+    process = started(destination, 2, options)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=limit(120))
     assert process.returncode == 130
-    assert "interrupted" in said and "Traceback" not in said
-    assert not processes_of(destination)
-    shard_imagenet.main([str(source), str(destination), *OPTIONS])
+    assert said.splitlines()[-1] == "interrupted: the same command goes on where this one stopped"
+    assert "Traceback" not in said
+    assert not processes_of(destination) and not half_written(destination)
+    kept = finished_shards(destination)
+    assert len(kept) >= 2
+    shard_imagenet.main([str(source), str(destination), *ALONE])
     assert hashes(destination) == uninterrupted
+    assert all(next(destination.glob(f"*/{name}")).stat().st_ino == inode for name, inode in kept.items())
 
 
 def test_cut_off_at_every_step_of_the_publication(source, uninterrupted, hashes, tmp_path, monkeypatch):
@@ -138,54 +157,47 @@ def test_cut_off_at_every_step_of_the_publication(source, uninterrupted, hashes,
                 publish(*arguments)
 
             patch.setattr(prepare_module, "publish", cut)
-            shard_imagenet.main([str(source), str(destination), *OPTIONS])
+            shard_imagenet.main([str(source), str(destination), *ALONE])
         assert not (destination / "manifest.json").exists()
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(prepare_module, "discard", lambda _: publish_until(0)(None, None))
-        shard_imagenet.main([str(source), str(destination), *OPTIONS])
+        shard_imagenet.main([str(source), str(destination), *ALONE])
     assert (destination / "manifest.json").exists() and (destination / ".partial").exists()
-    shard_imagenet.main([str(source), str(destination), *OPTIONS])
+    shard_imagenet.main([str(source), str(destination), *ALONE])
     assert hashes(destination) == uninterrupted
 
 
-def test_a_second_run_is_refused_while_the_first_works(source, uninterrupted, hashes, tmp_path, command):
+def test_a_second_run_is_refused_while_the_first_works(source, uninterrupted, hashes, tmp_path, started, command):
     destination = tmp_path / "dataset"
-    process = started(source, destination)
-    wait_for_shards(destination, 1)
-    os.kill(process.pid, signal.SIGSTOP)
-    try:
-        second = command("data_prep/shard_imagenet.py", source, destination, *OPTIONS)
-    finally:
-        os.kill(process.pid, signal.SIGCONT)
+    process = started(destination, 1, ALONE)
+    second = command("data_prep/shard_imagenet.py", source, destination, *ALONE)
     assert second.returncode == 2
     assert f"another process is preparing {destination}" in second.stderr
-    process.communicate(timeout=60)
-    assert process.returncode == 0
+    (tmp_path / "go").touch()
+    _, said = process.communicate(timeout=limit(200))
+    assert process.returncode == 0, said
     assert hashes(destination) == uninterrupted
 
 
-def test_a_killed_worker_ends_the_run_with_a_sentence(source, uninterrupted, hashes, tmp_path):
+def test_a_killed_worker_ends_the_run_with_a_sentence(source, uninterrupted, hashes, tmp_path, started):
     destination = tmp_path / "dataset"
-    process = started(source, destination)
-    wait_for_shards(destination, 1)
-    while not (workers := processes_of(destination) - {process.pid}):
-        assert process.poll() is None
-        time.sleep(0.005)
+    process = started(destination, 1)
+    workers = set()
+    wait_for(lambda: workers.update(processes_of(destination) - {process.pid}) or workers, "a worker")
     os.kill(min(workers), signal.SIGKILL)  # as the kernel does when the memory runs out
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=limit(120))
     assert process.returncode == 2
     assert "a worker process was killed" in said and "Traceback" not in said
-    shard_imagenet.main([str(source), str(destination), *OPTIONS])
+    shard_imagenet.main([str(source), str(destination), *ALONE])
     assert hashes(destination) == uninterrupted
 
 
-def test_other_settings_take_nothing_over(source, hashes, tmp_path):
+def test_other_settings_take_nothing_over(source, hashes, tmp_path, started):
     destination = tmp_path / "dataset"
-    process = started(source, destination)
-    wait_for_shards(destination, 4)
-    os.kill(process.pid, signal.SIGKILL)
+    process = started(destination, 4, ALONE)
+    process.kill()
     process.communicate()
-    other = [*OPTIONS, "--seed", "3", "--samples-per-shard", "40"]
+    other = [*ALONE, "--seed", "3", "--samples-per-shard", "40"]
     shard_imagenet.main([str(source), str(destination), *other])
     shard_imagenet.main([str(source), str(tmp_path / "fresh"), *other])
     assert hashes(destination) == hashes(tmp_path / "fresh")
@@ -193,7 +205,7 @@ def test_other_settings_take_nothing_over(source, hashes, tmp_path):
 
 def test_a_disk_that_is_too_small_is_noticed_before_the_work(source, tmp_path, monkeypatch):
     usage = prepare_module.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(prepare_module.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    monkeypatch.setattr(prepare_module.shutil, "disk_usage", lambda _: usage._replace(free=10_000))
     with pytest.raises(UserError, match=r"needs 0\.\d\d GB and the disk of .*dataset has 0\.00 GB"):
-        shard_imagenet.main([str(source), str(tmp_path / "dataset"), *OPTIONS])
+        shard_imagenet.main([str(source), str(tmp_path / "dataset"), *ALONE])
     assert not list(tmp_path.rglob("*.tar"))

@@ -56,21 +56,21 @@ def outputs_by_hand(state: Mapping[str, torch.Tensor], images: torch.Tensor) -> 
 
 
 @torch.no_grad()
-def test_std_is_numpys_of_all_outputs(photographs: Dataset) -> None:
-    net = net_of(photographs)
+def test_std_is_numpys_of_all_outputs(ten_classes: Dataset) -> None:
+    net = net_of(ten_classes)
     for number, module in enumerate(net.modules()):  # scales and shifts of their own, as after training
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.mul_(1 + number / 20)
             module.bias.add_(3)
     images = []
-    for image in decoded(photographs):
+    for image in decoded(ten_classes):
         image = resized(image, 36)
         left, top = (round((side - 32) / 2) for side in image.size)
-        images.append(normalized(image.crop((left, top, left + 32, top + 32)), photographs.statistics.mean_image))
+        images.append(normalized(image.crop((left, top, left + 32, top + 32)), ten_classes.statistics.mean_image))
     outputs = outputs_by_hand(net.state_dict(), torch.cat(images))
     expected = {name: out.std(dtype=np.float64) for name, out in outputs.items()}
 
-    found = measure(net, photographs.split("train"), showing(36, 32, photographs.statistics), world=ALONE)
+    found = measure(net, ten_classes.split("train"), showing(36, 32, ten_classes.statistics), world=ALONE)
     assert found is not None and list(found) == list(expected)
     # DALI's and Pillow's pixels differ by a grey level here and there.
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-3)
@@ -86,12 +86,12 @@ def test_merged_moments_are_numpys_std_of_the_whole() -> None:
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
-def test_the_same_on_any_number_of_ranks(photographs: Dataset, size: int) -> None:
+def test_the_same_on_any_number_of_ranks(ten_classes: Dataset, size: int) -> None:
     """Of two ranks one has a block more, of four one has none."""
-    results = run_ranks(size, respond, photographs.folder)
+    results = run_ranks(size, respond, ten_classes.folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each rank has
-    assert results == [respond(ALONE, photographs.folder), *[None] * (size - 1)]
+    assert results == [respond(ALONE, ten_classes.folder), *[None] * (size - 1)]
     torch.set_num_threads(threads)
 
 
@@ -108,9 +108,9 @@ def test_3x3_layers_of_each_family(arch: str, count: int) -> None:
 
 
 def test_the_command_writes_the_run_folder(
-    photographs: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ten_classes: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = write_run(tmp_path / "runs", "one", photographs)
+    run = write_run(tmp_path / "runs", "one", ten_classes)
     open_tracker(run, TrackingConfig(mlflow=False), name="one", params={}, tags={}).close()
     assert responses.main([str(run), "--split", "train", "--threads", "1", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -123,10 +123,10 @@ def test_the_command_writes_the_run_folder(
     assert wanted is not None and wanted.artifacts == [["responses.json", "responses"], ["responses.svg", "responses"]]
 
 
-def test_another_dataset_leaves_the_runs_own_figures_alone(photographs: Dataset, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "runs", "one", photographs)
+def test_another_dataset_leaves_the_runs_own_figures_alone(ten_classes: Dataset, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs", "one", ten_classes)
     open_tracker(run, TrackingConfig(mlflow=False), name="one", params={}, tags={}).close()
-    other = changed_copy(photographs, tmp_path / "other", lambda manifest: manifest.update(seed=1))
+    other = changed_copy(ten_classes, tmp_path / "other", lambda manifest: manifest.update(seed=1))
     measuring = [str(run), "--split", "train", "--threads", "1"]
     assert responses.main(measuring) == 0
     own = (run / FILE).read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,11 +10,12 @@ import pytest
 from PIL import Image
 
 from pipeline.data.dataset import Dataset
-from tests.pipeline.data.small_datasets import REAL_IMAGES, encode, photograph, write_dataset
+from tests.images import encode, photograph, real_images
+from tests.pipeline.data.small_datasets import write_dataset
 
 
 @pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def varied_jpegs(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """40 JPEGs of all shapes: landscape, portrait, tiny, wide, greyscale, every chroma subsampling, EXIF rotation."""
     random = np.random.default_rng(1)
     images = []
@@ -36,7 +36,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
             exif[274] = 6  # turned by a quarter; to be ignored
             options["exif"] = exif
         images.append(encode(image, **options))
-    return write_dataset(tmp_path_factory.mktemp("photographs") / "data", images, shard_size=7)
+    return write_dataset(tmp_path_factory.mktemp("varied") / "data", images, shard_size=7)
 
 
 @pytest.fixture(scope="session")
@@ -46,14 +46,10 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return write_dataset(tmp_path_factory.mktemp("tiny") / "data", images)
 
 
-@pytest.fixture(scope="session")
-def real_images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The 140 real ImageNet images, where they are at hand."""
-    if not REAL_IMAGES.is_file():
-        pytest.skip("../shared/data/imagenet-samples.tar is not there")
-    with tarfile.open(REAL_IMAGES) as tar:
-        members = sorted((member.name, tar.extractfile(member)) for member in tar if member.isfile())
-        images = [file.read() for _, file in members if file is not None]
+@pytest.fixture(scope="session", params=[5, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
+def real_imagenet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The 140 real ImageNet images, or 32 of them, where they are at hand."""
+    images = [data for _, data in real_images(request.param)]
     return write_dataset(tmp_path_factory.mktemp("real") / "data", images, shard_size=50)
 
 

@@ -14,23 +14,6 @@ from PIL import Image
 
 from pipeline.data.dataset import ClassInfo, Dataset, Manifest, ShardInfo, SplitInfo, Statistics, sample_dtype
 
-REAL_IMAGES = Path(__file__).parents[4] / "shared/data/imagenet-samples.tar"
-
-
-def photograph(seed: int, height: int, width: int) -> Image.Image:
-    """A smooth random image with some detail, as photographs have: noise alone would not survive JPEG."""
-    random = np.random.default_rng(seed)
-    coarse = Image.fromarray(random.integers(0, 256, (max(height // 16, 2), max(width // 16, 2), 3), np.uint8))
-    fine = random.integers(-12, 13, (height, width, 3))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.int16)
-    return Image.fromarray(np.clip(smooth + fine, 0, 255).astype(np.uint8))
-
-
-def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **({"quality": 90} if kind == "JPEG" and not options else options))
-    return buffer.getvalue()
-
 
 def write_dataset(
     folder: Path, images: Sequence[bytes], labels: Sequence[int] | None = None, shard_size: int = 16

@@ -13,8 +13,9 @@ from pipeline.data.augment import AugmentConfig, CenterCrop, training_views
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
+from tests.images import encode, photograph
 from tests.pipeline.data import pillow_reference as reference
-from tests.pipeline.data.small_datasets import encode, photograph, statistics_of_size
+from tests.pipeline.data.small_datasets import statistics_of_size
 
 CPU = torch.device("cpu")
 AUGMENT = AugmentConfig(short_side=(72, 96), crop=64)
@@ -71,8 +72,8 @@ def test_what_is_substituted_does_not_depend_on_the_world(damaged: Split) -> Non
         np.testing.assert_array_equal(np.concatenate([part[epoch].ids for part in parts]), batch.ids)
 
 
-def test_nothing_is_substituted_where_nothing_is_damaged(photographs: Dataset) -> None:
-    assert not any(batch.substitutions for batch in train(photographs.split("train"), slice(0, BATCH)))
+def test_nothing_is_substituted_where_nothing_is_damaged(varied_jpegs: Dataset) -> None:
+    assert not any(batch.substitutions for batch in train(varied_jpegs.split("train"), slice(0, BATCH)))
 
 
 def test_evaluation_stops_whatever_the_setting(damaged: Split) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.data.dataset import Dataset
 from pipeline.data.headers import is_doubtful
-from tests.pipeline.data.small_datasets import encode, photograph
+from tests.images import encode, photograph
 
 
 def opens(data: bytes) -> bool:
@@ -26,8 +26,8 @@ def test_sound_images_are_not_doubted(kind: str) -> None:
         assert not is_doubtful(encode(photograph(1, 40, 30).convert(mode), kind))
 
 
-def test_sound_jpegs_of_every_sort_are_not_doubted(photographs: Dataset, real_images: Dataset) -> None:
-    for split in (photographs.split("train"), real_images.split("train")):
+def test_sound_jpegs_of_every_sort_are_not_doubted(varied_jpegs: Dataset, real_imagenet: Dataset) -> None:
+    for split in (varied_jpegs.split("train"), real_imagenet.split("train")):
         assert not any(is_doubtful(split.read(sample)) for sample in range(len(split)))
     exif = Image.Exif()
     exif[270] = "x" * 20_000

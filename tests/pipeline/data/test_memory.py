@@ -17,7 +17,8 @@ from pipeline.data.dataset import Dataset, Split
 from pipeline.data.loader import evaluation_batches, training_batches
 from pipeline.data.memory import decoded, fits_in_memory
 from pipeline.data.order import Order
-from tests.pipeline.data.small_datasets import encode, photograph, statistics_of_size, write_dataset
+from tests.images import encode, photograph
+from tests.pipeline.data.small_datasets import statistics_of_size, write_dataset
 
 CPU = torch.device("cpu")
 IN_MEMORY = LoaderConfig(threads=1)
@@ -78,5 +79,5 @@ def test_a_sample_that_does_not_decode_is_named(make_dataset: Callable[..., Data
     assert len(train(split, dataclasses.replace(IN_MEMORY, on_decode_error="substitute"))) == 7
 
 
-def test_images_of_other_sizes_are_not_kept(photographs: Dataset) -> None:
-    assert not fits_in_memory(photographs.split("train"), 32, IN_MEMORY)
+def test_images_of_other_sizes_are_not_kept(varied_jpegs: Dataset) -> None:
+    assert not fits_in_memory(varied_jpegs.split("train"), 32, IN_MEMORY)

@@ -98,33 +98,33 @@ def check_whole_images(split: Split, short_side: int) -> None:
     assert sorted(seen) == list(range(len(split)))
 
 
-def test_whole_photographs(photographs: Dataset) -> None:
-    check_whole_images(photographs.split("train"), 224)
+def test_whole_photographs(varied_jpegs: Dataset) -> None:
+    check_whole_images(varied_jpegs.split("train"), 224)
 
 
-def test_whole_real_images(real_images: Dataset) -> None:
+def test_whole_real_images(real_imagenet: Dataset) -> None:
     for short_side in (256, 480):
-        check_whole_images(real_images.split("train"), short_side)
+        check_whole_images(real_imagenet.split("train"), short_side)
 
 
-def test_training_views_of_photographs(photographs: Dataset) -> None:
-    check_training(photographs.split("train"), epochs=2)
+def test_training_views_of_photographs(varied_jpegs: Dataset) -> None:
+    check_training(varied_jpegs.split("train"), epochs=2)
 
 
-def test_training_views_of_real_images(real_images: Dataset) -> None:
-    check_training(real_images.split("train"), epochs=1)
+def test_training_views_of_real_images(real_imagenet: Dataset) -> None:
+    check_training(real_imagenet.split("train"), epochs=1)
 
 
-def test_evaluation_views_of_photographs(photographs: Dataset) -> None:
-    check_evaluation(photographs.split("train"))
+def test_evaluation_views_of_photographs(varied_jpegs: Dataset) -> None:
+    check_evaluation(varied_jpegs.split("train"))
 
 
-def test_evaluation_views_of_real_images(real_images: Dataset) -> None:
-    check_evaluation(real_images.split("train"))
+def test_evaluation_views_of_real_images(real_imagenet: Dataset) -> None:
+    check_evaluation(real_imagenet.split("train"))
 
 
-def test_the_channel_mean_at_other_sizes(photographs: Dataset) -> None:
-    split = photographs.split("train")
+def test_the_channel_mean_at_other_sizes(varied_jpegs: Dataset) -> None:
+    split = varied_jpegs.split("train")
     blocks, view = [np.arange(3)], CenterCrop(short_side=128, crop=96)
     with evaluation_batches(split, view, STATISTICS, blocks, CPU, CONFIG) as batches:
         images = next(batches).images + torch.from_numpy(STATISTICS.mean_image.mean(axis=(0, 1)))

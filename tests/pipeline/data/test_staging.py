@@ -16,7 +16,9 @@ from pipeline.data.augment import CenterCrop
 from pipeline.data.dataset import Dataset
 from pipeline.data.loader import LoaderConfig, evaluation_batches
 from pipeline.data.staging import staged
-from tests.pipeline.data.small_datasets import encode, photograph, statistics_of_size
+from tests.images import encode, photograph
+from tests.patience import limit
+from tests.pipeline.data.small_datasets import statistics_of_size
 from tests.pipeline.data.staging_process import inodes, stage_and_read
 
 
@@ -78,7 +80,7 @@ def test_the_processes_of_a_machine_share_one_copy(dataset: Dataset, tmp_path: P
     processes = [context.Process(target=stage_and_read, args=(dataset.folder, folder, 19, results)) for _ in range(2)]
     for process in processes:
         process.start()
-    found = [results.get(timeout=120) for _ in processes]
+    found = [results.get(timeout=limit(120)) for _ in processes]
     for process in processes:
         process.join()
     assert found[0] == found[1]

@@ -19,7 +19,9 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.loader import LoaderConfig, evaluation_batches
 from pipeline.data.staging import staged
 from pipeline.data.storage import open_dataset
-from tests.pipeline.data.small_datasets import encode, photograph, statistics_of_size
+from tests.images import encode, photograph
+from tests.patience import limit
+from tests.pipeline.data.small_datasets import statistics_of_size
 
 
 @pytest.fixture
@@ -76,6 +78,8 @@ def s3_url(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3fs.S3FileSystem, "connect_timeout", limit(60))
+    monkeypatch.setattr(s3fs.S3FileSystem, "read_timeout", limit(60))
     s3fs.S3FileSystem.clear_instance_cache()
     filesystem = s3fs.S3FileSystem()
     bucket = f"bucket-{os.urandom(4).hex()}"  # moto's memory outlives its server

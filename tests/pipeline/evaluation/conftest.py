@@ -11,8 +11,10 @@ import torch
 
 from pipeline import command, evaluate
 from pipeline.data.dataset import Dataset
-from tests.pipeline.data.small_datasets import REAL_IMAGES, encode, photograph, statistics_of_size, write_dataset
-from tests.pipeline.evaluation.nets_and_images import Run, real_image_files, write_run
+from tests.images import encode, photograph, real_images
+from tests.pipeline.data.small_datasets import statistics_of_size, write_dataset
+from tests.pipeline.evaluation.nets_and_images import Run, write_run
+from tests.pipeline.tracking.conftest import empty_store  # noqa: F401
 
 CLASSES = 10
 
@@ -33,9 +35,9 @@ def run_command(capsys: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def made_run(photographs: Dataset, tmp_path: Path) -> Path:
+def made_run(ten_classes: Dataset, tmp_path: Path) -> Path:
     """A run folder with an untrained net."""
-    return write_run(tmp_path / "runs", "one", photographs)
+    return write_run(tmp_path / "runs", "one", ten_classes)
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def write_statistics(dataset: Dataset, side: int) -> Dataset:
     return Dataset(dataset.folder)
 
 
-def small_photographs(count: int, folder: Path) -> Dataset:
+def small_images(count: int, folder: Path) -> Dataset:
     """Small JPEGs of several shapes in 10 classes."""
     random = np.random.default_rng(5)
     shapes = [(48, 64), (64, 48), (40, 40), *((int(a), int(b)) for a, b in random.integers(36, 90, (7, 2)))]
@@ -65,33 +67,31 @@ def small_photographs(count: int, folder: Path) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def ten_classes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """150 images: three blocks of the centre crop, the last one short."""
-    return small_photographs(150, tmp_path_factory.mktemp("evaluated") / "data")
+    return small_images(150, tmp_path_factory.mktemp("ten-classes") / "data")
 
 
 @pytest.fixture(scope="session")
-def few_photographs(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def few_of_ten_classes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """67 images: two blocks of the centre crop, five of the ten-crop test, the last ones short."""
-    return small_photographs(67, tmp_path_factory.mktemp("evaluated-few") / "data")
+    return small_images(67, tmp_path_factory.mktemp("few-of-ten-classes") / "data")
 
 
 def real(tmp_path_factory: pytest.TempPathFactory, every: int) -> Dataset:
-    if not REAL_IMAGES.is_file():
-        pytest.skip("../shared/data/imagenet-samples.tar is not there")
-    files = real_image_files()[::every]
+    files = [data for _, data in real_images(every)]
     labels = [number % CLASSES for number in range(len(files))]  # few classes: scores far from zero
-    folder = tmp_path_factory.mktemp(f"evaluated-real-{every}") / "data"
+    folder = tmp_path_factory.mktemp(f"real-in-ten-classes-{every}") / "data"
     return write_statistics(write_dataset(folder, files, labels, shard_size=50), 224)
 
 
-@pytest.fixture(scope="session")
-def real_images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The 140 real ImageNet images, where they are at hand."""
-    return real(tmp_path_factory, every=1)
+@pytest.fixture(scope="session", params=[5, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
+def real_in_ten_classes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The 140 real ImageNet images, or 32 of them, where they are at hand."""
+    return real(tmp_path_factory, request.param)
 
 
 @pytest.fixture(scope="session")
-def few_real_images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Every twelfth of them."""
+def few_real_in_ten_classes(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """16 of them."""
     return real(tmp_path_factory, every=12)

@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import shutil
-import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from pipeline.evaluation.scores import Provenance
 from pipeline.models.resnet import build
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import publish
-from tests.pipeline.data.small_datasets import REAL_IMAGES
+from tests.patience import limit
 
 LOADER = LoaderConfig(threads=1, read_threads=2)
 Run = Callable[..., tuple[int, str, str]]  # of a command: exit code, standard output, standard error
@@ -50,6 +49,7 @@ class SmallNet(nn.Module):
         kernels = torch.randn(self.conv.weight.shape, generator=generator)
         self.conv.weight.data = 0.02 * (kernels - kernels.mean(dim=(1, 2, 3), keepdim=True))
         self.fc.weight.data = 0.025 * torch.randn(self.fc.weight.shape, generator=generator)
+        self.fc.bias.data.zero_()
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         return self.conv(images).relu()
@@ -69,7 +69,7 @@ def varied_resnet(arch: str, classes: int, images: torch.Tensor, seed: int = 0) 
         net.eval()
         logits = net(images)
         net.fc.weight *= 2 / logits.std(dim=0).mean()
-        net.fc.bias -= net(images).mean(dim=0)
+        net.fc.bias.sub_(net(images).mean(dim=0))
     return net
 
 
@@ -141,13 +141,6 @@ def decoded(dataset: Dataset, split: str = "train") -> list[Image.Image]:
     return [Image.open(io.BytesIO(samples.read(i))).convert("RGB") for i in range(len(samples))]
 
 
-def real_image_files() -> list[bytes]:
-    """The 140 real ImageNet images, encoded, ordered by name."""
-    with tarfile.open(REAL_IMAGES) as tar:
-        members = sorted((member.name, tar.extractfile(member)) for member in tar if member.isfile())
-        return [file.read() for _, file in members if file is not None]
-
-
 def showing(short_side: int, crop: int, statistics: Statistics) -> Showing:
     return Showing(short_side=short_side, crop=crop, normalization=statistics, loader=LOADER)
 
@@ -175,7 +168,7 @@ def write_run(
     config = Config(
         arch=arch, data=str(dataset.folder), runs=str(runs), name=name, batch=16, bn_group=8, iterations=iteration,
         augment=AugmentConfig(short_side=(36, 44), crop=32), evaluation=EvaluationConfig(short_side=36),
-        tracking=TrackingConfig(mlflow=False), **changes,
+        tracking=TrackingConfig(mlflow=False, close_seconds=limit(300)), **changes,
     )  # fmt: skip
     folder = config.run_folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,25 +1,24 @@
-"""What the ranks of test_protocols.py do."""
+"""What the ranks of test_protocols.py and test_evaluate_command.py do."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
-
-import torch
 
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.definitions import find
 from pipeline.evaluation.protocols import evaluate_errors, score_split
 from pipeline.evaluation.scores import save
 from pipeline.world import World
-from tests.pipeline.evaluation.nets_and_images import LOADER, provenance, showing, varied_resnet
+from tests.pipeline.evaluation.nets_and_images import LOADER, SmallNet, provenance, showing
 
 
 def score(world: World, folder: Path, protocols: list[str], out: Path) -> tuple[float, float]:
     """Write out/PROTOCOL-SIZE.npz for each protocol; the errors that the trainer would be told."""
     dataset = Dataset(folder)
     split = dataset.split("train")
-    noise = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(3)) * 60
-    net = varied_resnet("resnet8", dataset.classes, noise)
+    net = SmallNet(dataset.classes, stride=4).eval()
     for name in protocols:
         scored = score_split(
             net, split, find(name), showing(36, 32, dataset.statistics),
@@ -31,3 +30,12 @@ def score(world: World, folder: Path, protocols: list[str], out: Path) -> tuple[
     return evaluate_errors(
         net, split, statistics=dataset.statistics, short_side=36, crop=32, world=world, loader_config=LOADER
     )
+
+
+def evaluate_as_typed(world: World, arguments: list[str]) -> tuple[int, str]:
+    """Exit code and standard output of python -m pipeline.evaluate as one rank of several."""
+    from pipeline import evaluate
+
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        code = evaluate.main(arguments)
+    return code or 0, output.getvalue()

@@ -19,9 +19,11 @@ from pipeline.evaluation.scores import load
 from pipeline.tracking import TrackingConfig, open_tracker, read_metrics
 from pipeline.tracking.state import read_wanted
 from pipeline.training.checkpoint import publish
+from tests.helpers import ROOT
+from tests.patience import limit
 from tests.pipeline.evaluation.nets_and_images import Run, figures, write_run
-
-ROOT = Path(__file__).parents[3]
+from tests.pipeline.evaluation.scoring_ranks import evaluate_as_typed
+from tests.ranks import run_ranks
 
 
 def test_a_run_is_tested_under_each_protocol(made_run: Path, run_evaluate: Run) -> None:
@@ -75,10 +77,10 @@ def test_a_damaged_score_file_is_made_again(made_run: Path, run_evaluate: Run) -
 
 
 def test_a_split_without_labels_is_scored(
-    made_run: Path, photographs: Dataset, run_evaluate: Run, tmp_path: Path
+    made_run: Path, ten_classes: Dataset, run_evaluate: Run, tmp_path: Path
 ) -> None:
     folder = tmp_path / "unlabelled"
-    shutil.copytree(photographs.folder, folder)
+    shutil.copytree(ten_classes.folder, folder)
     table = np.load(folder / "train.samples.npy")
     table["label"] = -1
     np.save(folder / "train.samples.npy", table)
@@ -89,15 +91,28 @@ def test_a_split_without_labels_is_scored(
     assert not (made_run / "metrics.jsonl").exists() or not read_metrics(made_run / "metrics.jsonl")
 
 
-def test_a_checkpoint_of_a_run_can_be_named(made_run: Path, photographs: Dataset, run_evaluate: Run) -> None:
+def test_a_checkpoint_of_a_run_can_be_named(made_run: Path, ten_classes: Dataset, run_evaluate: Run) -> None:
     old = next((made_run / "checkpoints").iterdir())
-    write_run(made_run.parent, "one", photographs, iteration=200, seed=1)
+    write_run(made_run.parent, "one", ten_classes, iteration=200, seed=1)
     assert figures(run_evaluate(made_run, "--split", "train", "--json")[1])["results"][0]["scores"].endswith(
         "00000200.npz"
     )
     assert figures(run_evaluate(old, "--split", "train", "--json")[1])["results"][0]["scores"].endswith("00000100.npz")
 
 
+def test_two_ranks_write_the_same_file_and_one_speaks(made_run: Path, run_evaluate: Run) -> None:
+    run_evaluate(made_run, "--split", "train")
+    path = made_run / "scores/center-train-00000100.npz"
+    alone = path.read_bytes()
+    path.unlink()
+    arguments = [str(made_run), "--split", "train", "--threads", "1", "--json"]
+    (code, output), other = run_ranks(2, evaluate_as_typed, arguments)
+    assert code == 0 and other == (0, "")
+    assert path.read_bytes() == alone
+    assert figures(output)["results"][0]["images"] == 150
+
+
+@pytest.mark.slow
 def test_two_processes_under_torchrun_write_the_same_file(made_run: Path, run_evaluate: Run) -> None:
     run_evaluate(made_run, "--split", "train")
     path = made_run / "scores/center-train-00000100.npz"
@@ -105,20 +120,22 @@ def test_two_processes_under_torchrun_write_the_same_file(made_run: Path, run_ev
     path.unlink()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     arguments = ["-m", "pipeline.evaluate", made_run, "--split", "train", "--threads", "1", "--json"]
-    ended = subprocess.run([*launcher, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    ended = subprocess.run(
+        [*launcher, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=limit(250)
+    )
     assert ended.returncode == 0, ended.stderr
     assert path.read_bytes() == alone
     assert figures(ended.stdout)["results"][0]["images"] == 150
 
 
-def test_mistakes_get_one_sentence(made_run: Path, photographs: Dataset, run_evaluate: Run, tmp_path: Path) -> None:
+def test_mistakes_get_one_sentence(made_run: Path, ten_classes: Dataset, run_evaluate: Run, tmp_path: Path) -> None:
     (tmp_path / "nothing").mkdir()
-    without = write_run(tmp_path / "runs", "without", photographs)
+    without = write_run(tmp_path / "runs", "without", ten_classes)
     for one in (without / "checkpoints").iterdir():
         one.unlink()
-    other = write_run(tmp_path / "runs", "other", photographs, classes=7)
+    other = write_run(tmp_path / "runs", "other", ten_classes, classes=7)
     (tmp_path / "loose.pt").write_bytes(b"x")
-    damaged = write_run(tmp_path / "runs", "damaged", photographs)
+    damaged = write_run(tmp_path / "runs", "damaged", ten_classes)
     checkpoint = next((damaged / "checkpoints").iterdir())
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
     cases: list[tuple[list[object], str]] = [
@@ -163,7 +180,7 @@ def test_help_opens_with_a_sentence_and_an_example(capsys: pytest.CaptureFixture
 
 
 def test_a_checkpoint_that_a_training_removes_meanwhile(
-    made_run: Path, photographs: Dataset, run_evaluate: Run, monkeypatch: pytest.MonkeyPatch
+    made_run: Path, ten_classes: Dataset, run_evaluate: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between its being found and its being read: of a run folder, the next one is taken."""
     old = find_checkpoint(made_run)
@@ -171,7 +188,7 @@ def test_a_checkpoint_that_a_training_removes_meanwhile(
     def overtaken(target: Path) -> Path:
         path = find_checkpoint(target)
         if path.name == old.name:
-            write_run(made_run.parent, "one", photographs, iteration=200, seed=1)
+            write_run(made_run.parent, "one", ten_classes, iteration=200, seed=1)
             old.unlink()
         return path
 

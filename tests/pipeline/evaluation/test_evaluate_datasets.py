@@ -27,9 +27,9 @@ def test_a_run_trained_from_a_url_is_tested(
 
 
 def test_a_dataset_that_was_moved_is_known_by_its_content(
-    photographs: Dataset, run_evaluate: Run, tmp_path: Path
+    ten_classes: Dataset, run_evaluate: Run, tmp_path: Path
 ) -> None:
-    shutil.copytree(photographs.folder, tmp_path / "data")
+    shutil.copytree(ten_classes.folder, tmp_path / "data")
     folder = write_run(tmp_path / "runs", "one", Dataset(tmp_path / "data"))
     path = folder / "scores/center-train-00000100.npz"
     assert run_evaluate(folder, "--split", "train")[0] == 0
@@ -44,22 +44,22 @@ def test_a_dataset_that_was_moved_is_known_by_its_content(
 
 
 def test_a_dataset_with_other_classes_is_refused(
-    made_run: Path, photographs: Dataset, run_evaluate: Run, tmp_path: Path
+    made_run: Path, ten_classes: Dataset, run_evaluate: Run, tmp_path: Path
 ) -> None:
     def swap(manifest: dict[str, Any]) -> None:
         manifest["classes"][3:5] = manifest["classes"][4:2:-1]
 
-    other = changed_copy(photographs, tmp_path / "other", swap)
+    other = changed_copy(ten_classes, tmp_path / "other", swap)
     code, _, errors = run_evaluate(made_run, "--split", "train", "--data", other.folder)
     assert code == 2 and "Traceback" not in errors
     assert "class 3 of the dataset" in errors and "is n00000004, one was trained with n00000003" in errors
 
 
 def test_an_empty_split_is_one_sentence(
-    made_run: Path, photographs: Dataset, run_evaluate: Run, tmp_path: Path
+    made_run: Path, ten_classes: Dataset, run_evaluate: Run, tmp_path: Path
 ) -> None:
     none = {"samples": 0, "table": "none.samples.npy", "table_sha256": "", "shards": []}
-    other = changed_copy(photographs, tmp_path / "other", lambda manifest: manifest["splits"].update(none=none))
+    other = changed_copy(ten_classes, tmp_path / "other", lambda manifest: manifest["splits"].update(none=none))
     np.save(other.folder / "none.samples.npy", np.load(other.folder / "train.samples.npy")[:0])
     code, _, errors = run_evaluate(made_run, "--split", "none", "--data", other.folder)
     said = [line for line in errors.splitlines() if line.startswith("error: ")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,12 @@ def kinds(run: Path) -> set[str]:
 
 
 def test_a_trial_stands_beside_the_runs_own_scores(
-    made_run: Path, photographs: Dataset, run_evaluate: Run, tmp_path: Path
+    made_run: Path, ten_classes: Dataset, run_evaluate: Run, tmp_path: Path
 ) -> None:
     run_evaluate(made_run, "--split", "train")
     own = made_run / "scores/center-train-00000100.npz"
     before, table = own.read_bytes(), load(own).scores
-    other = changed_copy(photographs, tmp_path / "other", lambda manifest: manifest.update(seed=1))
+    other = changed_copy(ten_classes, tmp_path / "other", lambda manifest: manifest.update(seed=1))
     found = {"center-train"}
     for options, suffix in (
         (["--precision", "bf16"], "-bf16"),
@@ -54,11 +55,11 @@ def test_a_trial_stands_beside_the_runs_own_scores(
     assert [one.path for one in known_scores(open_checkpoint(find_checkpoint(made_run), "final"))] == [own]
 
 
-def test_a_short_side_of_its_own_is_no_trial_of_what_has_five(photographs: Dataset, made_run: Path) -> None:
+def test_a_short_side_of_its_own_is_no_trial_of_what_has_five(ten_classes: Dataset, made_run: Path) -> None:
     subject = open_checkpoint(find_checkpoint(made_run), "final")
-    shown = showing(40, 32, photographs.statistics)
-    assert trial_suffix(subject, photographs, find("ten-crop"), shown) == "-short-side40"
-    assert trial_suffix(subject, photographs, find("multi-scale"), shown) == ""
+    shown = showing(40, 32, ten_classes.statistics)
+    assert trial_suffix(subject, ten_classes, find("ten-crop"), shown) == "-short-side40"
+    assert trial_suffix(subject, ten_classes, find("multi-scale"), shown) == ""
 
 
 def test_other_scores_in_a_file_named_by_hand_are_not_replaced(
@@ -96,10 +97,12 @@ def test_what_an_interrupted_evaluation_has_finished_is_recorded(
     assert kinds(made_run) == {"center-train"}, "scores that were found are recorded too"
 
 
+@pytest.mark.costly("the process that tells MLflow imports it")
 def test_mlflow_is_told_once_of_all_that_was_recorded(
-    made_run: Path, run_evaluate: Run, monkeypatch: pytest.MonkeyPatch
+    made_run: Path, run_evaluate: Run, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of what an attempt recorded that did not come to telling it, too; and not waited for where it has everything."""
+    shutil.copy(empty_store, made_run.parent)
     open_tracker(made_run, TrackingConfig(mlflow=False), name="one", params={}, tags={}).close()
     assert run_evaluate(made_run, "--split", "train")[0] == 0
     config = made_run / "config.yaml"

@@ -17,6 +17,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.evaluation.nets import find_checkpoint, open_checkpoint
 from pipeline.evaluation.scores import Scores, load, save
 from pipeline.tracking import TrackingConfig, mlflow_run_id, open_tracker
+from pipeline.tracking.delivery import Delivery
 from tests.pipeline.evaluation.nets_and_images import (
     changed_copy,
     decoded,
@@ -28,8 +29,8 @@ from tests.pipeline.evaluation.nets_and_images import (
 
 
 @pytest.fixture
-def made_run(photographs: Dataset, tmp_path: Path) -> Path:
-    return write_run(tmp_path / "runs", "one", photographs)
+def made_run(ten_classes: Dataset, tmp_path: Path) -> Path:
+    return write_run(tmp_path / "runs", "one", ten_classes)
 
 
 def run(*arguments: object) -> int:
@@ -51,16 +52,16 @@ def own_answers(folder: Path, dataset: Dataset) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def exported(photographs: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def exported(ten_classes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(run folder, what was exported of it); the run has scores of its own weights and of others."""
     runs = tmp_path_factory.mktemp("exported")
-    folder = write_run(runs, "one", photographs)
+    folder = write_run(runs, "one", ten_classes)
     digest = open_checkpoint(find_checkpoint(folder), "final").weights_sha256
-    labels = photographs.split("train").labels
+    labels = ten_classes.split("train").labels
     for number, weights in enumerate((digest, "of other weights")):
-        table = random_softmax(np.random.default_rng(number), 150, photographs.classes)
+        table = random_softmax(np.random.default_rng(number), 150, ten_classes.classes)
         made = provenance(
-            "ten-crop", split="train", weights_sha256=weights, iteration=number, dataset_sha256=photographs.sha256
+            "ten-crop", split="train", weights_sha256=weights, iteration=number, dataset_sha256=ten_classes.sha256
         )
         scores = Scores(scores=table, ids=np.arange(150), labels=labels, provenance=made)
         save(scores, folder / f"scores/ten-crop-train-{number:08d}.npz")
@@ -73,16 +74,16 @@ def test_all_formats_are_written_with_a_card(exported: tuple[Path, Path]) -> Non
     assert sorted(one.name for one in exported[1].iterdir()) == names
 
 
-def test_the_whole_net_takes_pixels_and_gives_softmax(exported: tuple[Path, Path], photographs: Dataset) -> None:
+def test_the_whole_net_takes_pixels_and_gives_softmax(exported: tuple[Path, Path], ten_classes: Dataset) -> None:
     folder, out = exported
-    answers = own_answers(folder, photographs)
+    answers = own_answers(folder, ten_classes)
     assert answers.std(axis=0).max() > 0.05
     loaded = torch.export.load(out / "model.pt2").module()
-    np.testing.assert_allclose(loaded(torch.from_numpy(pixels(photographs))).detach().numpy(), answers, atol=1e-5)
+    np.testing.assert_allclose(loaded(torch.from_numpy(pixels(ten_classes))).detach().numpy(), answers, atol=1e-5)
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
-    (scores,) = session.run(None, {"images": pixels(photographs)})
+    (scores,) = session.run(None, {"images": pixels(ten_classes)})
     np.testing.assert_allclose(scores, answers, atol=1e-5)
-    np.testing.assert_array_equal(np.load(out / "mean.npy"), photographs.statistics.mean_image)
+    np.testing.assert_array_equal(np.load(out / "mean.npy"), ten_classes.statistics.mean_image)
 
 
 def test_safetensors_hold_the_weights(exported: tuple[Path, Path]) -> None:
@@ -93,12 +94,12 @@ def test_safetensors_hold_the_weights(exported: tuple[Path, Path]) -> None:
     assert all(torch.equal(loaded[key], state[key]) for key in state)
 
 
-def test_the_card_tells_errors_recipe_and_data(exported: tuple[Path, Path], photographs: Dataset) -> None:
+def test_the_card_tells_errors_recipe_and_data(exported: tuple[Path, Path], ten_classes: Dataset) -> None:
     folder, out = exported
     card, scores = (out / "README.md").read_text(), load(folder / "scores/ten-crop-train-00000000.npz")
     told = f"| train | 150 | ten-crop | {scores.errors(1):.2f} | {scores.errors(5):.2f} |"
     assert told in card and card.count("| ten-crop |") == 1, "the errors of these weights alone"
-    assert photographs.sha256 in card and scores.provenance.weights_sha256 in card
+    assert ten_classes.sha256 in card and scores.provenance.weights_sha256 in card
     assert "arch: resnet8" in card and "batch: 16" in card
     assert str(folder.parent) not in card, "no folders of this machine"
 
@@ -114,13 +115,14 @@ def test_a_file_that_differs_is_removed(
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own use of SQLAlchemy
 def test_a_net_is_registered_under_aliases(
-    made_run: Path, photographs: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made_run: Path, ten_classes: Dataset, empty_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copy(empty_store, made_run.parent)
     text = (made_run / "config.yaml").read_text()
     (made_run / "config.yaml").write_text(text.replace("mlflow: false", "mlflow: true"))
-    tracking = TrackingConfig()
-    with open_tracker(made_run, tracking, name="one", params={}, tags={}) as tracker:
+    with open_tracker(made_run, TrackingConfig(mlflow=False), name="one", params={}, tags={}) as tracker:
         tracker.finish("FINISHED")
+    Delivery(made_run, print).deliver()
     arguments = ["--register", "resnet8", "--alias", "best", "--alias", "ensemble-member", "--format", "torch-export"]
     assert run(made_run, "--out", tmp_path / "out", *arguments, "--json") == 0
     output = capsys.readouterr().out
@@ -133,10 +135,10 @@ def test_a_net_is_registered_under_aliases(
         version = mlflow.MlflowClient().get_model_version_by_alias("resnet8", "best")
         assert version.run_id == mlflow_run_id(made_run)
         loaded = mlflow.pytorch.load_model("models:/resnet8@ensemble-member")
-        scores = loaded(torch.from_numpy(pixels(photographs))).detach().numpy()
+        scores = loaded(torch.from_numpy(pixels(ten_classes))).detach().numpy()
     finally:
         mlflow.set_tracking_uri(None)
-    np.testing.assert_allclose(scores, own_answers(made_run, photographs), atol=1e-5)
+    np.testing.assert_allclose(scores, own_answers(made_run, ten_classes), atol=1e-5)
 
 
 def test_mistakes_get_one_sentence(made_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,17 +174,17 @@ def test_an_alias_that_mlflow_refuses_is_told_first(
 
 
 def test_the_training_dataset_is_known_by_its_content(
-    photographs: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ten_classes: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(photographs.folder, tmp_path / "data")
+    shutil.copytree(ten_classes.folder, tmp_path / "data")
     folder = write_run(tmp_path / "runs", "one", Dataset(tmp_path / "data"))
     (tmp_path / "data").rename(tmp_path / "moved")
     arguments = [folder, "--out", tmp_path / "out", "--format", "safetensors"]
     assert run(*arguments) == 2
     assert "is not a dataset folder" in capsys.readouterr().err
     assert run(*arguments, "--data", tmp_path / "moved") == 0
-    np.testing.assert_array_equal(np.load(tmp_path / "out/mean.npy"), photographs.statistics.mean_image)
-    other = changed_copy(photographs, tmp_path / "other", lambda manifest: manifest.update(seed=1))
+    np.testing.assert_array_equal(np.load(tmp_path / "out/mean.npy"), ten_classes.statistics.mean_image)
+    other = changed_copy(ten_classes, tmp_path / "other", lambda manifest: manifest.update(seed=1))
     assert run(*arguments, "--data", other.folder) == 2
     assert "is not the dataset that one was trained on" in capsys.readouterr().err
 

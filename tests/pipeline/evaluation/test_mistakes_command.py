@@ -21,15 +21,15 @@ from tests.pipeline.evaluation.nets_and_images import decoded, name_data, proven
 
 
 @pytest.fixture
-def scored_run(photographs: Dataset, tmp_path: Path) -> Path:
+def scored_run(ten_classes: Dataset, tmp_path: Path) -> Path:
     """A run whose net is right on about half of the images."""
-    folder = write_run(tmp_path / "runs", "one", photographs)
-    labels = photographs.split("train").labels
+    folder = write_run(tmp_path / "runs", "one", ten_classes)
+    labels = ten_classes.split("train").labels
     random = np.random.default_rng(8)
-    table = random_softmax(random, len(labels), photographs.classes).astype(np.float32)
+    table = random_softmax(random, len(labels), ten_classes.classes).astype(np.float32)
     table[np.arange(len(labels)), labels] += random.random(len(labels))
     table = (table / table.sum(axis=1, keepdims=True)).astype(np.float16)
-    made = provenance(split="train", dataset_sha256=photographs.sha256)
+    made = provenance(split="train", dataset_sha256=ten_classes.sha256)
     scores = Scores(scores=table, ids=np.arange(len(labels)), labels=labels, provenance=made)
     save(scores, folder / "scores/center-train-00000100.npz")
     return folder
@@ -46,13 +46,13 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_tables_and_pictures(scored_run: Path, photographs: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_and_pictures(scored_run: Path, ten_classes: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     tracking = TrackingConfig(mlflow=False)
     open_tracker(scored_run, tracking, name="one", params={}, tags={}).close()
     assert run(scored_run, "--split", "train", "--pictures", 7, "--json") == 0
     folder = scored_run / "scores/center-train-00000100.mistakes"
     scores = load(scored_run / "scores/center-train-00000100.npz")
-    matrix = confusion_matrix(scores.labels, scores.scores.argmax(axis=1), labels=np.arange(photographs.classes))
+    matrix = confusion_matrix(scores.labels, scores.scores.argmax(axis=1), labels=np.arange(ten_classes.classes))
 
     pairs = {(int(r["label"]), int(r["predicted_label"])): int(r["images"]) for r in rows_of(folder / "confusions.csv")}
     wrong = matrix - np.diag(np.diag(matrix))
@@ -68,7 +68,7 @@ def test_tables_and_pictures(scored_run: Path, photographs: Dataset, capsys: pyt
     assert figures["confusions"][0]["images"] == wrong.max()
     wanted = read_wanted(scored_run)
     assert wanted is not None and [one for one in wanted.artifacts if one[0].endswith("mistakes.png")]
-    check_sheet(folder / "mistakes.png", scores, photographs)
+    check_sheet(folder / "mistakes.png", scores, ten_classes)
 
 
 def check_sheet(path: Path, scores: Scores, dataset: Dataset) -> None:
@@ -90,8 +90,8 @@ def check_sheet(path: Path, scores: Scores, dataset: Dataset) -> None:
             np.testing.assert_allclose(place.mean(axis=(0, 1)), centre, atol=12)
 
 
-def test_images_are_read_from_a_url(scored_run: Path, photographs: Dataset, tmp_path: Path) -> None:
-    name_data(scored_run, f"file://{photographs.folder}")
+def test_images_are_read_from_a_url(scored_run: Path, ten_classes: Dataset, tmp_path: Path) -> None:
+    name_data(scored_run, f"file://{ten_classes.folder}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         assert run(scored_run, "--split", "train", "--pictures", 3) == 0
@@ -116,6 +116,7 @@ def test_mistakes_get_one_sentence(
 
 @pytest.fixture
 def tiny_data(tmp_path: Path) -> Path:
-    from tests.pipeline.data.small_datasets import encode, photograph, write_dataset
+    from tests.images import encode, photograph
+    from tests.pipeline.data.small_datasets import write_dataset
 
     return write_dataset(tmp_path / "tiny", [encode(photograph(0, 40, 40))]).folder

@@ -60,22 +60,26 @@ def check_against_slow(dataset: Dataset, protocol: str, stride: int, short_side:
     np.testing.assert_allclose(result.scores.astype(np.float32), slow, atol=1e-3)
     np.testing.assert_array_equal(result.labels, dataset.split("train").labels)
     shifted = np.stack([slow_softmax(net, image, protocol, short_side, crop, mean, off=2) for image in images])
-    assert np.abs(shifted - slow).max() > 3e-3, "a crop that is one pixel off must show"
+    assert np.abs(shifted - slow).max() > 2e-3, "a crop that is one pixel off must show"
 
 
 @pytest.mark.parametrize("protocol", ["center", "ten-crop"])
-def test_scores_equal_pillows_and_torchvisions(photographs: Dataset, protocol: str) -> None:
-    check_against_slow(photographs, protocol, stride=4, short_side=40, crop=32)
+def test_scores_equal_pillows_and_torchvisions(ten_classes: Dataset, protocol: str) -> None:
+    check_against_slow(ten_classes, protocol, stride=4, short_side=40, crop=32)
 
 
 @pytest.mark.parametrize("protocol", ["center", "ten-crop"])
-def test_real_images_score_as_by_pillow_and_torchvision(real_images: Dataset, protocol: str) -> None:
-    check_against_slow(real_images, protocol, stride=16, short_side=256, crop=224)
+def test_real_images_score_as_by_pillow_and_torchvision(real_in_ten_classes: Dataset, protocol: str) -> None:
+    check_against_slow(real_in_ten_classes, protocol, stride=16, short_side=256, crop=224)
 
 
-def check_against_windows(dataset: Dataset, stride: int, crop: int, scales: list[int]) -> None:
-    """The multi-scale scores of the first images; their blocks hold others too."""
-    net, mean, images = SmallNet(dataset.classes, stride).eval(), dataset.statistics.mean_colour, decoded(dataset)[:20]
+def check_against_windows(dataset: Dataset, count: int, stride: int, crop: int, scales: list[int]) -> None:
+    """The multi-scale scores of the first `count` images; their blocks hold others too."""
+    net, mean, images = (
+        SmallNet(dataset.classes, stride).eval(),
+        dataset.statistics.mean_colour,
+        decoded(dataset)[:count],
+    )
     slow = np.stack([slow_sliding_windows(net, image, crop, mean, scales) for image in images])
     result = scored(net, dataset, "multi-scale", 0, crop).scores
     np.testing.assert_allclose(result.scores[: len(slow)].astype(np.float32), slow, atol=1e-3)
@@ -84,12 +88,12 @@ def check_against_windows(dataset: Dataset, stride: int, crop: int, scales: list
     assert np.abs(centre - slow).max() > 3e-3, "another protocol must show"
 
 
-def test_multi_scale_scores_equal_those_of_sliding_windows(few_photographs: Dataset) -> None:
-    check_against_windows(few_photographs, stride=4, crop=32, scales=[32, 37, 55, 69, 91])
+def test_multi_scale_scores_equal_those_of_sliding_windows(few_of_ten_classes: Dataset) -> None:
+    check_against_windows(few_of_ten_classes, 10, stride=4, crop=32, scales=[32, 37, 55, 69, 91])
 
 
-def test_real_images_score_multi_scale_as_by_sliding_windows(few_real_images: Dataset) -> None:
-    check_against_windows(few_real_images, stride=32, crop=224, scales=[224, 256, 384, 480, 640])
+def test_real_images_score_multi_scale_as_by_sliding_windows(few_real_in_ten_classes: Dataset) -> None:
+    check_against_windows(few_real_in_ten_classes, 5, stride=32, crop=224, scales=[224, 256, 384, 480, 640])
 
 
 @pytest.mark.parametrize(("arch", "crop", "side"), [("resnet18", 224, 7), ("resnet20", 32, 8)])
@@ -118,14 +122,13 @@ def test_the_convolutional_form_is_the_net_itself_on_every_window_of_the_map(arc
         torch.testing.assert_close(fully_convolutional_softmax(net, one, seeing), sum(crops) / 2, atol=1e-5, rtol=1e-4)
 
 
-def test_three_ranks_write_what_one_writes(few_photographs: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [3, pytest.param(2, marks=pytest.mark.slow)])
+def test_several_ranks_write_what_one_writes(few_of_ten_classes: Dataset, tmp_path: Path, size: int) -> None:
     protocols = ["center", "ten-crop", "multi-scale"]
-    errors = [score(ALONE, few_photographs.folder, protocols, tmp_path)]
-    for size in (2, 3):
-        errors += run_ranks(size, score, few_photographs.folder, protocols, tmp_path)
+    errors = [score(ALONE, few_of_ten_classes.folder, protocols, tmp_path)]
+    errors += run_ranks(size, score, few_of_ten_classes.folder, protocols, tmp_path)
     for name in protocols:
-        files = [(tmp_path / f"{name}-{size}.npz").read_bytes() for size in (1, 2, 3)]
-        assert files[0] == files[1] == files[2]
+        assert (tmp_path / f"{name}-1.npz").read_bytes() == (tmp_path / f"{name}-{size}.npz").read_bytes()
     centre = load(tmp_path / "center-1.npz")
     assert set(errors) == {(centre.errors(1), centre.errors(5))}, "the trainer is told what the score file says"
     assert 0 < centre.errors(1) < 100
@@ -145,38 +148,38 @@ class Stops(nn.Module):
         return self.net(images)
 
 
-def test_an_interrupted_evaluation_goes_on_to_the_same_scores(photographs: Dataset, tmp_path: Path) -> None:
-    net, partial = SmallNet(photographs.classes, stride=4).eval(), tmp_path / "one.partial.npz"
-    whole = scored(net, photographs, "ten-crop", 36, 32)
+def test_an_interrupted_evaluation_goes_on_to_the_same_scores(ten_classes: Dataset, tmp_path: Path) -> None:
+    net, partial = SmallNet(ten_classes.classes, stride=4).eval(), tmp_path / "one.partial.npz"
+    whole = scored(net, ten_classes, "ten-crop", 36, 32)
     assert whole.images == 150 and not partial.exists()
     with pytest.raises(KeyboardInterrupt):
-        scored(Stops(net, 6), photographs, "ten-crop", 36, 32, partial)  # 6 of 10 blocks; 4 were gathered
+        scored(Stops(net, 6), ten_classes, "ten-crop", 36, 32, partial)  # 6 of 10 blocks; 4 were gathered
     assert partial.exists()
-    rest = scored(Stops(net, 6), photographs, "ten-crop", 36, 32, partial)
+    rest = scored(Stops(net, 6), ten_classes, "ten-crop", 36, 32, partial)
     assert rest.images == 150 - 4 * 16, "what was scored is not scored again"
     np.testing.assert_array_equal(rest.scores.scores, whole.scores.scores)
 
 
-def test_a_partial_file_of_other_weights_or_damaged_is_left_alone(photographs: Dataset, tmp_path: Path) -> None:
-    net, partial = SmallNet(photographs.classes, stride=4).eval(), tmp_path / "one.partial.npz"
-    arrays = {"ids": np.arange(64), "scores": np.zeros((64, photographs.classes), np.float16)}
+def test_a_partial_file_of_other_weights_or_damaged_is_left_alone(ten_classes: Dataset, tmp_path: Path) -> None:
+    net, partial = SmallNet(ten_classes.classes, stride=4).eval(), tmp_path / "one.partial.npz"
+    arrays = {"ids": np.arange(64), "scores": np.zeros((64, ten_classes.classes), np.float16)}
     np.savez(partial, fingerprint=np.array("of other weights"), **arrays)
-    assert scored(net, photographs, "center", 36, 32, partial).images == 150
+    assert scored(net, ten_classes, "center", 36, 32, partial).images == 150
     partial.write_bytes(b"cut off")
-    assert scored(net, photographs, "center", 36, 32, partial).images == 150
+    assert scored(net, ten_classes, "center", 36, 32, partial).images == 150
 
 
-def test_the_net_keeps_its_mode(photographs: Dataset) -> None:
-    net = SmallNet(photographs.classes, stride=4).train()
-    scored(net, photographs, "center", 36, 32)
+def test_the_net_keeps_its_mode(ten_classes: Dataset) -> None:
+    net = SmallNet(ten_classes.classes, stride=4).train()
+    scored(net, ten_classes, "center", 36, 32)
     assert net.training
 
 
-def test_a_diverged_net_is_refused(photographs: Dataset) -> None:
-    net = SmallNet(photographs.classes, stride=4).eval()
+def test_a_diverged_net_is_refused(ten_classes: Dataset) -> None:
+    net = SmallNet(ten_classes.classes, stride=4).eval()
     net.fc.bias.data.fill_(float("nan"))
     with pytest.raises(UserError, match="is not a softmax"):
-        scored(net, photographs, "center", 36, 32)
+        scored(net, ten_classes, "center", 36, 32)
 
 
 def errors(split: Split, net: nn.Module, dataset: Dataset) -> tuple[float, float]:
@@ -185,14 +188,14 @@ def errors(split: Split, net: nn.Module, dataset: Dataset) -> tuple[float, float
     )
 
 
-def test_splits_without_images_or_labels_are_refused(photographs: Dataset) -> None:
-    net = SmallNet(photographs.classes, stride=4).eval()
-    split = photographs.split("train")
-    empty = photographs.split("train")
+def test_splits_without_images_or_labels_are_refused(ten_classes: Dataset) -> None:
+    net = SmallNet(ten_classes.classes, stride=4).eval()
+    split = ten_classes.split("train")
+    empty = ten_classes.split("train")
     empty.info, empty.samples = dataclasses.replace(empty.info, samples=0), empty.samples[:0]
     with pytest.raises(UserError, match="is empty"):
-        errors(empty, net, photographs)
-    unlabelled = photographs.split("train")
+        errors(empty, net, ten_classes)
+    unlabelled = ten_classes.split("train")
     unlabelled.__dict__["labels"] = np.full(len(split), -1)
     with pytest.raises(UserError, match="has no labels"):
-        errors(unlabelled, net, photographs)
+        errors(unlabelled, net, ten_classes)

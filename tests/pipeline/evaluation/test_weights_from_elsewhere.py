@@ -21,7 +21,8 @@ from pipeline.data.dataset import Dataset
 from pipeline.evaluation.foreign import open_weights, read_weights
 from pipeline.evaluation.nets import digest
 from pipeline.evaluation.scores import load
-from tests.pipeline.data.small_datasets import encode, photograph, write_dataset
+from tests.images import encode, photograph
+from tests.pipeline.data.small_datasets import write_dataset
 from tests.pipeline.evaluation.nets_and_images import Run, decoded, varied_resnet
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

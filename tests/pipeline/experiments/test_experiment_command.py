@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from pipeline.config import to_yaml
 from pipeline.experiments.definitions import resolve
 from pipeline.experiments.launching import split_options
 from pipeline.experiments.reading import find, read_experiment
-from tests.conftest import ROOT
-from tests.launch.doors import environment, final_checkpoint, finish, wait_for
-from tests.pipeline.data.small_datasets import REAL_IMAGES
+from tests.helpers import ROOT, wait_for
+from tests.images import real_images
+from tests.launch.doors import environment, final_checkpoint, finish
+from tests.patience import limit
 
 TEXT = """
 title: Two nets on digits
@@ -99,14 +99,14 @@ def test_stopped_or_killed_it_goes_on(file: Path, digits: Path, tmp_path: Path) 
             cwd=ROOT, env=environment(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         checkpoints = folder / "runs" / "resnet8-seed0-scale0.5" / "checkpoints"
-        wait_for(lambda: list(checkpoints.glob("*.pt")) or process.poll() is not None, 600)
+        wait_for(lambda: process.poll() is not None or list(checkpoints.glob("*.pt")), "a checkpoint", 600)
         assert process.poll() is None
         return process
 
     spec = read_experiment(file).runs[1]
     process = started(tmp_path)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(300) == EXIT_PREEMPTED
+    assert process.wait(limit(300)) == EXIT_PREEMPTED
     again = [*words(file, digits, tmp_path, "--scale", "0.5", "--only", "residual")]
     assert "interrupted (iteration" in answer(done_of([*again, "--dry-run"]))["runs"][0]["state"]
     shutil.rmtree(tmp_path / "runs")
@@ -161,25 +161,12 @@ def test_layer_responses_are_made_once(file: Path, digits: Path, tmp_path: Path)
 @pytest.mark.timeout(3000)
 def test_rehearsal_of_table_2_on_real_imagenet_images(tmp_path: Path) -> None:
     """Whole images, whole nets, mini-batches of 256: one iteration of each."""
-    if not REAL_IMAGES.is_file():
-        pytest.skip("../shared/data/imagenet-samples.tar is not there")
     source = tmp_path / "images"
-    members = 0
-    with tarfile.open(REAL_IMAGES) as tar:
-        for number, member in enumerate(one for one in tar if one.name.lower().endswith((".jpg", ".jpeg"))):
-            if number % 4:
-                continue
-            content = tar.extractfile(member)
-            assert content is not None
-            for split in ("train", "val"):
-                path = source / split / f"class{members % 3}" / f"{number:04d}.jpg"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(
-                    content.read()
-                    if split == "train"
-                    else (source / "train" / path.parent.name / path.name).read_bytes()
-                )
-            members += 1
+    for number, (_, image) in enumerate(real_images(every=4)):
+        for split in ("train", "val"):
+            path = source / split / f"class{number % 3}" / f"{number:04d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image)
     prepare = [sys.executable, "data_prep/shard_imagenet.py", str(source), str(tmp_path / "data")]
     prepared = done_of(prepare)
     assert prepared.returncode == 0, prepared.stderr
@@ -264,16 +251,33 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert (listed["table6"]["place"], listed["table6"]["rows"], listed["table6"]["runs"]) == ("Table 6", 6, 10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-def test_requests_to_stop_reach_the_training(number: signal.Signals) -> None:
+TRAINED = """
+import signal, sys
+signal.signal(int(sys.argv[1]), lambda *_: sys.exit(75))
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+CALLER = """
+import sys
+from pipeline.experiments.launching import call
+for number in sys.argv[2:]:
+    print(call([sys.executable, "-c", sys.argv[1], number]), flush=True)
+"""
+
+
+def test_requests_to_stop_reach_the_training() -> None:
     """Schedulers send any of them; the command waits until what it started has saved and says how that ended."""
-    trained = "import signal, sys, time; signal.signal(int(sys.argv[1]), lambda *_: sys.exit(75)); "
-    trained += "print('ready', flush=True); time.sleep(60)"
-    caller = (
-        "import sys; from pipeline.experiments.launching import call; sys.exit(call([sys.executable, *sys.argv[1:]]))"
-    )
-    words = [sys.executable, "-c", caller, "-c", trained, str(int(number))]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    process.send_signal(number)
-    assert process.wait(30) == EXIT_PREEMPTED
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    words = [sys.executable, "-c", CALLER, TRAINED, *(str(int(number)) for number in numbers)]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        try:
+            for number in numbers:
+                assert process.stdout.readline() == "ready\n"
+                process.send_signal(number)
+                assert process.stdout.readline() == f"{EXIT_PREEMPTED}\n"
+            assert process.wait(limit(60)) == 0
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)

@@ -6,7 +6,6 @@ import hashlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from pipeline.models.resnet import build
+from tests.helpers import ROOT
 
 
 def generator(seed: int) -> torch.Generator:
@@ -48,9 +48,8 @@ def test_weights_do_not_depend_on_vector_instructions() -> None:
         "print(torch.backends.cpu.get_cpu_capability(), d.hexdigest())"
     )
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[3]
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=root, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["DEFAULT", checksum(build("resnet20", classes=10, generator=generator(5)))]
 

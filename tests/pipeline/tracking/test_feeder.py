@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -22,28 +21,15 @@ from mlflow import MlflowClient
 from launch.local import free_port
 from pipeline.tracking import TrackingConfig, open_tracker, read_metrics
 from pipeline.tracking.delivery import Delivery
+from tests.helpers import alive, wait_for
+from tests.patience import limit
 from tests.pipeline.tracking.mlflow_store import only_run, points, store_uri
 
-CONFIG = TrackingConfig(close_seconds=60.0)
+CONFIG = TrackingConfig(close_seconds=limit(300))
 
 
 def expected(folder: Path) -> list[tuple[int, float, int]]:
     return [(r.iteration, r.values["loss"], r.time) for r in read_metrics(folder / "metrics.jsonl")]
-
-
-def wait_for(condition: object, what: str, seconds: float = 60.0) -> None:
-    assert callable(condition)
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.1)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 IMPORTS = """
@@ -76,8 +62,7 @@ def test_a_run_is_fed_while_it_goes_on_without_a_word(runs: Path, capfd: pytest.
     folder, uri = runs / "a", store_uri(runs)
     with open_tracker(folder, CONFIG, name="a", params={"batch": 256}, tags={"arch": "resnet18"}) as tracker:
         tracker.log("train", 1, {"loss": 1.0})
-        status = folder / "mlflow.json"
-        wait_for(lambda: status.exists() and json.loads(status.read_text())["status"] == "RUNNING", "first delivery")
+        wait_for(lambda: _status(folder) == "RUNNING", "first delivery", 250)
         run = only_run(uri)
         assert run.info.status == "RUNNING" and run.data.metrics == {"train/loss": 1.0}
         tracker.log("train", 2, {"loss": 0.5})
@@ -89,12 +74,13 @@ def test_a_run_is_fed_while_it_goes_on_without_a_word(runs: Path, capfd: pytest.
 
 
 LOGGING = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from pipeline.tracking import TrackingConfig, open_tracker
-with open_tracker(Path(sys.argv[1]), TrackingConfig(), name="a", params={}, tags={}) as tracker:
+config = TrackingConfig(close_seconds=float(sys.argv[4]))
+with open_tracker(Path(sys.argv[1]), config, name="a", params={}, tags={}) as tracker:
     if "fork" in sys.argv and not os.fork():
-        time.sleep(90)  # a sibling that outlives the run and holds its pipes open
+        signal.pause()  # a sibling that outlives the run and holds its pipes open
     for iteration in range(int(sys.argv[2]), int(sys.argv[3])):
         tracker.log("train", iteration, {"loss": iteration / 7})
         time.sleep(0.001)
@@ -102,22 +88,30 @@ with open_tracker(Path(sys.argv[1]), TrackingConfig(), name="a", params={}, tags
 """
 
 
-def test_runs_killed_at_random_moments(runs: Path) -> None:
+def logging(folder: Path, start: int, stop: int) -> list[str]:
+    return [sys.executable, "-c", LOGGING, str(folder), str(start), str(stop), str(limit(300))]
+
+
+@pytest.mark.costly("the process beside each run imports MLflow")
+@pytest.mark.parametrize("attempts", [3, pytest.param(12, marks=pytest.mark.slow)])
+def test_runs_killed_at_random_moments(runs: Path, attempts: int) -> None:
     """Kills of the run alone, whose feeder must then say so and go, and of the run and its feeder together."""
     folder, uri = runs / "a", store_uri(runs)
-    draw, reached = random.Random(0), 0
-    for attempt in range(6):
-        command = [sys.executable, "-c", LOGGING, str(folder), str(max(0, reached - 100)), "1000000"]
-        process = subprocess.Popen(command + ["fork"] * (attempt == 4), start_new_session=True)
+    draw, reached, lines = random.Random(0), 0, folder / "metrics.jsonl"
+    for attempt in range(attempts):
+        command = logging(folder, max(0, reached - 100), 1_000_000)
+        process = subprocess.Popen(command + ["fork"] * (attempt == 2), start_new_session=True)
         try:
-            wait_for(lambda at=reached: len(expected(folder)) > at + 20, "first lines")
+            wait_for(
+                lambda at=reached: lines.exists() and lines.read_bytes().count(b"\n") > at + 20, "first lines", 120
+            )
             time.sleep(draw.uniform(0, 1.0))
             feeder = _first_child(process.pid)
-            if attempt == 4:
+            if attempt == 2:
                 _signal_as_schedulers_do(feeder)
             os.killpg(process.pid, signal.SIGKILL) if attempt % 2 else process.kill()
-            if attempt == 4:
-                wait_for(lambda pid=feeder: not alive(pid), "the end of a killed run's feeder")
+            if attempt == 2:
+                wait_for(lambda pid=feeder: not alive(pid), "the end of a killed run's feeder", 280)
                 assert only_run(uri).info.status == "KILLED"
                 os.killpg(process.pid, signal.SIGKILL)  # the sibling
         except BaseException:
@@ -126,9 +120,9 @@ def test_runs_killed_at_random_moments(runs: Path) -> None:
         finally:
             process.wait()
         reached = len(expected(folder))
-    subprocess.run([sys.executable, "-c", LOGGING, str(folder), str(reached - 100), str(reached + 50)], check=True)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["iteration"], line["loss"]) for line in lines] == [(i, i / 7) for i in range(reached + 50)]
+    subprocess.run(logging(folder, max(0, reached - 100), reached + 50), check=True)
+    written = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [(line["iteration"], line["loss"]) for line in written] == [(i, i / 7) for i in range(reached + 50)]
     run = only_run(uri)
     assert run.info.status == "FINISHED"
     assert points(uri, run.info.run_id, "train/loss") == expected(folder)
@@ -136,9 +130,14 @@ def test_runs_killed_at_random_moments(runs: Path) -> None:
 
 def _signal_as_schedulers_do(feeder: int) -> None:
     """What is sent to all processes of a job is for the run alone."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    sent = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    for number in sent:
         os.kill(feeder, number)
-    time.sleep(0.2)
+    (pending,) = (
+        line for line in Path(f"/proc/{feeder}/status").read_text().splitlines() if line.startswith("ShdPnd:")
+    )
+    waiting = int(pending.split()[1], 16)
+    assert all(waiting & 1 << number - 1 for number in sent), "one was taken"
     assert alive(feeder)
 
 
@@ -160,7 +159,8 @@ def server(runs: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     with open(runs / "server.log", "ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
-        wait_for(lambda: process.poll() is None and _answers(port), "the MLflow server")
+        wait_for(lambda: process.poll() is not None or _answers(port), "the MLflow server", 250)
+        assert process.poll() is None, "the MLflow server ended"
         yield process
     finally:
         os.killpg(process.pid, signal.SIGCONT)
@@ -170,7 +170,7 @@ def server(runs: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 def _answers(port: int) -> bool:
     try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).status == 200
+        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=limit(10)).status == 200
     except OSError:
         return False
 
@@ -183,36 +183,37 @@ def test_a_server_that_hangs_dies_and_comes_back(
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    seconds: dict[str, list[float]] = {}
     iteration = 0
 
-    def log(what: str) -> None:
+    def log() -> None:
+        """200 lines, none of which is the occasion for this process to speak to a server."""
         nonlocal iteration
-        for _ in range(200):
-            started = time.perf_counter()
-            tracker.log("train", iteration, {"loss": iteration / 3})
-            seconds.setdefault(what, []).append(time.perf_counter() - started)
-            iteration += 1
-            time.sleep(0.005)
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, "connect", lambda *_: pytest.fail("logging connects to something"))
+            for _ in range(200):
+                tracker.log("train", iteration, {"loss": iteration / 3})
+                iteration += 1
+                time.sleep(0.005)
+        assert len(expected(folder)) == iteration
 
     with server(runs, port) as process:
         tracker = open_tracker(folder, TrackingConfig(close_seconds=3.0), name="a", params={}, tags={})
-        log("up")
-        wait_for(lambda: _status(folder) == "RUNNING", "first delivery")
+        log()
+        wait_for(lambda: _status(folder) == "RUNNING", "first delivery", 250)
         (folder / "config.yaml").write_text("a: 1")
         tracker.artifact(folder / "config.yaml")
         os.killpg(process.pid, signal.SIGSTOP)
-        log("hung")
+        log()
         os.killpg(process.pid, signal.SIGCONT)
-        wait_for(lambda: (runs / "mlartifacts").exists(), "delivery after the hang")
+        wait_for(lambda: (runs / "mlartifacts").exists(), "delivery after the hang", 250)
     with tracker:
-        log("dead")
+        log()
         tracker.finish("FINISHED")
-    said = capfd.readouterr().err
+    # On a slow machine the outages are long enough to be told of, too.
+    outages = ("MLflow does not take the metrics", "MLflow answers again")
+    (said,) = (line for line in capfd.readouterr().err.splitlines() if not line.startswith(outages))
     assert f"MLflow at {uri} has not taken" in said and "the status FINISHED of run a" in said
-    assert said.count("\n") == 1 and "python -m pipeline.tracking sync" in said
-    assert statistics.median(seconds["hung"]) < 0.005 and statistics.median(seconds["dead"]) < 0.005
-    assert max(seconds["hung"] + seconds["dead"]) < 0.5  # a call to a dead server takes seconds
+    assert "python -m pipeline.tracking sync" in said
 
     sync = [sys.executable, "-m", "pipeline.tracking", "sync", str(folder), "--json"]
     refused = subprocess.run(sync, capture_output=True, text=True)
