@@ -27,6 +27,7 @@ from pipeline.command import CommandParser, UserError, print_json, print_table
 from pipeline.config import Config, to_yaml
 from pipeline.data.storage import open_dataset
 from pipeline.options import parse, parser
+from pipeline.run_folder import check_same
 from pipeline.summary import summary
 from pipeline.training.batchnorm import plan_groups
 
@@ -90,7 +91,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     if cluster != "slurm":
         return here_one_by_one(configs, allocation, cluster, own.json)
     works = [Training(one) for one in configs]
-    open_dataset(config.data)  # readable here, of a format we know
+    dataset = open_dataset(config.data)  # readable here, of a format we know
+    for one in configs:
+        check_same(one, dataset)  # before it waits in the queue, only to be refused there
     check_cluster(allocation, works)
     last = EvaluateEnsemble.of(config, configs)
     with all_or_none() as jobs:

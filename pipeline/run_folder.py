@@ -1,7 +1,11 @@
 """Contract 5: a run is a folder. Opening one starts it or continues it; where it cannot be continued, says why.
 
-config.yaml      the resolved config          run.json      dataset, versions, git commit and the attempts so far
+config.yaml      the resolved config          run.json      what it is made from, and the attempts so far
 metrics.jsonl, mlflow.json  (tracking)        checkpoints/  scores/  logs/
+
+run.json holds `dataset_sha256`, the dataset's identity; `trajectory`, the TRAJECTORY of the code that the run was started
+with (absent in runs from before the number: they are of number 1); and `attempts`, each with its git commit, versions and
+hardware. A run is continued only with equal values, an equal dataset and code of an equal number.
 """
 
 from __future__ import annotations
@@ -22,14 +26,15 @@ from typing import Any
 import torch
 
 from pipeline.command import UserError
-from pipeline.config import Config, differences, to_yaml, trajectory
+from pipeline.config import TRAJECTORY, Config, differences, to_yaml, trajectory
 from pipeline.data.dataset import Dataset
 from pipeline.files import sync_folder, write_text
 from pipeline.lease import Lease
 from pipeline.options import load
+from pipeline.training.checkpoint import checkpoints_in, is_sound
 from pipeline.world import LAUNCHER_VARIABLE, World, on_main
 
-CONFIG, RUN = "config.yaml", "run.json"
+CONFIG, RUN, CHECKPOINTS = "config.yaml", "run.json", "checkpoints"
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "ray", "mlflow", "submitit", "webdataset")
 
 
@@ -45,8 +50,8 @@ class OpenRun:
 def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> Iterator[OpenRun]:
     """Start the run `config` names or continue it, and hold it against other writers.
 
-    A collective. Raises UserError, on every rank, where the folder belongs to a run with other values or data, or
-    another process is writing it.
+    A collective. Raises UserError, on every rank, where the folder belongs to a run with other values or data or of code
+    that computed something else, or another process is writing it.
     """
     lease: Lease | None = None
 
@@ -54,13 +59,16 @@ def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> It
         nonlocal lease
         folder = config.run_folder
         folder.mkdir(parents=True, exist_ok=True)
-        facts: dict[str, Any] = {"dataset_sha256": dataset.sha256, "attempts": []}
-        if (folder / CONFIG).exists():
-            _check_same(config, dataset, folder)
+        check_same(config, dataset)
         lease = Lease(folder)
-        facts = read_facts(folder) or facts
+        facts = read_facts(folder)
+        if not (folder / CONFIG).exists():  # the run begins now, also where an attempt came no further than run.json
+            facts |= {"dataset_sha256": dataset.sha256, "trajectory": TRAJECTORY}
+        facts = {"dataset_sha256": dataset.sha256, "attempts": [], **facts}
         facts["attempts"].append(_attempt(world, threads))
-        # run.json first: where config.yaml stands, the dataset's identity stands too.
+        if other_code(facts):  # the run is finished: its record stays that of the code that trained it
+            return facts
+        # run.json first: where config.yaml stands, what the run is made from stands too.
         write_text(folder / RUN, json.dumps(facts, indent=1) + "\n")
         write_text(folder / CONFIG, to_yaml(config))
         for place in (folder, folder.parent):
@@ -75,7 +83,11 @@ def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> It
             lease.release()
 
 
-def _check_same(config: Config, dataset: Dataset, folder: Path) -> None:
+def check_same(config: Config, dataset: Dataset) -> None:
+    """Raise UserError where the folder of the run `config` names holds one that this code would not go on with as begun."""
+    folder = config.run_folder
+    if not (folder / CONFIG).exists():
+        return
     changed = differences(trajectory(load(folder / CONFIG)), trajectory(config))
     facts = read_facts(folder)
     if facts.get("dataset_sha256", dataset.sha256) != dataset.sha256:
@@ -85,10 +97,31 @@ def _check_same(config: Config, dataset: Dataset, folder: Path) -> None:
             f"the run folder {folder} was started with other values ({'; '.join(changed)}): "
             "use the same values to continue it, or choose another --name"
         )
+    if (other := other_code(facts)) and not is_finished(config):
+        raise UserError(
+            f"the run folder {folder} was started by code that computes something else from the same values ({other}): "
+            "continue it with the version of the code that trained it, or choose another --name"
+        )
+
+
+def other_code(facts: dict[str, Any]) -> str | None:
+    """In what the code that a run was started with differs from this code, which computes something else; by its run.json."""
+    number = facts.get("trajectory", 1)  # the number was introduced with 1: nothing had changed before
+    if number == TRAJECTORY:
+        return None
+    commit = facts["attempts"][-1].get("git_commit", "unknown") if facts.get("attempts") else "unknown"
+    version = "a commit that is not recorded" if commit == "unknown" else f"commit {commit}"
+    return f"TRAJECTORY: the run's {number} -> this code's {TRAJECTORY}, the run was last trained with {version}"
+
+
+def is_finished(config: Config) -> bool:
+    """Whether all is computed: a sound checkpoint of the last iteration is there. Reads that checkpoint."""
+    checkpoints = checkpoints_in(config.run_folder / CHECKPOINTS)
+    return any(iteration == config.iterations and is_sound(path) for iteration, path in checkpoints)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """run.json: dataset_sha256 and the attempts so far; {} where the run has not begun.
+    """run.json, whose keys the module describes; {} where the run has not begun.
 
     Raises UserError where it is damaged.
     """

@@ -20,8 +20,12 @@ LEAST, MOST = (
 
 def set_patience() -> float:
     """Measure the factor and leave it to this process and its children, unless PATIENCE gives it."""
-    os.environ.setdefault(KNOB, f"{_measured():.2f}")
-    return patience()
+    if KNOB not in os.environ:
+        os.environ[KNOB] = f"{_measured():.2f}"
+    try:
+        return patience()
+    except ValueError:
+        raise SystemExit(f"PATIENCE is '{os.environ[KNOB]}': give a number, such as 5, or leave it out") from None
 
 
 def patience() -> float:

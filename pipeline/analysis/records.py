@@ -10,12 +10,11 @@ from pathlib import Path
 
 from pipeline.command import UserError
 from pipeline.config import to_yaml
-from pipeline.evaluation.nets import CHECKPOINTS
 from pipeline.evaluation.score_files import PARTIAL, SCORES
 from pipeline.experiments.evidence import RESPONSES
 from pipeline.files import file_sha256, write_text
 from pipeline.options import load
-from pipeline.run_folder import CONFIG, RUN, read_facts
+from pipeline.run_folder import CHECKPOINTS, CONFIG, RUN, read_facts
 from pipeline.tracking.journal import METRICS
 
 RECORD = "record.json"

@@ -16,11 +16,10 @@ from pipeline.command import UserError
 from pipeline.data.loader import LoaderConfig
 from pipeline.models.resnet import ResNet, build
 from pipeline.options import load
-from pipeline.run_folder import CONFIG, read_facts
+from pipeline.run_folder import CHECKPOINTS, CONFIG, read_facts
 from pipeline.training.checkpoint import NAME, Checkpoints, read_verified
 from pipeline.world import World, on_main, sum_over_ranks
 
-CHECKPOINTS = "checkpoints"
 FIND_ATTEMPTS = 5  # a training removes a checkpoint only after it has published a newer one
 Weights = Literal["final", "recomputed-bn", "ema"]
 STATE_KEYS = {"final": "model", "recomputed-bn": "model_recomputed_bn", "ema": "model_ema"}

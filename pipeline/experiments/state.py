@@ -9,10 +9,9 @@ from typing import Literal
 from pipeline.command import UserError
 from pipeline.config import Config, differences, trajectory
 from pipeline.data.dataset import MANIFEST, Dataset
-from pipeline.evaluation.nets import CHECKPOINTS
 from pipeline.lease import is_held
 from pipeline.options import load
-from pipeline.run_folder import CONFIG, read_facts
+from pipeline.run_folder import CHECKPOINTS, CONFIG, other_code, read_facts
 from pipeline.tracking.journal import METRICS, read_metrics
 from pipeline.training.checkpoint import checkpoints_in, is_sound
 
@@ -50,7 +49,8 @@ def read_state(config: Config) -> RunState:
     """The state of the run that `config` describes, in its run folder.
 
     finished: a sound checkpoint of the last iteration is there. conflicting: a run of that name stands there with other
-    values that reach what it computes, or on other data (where the dataset folder is at hand to compare).
+    values that reach what it computes, or on other data (where the dataset folder is at hand to compare), or it was begun by
+    code that computes something else: a finished run of such code stays finished, and a running one is left to its process.
     """
     folder = config.run_folder
     if not (folder / CONFIG).exists():
@@ -64,6 +64,8 @@ def read_state(config: Config) -> RunState:
     if is_held(folder):
         logged = max((record.iteration for record in read_metrics(folder / METRICS)), default=0)
         return RunState(kind="running", config=config, iteration=logged)
+    if other := other_code(read_facts(folder)):
+        return RunState(kind="conflicting", config=config, differences=(other,))
     return RunState(kind="interrupted", config=config, iteration=saved)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.analysis import responses
 from pipeline.analysis.responses import Responses
-from pipeline.config import Config, to_yaml
+from pipeline.config import TRAJECTORY, Config, to_yaml
 from pipeline.evaluation.scores import Provenance, Scores, save
 from pipeline.experiments.definitions import RunSpec, resolve
 from pipeline.tracking.journal import METRICS, Journal
@@ -36,7 +36,9 @@ def write_run(
     folder = config.run_folder
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(config))
-    (folder / "run.json").write_text(json.dumps({"dataset_sha256": DATASET, "attempts": [HARDWARE]}))
+    (folder / "run.json").write_text(
+        json.dumps({"dataset_sha256": DATASET, "trajectory": TRAJECTORY, "attempts": [HARDWARE]})
+    )
     done = config.iterations if iteration is None else iteration
     write_metrics(folder, config, done, 100 * wrong / IMAGES)
     state = {"iteration": done, "model": {"fc.bias": torch.zeros(10)}}

@@ -58,6 +58,7 @@ def test_other_ranks_write_nothing_and_nobody_imports_mlflow(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
 
 
+@pytest.mark.costly("the process beside the run imports MLflow")
 def test_a_run_is_fed_while_it_goes_on_without_a_word(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder, uri = runs / "a", store_uri(runs)
     with open_tracker(folder, CONFIG, name="a", params={"batch": 256}, tags={"arch": "resnet18"}) as tracker:

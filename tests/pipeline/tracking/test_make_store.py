@@ -53,6 +53,7 @@ def test_runs_that_make_the_store_at_the_same_time(tmp_path: Path) -> None:
         assert len(points(uri, run.info.run_id, "train/loss")) == 300
 
 
+@pytest.mark.costly("MLflow takes CPU seconds to make a store, and this one is made twice")
 @pytest.mark.parametrize(
     "seconds", [0.3, pytest.param(0.6, marks=pytest.mark.slow), pytest.param(1.2, marks=pytest.mark.slow)]
 )

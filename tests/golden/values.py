@@ -1,0 +1,235 @@
+"""What a run computes before its first update, recipe by recipe: the order, the views of the images, the first weights.
+
+Whole numbers, and floats that come of additions, multiplications and rounding alone, are the same bits on every CPU and are
+kept as SHA-256. Logarithms, cosines and long sums may differ in their last bits and are kept as numbers with a tolerance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config import Config, trajectory
+from pipeline.data.augment import (
+    AugmentConfig,
+    Views,
+    centre_views,
+    five_crop_starts,
+    resized_shapes,
+    training_views,
+    whole_views,
+)
+from pipeline.data.dataset import Statistics
+from pipeline.data.order import Order
+from pipeline.data.philox import philox, standard_normal, uniform
+from pipeline.models.resnet import build
+from pipeline.options import load
+from tests.helpers import ROOT
+
+PRESENTATIONS = 300
+IMAGENET, CIFAR10, DIGITS = 1_281_167, 50_000, 1_442  # training images
+SAMPLES = {
+    "configs/imagenet.yaml": IMAGENET,
+    "configs/imagenet_fast.yaml": IMAGENET,
+    "configs/cifar10.yaml": CIFAR10,
+    "configs/demo.yaml": DIGITS,
+}
+CLASSES = {IMAGENET: 1000, CIFAR10: 10, DIGITS: 10}
+# Of natural images; the directions are those that AlexNet's reproductions publish.
+STATISTICS = Statistics(
+    mean_image=np.zeros((8, 8, 3), np.float32),
+    eigenvalues=np.array([0.2175, 0.0188, 0.0045]),
+    eigenvectors=np.array(
+        [[0.5675, 0.7192, 0.4009], [0.5808, -0.0045, -0.8140], [0.5836, -0.6948, 0.4203]],
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers that may differ from the golden ones by `relative` of themselves or by `absolute`, whichever is more."""
+
+    values: tuple[float, ...]
+    relative: float = 1e-9
+    absolute: float = 0.0
+
+
+Value = str | Numbers  # str: a SHA-256
+
+
+@dataclass(frozen=True)
+class Made:
+    """One case: `values` by their names in words, and the `inputs` that they are a function of, as JSON holds them."""
+
+    inputs: Mapping[str, Any]
+    values: Mapping[str, Value]
+
+
+def sha256(arrays: Iterable[NDArray[Any]]) -> str:
+    """Of the arrays' types, shapes and bytes."""
+    known = hashlib.sha256()
+    for array in arrays:
+        known.update(f"{array.dtype.str} {array.shape} ".encode())
+        known.update(np.ascontiguousarray(array).tobytes())
+    return known.hexdigest()
+
+
+@cache
+def recipe_config(recipe: str) -> Config:
+    return load(ROOT / recipe)
+
+
+def order(recipe: str) -> Made:
+    """Mini-batches of the recipe on its dataset: the first, the one between two epochs, the last."""
+    config = recipe_config(recipe)
+    samples = SAMPLES[recipe]
+    made = Order(samples, config.batch, config.seed, config.shuffle_block)
+    places = {"the first mini-batch": 0, "the last mini-batch": config.iterations - 1}
+    places["the mini-batch of two epochs"] = samples // config.batch
+    values = {f"{title} (number {number})": _minibatch(made, number) for title, number in places.items()}
+    return Made({"config": trajectory(config), "samples": samples}, values)
+
+
+def order_in_blocks() -> Made:
+    """`shuffle_block`, which no recipe uses, and another seed."""
+    values = {}
+    for samples, batch, seed, block in ((CIFAR10, 128, 0, 16), (DIGITS, 32, 7, 5), (DIGITS, 32, 2**64 - 1, 1)):
+        made = Order(samples, batch, seed, block)
+        for number in (0, samples // batch):
+            values[f"mini-batch {number} of {samples} samples, seed {seed}, shuffle_block {block}"] = _minibatch(
+                made, number
+            )
+    return Made({}, values)
+
+
+def _minibatch(order: Order, iteration: int) -> str:
+    rows = order.minibatch(iteration)
+    return sha256([rows.epochs, rows.ids])
+
+
+def draws() -> Made:
+    """The generator that order and views are drawn from."""
+    counters = (np.arange(4 * PRESENTATIONS, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).reshape(-1, 4)
+    words = philox((2**63 + 5, 3), counters)
+    normals = standard_normal(words)
+    return Made(
+        {},
+        {
+            "the raw words": sha256([words]),
+            "the uniform numbers": sha256([uniform(words)]),
+            "the normal numbers": Numbers((*normals[:3].ravel(), *normals.mean(axis=0), *normals.std(axis=0))),
+        },
+    )
+
+
+def recipe_views(recipe: str) -> Made:
+    """What the recipe's images are seen as, in each of its stages."""
+    config = recipe_config(recipe)
+    values: dict[str, Value] = {}
+    for number, (_, augment) in enumerate(config.augment.spans(0, config.iterations), start=1):
+        stage = f", stage {number}" if config.augment.stages else ""
+        values |= _views(f"the views of {augment.kind} presentations{stage}", config.seed, augment)
+    return Made({"config": trajectory(config)}, values)
+
+
+def kinds_of_views() -> Made:
+    """Every kind of augmentation with its parts on and off, apart from what the recipes have."""
+    settings = {
+        "scale-crop": AugmentConfig(kind="scale-crop", short_side=(40, 61), crop=33),
+        "scale-crop without flip and colour": AugmentConfig(kind="scale-crop", flip=False, colour=0.0),
+        "pad-crop": AugmentConfig(kind="pad-crop", crop=32, pad=4),
+        "pad-crop without padding": AugmentConfig(kind="pad-crop", crop=28, pad=0, flip=False),
+        "centre (kind none)": AugmentConfig(kind="none", short_side=(256, 256), crop=224),
+    }
+    values: dict[str, Value] = {}
+    for name, augment in settings.items():
+        values |= _views(f"the views of {name} presentations", 3, augment)
+    return Made({}, values)
+
+
+def evaluation_views() -> Made:
+    """What images are seen as in evaluations: where the crops lie, what is decoded for them."""
+    shapes = _shapes()
+    values: dict[str, Value] = {}
+    for short_side, crop in ((256, 224), (36, 32)):
+        title = f"crop {crop} of short side {short_side}"
+        values[f"the views of the centre {title}"] = sha256(_geometry(centre_views(shapes, short_side, crop)))
+        resized = resized_shapes(shapes, np.full(len(shapes), short_side))
+        values[f"the corners of ten-crop's {title}"] = sha256([five_crop_starts(resized, crop)])
+    for short_side in (224, 640):
+        values[f"the views of the whole image at short side {short_side}"] = sha256(
+            _geometry(whole_views(shapes, short_side))
+        )
+    return Made({}, values)
+
+
+def _shapes() -> NDArray[np.int64]:
+    """int64 [N, 2]: heights and widths of images wide and high, small and large."""
+    numbers = np.arange(PRESENTATIONS)
+    return np.stack([90 + 37 * numbers % 611, 75 + 91 * numbers % 1013], axis=1).astype(np.int64)
+
+
+def _views(title: str, seed: int, augment: AugmentConfig) -> dict[str, Value]:
+    """Geometry and flips by their bits, colours by numbers: they are drawn by logarithms and cosines."""
+    numbers = np.arange(PRESENTATIONS, dtype=np.int64)
+    epochs, ids = numbers % 7, numbers * 4_001 % IMAGENET
+    shapes = np.full((PRESENTATIONS, 2), augment.crop) if augment.kind == "pad-crop" else _shapes()
+    views = training_views(seed, epochs, ids, shapes[:, 0], shapes[:, 1], augment, STATISTICS)
+    colours = views.colour.astype(np.float64)
+    seen = Numbers((*colours[:3].ravel(), *colours.mean(axis=0), *colours.std(axis=0)), 1e-5, 1e-6)
+    return {f"{title} (crops and flips)": sha256(_geometry(views)), f"{title} (colours)": seen}
+
+
+def _geometry(views: Views) -> list[NDArray[Any]]:
+    """All fields but the colours."""
+    return [getattr(views, one.name) for one in dataclasses.fields(views) if one.name != "colour"]
+
+
+def recipe_net(recipe: str) -> Made:
+    config = recipe_config(recipe)
+    return net(config.arch, CLASSES[SAMPLES[recipe]], config.shortcut, config.stride, config.seed)
+
+
+def net(arch: str, classes: int, shortcut: Any = "default", stride: Any = "paper", seed: int = 0) -> Made:
+    """A new net as a training makes it: its weights, and its scores of two images, in float64 for equal numbers everywhere.
+
+    The weights are drawn in float64 by logarithms and cosines and rounded to float32, which leaves no trace of their last
+    bits: found the same with and without AVX2, AVX-512 and fused multiply-adds.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = build(arch, classes=classes, shortcut=shortcut, stride=stride, generator=generator)
+    known = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        known.update(f"{name} {sha256([tensor.numpy()])} ".encode())
+    side = 64 if model.architecture.family == "imagenet" else 16
+    images = (torch.arange(2 * 3 * side * side, dtype=torch.float64) * 7919 % 256 / 128 - 1).reshape(2, 3, side, side)
+    with torch.no_grad():
+        scores = model.double()(images)
+    values: dict[str, Value] = {
+        "the first weights": known.hexdigest(),
+        "the first scores": Numbers((*scores[:, :3].ravel().tolist(), float(scores.norm())), 1e-6),
+    }
+    inputs = {"arch": arch, "classes": classes, "shortcut": shortcut, "stride": stride, "seed": seed}
+    return Made(inputs, values)
+
+
+CASES: dict[str, Callable[[], Made]] = {
+    "draws": draws,
+    **{f"order of {recipe}": partial(order, recipe) for recipe in SAMPLES},
+    "orders in blocks": order_in_blocks,
+    **{f"augmentation of {recipe}": partial(recipe_views, recipe) for recipe in SAMPLES},
+    "augmentation of every kind": kinds_of_views,
+    "views of evaluations": evaluation_views,
+    **{f"net of {recipe}": partial(recipe_net, recipe) for recipe in SAMPLES},
+    "resnet18": partial(net, "resnet18", 1000),
+    "plain20": partial(net, "plain20", 10, seed=5),
+    "resnet8 with projections": partial(net, "resnet8", 10, "C"),
+}
