@@ -45,10 +45,10 @@ test: $(READY)
 # What needs more than Python: real SLURM and Ray clusters on this machine and everything that interrupts them, and the report
 # in Chromium; skipped, with a line, where they cannot run.
 test-cluster: $(READY)
-	$(PYTEST) -m "(cluster or browser) and not slow"
+	$(PYTEST) -m "cluster or browser"
 
 test-slow: $(READY)
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) --numprocesses 2 --dist worksteal -m "slow and not gpu and not cluster and not browser"
 
 # The CPU seconds of every case of `make test`, dearest first (tests/budget.py).
 test-times: $(READY)
@@ -61,9 +61,11 @@ KILLS ?= 1000
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --kills $(KILLS)
 
-# What runs compute, for tests/test_golden.py, written anew; refused where it has changed and TRAJECTORY (pipeline/config.py) has not.
+# What runs compute and what users may type, written anew; refused where what is computed has changed and TRAJECTORY
+# (pipeline/config.py) has not. Their differences are to be read (tests/golden/).
 golden: $(READY)
 	$(BIN)/python -m tests.golden
+	$(BIN)/python -m tests.golden.options
 
 # A SLURM of four nodes to try things on (root; apt packages slurmctld slurmd slurm-client munge iproute2).
 slurm-up: $(READY)

@@ -146,7 +146,7 @@ def prepare(folder: Path, count: int) -> tuple[Path, list[Path]]:
         members = sorted((one for one in tar if one.isfile()), key=lambda one: one.name)
         for member in members[:: len(members) // count][:count]:
             member.name = f"train/{Path(member.name).parent.name}/{Path(member.name).name}"
-            tar.extract(member, source, filter="data")
+            tar.extract(member, source)
     data = folder / f"dataset-{count}"
     command = [sys.executable, str(ROOT / "data_prep/shard_imagenet.py"), str(source), str(data)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -78,7 +78,7 @@ def shard_samples(folder: Path, copies: int = COPIES) -> Path:
     if not SAMPLES.is_file():
         raise UserError(f"{SAMPLES} is not there: name a dataset folder (of data_prep/shard_imagenet.py) instead")
     with tarfile.open(SAMPLES) as tar:
-        tar.extractall(folder / "images", filter="data")
+        tar.extractall(folder / "images")
     for image in sorted((folder / "images").rglob("*.*")):
         for copy in range(copies):
             place = folder / "source/train" / image.parent.name / f"{image.stem}_{copy}{image.suffix}"

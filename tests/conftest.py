@@ -14,6 +14,7 @@ from typing import NoReturn
 import pytest
 
 import pipeline  # noqa: F401 - before torch: it tells OpenMP's threads how to wait
+from pipeline.command import UserError
 from tests.budget import Budget
 from tests.patience import limit, set_patience
 
@@ -26,7 +27,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    set_patience()  # before xdist starts its workers: they inherit it
+    try:
+        set_patience()  # before xdist starts its workers: they inherit it
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(Budget(config.getoption("--times")))
 
 

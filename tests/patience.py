@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import time
 
+from pipeline.command import UserError
+
 KNOB = "PATIENCE"
 QUIET_SECONDS = 0.12  # what `_work` takes alone on a core of the machine that the limits were chosen on
 LEAST, MOST = (
@@ -19,13 +21,16 @@ LEAST, MOST = (
 
 
 def set_patience() -> float:
-    """Measure the factor and leave it to this process and its children, unless PATIENCE gives it."""
+    """Measure the factor and leave it to this process and its children, unless PATIENCE gives it.
+
+    Raises UserError where PATIENCE is no number.
+    """
     if KNOB not in os.environ:
         os.environ[KNOB] = f"{_measured():.2f}"
     try:
         return patience()
     except ValueError:
-        raise SystemExit(f"PATIENCE is '{os.environ[KNOB]}': give a number, such as 5, or leave it out") from None
+        raise UserError(f"PATIENCE is '{os.environ[KNOB]}': give a number, such as 5, or leave it out") from None
 
 
 def patience() -> float:
