@@ -36,7 +36,7 @@ demo: $(READY)
 	@echo "Run folders: demo/runs/resnet8-seed0, demo/runs/resnet14-seed0. To browse the runs in MLflow:"
 	@echo "  $(BIN)/python -m pipeline.tracking open demo/runs"
 
-# Without SLURM, Chromium, root and GPUs. More workers than two cores: half of a test is waiting for processes to start.
+# Needs no SLURM, Chromium, root or GPU. Four workers even on two cores: tests wait for processes half of the time.
 WORKERS ?= 4
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -r s
 test: $(READY)
@@ -61,8 +61,8 @@ KILLS ?= 1000
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --kills $(KILLS)
 
-# What runs compute and what users may type, written anew; refused where what is computed has changed and TRAJECTORY
-# (pipeline/config.py) has not. Their differences are to be read (tests/golden/).
+# Regenerates tests/golden/: what runs compute and what users may type. Fails where results have changed and TRAJECTORY
+# (pipeline/config.py) was not raised. Review the diff.
 golden: $(READY)
 	$(BIN)/python -m tests.golden
 	$(BIN)/python -m tests.golden.options

@@ -76,8 +76,8 @@ def run_tasks(
 ) -> Iterator[Result]:
     """Yield `work(task, advance)` of every task, in the order in which they finish, computed by `workers` processes.
 
-    One worker is this process itself; of several, at most two tasks per worker are held at once. `total` images move
-    the progress bar; `preload` are modules that several workers share from their start. An exception of `work` ends
+    With one worker the tasks run in this process; with several, at most two tasks per worker are held at once. `total`
+    images move the progress bar; `preload` are modules that several workers share from their start. An exception of `work` ends
     the run, after the other workers have stopped.
     """
     with Progress(total, description, "images") as progress:

@@ -50,7 +50,7 @@ def ask(command: Sequence[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     except FileNotFoundError:
-        return ""  # no SLURM here: it says nothing
+        return ""  # SLURM is not installed
     except subprocess.TimeoutExpired:
         raise UserError(f"SLURM's controller did not answer '{' '.join(command)}' within a minute: try again") from None
     if "Unable to contact slurm controller" in done.stderr:

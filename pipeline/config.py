@@ -130,10 +130,10 @@ class Config:
         return Path(self.runs) / self.run_name
 
 
-# The number of what this code makes of (dataset, config, seed): the order, the views, the first weights, the arithmetic of an
-# update. Raise it by one with every change after which an equal run is another one beyond its last bits; tests/test_golden.py
-# fails until then. Not for speed, for messages, or for a new option whose default leaves runs as they are. A run is
-# continued only by code of its own number (run_folder.check_same): its two halves would belong to two different runs.
+# Version of what a run computes: the order, the crops, flips and colours, the initial weights, the arithmetic of an update.
+# Raise it by one with every change that alters the results of a run by more than rounding; tests/test_golden.py fails until
+# then. Do not raise it for speed, for messages, or for a new option whose default leaves runs as they are. Only code of the
+# same version continues a run (run_folder.check_same): otherwise its two parts would come from different computations.
 TRAJECTORY = 1
 
 # What may change between the attempts of one run and leaves what it computes as it is; the dataset counts by content,

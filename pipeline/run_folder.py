@@ -4,8 +4,8 @@ config.yaml      the resolved config          run.json      what it is made from
 metrics.jsonl, mlflow.json  (tracking)        checkpoints/  scores/  logs/
 
 run.json holds `dataset_sha256`, the dataset's identity; `trajectory`, the TRAJECTORY of the code that the run was started
-with (absent in runs from before the number: they are of number 1); and `attempts`, each with its git commit, versions and
-hardware. A run is continued only with equal values, an equal dataset and code of an equal number.
+with (runs without it count as 1); and `attempts`, each with its git commit, versions and
+hardware. A run is continued only with equal values, an equal dataset and code of an equal TRAJECTORY.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> It
             facts |= {"dataset_sha256": dataset.sha256, "trajectory": TRAJECTORY}
         facts = {"dataset_sha256": dataset.sha256, "attempts": [], **facts}
         facts["attempts"].append(_attempt(world, threads))
-        if other_code(facts):  # the run is finished: its record stays that of the code that trained it
+        if other_code(facts):  # the run is finished, and its record keeps the code that trained it
             return facts
         # run.json first: where config.yaml stands, what the run is made from stands too.
         write_text(folder / RUN, json.dumps(facts, indent=1) + "\n")
@@ -84,7 +84,7 @@ def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> It
 
 
 def check_same(config: Config, dataset: Dataset) -> None:
-    """Raise UserError where the folder of the run `config` names holds one that this code would not go on with as begun."""
+    """Raise UserError where the run folder of `config` holds a run of other values, data or code, which cannot go on here."""
     folder = config.run_folder
     if not (folder / CONFIG).exists():
         return
@@ -99,19 +99,19 @@ def check_same(config: Config, dataset: Dataset) -> None:
         )
     if (other := other_code(facts)) and not is_finished(config):
         raise UserError(
-            f"the run folder {folder} was started by code that computes something else from the same values ({other}): "
-            "continue it with the version of the code that trained it, or choose another --name"
+            f"the run folder {folder} was started by code that computes something else ({other}): "
+            "check out that commit to continue it, or choose another --name"
         )
 
 
 def other_code(facts: dict[str, Any]) -> str | None:
-    """In what the code that a run was started with differs from this code, which computes something else; by its run.json."""
-    number = facts.get("trajectory", 1)  # the number was introduced with 1: nothing had changed before
+    """How the TRAJECTORY of a run (its run.json is `facts`) differs from this code's; None where they are equal."""
+    number = facts.get("trajectory", 1)  # runs from before it was recorded count as 1: nothing had changed
     if number == TRAJECTORY:
         return None
     commit = facts["attempts"][-1].get("git_commit", "unknown") if facts.get("attempts") else "unknown"
     version = "a commit that is not recorded" if commit == "unknown" else f"commit {commit}"
-    return f"TRAJECTORY: the run's {number} -> this code's {TRAJECTORY}, the run was last trained with {version}"
+    return f"TRAJECTORY: the run's {number} -> this code's {TRAJECTORY}; it was last trained by {version}"
 
 
 def is_finished(config: Config) -> bool:

@@ -2,7 +2,9 @@
 
 A pytest plugin. It counts the CPU seconds of this process, of the processes it waited for, and of those that
 `tests.ranks` forks; of a case itself and its own fixtures. Fixtures that several cases share are counted apart. A
-dearer case needs `@pytest.mark.costly("why it cannot be cheaper")`. `--times FILE` writes what every case took.
+dearer case needs `@pytest.mark.costly("why it cannot be cheaper")` or is `slow`. `--times FILE` writes what every case took.
+
+    python -m tests.budget FILE        prints the dearest of them
 """
 
 from __future__ import annotations
@@ -10,16 +12,17 @@ from __future__ import annotations
 import json
 import os
 import resource
-import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
+from pipeline.command import CommandParser
+from tests.patience import QUIET_SECONDS, fixed_work
+
 CPU_SECONDS = 5.0
-QUIET_CPU_SECONDS = 0.12  # what `_work` takes on the machine that CPU_SECONDS was chosen on
 CROWDED = 2.5  # wall seconds for a CPU second: more than the workers of `make test` take from one another
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -91,19 +94,12 @@ class Budget:
 
 
 def _slowness() -> float:
-    """CPU time of some work over that of the machine that the budget was chosen on, at this moment; at least 1.
+    """How much dearer CPU seconds are at this moment than on the machine that the budget was chosen on; at least 1.
 
-    Twice that on a crowded machine, where everybody's caches are cold: measured with eight busy loops on two cores.
+    Twice as much on a crowded machine, whose caches are always cold: seen with eight busy loops on two cores.
     """
-    cpu, wall = [], []
-    for _ in range(3):
-        started, began, total = time.process_time(), time.monotonic(), 0
-        for number in range(2_000_000):
-            total += number
-        cpu.append(time.process_time() - started)
-        wall.append(time.monotonic() - began)
-    crowded = sum(wall) > CROWDED * sum(cpu)
-    return max(1.0, sorted(cpu)[1] / QUIET_CPU_SECONDS) * (2 if crowded else 1)
+    cpu, wall = fixed_work(time.process_time), fixed_work(time.perf_counter)
+    return max(1.0, cpu / QUIET_SECONDS) * (2 if wall > CROWDED * cpu else 1)
 
 
 def print_times(file: Path, most: int = 40) -> None:
@@ -114,5 +110,13 @@ def print_times(file: Path, most: int = 40) -> None:
         print(f"{cpu:7.2f} CPU s {wall:7.2f} s  {name}")
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = CommandParser(
+        "Prints what `pytest --times FILE` wrote, the dearest first.", "python -m tests.budget build/times.jsonl"
+    )
+    parser.add_argument("file", type=Path)
+    print_times(parser.parse_args(argv).file)
+
+
 if __name__ == "__main__":
-    print_times(Path(sys.argv[1]))
+    main()

@@ -52,7 +52,7 @@ def _has_gpu() -> bool:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Before the first test: what data_prep's workers start first would serve the ranks too, without their imports."""
+    """Start the fork server of tests/ranks.py, with its imports, before a test of data_prep starts one without them."""
     if "tests.ranks" in sys.modules and session.items and not session.config.option.collectonly:
         sys.modules["tests.ranks"].start_server()
 

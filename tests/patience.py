@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from statistics import median
 
 from pipeline.command import UserError
 
 KNOB = "PATIENCE"
-QUIET_SECONDS = 0.12  # what `_work` takes alone on a core of the machine that the limits were chosen on
+QUIET_SECONDS = 0.12  # what `fixed_work` takes alone on a core of the machine that the limits were chosen on
 LEAST, MOST = (
     2.0,
     20.0,
@@ -45,12 +47,15 @@ def limit(seconds: float) -> float:
 
 def _measured() -> float:
     """Wall time of some work over that of a quiet machine: a slow processor and a crowded one both count."""
-    return min(MOST, max(LEAST, sorted(map(_work, range(3)))[1] / QUIET_SECONDS))
+    return min(MOST, max(LEAST, fixed_work(time.perf_counter) / QUIET_SECONDS))
 
 
-def _work(_: int) -> float:
-    started = time.perf_counter()
-    total = 0
-    for number in range(2_000_000):
-        total += number
-    return time.perf_counter() - started
+def fixed_work(clock: Callable[[], float]) -> float:
+    """Seconds by `clock` that always the same work takes, the median of three times."""
+    taken = []
+    for _ in range(3):
+        started, total = clock(), 0
+        for number in range(2_000_000):
+            total += number
+        taken.append(clock() - started)
+    return median(taken)

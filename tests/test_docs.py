@@ -49,11 +49,12 @@ OPTIONS_OF_OTHERS = {
 def files() -> frozenset[str]:
     """Files of the repository, with new ones that git does not ignore; their folders too."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:  # a copy without its history
-        found = [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file()]
-    else:
+    try:
+        done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True)
         found = [Path(name) for name in done.stdout.split("\0") if name and (ROOT / name).exists()]
+    except (OSError, subprocess.CalledProcessError):  # no git, or a copy without its history
+        known = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+        found = [path for path in known if path.parts[0] != ".venv"]
     return frozenset(str(one) for path in found for one in (path, *path.parents))
 
 

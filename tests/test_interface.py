@@ -65,7 +65,7 @@ def test_every_kind_of_line_is_listed() -> None:
     } <= set(lines)
     # README's table of commands is complete; launchers have a second command line before --evaluate.
     listed = {line.partition(":")[0].partition(" ...")[0] for line in lines} - {"config", "site file"}
-    table = re.findall(r"^\| `((?:python -m )?[\w./]+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    table = re.findall(r"^\| `(python -m [\w.]+|\w+/\w+\.py)", (ROOT / "README.md").read_text(), re.MULTILINE)
     shown = {f"python {name}" if "/" in name else name for name in table}
     assert {re.sub(r"(tracking) \w+$", r"\1", name) for name in listed} - {"python data_prep/digits.py"} == shown
 

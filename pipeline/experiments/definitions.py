@@ -121,7 +121,7 @@ def resolve(
     surroundings: Sequence[str] = (),
 ) -> Config:
     """The config of a run; arguments as in `arguments`. Raises UserError as `pipeline.options.parse` does."""
-    if surroundings:  # they come last and may name any key
+    if surroundings:  # they may override any key
         return _parse(arguments(spec, data, runs, scale, surroundings))
     own: dict[str, Any] = {"arch": spec.arch, "seed": spec.seed, "name": spec.name(scale)}
     own |= {} if spec.shortcut == "default" else {"shortcut": spec.shortcut}
@@ -208,7 +208,7 @@ def _content(file: Path) -> bytes | None:
 
 @cache  # parsing takes 20 to 100 ms, and an experiment's dozens of runs share few recipes
 def _parse_once(file: Path, content: bytes | None, options: tuple[str, ...]) -> Config:
-    """`content` of the file is a part of the cache's key alone: an edited file is read again."""
+    """`content` is a key of the cache alone, so that an edited file is read again."""
     return _parse([f"--config={file}", *options])
 
 

@@ -49,8 +49,8 @@ def read_state(config: Config) -> RunState:
     """The state of the run that `config` describes, in its run folder.
 
     finished: a sound checkpoint of the last iteration is there. conflicting: a run of that name stands there with other
-    values that reach what it computes, or on other data (where the dataset folder is at hand to compare), or it was begun by
-    code that computes something else: a finished run of such code stays finished, and a running one is left to its process.
+    values that affect its results, on other data (where the dataset folder is at hand to compare), or by code of another
+    TRAJECTORY. A finished run of such code stays finished, and a running one is left alone.
     """
     folder = config.run_folder
     if not (folder / CONFIG).exists():

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from launch.allocation import Allocation
+from pipeline.command import CommandParser
 from pipeline.config import Config
 from pipeline.options import key_names
 from tests import commands
@@ -84,5 +85,10 @@ def write_options() -> None:
     FILE.write_text(HEAD + "".join(f"{line}\n" for line in interface()))
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> None:
+    CommandParser("Writes tests/golden/options.txt anew.", "python -m tests.golden.options").parse_args(argv)
     write_options()
+
+
+if __name__ == "__main__":
+    main()

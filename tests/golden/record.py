@@ -34,21 +34,19 @@ def read(path: Path = FILE) -> dict[str, Any]:
 
 
 def complaint(name: str, stored: Mapping[str, Any] | None, made: Made) -> str | None:
-    """What to tell whoever changed a case's values; None where they are the stored ones."""
+    """The message for whoever changed a case's values; None where they equal the stored ones."""
     if stored is None or stored["values"].keys() != made.values.keys():
-        return (
-            f"{FILE.name} holds other values of '{name}' than the tests compute: run `make golden`, which adds new ones"
-        )
+        return f"{FILE.name} and the tests name different values of '{name}': run `make golden`, which adds new ones"
     if not (changed := changes(stored["values"], made)):
         return None
     if inputs := other_inputs(stored["inputs"], made.inputs):
         return (
-            f"{name} starts from other inputs than when {FILE.name} was written ({'; '.join(inputs)}), so its values cannot be "
-            "compared: run `make golden` if that is on purpose (runs that have begun are refused by their own config and data)"
+            f"the inputs of '{name}' have changed since {FILE.name} was written ({'; '.join(inputs)}), so its values cannot be "
+            "compared: if that is on purpose, run `make golden`; existing runs are protected by their own config and data"
         )
     return (
         f"{name}: no longer what it was: {_some(changed)}. What a run computes has changed. "
-        f"If that is on purpose: {ON_PURPOSE}; if not, mend it, or runs that have begun would go on as others"
+        f"If that is on purpose: {ON_PURPOSE}; if not, fix it: existing runs would silently continue as different ones"
     )
 
 
@@ -112,8 +110,8 @@ def rewrite(path: Path, number: int, made: Mapping[str, Made]) -> list[str]:
     if changed and number <= old["trajectory"]:
         raise UserError(
             f"what a run computes has changed ({_some(changed)}), and TRAJECTORY is {number} where {path.name} is of "
-            f"{old['trajectory']}: if that is on purpose, raise TRAJECTORY in pipeline/config.py first, so that other code "
-            "does not continue runs that have begun"
+            f"{old['trajectory']}: if that is on purpose, raise TRAJECTORY in pipeline/config.py first, so that this "
+            "code does not continue existing runs"
         )
     news += [f"{one}: changed" for one in changed]
     news += [f"{name}: gone" for name in found if name not in made]
