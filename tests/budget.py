@@ -23,6 +23,13 @@ from pipeline.command import CommandParser
 from tests.patience import QUIET_SECONDS, fixed_work
 
 CPU_SECONDS = 5.0
+WITHOUT_BUDGET = (
+    "costly",
+    "slow",
+    "cluster",
+    "browser",
+    "gpu",
+)  # markers; all but the first are no part of `make test`
 CROWDED = 2.5  # wall seconds for a CPU second: more than the workers of `make test` take from one another
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -77,8 +84,12 @@ class Budget:
         if call.when == "teardown":
             taken = cpu_seconds() - self.started - self.shared
             self._note(item.nodeid, taken, time.monotonic() - self.wall)
-            reason = item.get_closest_marker("costly") or item.get_closest_marker("slow")
-            if report.passed and reason is None and taken > CPU_SECONDS and taken > CPU_SECONDS * _slowness():
+            if (
+                report.passed
+                and not any(map(item.get_closest_marker, WITHOUT_BUDGET))
+                and taken > CPU_SECONDS
+                and taken > CPU_SECONDS * _slowness()
+            ):
                 report.outcome = "failed"
                 report.longrepr = (
                     f"{item.nodeid} took {taken:.1f} CPU seconds, more than {CPU_SECONDS:g}: make it cheaper, or say why it "
