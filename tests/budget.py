@@ -22,7 +22,7 @@ import pytest
 from pipeline.command import CommandParser
 from tests.patience import QUIET_SECONDS, fixed_work
 
-CPU_SECONDS = 5.0
+CPU_SECONDS, SHARED_CPU_SECONDS = 5.0, 15.0  # of a case; of a fixture that cases share
 WITHOUT_BUDGET = (
     "costly",
     "slow",
@@ -68,8 +68,18 @@ class Budget:
             return (yield)
         finally:
             taken = cpu_seconds() - before
-            self._note(f"fixture {fixturedef.argname}", taken - (self.shared - inner))
+            own = taken - (self.shared - inner)
+            self._note(f"fixture {fixturedef.argname}", own)
             self.shared = inner + taken
+            if own > SHARED_CPU_SECONDS and own > SHARED_CPU_SECONDS * _slowness():
+                pytest.fail(
+                    f"the fixture {fixturedef.argname} took {own:.1f} CPU seconds, more than {SHARED_CPU_SECONDS:g}"
+                )
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            if (costly := item.get_closest_marker("costly")) and not costly.args:
+                raise pytest.UsageError(f"{item.nodeid} does not say why it is costly: @pytest.mark.costly('why')")
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:

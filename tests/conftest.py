@@ -39,10 +39,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if on_gpus and not _has_gpu():
         for item in on_gpus:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
-    for item in items:  # pytest-timeout's limits are stretched as all others are
-        own = item.get_closest_marker("timeout")
-        seconds = float(own.args[0] if own else config.getini("timeout"))
-        item.add_marker(pytest.mark.timeout(limit(seconds)), append=False)
+    if config.pluginmanager.hasplugin("timeout") and config.getoption("timeout") is None:
+        for item in items:  # pytest-timeout's limits are stretched as all others are
+            own = item.get_closest_marker("timeout")
+            seconds = float(own.args[0] if own else config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(limit(seconds)), append=False)
 
 
 def _has_gpu() -> bool:

@@ -7,6 +7,7 @@ What a test asserts is what happened, not when.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -30,9 +31,10 @@ def set_patience() -> float:
     if KNOB not in os.environ:
         os.environ[KNOB] = f"{_measured():.2f}"
     try:
-        return patience()
-    except ValueError:
+        assert math.isfinite(float(os.environ[KNOB]))
+    except (ValueError, AssertionError):
         raise UserError(f"PATIENCE is '{os.environ[KNOB]}': give a number, such as 5, or leave it out") from None
+    return patience()
 
 
 def patience() -> float:

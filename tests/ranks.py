@@ -66,7 +66,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout:
             results.append(result)
     finally:
         for process, _ in ranks:
-            process.join(5)
+            process.join(limit(5))
             process.kill()
     return results
 

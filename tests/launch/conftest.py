@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.options import load
+from tests.conftest import shared_folder
 from tests.fleet import Fleet
 from tests.launch.doors import TINY, final_checkpoint
 
@@ -21,8 +22,10 @@ def tiny(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> str:
     """The final checkpoint of the tiny config trained in one process, without any door."""
-    folder = tmp_path_factory.mktemp("reference")
-    config = replace(load(tiny), runs=str(folder / "runs"), name="run")
-    job = Fleet(config, 1, folder / "logs")
-    assert job.wait(200) == [0], job.said(0)
-    return final_checkpoint(config.run_folder)
+
+    def make(folder: Path) -> None:
+        config = replace(load(tiny), runs=str(folder / "runs"), name="run")
+        job = Fleet(config, 1, folder / "logs")
+        assert job.wait(200) == [0], job.said(0)
+
+    return final_checkpoint(shared_folder(tmp_path_factory, "reference", make) / "runs" / "run")

@@ -79,7 +79,7 @@ def test_asked_to_stop_saves_and_goes_on(undisturbed: Config, tmp_path: Path) ->
     assert json.loads(job.said(0).splitlines()[-1])["exit_code"] == EXIT_PREEMPTED
     newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
     assert newest is not None and newest.iteration == 14
-    assert run_ranks(2, train_rank, config) == [0] * 2
+    assert run_ranks(4, train_rank, config) == [0] * 4
     assert series(config) == series(undisturbed)
     assert weights(config) == weights(undisturbed)
 
