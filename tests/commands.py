@@ -46,7 +46,7 @@ def _is_program(text: str) -> bool:
 
 def find(words: Sequence[str]) -> tuple[str, list[str]] | None:
     """(module, its words) of `-m pipeline.train WORDS` or `launch/slurm.py WORDS`; None for what is no command of ours."""
-    name, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0], words[1:])
+    name, rest = (words[1], words[2:]) if words[0] == "-m" else (words[0].removeprefix("./"), words[1:])
     module = name if words[0] == "-m" else name.removesuffix(".py").replace("/", ".")
     for one in (module, f"{module}.__main__"):
         if one in commands():

@@ -3,6 +3,11 @@
 Read from the source by `ast`, so that imports inside functions and under TYPE_CHECKING count too. The library
 import-linter has contracts of layers, but neither sees module names in strings nor takes a folder without __init__.py
 (bench/), and needs the project imported from its path: this file is shorter than what would be left to write beside it.
+
+Strings are read one by one, with constants that `+` and `/` join. Not caught: names that a call joins
+(".".join([...]), os.path.join(...), "{}.{}".format(...)), words of a command that a variable holds before another
+joins them (FOLDER = "doors"; FOLDER + ".local"), a package's bare name in a list or a mapping, and a module's name
+without -m, python or a path before it in a longer sentence.
 """
 
 from __future__ import annotations
@@ -14,9 +19,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
+from tests.commands import PACKAGES
 from tests.helpers import ROOT
 
-PACKAGES = ("pipeline", "launch", "data_prep", "bench", "tests")
+ADVISERS = ("UserError", "print")  # calls whose strings people read: `python -m a.b` in them is advice
+ADVICE = ("help", "description", "epilog", "usage")  # arguments of argparse that people read
 
 # Lowest first. A module imports from its own group and from lower layers alone. A layer has one or several groups, one a
 # line, which do not import from one another. `a.b` is that module, `a.b.*` the package a.b and
@@ -88,7 +97,11 @@ ONLY: dict[str, tuple[str, ...]] = {
 }
 
 _MOVES = "to do: pipeline/experiments belongs above launch/"
+_ADVICE = "a sentence that tells people what to type, kept in a variable or written to a file"
 EXCEPTIONS: dict[tuple[str, str], str] = {  # (module, what it names): why it may
+    ("pipeline.evaluation.model_card", "pipeline.evaluate"): _ADVICE,
+    ("pipeline.train", "launch.local"): _ADVICE,
+    ("launch.plan", "bench.step"): _ADVICE,
     ("pipeline.experiments.launching", "launch.local"): _MOVES,
     ("pipeline.experiments.launching", "launch.slurm"): _MOVES,
     ("pipeline.experiments.launching", "launch.ray_train"): _MOVES,
@@ -124,17 +137,20 @@ class Source:
         """File by file, line by line."""
         return [use for module, file in self.files.items() for use in sorted(self._uses_of(module, file))]
 
-    def _uses_of(self, module: str, file: Path) -> Iterator[Use]:
+    def _uses_of(self, module: str, file: Path) -> set[Use]:
         place = str(file.relative_to(self.root))
         tree = ast.parse(file.read_text(), place)
-        prose = set(_docstrings(tree))
+        prose, advice = set(_docstrings(tree)), set(_advice(tree))
+        found: set[Use] = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.Import | ast.ImportFrom):
-                for name in self._imported(node, module, is_package=file.name == "__init__.py"):
-                    yield Use(place, node.lineno, module, name, "imports")
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in prose:
-                for name in self._named(node.value):
-                    yield Use(place, node.lineno, module, name, "names in a string")
+                names, verb = self._imported(node, module, is_package=file.name == "__init__.py"), "imports"
+            elif node not in prose:
+                names, verb = self._named_by(node, is_advice=node in advice), "names in a string"
+            else:
+                continue
+            found |= {Use(place, getattr(node, "lineno", 0), module, name, verb) for name in names}
+        return found
 
     def _imported(self, node: ast.Import | ast.ImportFrom, module: str, is_package: bool) -> Iterator[str]:
         if isinstance(node, ast.Import):
@@ -149,25 +165,56 @@ class Source:
                 yield found
 
     def _longest(self, name: str) -> str | None:
-        """The module that `import name` or `from module import name` reaches, None for a library's."""
-        while name and name not in self.files:
+        """The module, or package without __init__.py, that `import name` or `from module import name` reaches.
+
+        None for a library's.
+        """
+        while name and name not in self.files and name not in self.packages:
             name = name.rpartition(".")[0]
         return name or None
 
-    def _named(self, text: str) -> Iterator[str]:
-        """Modules that a string names to a program: alone, as a file's path, as module:function, or behind -m.
+    def _named_by(self, node: ast.AST, is_advice: bool) -> Iterator[str]:
+        """Modules that an expression names without importing them."""
+        match node:
+            case ast.Constant(value=str(text)):
+                yield from self._named(text, is_advice)
+            case ast.BinOp(op=ast.Add()):
+                yield from self._named(_text(node), is_advice)
+            case ast.BinOp(op=ast.Div()):
+                yield from self._at(_text(node))
+            case ast.JoinedStr(values=parts):
+                for text in map(_text, parts):
+                    if re.fullmatch(r"[\w/]*/[\w/]*(\.py)?", text):
+                        yield from self._at(text)
+            case ast.Call(func=ast.Name(id=called) | ast.Attribute(attr=called), args=[name, *packages]):
+                if called in ("import_module", "__import__"):
+                    packages += [keyword.value for keyword in node.keywords if keyword.arg == "package"]
+                    relative = _text(name).startswith(".") and packages
+                    if found := self._longest((_text(packages[0]) if relative else "") + _text(name)):
+                        yield found
 
-        `python -m a.b` in a sentence is advice to people. A string 'a.' begins a name that is put together.
+    def _at(self, path: str) -> Iterator[str]:
+        """The module or package at a path below the root."""
+        if found := self._longest(path.strip("/").removesuffix(".py").replace("/", ".")):
+            yield found
+
+    def _named(self, text: str, is_advice: bool) -> Iterator[str]:
+        """Modules that a string names to a program: alone, as a file's path, as module:function, behind -m or python.
+
+        `python -m a.b` in a sentence to people is advice. A string 'a.' begins a name that is put together.
         """
         if text.endswith(".") and text[:-1] in self.packages:
             yield text[:-1]
-        names = re.findall(r"(?<!python )(?<!\w)-m ([\w.]+)", text)
+        names = re.findall(rf"{'(?<!python )' if is_advice else ''}(?<!\w)-m ([\w.]+)", text)
+        if not is_advice:
+            scripts = re.findall(r"\bpython[\d.]*(?: -\w+)* (\w+/[\w/]*)", text)
+            names += [path.strip("/").replace("/", ".") for path in scripts]
         if re.fullmatch(r"[\w./]+\.py", text):
             names.append(text.removesuffix(".py").replace("/", "."))
         elif whole := re.fullmatch(r"([\w.]+)(:[\w.]+)?", text):
-            names.append(whole[1])
+            names.append(whole[1] if "." in whole[1] else "")
         for name in names:
-            if "." in (found := self._longest(name) or ""):
+            if found := self._longest(name):
                 yield found
 
 
@@ -178,7 +225,34 @@ def _module_name(path: Path) -> str:
 
 def _docstrings(tree: ast.Module) -> Iterator[ast.AST]:
     """String constants that are statements of their own."""
-    return (node.value for node in ast.walk(tree) if isinstance(node, ast.Expr))
+    return (
+        node.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    )
+
+
+def _advice(tree: ast.Module) -> Iterator[ast.AST]:
+    """All within the arguments of ADVISERS and within the ADVICE of argparse."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            read = [keyword.value for keyword in node.keywords if keyword.arg in ADVICE]
+            if isinstance(node.func, ast.Name) and node.func.id in ADVISERS:
+                read += [*node.args, *(keyword.value for keyword in node.keywords)]
+            for argument in read:
+                yield from ast.walk(argument)
+
+
+def _text(node: ast.AST) -> str:
+    """The constants of an expression, as `+`, `/` and Path() join them; what is not constant is left out."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _text(left) + _text(right)
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            return "/".join(text for text in (_text(left), _text(right)) if text)
+        case ast.Call(func=ast.Name(id="Path") | ast.Attribute(attr="Path"), args=[first]):
+            return _text(first)
+    return ""
 
 
 class Contract:
@@ -254,7 +328,7 @@ def circles(source: Source) -> list[str]:
         if module in path:
             found.append(" -> ".join([*path[path.index(module) :], module]))
         elif module not in done:
-            for imported in graph[module]:
+            for imported in graph.get(module, []):  # a package without __init__.py imports nothing
                 walk(imported, [*path, module])
             done.add(module)
 
@@ -360,12 +434,40 @@ def test_a_name_in_a_string_is_found(tmp_path: Path) -> None:
         "ENTRY = 'doors.local:run'\n"
         "DOTTED = 'doors.local.run'\n"
         "PUT_TOGETHER = f'doors.{name}'\n"
-        "ADVICE = 'train first, with python -m doors.local or doors/local.py'\n"
+        "def mistake():\n"
+        "    raise UserError('train first, with python -m doors.local or doors/local.py')\n"
     )
     found = faults_of(tmp_path, {"app/base.py": text})
     assert [re.sub(r"^app/base.py:(\d+), .*, names in a string (\S+) of .*$", r"\1 \2", one) for one in found] == [
         "2 doors.local", "3 doors.local", "4 doors.local", "5 doors.local", "6 doors.local", "7 doors",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("X = 'exec python -m doors.local --procs 2'", "doors.local"),
+        ("X = 'cd /x && python doors/local.py --procs 2'", "doors.local"),
+        ("X = f'exec python3.11 -u doors/{name}.py'", "doors"),
+        ("X = Path('doors') / 'local.py'", "doors.local"),
+        ("X = ROOT / 'doors' / f'{name}.py'", "doors"),
+        ("X = f'{ROOT}/doors/local.py'", "doors.local"),
+        ("X = f'doors/{name}.py'", "doors"),
+        ("import_module('doors' + '.local')", "doors.local"),
+        ("importlib.import_module('.local', 'doors')", "doors.local"),
+        ("importlib.import_module('.local', package='doors')", "doors.local"),
+        ("__import__('doors')", "doors"),
+        ("import doors", "doors"),
+        ("X = f'{ROOT}/app/base.py'", ""),
+        ("X = folder / 'indoors' / 'local.py'", ""),
+        ("X = 'people in doors/local.py'", ""),
+        ("print(f'{count} runs: python -m doors.local makes more')", ""),
+        ("parser.add_argument('--x', help='as ' + 'python -m doors.local takes it')", ""),
+    ],
+)
+def test_a_name_that_is_put_together_is_found(tmp_path: Path, line: str, named: str) -> None:
+    found = faults_of(tmp_path, {"app/base.py": line})
+    assert [fault.split(" of the layer")[0].split()[-1] for fault in found] == [named] * bool(named)
 
 
 def test_exceptions_are_let_through_while_they_are_needed(tmp_path: Path) -> None:

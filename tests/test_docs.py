@@ -25,10 +25,14 @@ from tests.helpers import ROOT
 SHELL = ("", "sh", "bash", "shell", "console")  # languages of fenced blocks that hold commands
 PLACEHOLDER = re.compile(r"\.\.\.|[A-Z]")
 FOLDERS = (".ci", "bench", "configs", "data_prep", "docs", "launch", "pipeline", "tests")
+IN_FOLDERS = re.compile(rf"({'|'.join(map(re.escape, FOLDERS))})/[\w./*-]*")
 MADE = {  # paths that a command makes, and git does not have
     "configs/rates.yaml": "bench/step.py stores its rates there",
 }
-NOT_OURS = ("pytest", "pip", "venv")  # modules behind `python -m`
+NOT_OURS = ("pip", "venv")  # modules behind `python -m`
+PROGRAM = re.compile(r"(\S*/)?(python[\d.]*|pytest|bash|sh)|torchrun|make")
+SCRIPT = re.compile(r"(\./)?\w+/\S+\.py")
+STARTERS = ("exec", "nohup", "sbatch", "srun", "time")  # programs that start the script behind them
 OTHERS = (
     "kill",
     "mlflow",
@@ -99,21 +103,31 @@ def read(page: Path) -> Page:
 
 
 def invocations(line: str) -> list[list[str]]:
-    """The commands of a line of shell: from python, torchrun or make on, or of a Python file that stands first."""
-    if not re.search(r"python|torchrun|\bmake\b|\.py\b", line):
+    """The commands of a line of shell: from a PROGRAM on, or from a Python file that stands first."""
+    if not re.search(r"python|pytest|torchrun|\b(make|bash|sh)\b|\.py\b", line):
         return []
-    reader = shlex.shlex(re.sub(r"\$\w+", "1", line), posix=True, punctuation_chars=";&")
+    plain = re.sub(r"(?<=\s)\d(?=>)", "", re.sub(r"\$\w+", "1", line))
+    reader = shlex.shlex(plain, posix=True, punctuation_chars=";&|<>")
     reader.whitespace_split = True
     found: list[list[str]] = []
-    for separates, group in itertools.groupby(reader, lambda word: set(word) <= set(";&")):
+    for separates, group in itertools.groupby(without_redirections(reader), lambda word: set(word) <= set(";&|")):
         words = [] if separates else list(group)
-        if words and re.fullmatch(r"\w+/\S+\.py", words[0]):
-            found.append(words)
-            continue
-        starts = (at for at, word in enumerate(words) if re.fullmatch(r"(\S*/)?python3?|torchrun|make", word))
-        if (start := next(starts, None)) is not None:
-            found.append(words[start:])
+        script_at = len(words) if words and words[0] in STARTERS else 1  # a script stands before this place
+        for at, word in enumerate(words):
+            if PROGRAM.fullmatch(word) or (at < script_at and SCRIPT.fullmatch(word)):
+                found.append(words[at:])
+                break
     return found
+
+
+def without_redirections(words: Iterable[str]) -> Iterator[str]:
+    """Leaves out `>`, `2>&1` and `<` with the words behind them."""
+    remaining = iter(words)
+    for word in remaining:
+        if set(word) <= set("<>&|") and set(word) & set("<>"):
+            next(remaining, None)
+        else:
+            yield word
 
 
 def is_mention(words: Sequence[str]) -> bool:
@@ -123,7 +137,7 @@ def is_mention(words: Sequence[str]) -> bool:
 
 def check(words: Sequence[str]) -> int:
     """How many commands were parsed: 0 for another program's. Raises UserError for what does not fit."""
-    program, rest = words[0], list(words[1:])
+    program, rest = Path(words[0]).name, list(words[1:])
     if program == "make":
         check_make(rest)
         return 1
@@ -131,8 +145,14 @@ def check(words: Sequence[str]) -> int:
         return check_torchrun(rest)
     if program.endswith(".py"):
         return check_ours(words)
-    while rest[:1] == ["-X"]:
-        rest = rest[2:]
+    if program in ("bash", "sh"):
+        return check_shell(rest)
+    if program == "pytest":
+        return check_pytest(rest)
+    while rest and re.fullmatch(r"-[uBEIOPsSXW]", rest[0]):
+        rest = rest[2 if rest[0] in ("-X", "-W") else 1 :]
+    if rest[:2] == ["-m", "pytest"]:
+        return check_pytest(rest[2:])
     if not rest or rest[0] == "-c" or (rest[0] == "-m" and rest[1] in NOT_OURS):
         return 0
     if rest[:2] == ["-m", "torch.distributed.run"]:
@@ -193,10 +213,34 @@ def check_torchrun(words: Sequence[str]) -> int:
     return 1 + check_ours([*(["-m"] if own.module else []), own.training_script, *behind])
 
 
+def check_shell(words: Sequence[str]) -> int:
+    """The command behind -c, or the file of a script."""
+    options = list(itertools.takewhile(lambda word: word.startswith("-"), words))
+    behind = words[len(options) :]
+    if behind and any(re.fullmatch(r"-\w*c", option) for option in options):
+        return sum(check(inner) for inner in invocations(behind[0]))
+    return check_files(behind[:1])
+
+
+def check_pytest(words: Sequence[str]) -> int:
+    return check_files(word.partition("::")[0] for word in words)
+
+
+def check_files(words: Iterable[str]) -> int:
+    """Each word that is a path of the repository by its first folder is there."""
+    ours = [word.removeprefix("./").rstrip("/") for word in words if IN_FOLDERS.fullmatch(word.removeprefix("./"))]
+    for path in ours:
+        if not exists(path):
+            raise UserError(f"there is no file '{path}'")
+    return 1 if ours else 0
+
+
 def check_make(words: Sequence[str]) -> None:
     """Each word is a target of the Makefile, or sets a variable of it."""
     makefile = (ROOT / "Makefile").read_text()
     for word in words:
+        if re.fullmatch(r"-j\d*|-[kns]|\d+", word):
+            continue  # an option of make, or the number behind -j
         name, sets, _ = word.partition("=")
         if not re.search(rf"^{re.escape(name)} *{'[?:]?=' if sets else ':(?!=)'}", makefile, re.MULTILINE):
             raise UserError(f"the Makefile has no {'variable' if sets else 'target'} '{name}'")
@@ -344,9 +388,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 def paths(page: Page) -> list[str]:
     """Words of inline code that are paths of the repository by their first folder."""
     words = [word for code in page.inline for word in code.split()]
-    return [
-        word.rstrip("/") for word in words if re.fullmatch(rf"({'|'.join(map(re.escape, FOLDERS))})/[\w./*-]*", word)
-    ]
+    return [word.rstrip("/") for word in words if IN_FOLDERS.fullmatch(word)]
 
 
 def exists(path: str) -> bool:
@@ -393,11 +435,32 @@ def test_many_links_and_paths_are_checked() -> None:
         ("python bench/step.py --arch resnet50 --rounds some", "--rounds"),
         ("taskset -c 0,1 make dem", "the Makefile has no target 'dem'"),
         ("make chaos KILL=5", "the Makefile has no variable 'KILL'"),
+        ("make -j4 tset", "the Makefile has no target 'tset'"),
+        ("python3.11 -m pipeline.train --bacth 3", "--bacth is not an option"),
+        ("python -u ./launch/local.py --prox 3", "--prox is not an option"),
+        ("./launch/local.py --prox 3", "--prox is not an option"),
+        ("sbatch launch/slurm.py --nodez 3", "--nodez is not an option"),
+        ("bash -c 'python -m pipeline.train --bacth 3'", "--bacth is not an option"),
+        ("cat names | python launch/local.py --prox 3 > log", "--prox is not an option"),
+        ("bash .ci/ruin", "there is no file '.ci/ruin'"),
+        ("python -m pytest -q tests/nothing.py::test_x", "there is no file 'tests/nothing.py'"),
     ],
 )  # fmt: skip
 def test_a_false_command_is_found(line: str, sentence: str) -> None:
     _, faults = checked([(line, line.startswith("launch"))])
     assert len(faults) == 1 and sentence in faults[0], faults
+
+
+def test_sound_shell_is_accepted() -> None:
+    lines = [
+        "python launch/local.py --config configs/demo.yaml --procs 2 | tee log",
+        "python -u launch/local.py --config configs/demo.yaml --procs 2 > log 2>&1",
+        "./launch/local.py --config configs/demo.yaml --procs 2 2>> log &",
+        "make -j4 test && make -j 2 check",
+        "bash .ci/run",
+        "python3.11 -X dev -m pytest tests/test_docs.py -k 'not links' tests/launch/",
+    ]
+    assert checked((line, False) for line in lines) == (7, [])
 
 
 def test_placeholders_are_accepted() -> None:
