@@ -6,6 +6,7 @@ python launch/slurm.py --nodes 1 --evaluate runs/resnet152-seed0 --protocol ten-
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from launch.work import EVALUATE_HELP, Training, Work, check_readable, evaluatio
 from pipeline import command
 from pipeline.command import CommandParser, UserError, print_json, print_table
 from pipeline.config import Config, to_yaml
+from pipeline.data.dataset import MANIFEST, Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.options import parse, parser
 from pipeline.run_folder import check_same
@@ -87,13 +89,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     for one in configs:
         plan_groups(one.batch, one.bn_group, 0, allocation.ranks)
     if own.dry_run:
+        refuse_conflicting(configs, dataset_at_hand(config))
         return show(configs, allocation, own.json)
     if cluster != "slurm":
         return here_one_by_one(configs, allocation, cluster, own.json)
     works = [Training(one) for one in configs]
-    dataset = open_dataset(config.data)  # readable here, of a format we know
-    for one in configs:
-        check_same(one, dataset)  # before it waits in the queue, only to be refused there
+    # The dataset is readable here, of a format we know.
+    refuse_conflicting(configs, open_dataset(config.data))
     check_cluster(allocation, works)
     last = EvaluateEnsemble.of(config, configs)
     with all_or_none() as jobs:
@@ -150,6 +152,17 @@ def check(allocation: Allocation, cluster: str) -> None:
         raise UserError(
             f"--cluster debug works in this process, {allocation.ranks} ranks were asked for: use --cluster local"
         )
+
+
+def refuse_conflicting(configs: Sequence[Config], dataset: Dataset | None) -> None:
+    """Raise UserError for a run that its job would refuse after its time in the queue."""
+    for config in configs:
+        check_same(config, dataset)
+
+
+def dataset_at_hand(config: Config) -> Dataset | None:
+    """The dataset where its folder is on this machine, else None: a dry run needs neither a dataset nor a network."""
+    return Dataset(config.data) if os.path.isfile(os.path.join(config.data, MANIFEST)) else None
 
 
 def check_cluster(allocation: Allocation, works: Sequence[Work]) -> None:

@@ -4,8 +4,8 @@ config.yaml      the resolved config          run.json      what it is made from
 metrics.jsonl, mlflow.json  (tracking)        checkpoints/  scores/  logs/
 
 run.json holds `dataset_sha256`, the dataset's identity; `trajectory`, the TRAJECTORY of the code that the run was started
-with (runs without it count as 1); and `attempts`, each with its git commit, versions and
-hardware. A run is continued only with equal values, an equal dataset and code of an equal TRAJECTORY.
+with (runs without it count as 1); and `attempts`, each with its git commit, versions and hardware. A run is continued only
+with equal values, an equal dataset and code of an equal TRAJECTORY, and only where its config.yaml is there to compare with.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -51,7 +51,7 @@ def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> It
     """Start the run `config` names or continue it, and hold it against other writers.
 
     A collective. Raises UserError, on every rank, where the folder belongs to a run with other values or data or of code
-    that computed something else, or another process is writing it.
+    that computed something else, where the run's files are lost or damaged, or another process is writing it.
     """
     lease: Lease | None = None
 
@@ -59,8 +59,9 @@ def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> It
         nonlocal lease
         folder = config.run_folder
         folder.mkdir(parents=True, exist_ok=True)
-        check_same(config, dataset)
+        check_same(config, dataset)  # before the lease, so that a refusal writes nothing
         lease = Lease(folder)
+        check_same(config, dataset)  # another process may have written the folder until now
         facts = read_facts(folder)
         if not (folder / CONFIG).exists():  # the run begins now, also where an attempt came no further than run.json
             facts |= {"dataset_sha256": dataset.sha256, "trajectory": TRAJECTORY}
@@ -83,14 +84,19 @@ def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> It
             lease.release()
 
 
-def check_same(config: Config, dataset: Dataset) -> None:
-    """Raise UserError where the run folder of `config` holds a run of other values, data or code, which cannot go on here."""
+def check_same(config: Config, dataset: Dataset | None) -> None:
+    """Raise UserError where the run folder of `config` holds a run of other values, data or code, which cannot go on here.
+
+    `dataset`: None where it is not at hand; the data are not compared then.
+    """
     folder = config.run_folder
+    if sentence := lost_config(folder):
+        raise UserError(sentence)
     if not (folder / CONFIG).exists():
         return
     changed = differences(trajectory(load(folder / CONFIG)), trajectory(config))
     facts = read_facts(folder)
-    if facts.get("dataset_sha256", dataset.sha256) != dataset.sha256:
+    if dataset is not None and facts.get("dataset_sha256", dataset.sha256) != dataset.sha256:
         changed.append(f"the dataset's content: {facts['dataset_sha256'][:12]} -> {dataset.sha256[:12]}")
     if changed:
         raise UserError(
@@ -98,10 +104,21 @@ def check_same(config: Config, dataset: Dataset) -> None:
             "use the same values to continue it, or choose another --name"
         )
     if (other := other_code(facts)) and not is_finished(config):
+        _, remedy = _last_code(facts)
         raise UserError(
             f"the run folder {folder} was started by code that computes something else ({other}): "
-            "check out that commit to continue it, or choose another --name"
+            f"{remedy} to continue it, or choose another --name"
         )
+
+
+def lost_config(folder: Path) -> str | None:
+    """The sentence for a run folder with checkpoints and no config.yaml: nothing says of which values they are. Else None."""
+    if (folder / CONFIG).exists() or not checkpoints_in(folder / CHECKPOINTS):
+        return None
+    return (
+        f"{folder / CONFIG} is missing, and the checkpoints of a run are there: "
+        f"put the run's {CONFIG} back to continue it, or choose another --name"
+    )
 
 
 def other_code(facts: dict[str, Any]) -> str | None:
@@ -109,9 +126,20 @@ def other_code(facts: dict[str, Any]) -> str | None:
     number = facts.get("trajectory", 1)  # runs from before it was recorded count as 1: nothing had changed
     if number == TRAJECTORY:
         return None
-    commit = facts["attempts"][-1].get("git_commit", "unknown") if facts.get("attempts") else "unknown"
-    version = "a commit that is not recorded" if commit == "unknown" else f"commit {commit}"
+    version, _ = _last_code(facts)
     return f"TRAJECTORY: the run's {number} -> this code's {TRAJECTORY}; it was last trained by {version}"
+
+
+def _last_code(facts: dict[str, Any]) -> tuple[str, str]:
+    """The code of a run's last attempt in words, and how to get that code again."""
+    attempts = facts.get("attempts") or [{}]
+    commit = attempts[-1].get("git_commit", "unknown")
+    if commit == "unknown":
+        return "a commit that is not recorded", "use the code that it was started with"
+    if commit.endswith("-dirty"):
+        changed = f"commit {commit.removesuffix('-dirty')} with uncommitted changes"
+        return changed, "check out that commit and make the same changes"
+    return f"commit {commit}", "check out that commit"
 
 
 def is_finished(config: Config) -> bool:
@@ -130,11 +158,24 @@ def read_facts(folder: Path) -> dict[str, Any]:
         facts = json.loads(path.read_text()) if path.exists() else {}
     except ValueError:
         facts = None
-    if not isinstance(facts, dict):
+    if not _are_facts(facts):
         raise UserError(
             f"{path} is damaged (it is not what a run wrote): put its copy back, or train under another --name"
         )
     return facts
+
+
+def _are_facts(found: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a run can have written this as run.json. Every key may be missing: older runs have fewer."""
+    if not isinstance(found, dict):
+        return False
+    attempts = found.get("attempts", [])
+    return (
+        isinstance(found.get("dataset_sha256", ""), str)
+        and type(found.get("trajectory", 1)) is int  # isinstance would take True for a number
+        and isinstance(attempts, list)
+        and all(isinstance(one, dict) and isinstance(one.get("git_commit", ""), str) for one in attempts)
+    )
 
 
 def _attempt(world: World, threads: int) -> dict[str, Any]:

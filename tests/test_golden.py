@@ -35,8 +35,14 @@ def test_before_the_first_update(name: str) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_dozen_updates(recipe: str, digits: Path, tmp_path: Path) -> None:
-    """A real training of one rank: losses within 1e-4, so that CPUs may differ in their last bits."""
+    """A real training of one rank: losses and scores within 1e-4, so that CPUs may differ in their last bits."""
     compare(run_name(recipe), small_run(recipe, digits, tmp_path))
+
+
+def test_two_ranks_compute_the_same(digits: Path, tmp_path: Path) -> None:
+    """The run of configs/cifar10.yaml on two ranks, each with half of every mini-batch, against the values of one."""
+    recipe = "configs/cifar10.yaml"
+    compare(run_name(recipe), small_run(recipe, digits, tmp_path, ranks=2))
 
 
 def test_the_digits_of_the_runs(digits: Path) -> None:

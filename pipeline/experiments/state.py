@@ -11,7 +11,7 @@ from pipeline.config import Config, differences, trajectory
 from pipeline.data.dataset import MANIFEST, Dataset
 from pipeline.lease import is_held
 from pipeline.options import load
-from pipeline.run_folder import CHECKPOINTS, CONFIG, other_code, read_facts
+from pipeline.run_folder import CHECKPOINTS, CONFIG, lost_config, other_code, read_facts
 from pipeline.tracking.journal import METRICS, read_metrics
 from pipeline.training.checkpoint import checkpoints_in, is_sound
 
@@ -50,9 +50,11 @@ def read_state(config: Config) -> RunState:
 
     finished: a sound checkpoint of the last iteration is there. conflicting: a run of that name stands there with other
     values that affect its results, on other data (where the dataset folder is at hand to compare), or by code of another
-    TRAJECTORY. A finished run of such code stays finished, and a running one is left alone.
+    TRAJECTORY; or its config.yaml is lost. A finished run of such code stays finished, and a running one is left alone.
     """
     folder = config.run_folder
+    if sentence := lost_config(folder):
+        return RunState(kind="conflicting", config=config, differences=(sentence,))
     if not (folder / CONFIG).exists():
         return RunState(kind="not run", config=config)
     if found := _conflicts(config):

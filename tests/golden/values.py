@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.config import Config, trajectory
 from pipeline.data.augment import (
     AugmentConfig,
+    CenterCrop,
     Views,
     centre_views,
     five_crop_starts,
@@ -28,11 +32,15 @@ from pipeline.data.augment import (
     whole_views,
 )
 from pipeline.data.dataset import Statistics
+from pipeline.data.loader import BatchIterator, LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
 from pipeline.data.philox import philox, standard_normal, uniform
 from pipeline.models.resnet import build
 from pipeline.options import load
+from pipeline.training.schedule import Schedule, ScheduleConfig
 from tests.helpers import ROOT
+from tests.images import encode
+from tests.pipeline.data.small_datasets import write_dataset
 
 PRESENTATIONS = 300
 IMAGENET, CIFAR10, DIGITS = 1_281_167, 50_000, 1_442  # training images
@@ -193,6 +201,78 @@ def _geometry(views: Views) -> list[NDArray[Any]]:
     return [getattr(views, one.name) for one in dataclasses.fields(views) if one.name != "colour"]
 
 
+def schedule(recipe: str) -> Made:
+    """Learning rates over the recipe's whole run, were its val errors `_error`, with and without a `start_lr` of 0.01.
+
+    0.01 is what the CIFAR nets of 110 and more layers have (configs/experiments/table6.yaml).
+    """
+    config = recipe_config(recipe)
+    values: dict[str, Value] = {"the learning rates": _rates(config, config.schedule)}
+    started = dataclasses.replace(config.schedule, start_lr=0.01)
+    values["the learning rates with start_lr 0.01"] = _rates(config, started)
+    return Made({"config": trajectory(config)}, values)
+
+
+def _rates(config: Config, schedule: ScheduleConfig, most: int = 120) -> Numbers:
+    """The learning rate at `most` iterations. After each, the schedule hears of made-up errors."""
+    made, rates = Schedule(schedule, config.optimizer.lr, config.iterations), []
+    for number in range(most):
+        iteration = number * config.iterations // most
+        rates.append(made.lr(iteration))
+        made.observe_train_error(max(95.0 - 2 * number, 79.0))  # below 80 from the ninth on
+        made.observe_val_error(_error(number))
+    return Numbers(tuple(rates))
+
+
+def _error(number: int) -> float:
+    """A val error that falls every 30 evaluations; between, it rises and falls partly back, by more than thresholds."""
+    return 60.0 - 10 * (number // 30) + (0.0, 3.0, 2.0, 1.0)[number % 4]
+
+
+def colours() -> Made:
+    """A mini-batch of coloured JPEGs as the loader gives it: which channel is red, to which one each colour shift goes.
+
+    The loader's geometry is compared elsewhere; here are the channels' means of each image, in grey levels.
+    """
+    shift = AugmentConfig(short_side=(40, 48), crop=32, colour=0.5)
+    padded = AugmentConfig(kind="pad-crop", crop=48, pad=4, colour=0.5)
+    device, loader = torch.device("cpu"), LoaderConfig(threads=1)
+    values: dict[str, Value] = {}
+    with tempfile.TemporaryDirectory(prefix="golden-colours-") as folder:
+        split = write_dataset(Path(folder) / "data", [encode(_coloured(number)) for number in range(6)]).split("train")
+        order, rows = Order(6, 6, seed=1), slice(0, 6)
+        for augment in (shift, padded):
+            batches = training_batches(
+                split, order, augment, _coloured_statistics(augment.crop), rows, 0, 2, device, loader
+            )
+            values[f"the colours of {augment.kind}"] = _channels(batches)
+        views = evaluation_batches(
+            split, CenterCrop(short_side=40, crop=32), _coloured_statistics(32), [np.arange(6)], device, loader
+        )
+        values["the colours of the centre crop"] = _channels(views)
+    return Made({}, values)
+
+
+def _coloured(number: int) -> Image.Image:
+    """48 x 48 pixels; red, green and blue differ, and each changes slowly over the image."""
+    y, x = np.mgrid[0:48, 0:48]
+    channels = [40 + 20 * number + x, 200 - 15 * number - y, 90 + x - y + 5 * number]
+    return Image.fromarray(np.clip(np.stack(channels, axis=-1), 0, 255).astype(np.uint8))
+
+
+def _coloured_statistics(side: int) -> Statistics:
+    """Their mean has another value in each channel, and changes over the image."""
+    mean = np.array([120.0, 110.0, 100.0]) + np.linspace(-10, 10, side)[:, None, None] + np.zeros((side, side, 3))
+    return dataclasses.replace(STATISTICS, mean_image=mean.astype(np.float32))
+
+
+def _channels(batches: BatchIterator) -> Numbers:
+    """Means of each image's three channels: within 0.1 of 255 grey levels, for another libjpeg's rounding."""
+    with batches:
+        means = [batch.images.double().mean(dim=(1, 2)).ravel() for batch in batches]
+    return Numbers(tuple(torch.cat(means).tolist()), 0, 0.1)
+
+
 def recipe_net(recipe: str) -> Made:
     config = recipe_config(recipe)
     return net(config.arch, CLASSES[SAMPLES[recipe]], config.shortcut, config.stride, config.seed)
@@ -228,6 +308,8 @@ CASES: dict[str, Callable[[], Made]] = {
     **{f"augmentation of {recipe}": partial(recipe_views, recipe) for recipe in SAMPLES},
     "augmentation of every kind": kinds_of_views,
     "views of evaluations": evaluation_views,
+    "colours": colours,
+    **{f"schedule of {recipe}": partial(schedule, recipe) for recipe in SAMPLES},
     **{f"net of {recipe}": partial(recipe_net, recipe) for recipe in SAMPLES},
     "resnet18": partial(net, "resnet18", 1000),
     "plain20": partial(net, "plain20", 10, seed=5),

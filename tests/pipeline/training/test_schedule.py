@@ -19,9 +19,14 @@ def test_steps_are_cifars() -> None:
         assert schedule.lr(iteration) == pytest.approx(lr)
 
 
-def test_plateau_agrees_with_torch() -> None:
+FALLING = [60, 50, 45, 44.95, 44.93, 44.9, 40, 39.95, 39.94, 39.93, 39.92, 39.91, 39.9, 20]
+# Below the error before, and not below the best one: 52, 51 and 50.5 are no improvements.
+RISING = [60, 50, 55, 52, 51, 50.5, 49, 53, 49.5, 48, 50, 49, 48.5, 48.2, 52, 40]
+
+
+@pytest.mark.parametrize("errors", [FALLING, RISING])
+def test_plateau_agrees_with_torch(errors: list[float]) -> None:
     """Reference: ReduceLROnPlateau with the same rule (torch counts bad epochs one later: its patience is ours - 1)."""
-    errors = [60, 50, 45, 44.95, 44.93, 44.9, 40, 39.95, 39.94, 39.93, 39.92, 39.91, 39.9, 20]
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
     reference = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, factor=0.1, patience=2, threshold=0.1, threshold_mode="abs"
@@ -33,7 +38,7 @@ def test_plateau_agrees_with_torch() -> None:
         schedule.observe_val_error(error)
         assert schedule.lr(0) == pytest.approx(optimizer.param_groups[0]["lr"])
         rates.add(round(schedule.lr(0), 9))
-    assert len(rates) == 4
+    assert len(rates) >= 3
 
 
 def test_plateau_stops_dropping_and_survives_a_restart() -> None:
