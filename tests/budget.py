@@ -30,6 +30,7 @@ WITHOUT_BUDGET = (
     "browser",
     "gpu",
 )  # markers; all but the first are no part of `make test`
+SHARED_CORES = 1.5  # a CPU second where workers share cores: 1.33 of a core of one's own were seen with four on two
 CROWDED = 2.5  # wall seconds for a CPU second: more than the workers of `make test` take from one another
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -117,10 +118,13 @@ class Budget:
 def _slowness() -> float:
     """How much dearer CPU seconds are at this moment than on the machine that the budget was chosen on; at least 1.
 
-    Twice as much on a crowded machine, whose caches are always cold: seen with eight busy loops on two cores.
+    Workers that share cores take from one another; on a crowded machine, whose caches are always cold, it is twice as much:
+    seen with eight busy loops on two cores.
     """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     cpu, wall = fixed_work(time.process_time), fixed_work(time.perf_counter)
-    return max(1.0, cpu / QUIET_SECONDS) * (2 if wall > CROWDED * cpu else 1)
+    crowd = 2.0 if wall > CROWDED * cpu else SHARED_CORES if workers > len(os.sched_getaffinity(0)) else 1.0
+    return max(1.0, cpu / QUIET_SECONDS) * crowd
 
 
 def print_times(file: Path, most: int = 40) -> None:

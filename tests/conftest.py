@@ -35,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("waits") is None)
     on_gpus = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpus and not _has_gpu():
         for item in on_gpus:

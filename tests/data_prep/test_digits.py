@@ -1,11 +1,12 @@
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from data_prep.digits import write_digits
 
 
 def test_every_digit_is_there_with_its_class(tmp_path, command, hashes):
+    from sklearn.datasets import load_digits  # here: it takes seconds, and every worker imports this module
+
     done = command("data_prep/digits.py", tmp_path / "digits", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("{")

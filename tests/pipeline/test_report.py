@@ -18,7 +18,6 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from scipy import stats
 
 from pipeline import report
 from pipeline.analysis import paper
@@ -95,6 +94,8 @@ def rows_of(found: dict[str, Any], name: str = "table6") -> dict[str, Any]:
 
 
 def test_table_6_against_numpy_and_scipy(made: Path, make: Report, tmp_path: Path) -> None:
+    from scipy import stats  # here: it takes seconds, and every worker imports this module
+
     found = make(made)
     rows = rows_of(found)
     (line,) = rows["ResNet-20"]["lines"]
@@ -245,6 +246,8 @@ def test_a_run_in_two_folders_is_not_chosen_between(runs: Path, make: Report, tm
 
 
 def test_a_run_that_only_evaluated_itself_has_wilsons_interval(digits: Path, make: Report, tmp_path: Path) -> None:
+    from scipy import stats  # here: it takes seconds, and every worker imports this module
+
     images = len(Dataset(digits).split("val"))
     folder = write_run(spec_of("resnet20-seed0"), tmp_path / "runs", wrong=round(10_000 * 7 / images), tested=False)
     config = folder / "config.yaml"
@@ -260,6 +263,8 @@ def test_a_run_that_only_evaluated_itself_has_wilsons_interval(digits: Path, mak
 
 @pytest.mark.parametrize(("wrong", "images"), [(0, 50), (50, 50), (875, 10_000)])
 def test_wilson_is_scipys(wrong: int, images: int) -> None:
+    from scipy import stats  # here: it takes seconds, and every worker imports this module
+
     exact = stats.binomtest(wrong, images).proportion_ci(method="wilson")
     assert wilson_interval(wrong, images) == pytest.approx((100 * exact.low, 100 * exact.high), abs=1e-6)
 

@@ -21,6 +21,8 @@ from tests.helpers import wait_for
 from tests.patience import limit
 from tests.pipeline.small_runs import config_of
 
+pytestmark = pytest.mark.waits
+
 FOR_EVER = 1_000_000  # seconds: longer than any limit of a test
 
 

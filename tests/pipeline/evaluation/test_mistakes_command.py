@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import confusion_matrix
 
 from pipeline import command, mistakes
 from pipeline.data.dataset import Dataset
@@ -52,6 +51,8 @@ def test_tables_and_pictures(scored_run: Path, ten_classes: Dataset, capsys: pyt
     assert run(scored_run, "--split", "train", "--pictures", 7, "--json") == 0
     folder = scored_run / "scores/center-train-00000100.mistakes"
     scores = load(scored_run / "scores/center-train-00000100.npz")
+    from sklearn.metrics import confusion_matrix  # here: it takes seconds, and every worker imports this module
+
     matrix = confusion_matrix(scores.labels, scores.scores.argmax(axis=1), labels=np.arange(ten_classes.classes))
 
     pairs = {(int(r["label"]), int(r["predicted_label"])): int(r["images"]) for r in rows_of(folder / "confusions.csv")}

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import top_k_accuracy_score
 
 from pipeline.command import UserError
 from pipeline.evaluation.scores import Scores, load, ranks, read_provenance, save, top_k_errors
@@ -45,6 +44,8 @@ def test_errors_equal_scikit_learns_where_no_scores_are_tied(k: int) -> None:
     random = np.random.default_rng(3)
     table = random.permuted(np.tile(np.arange(20, dtype=np.float32), (300, 1)), axis=1)
     labels = random.integers(0, 20, 300)
+    from sklearn.metrics import top_k_accuracy_score  # here: it takes seconds, and every worker imports this module
+
     accuracy = top_k_accuracy_score(labels, table, k=k, labels=np.arange(20))
     assert top_k_errors(table, labels, k).mean() == pytest.approx(1 - accuracy)
 

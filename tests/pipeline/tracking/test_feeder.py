@@ -93,6 +93,7 @@ def logging(folder: Path, start: int, stop: int) -> list[str]:
     return [sys.executable, "-c", LOGGING, str(folder), str(start), str(stop), str(limit(300))]
 
 
+@pytest.mark.waits
 @pytest.mark.costly("the process beside each run imports MLflow")
 @pytest.mark.parametrize("attempts", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_runs_killed_at_random_moments(runs: Path, attempts: int) -> None:
