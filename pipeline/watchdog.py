@@ -113,6 +113,7 @@ class _Watching(Watchdog):
         self.files: list[Path] = []
         self.rank, self.beat = int(os.environ.get("RANK", "0")), 0
         self.over = threading.Event()
+        self._arm()
         # Two threads: a file system that hangs holds up the writer, not the clock.
         self.threads = [
             threading.Thread(target=target, name=f"watchdog-{name}", daemon=True)
@@ -168,9 +169,7 @@ class _Watching(Watchdog):
         seen, standing, last = self.state, 0.0, time.monotonic()
         before: dict[int, Note | None] | None = None
         while not self.over.wait(self.interval):
-            # If this thread does not come round either, nothing in Python does: stacks, and out; after the others, who
-            # can say more, have had their time.
-            faulthandler.dump_traceback_later(self.timeout + 5 * self.interval, exit=True, file=_STANDARD_ERROR)
+            self._arm()
             now = time.monotonic()
             elapsed, last = now - last, now
             if self.state is not seen or not seen.limited:
@@ -181,6 +180,13 @@ class _Watching(Watchdog):
                 before = self._others()
             if standing > self.timeout:
                 self._end(name_the_hung(self._own_note(), standing, before or {}, self._others()))
+
+    def _arm(self) -> None:
+        """If the clock does not come round to do this again, nothing in Python goes on: stacks, and out.
+
+        Later than the time-out: the others, who can say more, have their time first.
+        """
+        faulthandler.dump_traceback_later(self.timeout + 5 * self.interval, exit=True, file=_STANDARD_ERROR)
 
     def _others(self) -> dict[int, Note | None]:
         """The notes of the other ranks; {} where storage does not answer."""

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Config
-from pipeline.watchdog import EXIT_HUNG, Hang, Note, name_the_hung
+from pipeline.watchdog import EXIT_HUNG, Hang, Note, name_the_hung, watching
 from tests.fleet import Fleet
 from tests.helpers import wait_for
 from tests.patience import limit
 from tests.pipeline.small_runs import config_of
+from tests.ranks import CONTEXT, start_server
 
 pytestmark = pytest.mark.waits
 
@@ -111,6 +112,23 @@ def test_rank_that_holds_the_interpreter(digits: Path, tmp_path: Path) -> None:
     assert codes[0] in (1, EXIT_HUNG) and codes[1] != 0
     assert "in deaf" in fleet.said(1)  # its stack, though Python could do nothing any more
     assert "rank 1 did not arrive" in fleet.said(0) and "iteration 8" in fleet.said(0)
+
+
+def hold_the_gil_at_once(log: Path) -> None:
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+    with watching(2):
+        ctypes.PyDLL(None).sleep(FOR_EVER)
+
+
+def test_a_process_that_never_lets_its_watchdog_begin(tmp_path: Path) -> None:
+    """The threads of the watchdog come to nothing: the interpreter is held from the first instant."""
+    start_server()
+    process = CONTEXT.Process(target=hold_the_gil_at_once, args=(tmp_path / "log",), daemon=True)
+    process.start()
+    process.join(limit(60))
+    process.kill()
+    assert process.exitcode == 1
+    assert "in hold_the_gil_at_once" in (tmp_path / "log").read_text()
 
 
 @slow
