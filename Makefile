@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 READY := $(VENV)/ready
 
+# Bytecode is written even where the shell says not to: without it every process compiles the project anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: setup demo test test-cluster test-slow test-times golden chaos slurm-up slurm-down check format bench lock clean
 .DEFAULT_GOAL := setup
 
@@ -36,10 +39,9 @@ demo: $(READY)
 	@echo "Run folders: demo/runs/resnet8-seed0, demo/runs/resnet14-seed0. To browse the runs in MLflow:"
 	@echo "  $(BIN)/python -m pipeline.tracking open demo/runs"
 
-# Bytecode is written even where the shell says not to: the tests start hundreds of processes.
 # Needs no SLURM, Chromium, root or GPU. Four workers even on two cores: tests wait for processes half of the time.
 WORKERS ?= 4
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -r s
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -r s
 test: $(READY)
 	$(PYTEST) --numprocesses $(WORKERS) --dist worksteal -m "not slow and not gpu and not cluster and not browser"
 
