@@ -30,7 +30,7 @@ WITHOUT_BUDGET = (
     "browser",
     "gpu",
 )  # markers; all but the first are no part of `make test`
-SHARED_CORES = 1.5  # a CPU second where workers share cores: 1.33 of a core of one's own were seen with four on two
+SHARED_CORES = 1.5  # the same work took 1.33 times the CPU seconds with four workers on two cores as with one
 CROWDED = 2.5  # wall seconds for a CPU second: more than the workers of `make test` take from one another
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -118,8 +118,8 @@ class Budget:
 def _slowness() -> float:
     """How much dearer CPU seconds are at this moment than on the machine that the budget was chosen on; at least 1.
 
-    Workers that share cores take from one another; on a crowded machine, whose caches are always cold, it is twice as much:
-    seen with eight busy loops on two cores.
+    Workers that share cores slow each other down. Twice as much on a crowded machine, whose caches are always cold: seen
+    with eight busy loops on two cores.
     """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     cpu, wall = fixed_work(time.process_time), fixed_work(time.perf_counter)
