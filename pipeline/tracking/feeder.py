@@ -1,8 +1,8 @@
-"""The process beside a run that feeds MLflow: python -m pipeline.tracking.feeder FOLDER CLOSE_SECONDS [URI]
+"""The process beside a run that feeds MLflow: python -m pipeline.tracking.feeder FOLDER CLOSE_SECONDS PARENT [URI]
 
 A process, not a thread: while a thread imports MLflow (5 s of Python), every operator of a training step waits for the
-interpreter lock (bench/tracking.py). When its standard input closes or
-its parent is gone, it delivers what is left, at most CLOSE_SECONDS long, and ends: a run that was killed is told so.
+interpreter lock (bench/tracking.py). When its standard input closes or the process PARENT, which started it, is gone, it
+delivers what is left, at most CLOSE_SECONDS long, and ends: MLflow is told of a run that was killed.
 Sentences for the user go to standard output; everything else, MLflow's own talk included, to the log.
 """
 
@@ -36,13 +36,13 @@ ENVIRONMENT = {
 }
 
 
-def main(folder: Path, close_seconds: float, uri: str | None = None) -> int:
-    """Feed MLflow until standard input closes; 0 where everything was delivered."""
+def main(folder: Path, close_seconds: float, parent: int, uri: str | None = None) -> int:
+    """Feed MLflow until standard input closes or the process `parent` is gone; 0 where everything was delivered."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.nice(5)  # never before a training thread on a busy CPU
     notify, closing = _own_stdout(), threading.Event()
-    threading.Thread(target=_watch_parent, args=(closing, close_seconds), daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(closing, close_seconds, parent), daemon=True).start()
     _lock(closing)
     delivery, failures, seen = Delivery(folder, notify, uri), 0, ""
     while True:
@@ -78,10 +78,10 @@ def _own_stdout() -> Callable[[str], None]:
     return notify
 
 
-def _watch_parent(closing: threading.Event, close_seconds: float) -> None:
-    """Set `closing` when standard input speaks or ends, or the parent is gone; end this process `close_seconds` later."""
-    parent = os.getppid()
-    while os.getppid() == parent:  # a forked sibling may hold the pipe open
+def _watch_parent(closing: threading.Event, close_seconds: float, parent: int) -> None:
+    """Set `closing` when standard input speaks or ends, or `parent` is gone; end this process `close_seconds` later."""
+    # A forked sibling may hold the pipe open. The parent gives its number: it may be gone before this process can ask.
+    while os.getppid() == parent:
         if select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
             break
     closing.set()
@@ -106,4 +106,4 @@ def _log(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]), *sys.argv[3:4]))
+    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:5]))

@@ -130,6 +130,33 @@ def test_runs_killed_at_random_moments(runs: Path, attempts: int) -> None:
     assert points(uri, run.info.run_id, "train/loss") == expected(folder)
 
 
+KILLED_AS_IT_STARTS = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.tracking import TrackingConfig, open_tracker
+tracker = open_tracker(Path(sys.argv[1]), TrackingConfig(close_seconds=float(sys.argv[2])), name="a", params={}, tags={})
+print(tracker.feeder.process.pid, flush=True)
+if os.fork():
+    os.kill(os.getpid(), signal.SIGKILL)
+signal.pause()  # a sibling that holds the pipes open
+"""
+
+
+@pytest.mark.costly("the process beside the run imports MLflow")
+def test_a_run_killed_as_it_starts(runs: Path) -> None:
+    """The run is gone before the process beside it has started Python: that one must end nevertheless."""
+    command = [sys.executable, "-c", KILLED_AS_IT_STARTS, str(runs / "a"), str(limit(300))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        feeder = int(process.stdout.readline())
+        try:
+            assert process.wait() == -signal.SIGKILL
+            wait_for(lambda: not alive(feeder), "the end of a killed run's feeder", 280)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert only_run(store_uri(runs)).info.status == "KILLED"
+
+
 def _signal_as_schedulers_do(feeder: int) -> None:
     """What is sent to all processes of a job is for the run alone."""
     sent = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
