@@ -51,7 +51,7 @@ test-cluster: $(READY)
 	$(PYTEST) -m "cluster or browser"
 
 test-slow: $(READY)
-	$(PYTEST) --numprocesses 2 --dist worksteal -m "slow and not gpu and not cluster and not browser"
+	$(PYTEST) --numprocesses 3 --dist worksteal -m "slow and not gpu and not cluster and not browser"
 
 # The CPU seconds of every case of `make test`, dearest first (tests/budget.py).
 test-times: $(READY)
