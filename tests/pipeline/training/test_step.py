@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 
 import numpy as np
@@ -146,6 +147,29 @@ def test_label_smoothing_and_average_equal_plain_loops() -> None:
     for name, value in average.items():
         if value.is_floating_point():
             np.testing.assert_allclose(state[f"ema.{name}"], value.detach(), rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_of_bf16_are_computed_in_float32(smoothing: float) -> None:
+    """Reference: the cross-entropy of the net's bf16 scores in float64. A loss in bf16 is off by up to 0.4%."""
+    model, (images, labels) = net(torch.float32), batches()[0]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores = copy.deepcopy(model).train()(images.permute(0, 3, 1, 2))
+    assert scores.dtype == torch.bfloat16
+    step = TrainingStep(
+        model,
+        batch=BATCH,
+        plan=plan_groups(BATCH, BATCH, 0, 1),
+        optimizer=OptimizerConfig(),
+        reduction="tree",
+        precision="bf16",
+        world=World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu")),
+        label_smoothing=smoothing,
+    )
+    step.step(images, labels, 0.1)
+    ((loss, _, _),) = step.take_metrics()
+    assert loss == pytest.approx(F.cross_entropy(scores.double(), labels).item(), rel=1e-6)
+    step.close()
 
 
 @pytest.mark.parametrize("size", [2, 4])
