@@ -1,4 +1,4 @@
-"""Run a function on several real ranks: processes of this machine in a gloo group."""
+"""The world of one rank, and functions run on several real ranks: processes of this machine in a gloo group."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import torch
+
 from launch.local import free_port
+from pipeline.world import World, open_world, set_threads
 from tests.patience import limit
 
+ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOAD = ["torch", "torch.distributed", "torchvision", "torch._dynamo", "pipeline.train"]
 
@@ -76,8 +80,6 @@ def _rank(rank: int, size: int, port: int, sender: Connection, function: Callabl
     os.environ |= {name: str(value) for name, value in names.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
-        from pipeline.world import open_world, set_threads
-
         with open_world("cpu", timeout_seconds=limit(60)) as world:
             set_threads(world, 1)
             sender.send((True, function(world, *arguments)))

@@ -246,8 +246,6 @@ def test_a_run_in_two_folders_is_not_chosen_between(runs: Path, make: Report, tm
 
 
 def test_a_run_that_only_evaluated_itself_has_wilsons_interval(digits: Path, make: Report, tmp_path: Path) -> None:
-    from scipy import stats  # here: it takes seconds, and every worker imports this module
-
     images = len(Dataset(digits).split("val"))
     folder = write_run(spec_of("resnet20-seed0"), tmp_path / "runs", wrong=round(10_000 * 7 / images), tested=False)
     config = folder / "config.yaml"
@@ -255,18 +253,21 @@ def test_a_run_that_only_evaluated_itself_has_wilsons_interval(digits: Path, mak
     facts = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**facts, "dataset_sha256": Dataset(digits).sha256}))
     row = rows_of(make(tmp_path / "runs"))["ResNet-20"]
-    wilson = stats.binomtest(7, images).proportion_ci(method="wilson")
-    assert row["lines"][0]["interval"] == pytest.approx([100 * wilson.low, 100 * wilson.high])
+    assert row["lines"][0]["interval"] == pytest.approx(wilson_of_scipy(7, images))
     assert row["lines"][0]["difference"] is None, "355 digits are not CIFAR-10's test set"
     assert any("not the paper's 10,000" in note for note in row["notes"])
 
 
 @pytest.mark.parametrize(("wrong", "images"), [(0, 50), (50, 50), (875, 10_000)])
 def test_wilson_is_scipys(wrong: int, images: int) -> None:
+    assert wilson_interval(wrong, images) == pytest.approx(wilson_of_scipy(wrong, images), abs=1e-6)
+
+
+def wilson_of_scipy(wrong: int, images: int) -> tuple[float, float]:
     from scipy import stats  # here: it takes seconds, and every worker imports this module
 
     exact = stats.binomtest(wrong, images).proportion_ci(method="wilson")
-    assert wilson_interval(wrong, images) == pytest.approx((100 * exact.low, 100 * exact.high), abs=1e-6)
+    return 100 * exact.low, 100 * exact.high
 
 
 def test_facts_of_a_run(made: Path) -> None:

@@ -24,11 +24,10 @@ from pipeline.run_folder import open_run, read_facts
 from pipeline.world import World
 from tests.helpers import ROOT
 from tests.pipeline.small_runs import ITERATIONS, refusal, train_rank, weights
-from tests.ranks import run_ranks
+from tests.ranks import ALONE, run_ranks
 
 OTHER = TRAJECTORY + 1
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
 
 
 @pytest.fixture

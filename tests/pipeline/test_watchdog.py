@@ -121,7 +121,7 @@ def hold_the_gil_at_once(log: Path) -> None:
 
 
 def test_a_process_that_never_lets_its_watchdog_begin(tmp_path: Path) -> None:
-    """The threads of the watchdog come to nothing: the interpreter is held from the first instant."""
+    """The interpreter is held from the first instant: the threads of the watchdog never run."""
     start_server()
     process = CONTEXT.Process(target=hold_the_gil_at_once, args=(tmp_path / "log",), daemon=True)
     process.start()

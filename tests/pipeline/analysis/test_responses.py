@@ -18,7 +18,6 @@ from pipeline.data.dataset import Dataset
 from pipeline.models.resnet import build
 from pipeline.tracking import TrackingConfig, open_tracker
 from pipeline.tracking.state import read_wanted
-from pipeline.world import World
 from tests.pipeline.analysis.responding_ranks import net_of, respond
 from tests.pipeline.evaluation.nets_and_images import (
     changed_copy,
@@ -28,9 +27,7 @@ from tests.pipeline.evaluation.nets_and_images import (
     showing,
     write_run,
 )  # fmt: skip
-from tests.ranks import run_ranks
-
-ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+from tests.ranks import ALONE, run_ranks
 
 
 def outputs_by_hand(state: Mapping[str, torch.Tensor], images: torch.Tensor) -> dict[str, np.ndarray]:

@@ -46,13 +46,13 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_tables_and_pictures(scored_run: Path, ten_classes: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    from sklearn.metrics import confusion_matrix  # here: it takes seconds, and every worker imports this module
+
     tracking = TrackingConfig(mlflow=False)
     open_tracker(scored_run, tracking, name="one", params={}, tags={}).close()
     assert run(scored_run, "--split", "train", "--pictures", 7, "--json") == 0
     folder = scored_run / "scores/center-train-00000100.mistakes"
     scores = load(scored_run / "scores/center-train-00000100.npz")
-    from sklearn.metrics import confusion_matrix  # here: it takes seconds, and every worker imports this module
-
     matrix = confusion_matrix(scores.labels, scores.scores.argmax(axis=1), labels=np.arange(ten_classes.classes))
 
     pairs = {(int(r["label"]), int(r["predicted_label"])): int(r["images"]) for r in rows_of(folder / "confusions.csv")}

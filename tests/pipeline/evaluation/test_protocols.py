@@ -17,7 +17,6 @@ from pipeline.data.graphs import Normalization
 from pipeline.evaluation.definitions import Seeing, feature_side, find, fully_convolutional_softmax, mirror_of
 from pipeline.evaluation.protocols import Scored, evaluate_errors, score_split
 from pipeline.evaluation.scores import load
-from pipeline.world import World
 from tests.pipeline.evaluation.nets_and_images import (
     LOADER,
     SmallNet,
@@ -29,9 +28,7 @@ from tests.pipeline.evaluation.nets_and_images import (
     varied_resnet,
 )  # fmt: skip
 from tests.pipeline.evaluation.scoring_ranks import score
-from tests.ranks import run_ranks
-
-ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
+from tests.ranks import ALONE, run_ranks
 
 
 @pytest.fixture(autouse=True)

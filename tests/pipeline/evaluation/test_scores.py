@@ -41,11 +41,11 @@ def test_equal_scores_are_equal_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_errors_equal_scikit_learns_where_no_scores_are_tied(k: int) -> None:
+    from sklearn.metrics import top_k_accuracy_score  # here: it takes seconds, and every worker imports this module
+
     random = np.random.default_rng(3)
     table = random.permuted(np.tile(np.arange(20, dtype=np.float32), (300, 1)), axis=1)
     labels = random.integers(0, 20, 300)
-    from sklearn.metrics import top_k_accuracy_score  # here: it takes seconds, and every worker imports this module
-
     accuracy = top_k_accuracy_score(labels, table, k=k, labels=np.arange(20))
     assert top_k_errors(table, labels, k).mean() == pytest.approx(1 - accuracy)
 

@@ -144,7 +144,7 @@ signal.pause()  # a sibling that holds the pipes open
 
 @pytest.mark.costly("the process beside the run imports MLflow")
 def test_a_run_killed_as_it_starts(runs: Path) -> None:
-    """The run is gone before the process beside it has started Python: that one must end nevertheless."""
+    """The run is gone before the process that feeds MLflow has started Python: that process must end, too."""
     command = [sys.executable, "-c", KILLED_AS_IT_STARTS, str(runs / "a"), str(limit(300))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None

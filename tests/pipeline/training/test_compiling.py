@@ -18,7 +18,7 @@ from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.reduction import choose_mode
 from pipeline.training.step import TrainingStep
 from pipeline.world import World
-from tests.ranks import run_ranks
+from tests.ranks import ALONE, run_ranks
 
 BATCH, GROUP, STEPS, SIDE = 16, 4, 4, 8
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -56,7 +56,7 @@ def train(
 def alone(*arguments: Any) -> tuple[str | None, str, np.ndarray]:
     torch.set_num_threads(1)
     torch._dynamo.reset()
-    return train(World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu")), *arguments)
+    return train(ALONE, *arguments)
 
 
 @pytest.mark.costly("torch.compile imports itself and traces the net before it misses the compiler")

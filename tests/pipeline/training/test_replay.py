@@ -22,6 +22,7 @@ from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.replay import WARM_UP, CudaGraphs, Recorder, cuda_graphs
 from pipeline.training.step import TrainingStep
 from pipeline.world import World
+from tests.ranks import ALONE
 
 BATCH, GROUP, CLASSES = 16, 4, 5
 RATES = [0.1] * 6 + [0.01] * 6 + [0.1]  # the last returns to a rate that was recorded once
@@ -143,9 +144,8 @@ def test_a_decay_that_still_grows_is_not_replayed() -> None:
 
 
 def test_only_a_lone_gpu_records() -> None:
-    cpu = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
     several = World(rank=0, size=2, local_rank=0, local_size=2, device=torch.device("cuda", 0))
-    assert cuda_graphs(True, cpu) is None and cuda_graphs(True, several) is None
+    assert cuda_graphs(True, ALONE) is None and cuda_graphs(True, several) is None
 
 
 @pytest.mark.gpu

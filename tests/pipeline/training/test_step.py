@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.models.resnet import build
-from pipeline.training.batchnorm import GroupStatistics, plan_groups
+from pipeline.training.batchnorm import GroupPlan, GroupStatistics, plan_groups
 from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.reduction import choose_mode
 from pipeline.training.step import TrainingStep
 from pipeline.world import World
-from tests.ranks import run_ranks
+from tests.ranks import ALONE, run_ranks
 
 BATCH, GROUP, STEPS, CLASSES = 32, 8, 6, 5
 
@@ -41,19 +42,22 @@ def net(dtype: torch.dtype) -> nn.Module:
     return build("resnet8", classes=CLASSES, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
+def step_of(model: nn.Module, plan: GroupPlan, world: World = ALONE, **settings: Any) -> TrainingStep:
+    """The step of BATCH images; `settings` as `TrainingStep` takes them: the tree in float32 where they do not say."""
+    settings = {"reduction": "tree", "precision": "float32", **settings}
+    return TrainingStep(model, batch=BATCH, plan=plan, optimizer=OptimizerConfig(), world=world, **settings)
+
+
 def train(
     world: World, reduction: str, dtype: torch.dtype, group: int = GROUP, smoothing: float = 0.0, ema_decay: float = 0.0
 ) -> tuple[str, np.ndarray, dict]:
     """(SHA-256 of weights and statistics, metrics [STEPS, 3], state) after STEPS updates; state["ema.*"]: the average."""
     plan = plan_groups(BATCH, group, world.rank, world.size)
-    step = TrainingStep(
+    step = step_of(
         net(dtype),
-        batch=BATCH,
-        plan=plan,
-        optimizer=OptimizerConfig(),
+        plan,
+        world,
         reduction=choose_mode(reduction, world.size, plan.local),
-        precision="float32",
-        world=world,
         label_smoothing=smoothing,
         ema_decay=ema_decay,
     )
@@ -73,7 +77,7 @@ def train(
 
 def alone(function, *arguments):
     torch.set_num_threads(1)
-    return function(World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu")), *arguments)
+    return function(ALONE, *arguments)
 
 
 def test_one_rank_equals_a_plain_loop() -> None:
@@ -99,13 +103,9 @@ def test_one_rank_equals_a_plain_loop() -> None:
 def test_running_statistics_are_the_average_over_groups() -> None:
     """Reference: one update, statistics of the first layer computed from the images."""
     images, labels = batches(torch.float64)[0]
-    plan = plan_groups(BATCH, GROUP, 0, 1)
-    world = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
     model = net(torch.float64)
     outputs = model.conv1(images.permute(0, 3, 1, 2)).detach().unflatten(0, (-1, GROUP))
-    step = TrainingStep(
-        model, batch=BATCH, plan=plan, optimizer=OptimizerConfig(), reduction="tree", precision="float32", world=world
-    )
+    step = step_of(model, plan_groups(BATCH, GROUP, 0, 1))
     step.step(images, labels, 0.1)
     step.statistics.average_into_model(step.statistics.all_groups(), 1)
     means = outputs.mean(dim=(1, 3, 4))
@@ -156,16 +156,7 @@ def test_losses_of_bf16_are_computed_in_float32(smoothing: float) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         scores = copy.deepcopy(model).train()(images.permute(0, 3, 1, 2))
     assert scores.dtype == torch.bfloat16
-    step = TrainingStep(
-        model,
-        batch=BATCH,
-        plan=plan_groups(BATCH, BATCH, 0, 1),
-        optimizer=OptimizerConfig(),
-        reduction="tree",
-        precision="bf16",
-        world=World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu")),
-        label_smoothing=smoothing,
-    )
+    step = step_of(model, plan_groups(BATCH, BATCH, 0, 1), precision="bf16", label_smoothing=smoothing)
     step.step(images, labels, 0.1)
     ((loss, _, _),) = step.take_metrics()
     assert loss == pytest.approx(F.cross_entropy(scores.double(), labels).item(), rel=1e-6)
@@ -212,17 +203,8 @@ def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
 
 def test_recomputed_statistics_are_plain_averages() -> None:
     """Reference: the first layer's means and variances of each group, computed from the images; the rest stays."""
-    world = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
     model = net(torch.float64)
-    step = TrainingStep(
-        model,
-        batch=BATCH,
-        plan=plan_groups(BATCH, GROUP, 0, 1),
-        optimizer=OptimizerConfig(),
-        reduction="tree",
-        precision="float32",
-        world=world,
-    )
+    step = step_of(model, plan_groups(BATCH, GROUP, 0, 1))
     before = step.statistics.all_groups()
     images, _ = batches(torch.float64)[0]
     statistics = step.batch_statistics(images)
@@ -238,16 +220,8 @@ def test_recomputed_statistics_are_plain_averages() -> None:
 def train_around_a_bad_batch(world: World, bad: int | None) -> tuple[np.ndarray, dict]:
     """As `train`; the mini-batch before number `bad` is one whose last image holds a NaN."""
     plan = plan_groups(BATCH, GROUP, world.rank, world.size)
-    step = TrainingStep(
-        net(torch.float32),
-        batch=BATCH,
-        plan=plan,
-        optimizer=OptimizerConfig(),
-        reduction="tree",
-        precision="float32",
-        world=world,
-        ema_decay=0.05,  # below what the first updates use: the count of updates plays no part
-    )
+    # ema_decay: below what the first updates use, so that the count of updates plays no part.
+    step = step_of(net(torch.float32), plan, world, ema_decay=0.05)
     average = step.average
     assert average is not None
     for number, (images, labels) in enumerate(batches()):

@@ -14,7 +14,7 @@ from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.reduction import choose_mode
 from pipeline.training.step import TrainingStep
 from pipeline.world import World
-from tests.ranks import run_ranks
+from tests.ranks import ALONE, run_ranks
 
 BATCH, GROUP, ITERATIONS, SIDE, CLASSES = 64, 8, 200, 8, 5
 
@@ -44,7 +44,7 @@ def train(world: World, reduction: str, dtype: torch.dtype) -> tuple[str, np.nda
 
 def alone(reduction: str, dtype: torch.dtype) -> tuple[str, np.ndarray]:
     torch.set_num_threads(1)
-    return train(World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu")), reduction, dtype)
+    return train(ALONE, reduction, dtype)
 
 
 @pytest.mark.slow
