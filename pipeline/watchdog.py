@@ -182,9 +182,10 @@ class _Watching(Watchdog):
                 self._end(name_the_hung(self._own_note(), standing, before or {}, self._others()))
 
     def _arm(self) -> None:
-        """If the clock does not come round to do this again, nothing in Python goes on: stacks, and out.
+        """Have the process print its stacks and exit, unless the clock thread calls this again in time.
 
-        Later than the time-out: the others, who can say more, have their time first.
+        It does not where no Python code runs any more. This is later than the time-out: the other ranks, which can say
+        more, act first.
         """
         faulthandler.dump_traceback_later(self.timeout + 5 * self.interval, exit=True, file=_STANDARD_ERROR)
 

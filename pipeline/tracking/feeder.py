@@ -2,7 +2,7 @@
 
 A process, not a thread: while a thread imports MLflow (5 s of Python), every operator of a training step waits for the
 interpreter lock (bench/tracking.py). When its standard input closes or the process PARENT, which started it, is gone, it
-delivers what is left, at most CLOSE_SECONDS long, and ends: MLflow is told of a run that was killed.
+delivers what is left, at most CLOSE_SECONDS long, and ends: MLflow then shows a killed run as KILLED.
 Sentences for the user go to standard output; everything else, MLflow's own talk included, to the log.
 """
 

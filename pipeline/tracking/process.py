@@ -84,7 +84,8 @@ class FeederProcess:
         root = str(Path(__file__).resolve().parents[2])
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
         command = [sys.executable, "-P", "-m", "pipeline.tracking.feeder"]
-        command += [str(self.folder), str(self.close_seconds), str(os.getpid()), *([self.uri] if self.uri else [])]
+        command += [str(self.folder), str(self.close_seconds), str(os.getpid())]
+        command += [self.uri] if self.uri else []
         # A blocked signal stays blocked in the child, from its first instruction; here it is only late.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_THE_FEEDER)
         try:
