@@ -80,6 +80,7 @@ def open_world(
         backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
         world.watchdog.note("meeting the other ranks")
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
+        wait_for_all_ranks()
         opened = True
     assert size == 1 or (dist.get_rank() == rank and dist.get_world_size() == size), "environment and group disagree"
     try:
@@ -87,6 +88,16 @@ def open_world(
     finally:
         if opened:
             dist.destroy_process_group()
+
+
+def wait_for_all_ranks() -> None:
+    """Return when every rank has called this: after a process group is made, before anything can be refused. A collective.
+
+    A group is made by connecting every pair of its ranks, and each rank goes on when its own connections stand. One that is
+    refused then and leaves would cut off those that still connect: gloo's error of theirs ("Connection closed by peer")
+    would hide the sentence that says why.
+    """
+    dist.all_reduce(torch.zeros(1))  # by gloo, which every world has: nothing touches a GPU
 
 
 def on_main(world: World, function: Callable[[], T]) -> T:

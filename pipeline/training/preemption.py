@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.signals import SIGNALS, end_now
-from pipeline.world import World
+from pipeline.world import World, wait_for_all_ranks
 
 # How long a rank that was asked to stop goes on waiting for ranks that are still on their way: they may have ended.
 MEETING_SECONDS = 10.0
@@ -72,6 +72,7 @@ class StopRequest:
         """The process group is open: from now on the ranks stop together. A collective."""
         if world.size > 1:
             self._group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+            wait_for_all_ranks()
         self._met.set()
 
     @contextmanager

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.command import UserError
+from pipeline.world import wait_for_all_ranks
 
 
 class TreeAccumulator:
@@ -122,6 +123,7 @@ class GradientReducer:
         if dist.is_initialized():
             # A group of its own: its collectives interleave with nobody else's. Every rank makes it at the same place.
             self.group = cast(dist.ProcessGroup, dist.new_group())
+            wait_for_all_ranks()
         # Buckets become ready in the same order on every rank; one thread keeps that order while backward goes on.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reduce")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None

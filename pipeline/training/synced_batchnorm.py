@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.world import wait_for_all_ranks
+
 
 def share_normalization(model: nn.Module, ranks_per_group: int, rank: int, size: int) -> None:
     """Make every BN module take its statistics over `ranks_per_group` consecutive ranks. A collective.
@@ -24,6 +26,7 @@ def share_normalization(model: nn.Module, ranks_per_group: int, rank: int, size:
         made = cast(dist.ProcessGroup, dist.new_group(members))
         if rank in members:
             group = made
+    wait_for_all_ranks()
     assert group is not None
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
