@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.loader import shard_samples  # noqa: E402
 from bench.training import alone, our_step, seconds, synchronize, synthetic  # noqa: E402
-from launch.local import free_port, rank_environment  # noqa: E402
+from launch.local import rank_environment, reserve_port  # noqa: E402
 from launch.supervisor import supervise  # noqa: E402
 from pipeline import train  # noqa: E402
 from pipeline.command import Progress, UserError, print_json, print_table, run  # noqa: E402
@@ -216,7 +216,9 @@ def measure_stack(config: Config, options: argparse.Namespace) -> dict[str, list
     # The loader has batches for both; each takes every other one.
     file.write_text(to_yaml(replace(config, iterations=FILL + options.rounds * options.updates, name="stack")))
     command = [sys.executable, str(Path(__file__)), "--worker", str(file)]
-    if code := supervise([command], [rank_environment(0, 1, free_port())]):
+    with reserve_port() as port:
+        code = supervise([command], [rank_environment(0, 1, port)])
+    if code:
         raise UserError(f"the training ended with exit code {code}")
     return json.loads(Path(config.runs, "times.json").read_text())
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from bench.training import alone, our_step, synthetic  # noqa: E402
 from launch import rates  # noqa: E402
 from launch.allocation import Allocation  # noqa: E402
-from launch.local import free_port, rank_environment  # noqa: E402
+from launch.local import rank_environment, reserve_port  # noqa: E402
 from launch.plan import device_of, predict  # noqa: E402
 from pipeline.command import Progress, UserError, print_json, print_table, run  # noqa: E402
 from pipeline.config import Config  # noqa: E402
@@ -88,8 +88,7 @@ def sum_seconds(way: str, size: int) -> tuple[float, float]:
 
 def measure(options: argparse.Namespace, size: int) -> list[Figures]:
     """What each of `size` ranks found."""
-    with tempfile.TemporaryDirectory(prefix="bench-scaling-") as folder:
-        port = free_port()
+    with tempfile.TemporaryDirectory(prefix="bench-scaling-") as folder, reserve_port() as port:
         command = [sys.executable, __file__, *options.given, "--worker", folder]
         ranks = [subprocess.Popen(command, env=rank_environment(rank, size, port)) for rank in range(size)]
         try:

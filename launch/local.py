@@ -10,7 +10,8 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,9 +44,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     if testing is None and {"-h", "--help", "--print-config"} & set(words):
         return _show(words)
     procs = _procs(words, alone=testing is not None)
-    port = free_port()
     rank = [sys.executable, "-m", "launch.worker", *argv]
-    return supervise([rank] * procs, [rank_environment(number, procs, port) for number in range(procs)])
+    with reserve_port() as port:
+        return supervise([rank] * procs, [rank_environment(number, procs, port) for number in range(procs)])
 
 
 def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
@@ -64,11 +65,18 @@ def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
     return {**loopback, **os.environ, **{name: str(value) for name, value in names.items()}}
 
 
-def free_port() -> int:
-    """A TCP port that is free now; the kernel hands out others first, so it stays so for the moment it takes to use it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def reserve_port() -> Iterator[int]:
+    """A TCP port of this machine that the kernel gives to nobody else while the block runs.
+
+    Rank 0 needs seconds until it listens there; a port that is merely free can be another program's by then. This socket
+    is bound and never listens. With SO_REUSEADDR on both, a server that asks for this very port still gets it: torch's
+    TCPStore and Python's servers set it.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield int(holder.getsockname()[1])
 
 
 def _procs(argv: Sequence[str], alone: bool) -> int:

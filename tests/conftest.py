@@ -7,13 +7,14 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 import pipeline  # noqa: F401 - before torch: it tells OpenMP's threads how to wait
+from launch.local import reserve_port
 from pipeline.command import UserError
 from tests.budget import Budget
 from tests.patience import limit, set_patience
@@ -79,6 +80,13 @@ def shared_folder(factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
             make(folder)
             made.touch()
     return folder
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A TCP port for a server of the test: nothing else on this machine gets it meanwhile."""
+    with reserve_port() as number:
+        yield number
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from launch.local import free_port, rank_environment
+from launch.local import rank_environment, reserve_port
 from pipeline.config import Config
 from tests.patience import limit
 from tests.ranks import CONTEXT, start_server
@@ -25,7 +26,8 @@ class Fleet:
 
     def __init__(self, config: Config, size: int, logs: Path, sabotage: Callable[[int], object] | None = None) -> None:
         start_server()
-        port = free_port()
+        self._held = ExitStack()
+        port = self._held.enter_context(reserve_port())
         logs.mkdir(exist_ok=True)
         self.logs = [logs / f"rank-{rank}.txt" for rank in range(size)]
         self.ranks: list[BaseProcess] = []
@@ -47,6 +49,7 @@ class Fleet:
             process.join(limit(seconds))
         alive = [rank for rank, process in enumerate(self.ranks) if process.exitcode is None]
         self.kill()
+        self._held.close()
         assert not alive, f"ranks {alive} still run after {limit(seconds):.0f} s"
         return [int(process.exitcode or 0) for process in self.ranks]
 

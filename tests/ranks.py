@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from launch.local import free_port
+from launch.local import reserve_port
 from pipeline.world import World, open_world, set_threads
 from tests.patience import limit
 
@@ -53,25 +53,25 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout:
     """
     start_server()
     timeout = limit(timeout)
-    port = free_port()
     ranks = []
-    for rank in range(size):
-        receiver, sender = CONTEXT.Pipe(duplex=False)
-        process = CONTEXT.Process(target=_rank, args=(rank, size, port, sender, function, arguments), daemon=True)
-        process.start()
-        sender.close()
-        ranks.append((process, receiver))
     results = []
-    try:
-        for rank, (_, receiver) in enumerate(ranks):
-            assert receiver.poll(timeout), f"rank {rank} did not answer within {timeout:.0f} s"
-            succeeded, result = receiver.recv()
-            assert succeeded, f"rank {rank} failed:\n{result}"
-            results.append(result)
-    finally:
-        for process, _ in ranks:
-            process.join(limit(5))
-            process.kill()
+    with reserve_port() as port:
+        for rank in range(size):
+            receiver, sender = CONTEXT.Pipe(duplex=False)
+            process = CONTEXT.Process(target=_rank, args=(rank, size, port, sender, function, arguments), daemon=True)
+            process.start()
+            sender.close()
+            ranks.append((process, receiver))
+        try:
+            for rank, (_, receiver) in enumerate(ranks):
+                assert receiver.poll(timeout), f"rank {rank} did not answer within {timeout:.0f} s"
+                succeeded, result = receiver.recv()
+                assert succeeded, f"rank {rank} failed:\n{result}"
+                results.append(result)
+        finally:
+            for process, _ in ranks:
+                process.join(limit(5))
+                process.kill()
     return results
 
 

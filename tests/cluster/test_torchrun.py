@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from launch.local import free_port
 from tests.helpers import wait_for
 from tests.launch.doors import TINY, environment, final_checkpoint, launcher_of
 from tests.patience import limit
@@ -22,7 +21,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_two_agents_and_a_killed_rank(tmp_path: Path, digits: Path) -> None:
+def test_two_agents_and_a_killed_rank(tmp_path: Path, port: int, digits: Path) -> None:
     """The agents start all ranks anew after one was killed; the weights are those of one process that nothing interrupts."""
     (tmp_path / "tiny.yaml").write_text(TINY.format(data=digits))
     options = [
@@ -36,7 +35,7 @@ def test_two_agents_and_a_killed_rank(tmp_path: Path, digits: Path) -> None:
         "10000",
     ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "my-run"]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "my-run"]
     command = [*torchrun, *rendezvous, "--max-restarts", "3", "-m", "pipeline.train", *options, "--name", "run"]
     extra = environment(
         {"GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}

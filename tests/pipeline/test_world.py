@@ -12,7 +12,6 @@ import pytest
 import torch.distributed as dist
 from torch import nn
 
-from launch.local import free_port
 from pipeline.training.preemption import StopRequest
 from pipeline.training.reduction import GradientReducer
 from pipeline.training.synced_batchnorm import share_normalization
@@ -64,6 +63,6 @@ def make_a_group(world: World, make: Callable[[World, int], None], port: int) ->
 
 
 @pytest.mark.parametrize("make", [open_anew, meet_for_stops, share_statistics, add_gradients])
-def test_a_rank_goes_on_when_all_are_connected(make: Callable[[World, int], None]) -> None:
-    moments = run_ranks(3, make_a_group, make, free_port())
+def test_a_rank_goes_on_when_all_are_connected(make: Callable[[World, int], None], port: int) -> None:
+    moments = run_ranks(3, make_a_group, make, port)
     assert min(went_on for _, went_on in moments) >= max(connected for connected, _ in moments)

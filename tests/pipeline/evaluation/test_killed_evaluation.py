@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from launch.local import free_port
 from pipeline.data.dataset import Dataset
 from tests.helpers import ROOT, wait_for
 from tests.patience import limit
@@ -40,10 +39,10 @@ command.run(evaluate.main)
 """
 
 
-def start(folder: Path, script: Path, ranks: int, stop: int = 0) -> list[subprocess.Popen[str]]:
+def start(folder: Path, script: Path, ranks: int, port: int, stop: int = 0) -> list[subprocess.Popen[str]]:
     """The ranks, started without a launcher: torchrun's workers are in sessions of their own and outlive its kill -9."""
     arguments = [str(script), str(folder), "--split", "train", "--protocol", "multi-scale", "--threads", "1"]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
     sizes = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     sizes |= {"STOP": str(stop), "STOPPED": str(script.with_suffix(".stopped"))}
     return [
@@ -55,22 +54,22 @@ def start(folder: Path, script: Path, ranks: int, stop: int = 0) -> list[subproc
     ]  # fmt: skip
 
 
-def finish(folder: Path, script: Path, ranks: int) -> None:
-    for process in start(folder, script, ranks):
+def finish(folder: Path, script: Path, ranks: int, port: int) -> None:
+    for process in start(folder, script, ranks, port):
         _, said = process.communicate(timeout=limit(250))
         assert process.returncode == 0, said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_killed_and_started_again(few_of_ten_classes: Dataset, tmp_path: Path, ranks: int) -> None:
+def test_killed_and_started_again(few_of_ten_classes: Dataset, tmp_path: Path, port: int, ranks: int) -> None:
     script = tmp_path / "evaluate.py"
     script.write_text(SCRIPT)
     whole = write_run(tmp_path / "runs", "whole", few_of_ten_classes, arch="resnet32")
     killed = write_run(tmp_path / "runs", "killed", few_of_ten_classes, arch="resnet32")
-    finish(whole, script, 1)
+    finish(whole, script, 1, port)
     partial, done = (killed / f"scores/{NAME}{end}" for end in (".partial.npz", ".npz"))
-    processes = start(killed, script, ranks, stop=3 - ranks)
+    processes = start(killed, script, ranks, port, stop=3 - ranks)
     stopped = script.with_suffix(".stopped")
     try:
         wait_for(lambda: stopped.exists() or processes[0].poll() is not None, "an evaluation in the middle", 200)
@@ -79,6 +78,6 @@ def test_killed_and_started_again(few_of_ten_classes: Dataset, tmp_path: Path, r
             process.kill()  # SIGKILL
         said = [process.communicate()[1] for process in processes]
     assert partial.exists() and not done.exists(), ("it was to be killed in the middle", said)
-    finish(killed, script, ranks)
+    finish(killed, script, ranks, port)
     assert done.read_bytes() == (whole / f"scores/{NAME}.npz").read_bytes()
     assert not partial.exists()

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from launch.local import free_port
 from pipeline.tracking import TrackingConfig, open_tracker, read_metrics
 from pipeline.tracking.delivery import Delivery
 from tests.helpers import alive, wait_for
@@ -206,10 +205,9 @@ def _answers(port: int) -> bool:
 
 @pytest.mark.slow
 def test_a_server_that_hangs_dies_and_comes_back(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    runs: Path, port: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = runs / "a"
-    port = free_port()
     uri = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     iteration = 0
@@ -258,13 +256,13 @@ def test_a_server_that_hangs_dies_and_comes_back(
     assert len(list((runs / "mlartifacts").rglob("config.yaml"))) == 1
 
 
-def test_open_names_the_page_of_each_experiment(runs: Path) -> None:
+def test_open_names_the_page_of_each_experiment(runs: Path, port: int) -> None:
     for name, experiment in (("a", "one"), ("b", "two"), ("c", "two")):
         config = TrackingConfig(mlflow=False, experiment=experiment)
         with open_tracker(runs / name, config, name=name, params={}, tags={}):
             pass
         Delivery(runs / name, print).deliver()
-    command = [sys.executable, "-m", "pipeline.tracking", "open", str(runs), "--port", str(free_port())]
+    command = [sys.executable, "-m", "pipeline.tracking", "open", str(runs), "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stderr is not None
         said = [next(process.stderr).strip() for _ in range(3)]
