@@ -80,10 +80,11 @@ def open_world(
         backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
         world.watchdog.note("meeting the other ranks")
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
-        wait_for_all_ranks()
         opened = True
     assert size == 1 or (dist.get_rank() == rank and dist.get_world_size() == size), "environment and group disagree"
     try:
+        if size > 1:
+            wait_for_all_ranks()
         yield world
     finally:
         if opened:
