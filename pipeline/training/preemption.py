@@ -39,6 +39,7 @@ class StopRequest:
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
         self._previous: dict[int, object] = {}
         self._wakeup: tuple[int, int] | None = None  # the descriptor we write signals to, and the one before it
+        self._listener: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         # Signal handlers belong to the main thread; a worker thread (Ray) is stopped by its own controller.
@@ -47,7 +48,8 @@ class StopRequest:
             reader, writer = os.pipe()
             os.set_blocking(writer, False)
             self._wakeup = writer, signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-            threading.Thread(target=self._listen, args=(reader,), name="stop-request", daemon=True).start()
+            self._listener = threading.Thread(target=self._listen, args=(reader,), name="stop-request", daemon=True)
+            self._listener.start()
             for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
@@ -67,6 +69,12 @@ class StopRequest:
             signal.set_wakeup_fd(before)
             os.close(writer)
             self._wakeup = None
+        if self._listener is not None:
+            self._met.set()  # what it may still wait for
+            # It holds this object. Were it the last to, it would free the process group while Python shuts down, where
+            # only the main thread may: the process would abort.
+            self._listener.join()
+            self._listener = None
 
     def meet(self, world: World) -> None:
         """The process group is open: from now on the ranks stop together. A collective."""

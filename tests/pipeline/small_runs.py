@@ -114,7 +114,7 @@ def series(config: Config) -> list[tuple]:
 def one_sentence(result: subprocess.CompletedProcess[str]) -> str:
     """The error of a command that failed as a user's mistake must."""
     assert result.returncode == EXIT_USER_ERROR, result.stderr
-    assert "Traceback" not in result.stderr
+    assert "Traceback" not in result.stderr and "Fatal Python error" not in result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, result.stderr
     return errors[0]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,7 @@ import pytest
 
 from pipeline.command import EXIT_PREEMPTED
 from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.preemption import StopRequest
 from tests.fleet import Fleet
 from tests.helpers import ROOT, wait_for
 from tests.launch.doors import environment
@@ -49,6 +51,22 @@ def test_during_the_imports(tmp_path: Path, number: signal.Signals) -> None:
     assert job.returncode == EXIT_PREEMPTED, err
     assert err == "ended on request: the same command goes on where it was\n"
     assert not runs.exists()
+
+
+def test_its_thread_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a request came before the ranks had met: the thread would still wait for that."""
+    close = os.close
+
+    def close_slowly(descriptor: int) -> None:
+        if threading.current_thread().name == "stop-request":
+            time.sleep(0.5)
+        close(descriptor)
+
+    monkeypatch.setattr(os, "close", close_slowly)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested.is_set()
+    assert "stop-request" not in [thread.name for thread in threading.enumerate()]
 
 
 def meet_nobody(rank: int, told: Path) -> None:
