@@ -92,11 +92,11 @@ def open_world(
 
 
 def wait_for_all_ranks() -> None:
-    """Return when every rank has called this: after a process group is made, before anything can be refused. A collective.
+    """Return when every rank has called this: once a process group is made, before anything can be refused. A collective.
 
-    A group is made by connecting every pair of its ranks, and each rank goes on when its own connections stand. One that is
-    refused then and leaves would cut off those that still connect: gloo's error of theirs ("Connection closed by peer")
-    would hide the sentence that says why.
+    Making a group connects every pair of its ranks, and a rank goes on as soon as its own connections stand. If it is
+    refused then and leaves, it breaks the connections of the ranks that are still connecting: they fail with gloo's
+    "Connection closed by peer", and the sentence that says why is lost.
     """
     dist.all_reduce(torch.zeros(1))  # by gloo, which every world has: nothing touches a GPU
 

@@ -70,9 +70,9 @@ class StopRequest:
             os.close(writer)
             self._wakeup = None
         if self._listener is not None:
-            self._met.set()  # what it may still wait for
-            # It holds this object. Were it the last to, it would free the process group while Python shuts down, where
-            # only the main thread may: the process would abort.
+            self._met.set()  # the thread may still wait for it
+            # The thread holds this object. If it were the last to let go, it would free the process group while Python
+            # shuts down, when only the main thread may: the process would abort.
             self._listener.join()
             self._listener = None
 
