@@ -70,12 +70,12 @@ def reserve_port() -> Iterator[int]:
     """A TCP port of this machine that the kernel gives to nobody else while the block runs.
 
     Rank 0 needs seconds until it listens there; a port that is merely free can be another program's by then. This socket
-    is bound and never listens. With SO_REUSEADDR on both, a server that asks for this very port still gets it: torch's
-    TCPStore and Python's servers set it.
+    is bound, to every address, and never listens. A server that asks for this very port still gets it if it sets
+    SO_REUSEADDR, too: torch's TCPStore and Python's servers do.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("127.0.0.1", 0))
+        holder.bind(("", 0))
         yield int(holder.getsockname()[1])
 
 

@@ -74,11 +74,12 @@ def open_world(
         torch.cuda.set_device(world.device)
     else:
         _keep_freed_memory()
+    if size > 1:
+        world.watchdog.note("meeting the other ranks")
     opened = False
     if size > 1 and not dist.is_initialized():
         # GPU worlds get gloo beside NCCL: agreements between hosts (stop flags) must not touch the device.
         backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
-        world.watchdog.note("meeting the other ranks")
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
         opened = True
     assert size == 1 or (dist.get_rank() == rank and dist.get_world_size() == size), "environment and group disagree"

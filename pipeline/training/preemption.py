@@ -16,11 +16,14 @@ from typing import Self, cast
 import torch
 import torch.distributed as dist
 
+from pipeline.command import UserError
 from pipeline.signals import SIGNALS, end_now
 from pipeline.world import World, wait_for_all_ranks
 
 # How long a rank that was asked to stop goes on waiting for ranks that are still on their way: they may have ended.
 MEETING_SECONDS = 10.0
+
+END = b"\0"  # to the thread that listens for signals, whose numbers begin at 1
 
 
 class StopRequest:
@@ -57,6 +60,9 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        failed = kind is not None and issubclass(kind, Exception) and not issubclass(kind, UserError)
+        if failed and self.requested.is_set() and not self._met.is_set():
+            end_now()  # the ranks that it waited for were asked to stop, too, and ended first: no failure of this one
         self.restore()
 
     def restore(self) -> None:
@@ -67,6 +73,7 @@ class StopRequest:
         if self._wakeup is not None:
             writer, before = self._wakeup
             signal.set_wakeup_fd(before)
+            os.write(writer, END)  # closing is not enough: a forked child may hold the pipe open
             os.close(writer)
             self._wakeup = None
         if self._listener is not None:
@@ -99,7 +106,7 @@ class StopRequest:
         self.requested.set()
 
     def _listen(self, reader: int) -> None:
-        while number := os.read(reader, 1):
+        while (number := os.read(reader, 1)) != END:
             if number[0] in SIGNALS and (self._nothing_to_save.is_set() or not self._met.wait(MEETING_SECONDS)):
                 end_now()
         os.close(reader)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.command import EXIT_PREEMPTED
+from pipeline.training import preemption
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.preemption import StopRequest
 from tests.fleet import Fleet
@@ -55,6 +56,7 @@ def test_during_the_imports(tmp_path: Path, number: signal.Signals) -> None:
 
 def test_its_thread_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a request came before the ranks had met: the thread would still wait for that."""
+    monkeypatch.setattr(preemption, "MEETING_SECONDS", FOR_EVER)
     close = os.close
 
     def close_slowly(descriptor: int) -> None:
@@ -94,6 +96,26 @@ def test_while_waiting_for_ranks_that_do_not_come(digits: Path, tmp_path: Path) 
     wait_for(told.exists, "the meeting")
     os.kill(job.ranks[0].pid or 0, signal.SIGTERM)
     assert job.wait(60) == [EXIT_PREEMPTED, 0], job.said(0)
+
+
+def meet_one_that_has_ended(rank: int) -> None:
+    """Rank 1 ends; rank 0 is asked to stop and finds that the other, which was asked a moment before, is gone."""
+    from pipeline import world
+
+    if rank == 1:
+        os._exit(EXIT_PREEMPTED)
+
+    def cut_off(*arguments: object, **options: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("Connection closed by peer")
+
+    world.dist.init_process_group = cut_off
+
+
+def test_while_other_ranks_end_on_request(digits: Path, tmp_path: Path) -> None:
+    """Not a failure: the job is to go on later."""
+    job = Fleet(config_of(digits, tmp_path, "run"), 2, tmp_path / "logs", meet_one_that_has_ended)
+    assert job.wait(60) == [EXIT_PREEMPTED] * 2, job.said(0)
 
 
 def open_slowly(rank: int, folder: Path) -> None:
