@@ -74,18 +74,18 @@ def open_world(
         torch.cuda.set_device(world.device)
     else:
         _keep_freed_memory()
-    if size > 1:
-        world.watchdog.note("meeting the other ranks")
-    opened = False
-    if size > 1 and not dist.is_initialized():
+    if size == 1:
+        yield world
+        return
+    world.watchdog.note("meeting the other ranks")
+    opened = not dist.is_initialized()
+    if opened:
         # GPU worlds get gloo beside NCCL: agreements between hosts (stop flags) must not touch the device.
         backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
-        opened = True
-    assert size == 1 or (dist.get_rank() == rank and dist.get_world_size() == size), "environment and group disagree"
+    assert dist.get_rank() == rank and dist.get_world_size() == size, "environment and group disagree"
     try:
-        if size > 1:
-            wait_for_all_ranks()
+        wait_for_all_ranks()
         yield world
     finally:
         if opened:

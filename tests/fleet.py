@@ -26,7 +26,7 @@ class Fleet:
 
     def __init__(self, config: Config, size: int, logs: Path, sabotage: Callable[[int], object] | None = None) -> None:
         start_server()
-        self._held = ExitStack()
+        self._held = ExitStack()  # the port, until the ranks have ended
         port = self._held.enter_context(reserve_port())
         logs.mkdir(exist_ok=True)
         self.logs = [logs / f"rank-{rank}.txt" for rank in range(size)]

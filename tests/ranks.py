@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from launch.local import reserve_port
+from launch.local import rank_environment, reserve_port
 from pipeline.world import World, open_world, set_threads
 from tests.patience import limit
 
@@ -76,9 +76,7 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, timeout:
 
 
 def _rank(rank: int, size: int, port: int, sender: Connection, function: Callable[..., Any], arguments: Any) -> None:
-    names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
-    os.environ |= {name: str(value) for name, value in names.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= rank_environment(rank, size, port)
     try:
         with open_world("cpu", timeout_seconds=limit(60)) as world:
             set_threads(world, 1)

@@ -41,8 +41,8 @@ class StopRequest:
         self._group: dist.ProcessGroup | None = None
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
         self._previous: dict[int, object] = {}
-        self._wakeup: tuple[int, int] | None = None  # the descriptor we write signals to, and the one before it
-        self._listener: threading.Thread | None = None
+        # Where signals are heard: the descriptor they are written to, the one before it, and the thread that reads them.
+        self._wakeup: tuple[int, int, threading.Thread] | None = None
 
     def __enter__(self) -> Self:
         # Signal handlers belong to the main thread; a worker thread (Ray) is stopped by its own controller.
@@ -50,9 +50,10 @@ class StopRequest:
             # Python's handlers wait for machine code to return, which may be waiting for other ranks. Bytes do not.
             reader, writer = os.pipe()
             os.set_blocking(writer, False)
-            self._wakeup = writer, signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-            self._listener = threading.Thread(target=self._listen, args=(reader,), name="stop-request", daemon=True)
-            self._listener.start()
+            before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+            listener = threading.Thread(target=self._listen, args=(reader,), name="stop-request", daemon=True)
+            listener.start()
+            self._wakeup = writer, before, listener
             for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
@@ -62,7 +63,7 @@ class StopRequest:
     ) -> None:
         failed = kind is not None and issubclass(kind, Exception) and not issubclass(kind, UserError)
         if failed and self.requested.is_set() and not self._met.is_set():
-            end_now()  # the ranks that it waited for were asked to stop, too, and ended first: no failure of this one
+            end_now()  # this rank did not fail: the others were asked to stop, too, and ended while it waited for them
         self.restore()
 
     def restore(self) -> None:
@@ -71,17 +72,15 @@ class StopRequest:
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous = {}
         if self._wakeup is not None:
-            writer, before = self._wakeup
+            writer, before, listener = self._wakeup
             signal.set_wakeup_fd(before)
             os.write(writer, END)  # closing is not enough: a forked child may hold the pipe open
             os.close(writer)
-            self._wakeup = None
-        if self._listener is not None:
             self._met.set()  # the thread may still wait for it
             # The thread holds this object. If it were the last to let go, it would free the process group while Python
             # shuts down, when only the main thread may: the process would abort.
-            self._listener.join()
-            self._listener = None
+            listener.join()
+            self._wakeup = None
 
     def meet(self, world: World) -> None:
         """The process group is open: from now on the ranks stop together. A collective."""

@@ -1,4 +1,4 @@
-"""Making process groups on several real ranks: none goes on, and could be refused and leave, while another still connects."""
+"""A rank goes on from making a process group when every rank is connected. Several real ranks, one of which is late."""
 
 from __future__ import annotations
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from launch.local import rank_environment
 from pipeline.data.dataset import Dataset
 from tests.helpers import ROOT, wait_for
 from tests.patience import limit
@@ -42,13 +42,11 @@ command.run(evaluate.main)
 def start(folder: Path, script: Path, ranks: int, port: int, stop: int = 0) -> list[subprocess.Popen[str]]:
     """The ranks, started without a launcher: torchrun's workers are in sessions of their own and outlive its kill -9."""
     arguments = [str(script), str(folder), "--split", "train", "--protocol", "multi-scale", "--threads", "1"]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    sizes = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    sizes |= {"STOP": str(stop), "STOPPED": str(script.with_suffix(".stopped"))}
+    shared = {"PYTHONPATH": str(ROOT), "STOP": str(stop), "STOPPED": str(script.with_suffix(".stopped"))}
     return [
         subprocess.Popen(
             [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, **shared, **sizes, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**rank_environment(rank, ranks, port), **shared},
         )
         for rank in range(ranks)
     ]  # fmt: skip

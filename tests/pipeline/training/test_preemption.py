@@ -55,7 +55,7 @@ def test_during_the_imports(tmp_path: Path, number: signal.Signals) -> None:
 
 
 def test_its_thread_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a request came before the ranks had met: the thread would still wait for that."""
+    """Also where a request came before the ranks had met, for which the thread still waits."""
     monkeypatch.setattr(preemption, "MEETING_SECONDS", FOR_EVER)
     close = os.close
 
@@ -99,7 +99,7 @@ def test_while_waiting_for_ranks_that_do_not_come(digits: Path, tmp_path: Path) 
 
 
 def meet_one_that_has_ended(rank: int) -> None:
-    """Rank 1 ends; rank 0 is asked to stop and finds that the other, which was asked a moment before, is gone."""
+    """Rank 1 was asked to stop and has ended; rank 0 is asked, too, and fails to connect to it."""
     from pipeline import world
 
     if rank == 1:
