@@ -65,7 +65,7 @@ chaos: $(READY)
 	$(BIN)/python -m tests.chaos --kills $(KILLS)
 
 # Regenerates tests/golden/: what runs compute and what users may type. Fails where results have changed and TRAJECTORY
-# (pipeline/config.py) was not raised. Review the diff.
+# (pipeline/run/config.py) was not raised. Review the diff.
 golden: $(READY)
 	$(BIN)/python -m tests.golden
 	$(BIN)/python -m tests.golden.options

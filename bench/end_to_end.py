@@ -29,20 +29,20 @@ sys.path.insert(0, str(ROOT))
 from bench.loader import shard_samples  # noqa: E402
 from bench.training import alone, our_step, seconds, synchronize, synthetic  # noqa: E402
 from launch.local import rank_environment, reserve_port  # noqa: E402
-from launch.supervisor import supervise  # noqa: E402
+from launch.ranks.supervisor import supervise  # noqa: E402
 from pipeline import train  # noqa: E402
-from pipeline.command import Progress, UserError, print_json, print_table, run  # noqa: E402
-from pipeline.config import Config, to_yaml  # noqa: E402
-from pipeline.cores import available_cores  # noqa: E402
+from pipeline.base.command import Progress, UserError, print_json, print_table, run  # noqa: E402
+from pipeline.base.cores import available_cores  # noqa: E402
 from pipeline.data.dataset import Dataset  # noqa: E402
 from pipeline.data.loader import Batch, BatchIterator, LoaderConfig  # noqa: E402
-from pipeline.options import load  # noqa: E402
+from pipeline.loop.trainer import Trainer  # noqa: E402
+from pipeline.process.world import World, set_threads  # noqa: E402
+from pipeline.run.config import Config, to_yaml  # noqa: E402
+from pipeline.run.options import load  # noqa: E402
 from pipeline.tracking import TrackingConfig  # noqa: E402
-from pipeline.trainer import Trainer  # noqa: E402
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints  # noqa: E402
 from pipeline.training.optimizer import OptimizerConfig  # noqa: E402
 from pipeline.training.schedule import ScheduleConfig  # noqa: E402
-from pipeline.world import World, set_threads  # noqa: E402
 
 PARTS = ("data", "stack", "checkpoint")
 COPIES = 2  # of each of the 140 sample images

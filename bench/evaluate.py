@@ -34,16 +34,16 @@ from torchvision import transforms
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.command import Progress, UserError, print_json, print_table, run  # noqa: E402
-from pipeline.cores import available_cores  # noqa: E402
+from pipeline.base.command import Progress, UserError, print_json, print_table, run  # noqa: E402
+from pipeline.base.cores import available_cores  # noqa: E402
 from pipeline.data.dataset import Dataset  # noqa: E402
 from pipeline.data.graphs import Normalization  # noqa: E402
 from pipeline.data.loader import LoaderConfig  # noqa: E402
-from pipeline.evaluation.definitions import SCALES, find  # noqa: E402
-from pipeline.evaluation.protocols import Showing, score_split  # noqa: E402
+from pipeline.evaluation.protocols import SCALES, find  # noqa: E402
 from pipeline.evaluation.scores import Provenance, Scores, save  # noqa: E402
+from pipeline.evaluation.scoring import Showing, score_split  # noqa: E402
 from pipeline.models.resnet import build  # noqa: E402
-from pipeline.world import World  # noqa: E402
+from pipeline.process.world import World  # noqa: E402
 
 SAMPLES = ROOT.parent / "shared/data/imagenet-samples.tar"
 CLASSES = 1000

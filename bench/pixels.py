@@ -15,8 +15,9 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from bench import pillow_reference as reference  # noqa: E402
 from bench.loader import shard_samples  # noqa: E402
-from pipeline.command import print_json, print_table, run  # noqa: E402
+from pipeline.base.command import print_json, print_table, run  # noqa: E402
 from pipeline.data.augment import (  # noqa: E402
     AugmentConfig,
     CenterCrop,
@@ -31,7 +32,6 @@ from pipeline.data.dataset import Dataset, Split  # noqa: E402
 from pipeline.data.graphs import Normalization  # noqa: E402
 from pipeline.data.loader import LoaderConfig, evaluation_batches, training_batches  # noqa: E402
 from pipeline.data.order import Order  # noqa: E402
-from tests.pipeline.data import pillow_reference as reference  # noqa: E402
 
 RAW = Normalization(np.zeros(3, np.float32))  # grey levels as they are
 CPU = torch.device("cpu")

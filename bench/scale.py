@@ -26,7 +26,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.command import Progress, print_json, print_table, run  # noqa: E402
+from pipeline.base.command import Progress, print_json, print_table, run  # noqa: E402
 from pipeline.data.dataset import (  # noqa: E402
     STATISTICS,
     ClassInfo,

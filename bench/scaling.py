@@ -24,15 +24,15 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.training import alone, our_step, synthetic  # noqa: E402
-from launch import rates  # noqa: E402
-from launch.allocation import Allocation  # noqa: E402
+from launch.forecast import rates  # noqa: E402
+from launch.forecast.plan import device_of, predict  # noqa: E402
 from launch.local import rank_environment, reserve_port  # noqa: E402
-from launch.plan import device_of, predict  # noqa: E402
-from pipeline.command import Progress, UserError, print_json, print_table, run  # noqa: E402
-from pipeline.config import Config  # noqa: E402
+from launch.on_slurm.allocation import Allocation  # noqa: E402
+from pipeline.base.command import Progress, UserError, print_json, print_table, run  # noqa: E402
 from pipeline.data.augment import AugmentConfig  # noqa: E402
+from pipeline.process.world import open_world, set_threads  # noqa: E402
+from pipeline.run.config import Config  # noqa: E402
 from pipeline.training.reduction import tree_all_reduce  # noqa: E402
-from pipeline.world import open_world, set_threads  # noqa: E402
 
 COPIES, TREE, ALLREDUCE = "copies", "tree", "allreduce"
 WALL, CPU = "", " CPU"  # which clock a list of seconds is by: the end of its name

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.command import Progress, UserError, print_json, print_table, run
+from pipeline.base.command import Progress, UserError, print_json, print_table, run
 
 REPOSITORY = Path(__file__).parents[1]
 SAMPLES = REPOSITORY.parent / "shared" / "data" / "imagenet-samples.tar"

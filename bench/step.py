@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.training import CLASSES, alone, our_step, seconds, synchronize, synthetic  # noqa: E402
-from launch import rates  # noqa: E402
-from pipeline.command import Progress, print_json, print_table, run  # noqa: E402
-from pipeline.cores import available_cores  # noqa: E402
+from launch.forecast import rates  # noqa: E402
+from pipeline.base.command import Progress, print_json, print_table, run  # noqa: E402
+from pipeline.base.cores import available_cores  # noqa: E402
 from pipeline.models.complexity import count  # noqa: E402
 from pipeline.models.resnet import build  # noqa: E402
 from pipeline.training.replay import cuda_graphs  # noqa: E402

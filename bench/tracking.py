@@ -19,7 +19,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.command import Progress, print_json, print_table, run  # noqa: E402
+from pipeline.base.command import Progress, print_json, print_table, run  # noqa: E402
 from pipeline.models.resnet import build  # noqa: E402
 from pipeline.tracking import TrackingConfig, open_tracker  # noqa: E402
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pipeline.models.resnet import build
+from pipeline.process.world import World
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.step import TrainingStep
-from pipeline.world import World
 
 CLASSES = 1000
 

@@ -10,8 +10,8 @@ from data_prep.image_statistics import StatisticsPlan
 from data_prep.plan import Settings
 from data_prep.prepare import Summary
 from data_prep.sources import Listing
-from pipeline.command import CommandParser, print_json, print_table
-from pipeline.cores import available_cores
+from pipeline.base.command import CommandParser, print_json, print_table
+from pipeline.base.cores import available_cores
 from pipeline.data.dataset import MANIFEST
 
 

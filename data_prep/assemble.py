@@ -13,9 +13,9 @@ import numpy as np
 from data_prep.image_statistics import PixelSums
 from data_prep.plan import Settings, SplitPlan, shard_count, shard_file
 from data_prep.record import read_record, record_path
-from pipeline.command import UserError
+from pipeline.base.command import UserError
+from pipeline.base.files import replacing
 from pipeline.data.dataset import MANIFEST, STATISTICS, ClassInfo, Manifest, ShardInfo, SplitInfo, sample_dtype
-from pipeline.files import replacing
 
 # In the form of sha256sum: the manifest holds the hash of every other file, this file the manifest's.
 MANIFEST_CHECKSUM = f"{MANIFEST}.sha256"

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_prep.order import by_class_and_name, permutation
 from data_prep.sources import ImageRow, Listing, class_folders, pack_rows
-from pipeline.command import Progress, UserError
+from pipeline.base.command import Progress, UserError
 
 ARCHIVE = "cifar-10-python.tar.gz"
 BATCHES = "cifar-10-batches-py"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.command import CommandParser, UserError, print_json, print_table, run
+from pipeline.base.command import CommandParser, UserError, print_json, print_table, run
 
 SIDE = 48  # pixels; the digits are 8 x 8
 LEVELS = 16  # the digits' grey levels are 0..16

@@ -19,7 +19,7 @@ from data_prep.order import by_class_and_name, by_stem, permutation, sample_key,
 from data_prep.reading import SourceImage
 from data_prep.shard import TAR_BLOCK, ShardTask
 from data_prep.sources import WHOLE_FILE, Listing, labels_among
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 
 TRAIN = "train"
 RECORD_SIZE = tarfile.RECORDSIZE

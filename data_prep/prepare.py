@@ -32,7 +32,7 @@ from data_prep.shard import (
 from data_prep.sources import Listing
 from data_prep.workers import Advance, run_tasks
 from data_prep.workspace import PARTIAL, check_destination, discard, locked_workspace, publish, recover
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.dataset import MANIFEST, STATISTICS, ClassInfo, Dataset
 
 SHOWN = 20  # of a long list of images, these many are printed

@@ -27,7 +27,7 @@ from data_prep.ilsvrc import (
     warn_of_missing_images,
 )
 from data_prep.sources import Listing, class_folders
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.dataset import ClassInfo
 
 SPLITS = ("train", "val", "test")

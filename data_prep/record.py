@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.image_statistics import PixelSums
-from pipeline.files import replacing
+from pipeline.base.files import replacing
 
 RECORDS = "records"  # the working folder's part that is not published
 

@@ -19,8 +19,8 @@ from data_prep.images import ImageRules, PreparedImage, UnreadableImageError, pr
 from data_prep.reading import ImageReader, SourceImage
 from data_prep.record import NoRecordError, ShardFacts, ShardRecord, read_record, record_path, write_record
 from data_prep.workers import Advance
+from pipeline.base.files import file_sha256, replacing
 from pipeline.data.dataset import sample_dtype
-from pipeline.files import file_sha256, replacing
 
 TAR_BLOCK = 512
 WORKER_MODULES = ["data_prep.tar_writer", "data_prep.shard"]  # what makes shards; imported once, before workers part

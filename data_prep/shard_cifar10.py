@@ -10,7 +10,7 @@ from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.plan import Settings
 from data_prep.prepare import prepare
-from pipeline.command import CommandParser, run
+from pipeline.base.command import CommandParser, run
 from pipeline.data.dataset import ClassInfo
 
 SIDE = 32  # pixels

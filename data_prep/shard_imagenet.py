@@ -10,7 +10,7 @@ from data_prep.images import ImageRules
 from data_prep.plan import Settings
 from data_prep.prepare import prepare
 from data_prep.recognise import recognise
-from pipeline.command import CommandParser, run
+from pipeline.base.command import CommandParser, run
 
 
 def main(arguments: list[str] | None = None) -> None:

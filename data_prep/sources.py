@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.dataset import UNLABELLED
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 
 BLOCK = tarfile.BLOCKSIZE
 HEADER_BUFFER = 4096  # a header and what tarfile looks at around it, in one read

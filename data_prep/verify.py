@@ -13,10 +13,10 @@ from data_prep.assemble import MANIFEST_CHECKSUM, checksum_line
 from data_prep.prepare import SHOWN
 from data_prep.verify_shard import ShardCheck, check_shard
 from data_prep.workers import run_tasks
-from pipeline.command import CommandParser, UserError, print_json, print_table, run
-from pipeline.cores import available_cores
+from pipeline.base.command import CommandParser, UserError, print_json, print_table, run
+from pipeline.base.cores import available_cores
+from pipeline.base.files import file_sha256
 from pipeline.data.dataset import MANIFEST, STATISTICS, Dataset, SplitInfo, Statistics
-from pipeline.files import file_sha256
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
-from pipeline.command import Progress, UserError
+from pipeline.base.command import Progress, UserError
 
 POLL_SECONDS = 0.2
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
+from pipeline.base.files import TEMPORARY_SUFFIX, sync_folder
 from pipeline.data.dataset import MANIFEST
-from pipeline.files import TEMPORARY_SUFFIX, sync_folder
 
 PARTIAL = ".partial"
 LOCK = "lock"

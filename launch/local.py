@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.supervisor import supervise
-from launch.work import EVALUATE, EVALUATE_HELP, split_arguments
-from pipeline import command
-from pipeline.command import UserError
+from launch.ranks.supervisor import supervise
+from launch.ranks.work import EVALUATE, EVALUATE_HELP, split_arguments
+from pipeline.base import command
+from pipeline.base.command import UserError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -28,7 +28,7 @@ EXAMPLE = "python launch/local.py --config configs/demo.yaml --procs 2"
 
 def options() -> ArgumentParser:
     """The command line: the config's values and `--procs`. Imports torch."""
-    from pipeline.options import parser
+    from pipeline.run.options import parser
 
     made = parser("Trains one net on this machine, or goes on with its run.", EXAMPLE)
     made.add_argument("--procs", type=int, help="processes (ranks); default: one per GPU, or 1 without a GPU")
@@ -38,13 +38,13 @@ def options() -> ArgumentParser:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Start the ranks and wait for them; the exit code of pipeline.command's conventions."""
+    """Start the ranks and wait for them; the exit code of pipeline.base.command's conventions."""
     argv = list(sys.argv[1:] if argv is None else argv)
     words, testing = split_arguments(argv)
     if testing is None and {"-h", "--help", "--print-config"} & set(words):
         return _show(words)
     procs = _procs(words, alone=testing is not None)
-    rank = [sys.executable, "-m", "launch.worker", *argv]
+    rank = [sys.executable, "-m", "launch.ranks.worker", *argv]
     with reserve_port() as port:
         return supervise([rank] * procs, [rank_environment(number, procs, port) for number in range(procs)])
 
@@ -112,8 +112,8 @@ def gpus() -> int:
 
 
 def _show(argv: Sequence[str]) -> int:
-    from pipeline.config import to_yaml
-    from pipeline.options import parse
+    from pipeline.run.config import to_yaml
+    from pipeline.run.options import parse
 
     config, _ = parse(options(), argv)  # --help ends here
     print(to_yaml(config), end="")

@@ -20,18 +20,19 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from launch.failure import EXIT_FAILED, conclude, read_notes
-from launch.follow import following
 from launch.local import gpus
-from launch.ray_worker import OUTCOME, train
-from launch.work import EVALUATE_HELP, Training, Work, check_readable, evaluation, split_arguments
-from pipeline import command
-from pipeline.command import CommandParser, UserError, print_json
-from pipeline.config import Config, to_yaml
-from pipeline.options import parse, parser
-from pipeline.summary import summary
+from launch.on_ray.worker import OUTCOME, train
+from launch.ranks.failure import conclude, read_notes
+from launch.ranks.follow import following
+from launch.ranks.work import EVALUATE_HELP, Training, Work, check_readable, evaluation, split_arguments
+from pipeline.base import command
+from pipeline.base.command import CommandParser, UserError, print_json
+from pipeline.base.exits import EXIT_FAILED, EXIT_USER_ERROR
+from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS
+from pipeline.run.config import Config, to_yaml
+from pipeline.run.options import parse, parser
+from pipeline.run.summary import summary
 from pipeline.training.batchnorm import plan_groups
-from pipeline.watchdog import COLLECTIVE_GRACE_SECONDS
 
 EXAMPLE = "python launch/ray_train.py --config configs/demo.yaml --workers 2"
 EVALUATION_EXAMPLE = "python launch/ray_train.py --workers 2 --evaluate demo/runs/resnet14-seed0 --protocol ten-crop"
@@ -189,7 +190,7 @@ def protect_token(create: bool) -> None:
 def fit(
     work: Work, workers: tuple[int, int], devices: int, cpus: int, max_failures: int, config: Config | None = None
 ) -> int:
-    """One TorchTrainer around the workers' `train`; the exit code of pipeline.command's conventions.
+    """One TorchTrainer around the workers' `train`; the exit code of pipeline.base.command's conventions.
 
     `devices`: the GPUs that the workers can have. `config`: for its device and timeout_seconds.
     """
@@ -223,7 +224,7 @@ def fit(
     )
     with following(logs / "rank-0.log"):
         error = _fit(trainer)
-    if failures := [one for one in read_notes(logs, launch) if error or one.code == command.EXIT_USER_ERROR]:
+    if failures := [one for one in read_notes(logs, launch) if error or one.code == EXIT_USER_ERROR]:
         return conclude(failures)
     if error:
         print(f"error: Ray Train gave up: {error}", file=sys.stderr)

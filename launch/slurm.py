@@ -15,22 +15,22 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from launch.allocation import Allocation, add_options, has_slurm, resolve
+from launch.forecast.plan import show_plan
 from launch.local import gpus
-from launch.plan import show_plan
-from launch.scheduler import check_partition
-from launch.several import EvaluateEnsemble, members
-from launch.submission import all_or_none, run_here, script, submit
-from launch.visibility import check_shared
-from launch.work import EVALUATE_HELP, Training, Work, check_readable, evaluation, split_arguments
-from pipeline import command
-from pipeline.command import CommandParser, UserError, print_json, print_table
-from pipeline.config import Config, to_yaml
+from launch.on_slurm.allocation import Allocation, add_options, has_slurm, resolve
+from launch.on_slurm.scheduler import check_partition
+from launch.on_slurm.several import EvaluateEnsemble, members
+from launch.on_slurm.submission import all_or_none, run_here, script, submit
+from launch.on_slurm.visibility import check_shared
+from launch.ranks.work import EVALUATE_HELP, Training, Work, check_readable, evaluation, split_arguments
+from pipeline.base import command
+from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.data.dataset import MANIFEST, Dataset
 from pipeline.data.storage import open_dataset
-from pipeline.options import parse, parser
-from pipeline.run_folder import check_same
-from pipeline.summary import summary
+from pipeline.run.config import Config, to_yaml
+from pipeline.run.folder import check_same
+from pipeline.run.options import parse, parser
+from pipeline.run.summary import summary
 from pipeline.training.batchnorm import plan_groups
 
 EXAMPLE = "python launch/slurm.py --arch resnet152 --nodes 4"

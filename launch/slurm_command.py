@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launch.allocation import add_options, has_slurm, resolve
-from launch.scheduler import check_partition
-from launch.several import Command
-from launch.submission import submit
-from launch.visibility import check_shared
-from pipeline import command
-from pipeline.command import CommandParser, UserError, print_json, print_table
+from launch.on_slurm.allocation import add_options, has_slurm, resolve
+from launch.on_slurm.scheduler import check_partition
+from launch.on_slurm.several import Command
+from launch.on_slurm.submission import submit
+from launch.on_slurm.visibility import check_shared
+from pipeline.base import command
+from pipeline.base.command import CommandParser, UserError, print_json, print_table
 
 EXAMPLE = (
     "python launch/slurm_command.py --name scores --folder scores/slurm --after 17 -- python -m pipeline.evaluate RUN"

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.allocation import has_slurm
-from launch.failure import Failure, cause, read_all_notes
-from launch.scheduler import show
-from pipeline import command
-from pipeline.command import CommandParser, UserError, print_json, print_table
+from launch.on_slurm.allocation import has_slurm
+from launch.on_slurm.scheduler import show
+from launch.ranks.failure import Failure, cause, read_all_notes
+from pipeline.base import command
+from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.tracking.state import is_training
 
 FOLLOW_SECONDS = 10.0
@@ -79,7 +79,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def read(folder: Path) -> Status:
     """Read a run folder, and ask SLURM about its jobs where there is a SLURM."""
-    from pipeline.options import load
+    from pipeline.run.options import load
     from pipeline.tracking.journal import METRICS, read_metrics
 
     config = load(folder / "config.yaml") if (folder / "config.yaml").exists() else None

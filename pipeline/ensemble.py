@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import command
-from pipeline.command import CommandParser, UserError, print_json, print_table
-from pipeline.config import RUN_NAME
+from pipeline.base import command
+from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.base.files import write_text
 from pipeline.evaluation.ensemble import (
     Errors,
     SizeErrors,
@@ -35,9 +35,9 @@ from pipeline.evaluation.members import Member, find_members, read_members, shar
 from pipeline.evaluation.options import add_runs_option, add_weights_option, protocol_names, rate_cell
 from pipeline.evaluation.score_files import ScoreFile, metric_kind
 from pipeline.evaluation.scores import Scores
-from pipeline.files import write_text
-from pipeline.options import load
-from pipeline.run_folder import CONFIG
+from pipeline.run.config import RUN_NAME
+from pipeline.run.folder import CONFIG
+from pipeline.run.options import load
 from pipeline.tracking import TrackingConfig, log_result_run, mlflow_run_id
 
 EXAMPLE = "python -m pipeline.ensemble runs/resnet34-seed0 runs/resnet50-seed0 runs/resnet152-seed0"

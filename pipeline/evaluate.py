@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import command
-from pipeline.command import CommandParser, UserError, print_json, print_table
-from pipeline.cores import available_cores
+from pipeline.base import command
+from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.base.cores import available_cores
 from pipeline.data.dataset import Dataset, Split, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.datasets import tested_on, trained_on
-from pipeline.evaluation.definitions import PROTOCOLS, Protocol, find
 from pipeline.evaluation.foreign import open_weights
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import (
@@ -31,12 +30,13 @@ from pipeline.evaluation.options import (
     three_numbers,
     three_positive_numbers,
 )  # fmt: skip
-from pipeline.evaluation.protocols import Showing
+from pipeline.evaluation.protocols import PROTOCOLS, Protocol, find
 from pipeline.evaluation.score_files import ScoreFile, make, metric_kind, score_path, trial_suffix
-from pipeline.options import load
-from pipeline.run_folder import CONFIG
+from pipeline.evaluation.scoring import Showing
+from pipeline.process.world import World, on_main, open_world, set_threads
+from pipeline.run.folder import CONFIG
+from pipeline.run.options import load
 from pipeline.tracking import is_delivered, log_evaluations
-from pipeline.world import World, on_main, open_world, set_threads
 
 EXAMPLE = "python -m pipeline.evaluate runs/resnet50-seed0 --protocol center,ten-crop --split val"
 

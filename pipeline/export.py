@@ -9,20 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import command
-from pipeline.command import CommandParser, UserError, nearest, print_json, print_table
+from pipeline.base import command
+from pipeline.base.command import CommandParser, UserError, nearest, print_json, print_table
+from pipeline.base.files import replacing, write_text
 from pipeline.data.dataset import Dataset
 from pipeline.data.graphs import Normalization
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.datasets import on_training_data
-from pipeline.evaluation.exporting import FORMATS, Deployed, Exported, export
-from pipeline.evaluation.model_card import known_scores, model_card
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import add_weights_option
-from pipeline.files import replacing, write_text
-from pipeline.options import load
-from pipeline.run_folder import CONFIG
-from pipeline.world import open_world
+from pipeline.handover.exporting import FORMATS, Deployed, Exported, export
+from pipeline.handover.model_card import known_scores, model_card
+from pipeline.process.world import open_world
+from pipeline.run.folder import CONFIG
+from pipeline.run.options import load
 
 EXAMPLE = "python -m pipeline.export runs/resnet50-seed0 --out exported/resnet50 --register resnet50 --alias best"
 ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")  # this and RESERVED: MLflow's own rules (mlflow/utils/validation.py)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_text(own.out / "README.md", card)
     version = None
     if own.register is not None:
-        from pipeline.evaluation.registry import register  # imports MLflow: seconds
+        from pipeline.handover.registry import register  # imports MLflow: seconds
 
         tracking = load(subject.run / CONFIG).tracking
         version = register(subject.run, tracking, module, own.register, own.alias, f"export/{subject.iteration}")

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import command
-from pipeline.command import CommandParser, UserError, print_json, print_table
+from pipeline.base import command
+from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.members import dataset_of, find_members, read_members, shared_protocols
-from pipeline.evaluation.mistakes import (
+from pipeline.evaluation.options import add_runs_option, add_weights_option, protocol_names
+from pipeline.evaluation.scores import Scores
+from pipeline.handover.mistakes import (
     class_errors,
     class_names,
     confident_mistakes,
@@ -20,10 +22,8 @@ from pipeline.evaluation.mistakes import (
     write_sheet,
     write_tables,
 )  # fmt: skip
-from pipeline.evaluation.options import add_runs_option, add_weights_option, protocol_names
-from pipeline.evaluation.scores import Scores
-from pipeline.options import load
-from pipeline.run_folder import CONFIG
+from pipeline.run.folder import CONFIG
+from pipeline.run.options import load
 from pipeline.tracking import log_evaluations
 
 EXAMPLE = "python -m pipeline.mistakes runs/resnet50-seed0 --protocol ten-crop"

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import torch
 
-from pipeline import command
-from pipeline.analysis.figures import responses_figure
-from pipeline.analysis.responses import FILE, Responses, measure, save
-from pipeline.command import CommandParser, print_json, print_table
-from pipeline.cores import available_cores
+from pipeline.base import command
+from pipeline.base.command import CommandParser, print_json, print_table
+from pipeline.base.cores import available_cores
+from pipeline.base.files import write_text
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.datasets import data_suffix, tested_on, trained_on
+from pipeline.evaluation.figures import responses_figure
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import add_weights_option
-from pipeline.evaluation.protocols import Showing
-from pipeline.files import write_text
-from pipeline.options import load
-from pipeline.run_folder import CONFIG
+from pipeline.evaluation.responses import FILE, Responses, measure, save
+from pipeline.evaluation.scoring import Showing
+from pipeline.process.world import World, open_world, set_threads
+from pipeline.run.folder import CONFIG
+from pipeline.run.options import load
 from pipeline.tracking import log_evaluations
-from pipeline.world import World, open_world, set_threads
 
 EXAMPLE = "python -m pipeline.responses runs/resnet56-seed0"
 FIGURE = "responses.svg"  # beside responses.json

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import command
-from pipeline.command import CommandParser, UserError, print_json, print_table
-from pipeline.evaluation import submission
+from pipeline.base import command
+from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.evaluation.ensemble import check_members
 from pipeline.evaluation.members import dataset_of, find_members, read_members, shared_protocols
 from pipeline.evaluation.options import add_runs_option, add_weights_option, errors_cells, protocol_names
+from pipeline.handover import submission
 
 EXAMPLE = "python -m pipeline.submit runs/resnet101-seed0 runs/resnet152-seed0 --protocol multi-scale --out test.txt"
 

@@ -6,7 +6,8 @@ starting a run whose folder exists continues it from its newest sound checkpoint
 
 from __future__ import annotations
 
-from pipeline.signals import end_on_request
+from pipeline.base.exits import EXIT_PREEMPTED
+from pipeline.process.signals import end_on_request
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     end_on_request()
@@ -17,20 +18,20 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Any
 
-from pipeline import command
-from pipeline.command import EXIT_PREEMPTED, Progress, UserError
-from pipeline.config import Config, to_plain, to_yaml
+from pipeline.base import command
+from pipeline.base.command import Progress, UserError
 from pipeline.data.storage import open_dataset
-from pipeline.evaluation.protocols import GivenUp
-from pipeline.options import parse, parser
-from pipeline.run_folder import CONFIG, OpenRun, open_run
-from pipeline.summary import summary
+from pipeline.evaluation.scoring import GivenUp
+from pipeline.loop.trainer import Trainer
+from pipeline.process.stop import StopRequest
+from pipeline.process.watchdog import Hang, watching
+from pipeline.process.world import World, on_main, open_world, set_threads
+from pipeline.run.config import Config, to_plain, to_yaml
+from pipeline.run.folder import CONFIG, OpenRun, open_run
+from pipeline.run.options import parse, parser
+from pipeline.run.summary import summary
 from pipeline.tracking import Tracker, is_concluded, open_tracker
-from pipeline.trainer import Trainer
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.preemption import StopRequest
-from pipeline.watchdog import Hang, watching
-from pipeline.world import World, on_main, open_world, set_threads
 
 ERRORS = {  # of the closing table
     "train_error": "train error",
@@ -39,7 +40,6 @@ ERRORS = {  # of the closing table
     "val_top1_ema": "top-1, EMA",
     "val_top1_recomputed_bn": "top-1, BN recomputed",
 }
-EXAMPLE = "python launch/local.py --config configs/demo.yaml --procs 2"
 
 
 def main(
@@ -203,7 +203,10 @@ def report(config: Config, training: Trainer, outcome: str) -> int:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """The command `python -m pipeline.train`: one rank, or one of several under torchrun."""
-    options = parser("Trains one net on the dataset folder that the config names, or goes on with its run.", EXAMPLE)
+    options = parser(
+        "Trains one net on the dataset folder that the config names, or continues its run.",
+        "python launch/local.py --config configs/demo.yaml --procs 2",
+    )
     options.add_argument("--json", action="store_true", help="end with one line of JSON (rank 0)")
     config, own = parse(options, sys.argv[1:] if argv is None else argv)
     if own.print_config:

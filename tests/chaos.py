@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import command
-from pipeline.command import CommandParser, Progress, UserError, print_json, print_table
-from pipeline.config import Config, EvaluationConfig
+from pipeline.base import command
+from pipeline.base.command import CommandParser, Progress, UserError, print_json, print_table
+from pipeline.run.config import Config, EvaluationConfig
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig
 from tests.digits import write_dataset

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from tests import commands
 from tests.helpers import ROOT
 from tests.pages import IN_FOLDERS, exists

@@ -16,12 +16,17 @@ from unittest.mock import patch
 
 import jsonargparse
 
-from pipeline import command, options
-from pipeline.command import UserError
+from pipeline.base import command
+from pipeline.base.command import UserError
+from pipeline.run import options
 from tests.helpers import ROOT
 
-PACKAGES = ("pipeline", "launch", "data_prep", "bench", "tests")
-INTERNAL = ("pipeline.tracking.feeder", "launch.worker", "launch.ending")  # started by other modules, not by people
+PACKAGES = ("pipeline", "launch", "data_prep", "paper", "bench", "tests")
+INTERNAL = (
+    "pipeline.tracking.feeder",
+    "launch.ranks.worker",
+    "launch.on_slurm.ending",
+)  # started by other modules, not by people
 
 
 @cache
@@ -57,7 +62,10 @@ def find(words: Sequence[str]) -> tuple[str, list[str]] | None:
 def has_parser(module: str) -> bool:
     """Whether a command reads its words by argparse: some programs of tests/ do not."""
     text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
-    return re.search(r"\b(ArgumentParser|CommandParser|parser)\(", text) is not None
+    return (
+        re.search(r"\b(ArgumentParser|CommandParser|parser)\(|^from paper\.\w+ import main", text, re.MULTILINE)
+        is not None
+    )
 
 
 class _Taken(BaseException):

@@ -15,7 +15,7 @@ import pytest
 
 import pipeline  # noqa: F401 - before torch: it tells OpenMP's threads how to wait
 from launch.local import reserve_port
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from tests.budget import Budget
 from tests.patience import limit, set_patience
 

@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from launch.local import rank_environment, reserve_port
-from pipeline.config import Config
+from pipeline.run.config import Config
 from tests.patience import limit
 from tests.ranks import CONTEXT, start_server
 

@@ -19,7 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-ADVISERS = ("UserError", "print")  # calls whose strings people read: `python -m a.b` in them is advice
+# Calls whose strings people read: `python -m a.b` in them is advice.
+ADVISERS = ("UserError", "print", "parser", "CommandParser")
 ADVICE = ("help", "description", "epilog", "usage")  # arguments of argparse that people read
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.helpers import ROOT
 
 SHELL = ("", "sh", "bash", "shell", "console")  # languages of fenced blocks that hold commands
-FOLDERS = (".ci", "bench", "configs", "data_prep", "docs", "launch", "pipeline", "tests")
+FOLDERS = (".ci", "bench", "configs", "data_prep", "docs", "launch", "paper", "pipeline", "tests")
 IN_FOLDERS = re.compile(rf"({'|'.join(map(re.escape, FOLDERS))})/[\w./*-]*")
 MADE = {  # paths that a command makes, and git does not have
     "configs/rates.yaml": "bench/step.py stores its rates there",

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 
 KNOB = "PATIENCE"
 QUIET_SECONDS = 0.12  # what `fixed_work` takes alone on a core of the machine that the limits were chosen on

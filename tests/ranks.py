@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from launch.local import rank_environment, reserve_port
-from pipeline.world import World, open_world, set_threads
+from pipeline.process.world import World, open_world, set_threads
 from tests.patience import limit
 
 ALONE = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from tests import budget, patience
 
 pytest_plugins = "pytester"

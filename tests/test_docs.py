@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.options import key_names
+from pipeline.run.options import key_names
 from tests import commands
 from tests.command_lines import checked, import_commands
 from tests.helpers import ROOT

@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import command
-from pipeline.config import TRAJECTORY
+from pipeline.base import command
+from pipeline.base.exits import EXIT_USER_ERROR
 from pipeline.data.dataset import Dataset
+from pipeline.run.config import TRAJECTORY
 from tests.golden.record import FILE, complaint, read, rewrite
 from tests.golden.runs import RECIPES, images_sha256, run_name, small_run
 from tests.golden.values import CASES, SAMPLES, Made, Numbers
 from tests.helpers import ROOT
 
-REMEDY = "If that is on purpose: raise TRAJECTORY in pipeline/config.py, run `make golden`, and say so in CHANGELOG.md"
+REMEDY = (
+    "If that is on purpose: raise TRAJECTORY in pipeline/run/config.py, run `make golden`, and say so in CHANGELOG.md"
+)
 
 
 def compare(name: str, made: Made) -> None:
@@ -62,7 +65,7 @@ def test_every_recipe_and_the_present_number_are_in_the_file() -> None:
     )
     stored = read()
     assert stored["trajectory"] == TRAJECTORY, (
-        f"pipeline/config.py has TRAJECTORY {TRAJECTORY}, {FILE.name} is of {stored['trajectory']}: run `make golden`"
+        f"pipeline/run/config.py has TRAJECTORY {TRAJECTORY}, {FILE.name} is of {stored['trajectory']}: run `make golden`"
     )
     assert stored["cases"].keys() == {*CASES, *map(run_name, RECIPES)}, "run `make golden`: cases were added or went"
 
@@ -106,7 +109,7 @@ def test_changed_values_are_not_written_under_the_same_number(
     before = file.read_bytes()
     with pytest.raises(SystemExit) as stopped:
         command.run(lambda: len(rewrite(file, number, {"run": made(digest="b"), "another": made()})))
-    assert stopped.value.code == command.EXIT_USER_ERROR
+    assert stopped.value.code == EXIT_USER_ERROR
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "raise TRAJECTORY" in error
     assert file.read_bytes() == before

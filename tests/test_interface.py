@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.allocation import Allocation, read_site
-from pipeline.config import Config, differences, to_plain
-from pipeline.experiments.reading import find
-from pipeline.options import load
+from launch.on_slurm.allocation import Allocation, read_site
+from paper.reading import find
+from pipeline.run.config import Config, differences, to_plain
+from pipeline.run.options import load
 from tests.golden import options
 from tests.helpers import ROOT
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.dataset import Statistics
 from pipeline.data.philox import philox, standard_normal, uniform
 

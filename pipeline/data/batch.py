@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pipeline.command import UserError
-from pipeline.cores import available_cores
+from pipeline.base.command import UserError
+from pipeline.base.cores import available_cores
 from pipeline.data.augment import Int, Views
 from pipeline.data.dataset import Split
 from pipeline.data.order import Presentations

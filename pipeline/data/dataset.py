@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 
 FORMAT = "imagenet-pipeline-dataset"
 VERSION = 1

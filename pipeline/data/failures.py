@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.augment import Views
 from pipeline.data.batch import Plan, Work
 from pipeline.data.graphs import Graph, Inputs

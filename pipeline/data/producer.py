@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.augment import Int
 from pipeline.data.batch import Batch, LoaderConfig, Plan, Work
 from pipeline.data.failures import failures, substitute

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from pipeline.command import Progress, UserError
+from pipeline.base.command import Progress, UserError
 from pipeline.data.dataset import Split
 from pipeline.data.storage import RemoteSplit
 

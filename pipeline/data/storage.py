@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 
 import fsspec  # type: ignore[import-untyped]
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.dataset import MANIFEST, STATISTICS, Dataset, Manifest, Split, SplitInfo
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.nets import TrainedNet

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.evaluation.scores import ROWS, Scores
 
 Subset = tuple[int, ...]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.evaluation.nets import TrainedNet, classes_of, digest, load_weights
 from pipeline.models.resnet import Shortcut, Stride, build, parse_arch
 

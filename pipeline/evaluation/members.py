@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
 from pipeline.data.storage import open_dataset
-from pipeline.evaluation.definitions import PROTOCOLS
+from pipeline.evaluation.protocols import PROTOCOLS
 from pipeline.evaluation.score_files import ScoreFile, newest, read
 from pipeline.evaluation.scores import read_provenance
-from pipeline.options import load
-from pipeline.run_folder import CONFIG
+from pipeline.run.folder import CONFIG
+from pipeline.run.options import load
 from pipeline.tracking import mlflow_run_id
 
 MLFLOW_RUN_ID = re.compile(r"[0-9a-f]{32}")

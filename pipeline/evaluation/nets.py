@@ -12,13 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.loader import LoaderConfig
 from pipeline.models.resnet import ResNet, build
-from pipeline.options import load
-from pipeline.run_folder import CHECKPOINTS, CONFIG, read_facts
+from pipeline.process.world import World, on_main, sum_over_ranks
+from pipeline.run.folder import CHECKPOINTS, CONFIG, read_facts
+from pipeline.run.options import load
 from pipeline.training.checkpoint import NAME, Checkpoints, read_verified
-from pipeline.world import World, on_main, sum_over_ranks
 
 FIND_ATTEMPTS = 5  # a training removes a checkpoint only after it has published a newer one
 Weights = Literal["final", "recomputed-bn", "ema"]

@@ -6,9 +6,9 @@ import argparse
 import math
 from pathlib import Path
 
-from pipeline.command import UserError
-from pipeline.evaluation.definitions import PROTOCOLS, find
+from pipeline.base.command import UserError
 from pipeline.evaluation.nets import STATE_KEYS
+from pipeline.evaluation.protocols import PROTOCOLS, find
 
 
 def add_weights_option(made: argparse.ArgumentParser, help: str = "which of the checkpoint's weights") -> None:

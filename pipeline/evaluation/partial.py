@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files import replacing
+from pipeline.base.files import replacing
 
 WRITE_SECONDS = 30.0  # between two writes: what a kill can lose
 

@@ -1,231 +1,178 @@
-"""A net over a split under a protocol, on one process or many: `score_split` makes scores, `evaluate_errors` counts.
+"""The protocols of section 3.4: how an image is shown to a net, and how one softmax comes of it.
 
-Rank r of W takes every W-th evaluation block, whole. The blocks are the protocol's, so no batch depends on W, and W = 1
-makes the same bytes as W = 3 (on the CPU; a GPU's kernels may differ with its kind). Scores travel to rank 0 every few
-rounds; rank 0 keeps them in a partial file, from which an interrupted evaluation goes on.
+center       the centre crop of the resized image: the 1-crop test (CIFAR: the image itself)
+ten-crop     four corners and the centre and their flips; the average of the ten softmax scores (AlexNet's test)
+multi-scale  the whole image, fully convolutionally, at five sizes, and its flips; softmax per position, averaged over
+             positions, flips and sizes
+
+A protocol works on evaluation blocks: fixed lists of sample ids that never depend on the number of processes, so every
+batch is the same everywhere. The last block is short; nothing is padded, repeated or dropped.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.command import Progress, UserError
-from pipeline.data.augment import WholeImage
-from pipeline.data.dataset import UNLABELLED, Split, Statistics
+from pipeline.base.command import UserError, nearest
+from pipeline.data.augment import CenterCrop, TenCrop, WholeImage, shape_blocks
+from pipeline.data.dataset import Split
 from pipeline.data.graphs import Normalization
-from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches
-from pipeline.evaluation.definitions import PROTOCOLS, Block, Protocol, Seeing, View, feature_side, mirror_of
-from pipeline.evaluation.inference import inference_net
-from pipeline.evaluation.partial import PartialScores
-from pipeline.evaluation.scores import Provenance, Scores, check_softmax, ranks
-from pipeline.world import World
+from pipeline.evaluation.inference import in_pieces
 
-Precision = Literal["float32", "bf16"]
-GATHER_ROUNDS = 4  # rounds (a block on every rank) between two gathers: a GPU does not stop for every block
+View = CenterCrop | TenCrop | WholeImage
+Block = NDArray[np.int64]
+Mirror = Callable[[Tensor], Tensor]  # normalized images [..., H, W, 3] -> their mirror images, normalized
+
+
+# Section 3.4: "images are resized such that the shorter side is in {224, 256, 384, 480, 640}", for a crop of 224.
+SCALES = (224, 256, 384, 480, 640)
+SCALES_CROP = 224
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """What a protocol must know beside the images of one view.
+
+    mirror: makes their mirror images. window: side of the last feature map that the net was trained with, 7 for a crop
+    of 224; what its average pooling covers.
+    """
+
+    mirror: Mirror
+    window: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Showing:
-    """How images come to the net, whatever the protocol.
+class Protocol:
+    """One way of testing. `views(short_side, crop)`: the sets of images wanted, whose softmax scores are averaged.
 
-    short_side, crop: pixels; 256 and 224 in the paper. normalization: the dataset's statistics, or an explicit mean and
-    standard deviation. precision: "bf16" is autocast; the softmax and its averages are float32 always.
+    `classify(net, images, seeing)`: one view's batch, float32 [N, ..., 3] normalized -> softmax float32 [N, classes].
+    `blocks(split, views)`: the sample ids of each batch; every id in one block.
     """
 
-    short_side: int
-    crop: int
-    normalization: Statistics | Normalization
-    loader: LoaderConfig
-    precision: Precision = "float32"
-
-    def normalization_of(self, view: View) -> Normalization:
-        """What is subtracted in one view: the per-pixel mean where its size is the view's, else its channels' mean."""
-        if isinstance(self.normalization, Normalization):
-            return self.normalization
-        return Normalization.of(self.normalization, None if isinstance(view, WholeImage) else view.crop)
+    name: str
+    views: Callable[[int, int], tuple[View, ...]]
+    classify: Callable[[nn.Module, Tensor, Seeing], Tensor]
+    blocks: Callable[[Split, tuple[View, ...]], list[Block]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """Scores, and what making them took: `images` scored in `seconds`, those of an interrupted attempt not counted."""
-
-    scores: Scores
-    images: int
-    seconds: float
+def channels_first(images: Tensor) -> Tensor:
+    """[N, H, W, 3] as [N, 3, H, W] without a copy: what torch calls the channels_last layout."""
+    return images.permute(0, 3, 1, 2)
 
 
-def score_split(
-    net: nn.Module,
-    split: Split,
-    protocol: Protocol,
-    showing: Showing,
-    *,
-    world: World,
-    classes: int,
-    provenance: Provenance,
-    partial: Path | None = None,
-    show_progress: bool = False,
-) -> Scored | None:
-    """The softmax scores of every sample of `split`; None on ranks other than 0. Every rank calls it.
+def softmax(net: nn.Module, images: Tensor) -> Tensor:
+    """images float32 [N, H, W, 3] -> softmax scores float32 [N, classes]."""
 
-    net: on the world's device, the same on all ranks, without a DDP wrapper; logits [N, classes]. provenance: stored
-    with the scores. partial: where rank 0 keeps what is scored so far and finds what an evaluation with the same
-    fingerprint left there; the caller removes it once the score file stands.
-    Raises UserError for an empty split, an image that does not decode, and scores that are no softmax (NaN).
+    def piece(images: Tensor) -> Tensor:
+        scores: Tensor = net(channels_first(images))
+        return scores.float().softmax(dim=1)
+
+    return in_pieces(piece, images)
+
+
+def ten_crop_softmax(net: nn.Module, images: Tensor, seeing: Seeing) -> Tensor:
+    """images float32 [N, 5, S, S, 3] -> mean of the softmax scores of the five crops and their flips, [N, classes]."""
+    n, crops = images.shape[:2]
+    views = torch.cat([images, seeing.mirror(images)], dim=1)
+    return softmax(net, views.flatten(0, 1)).view(n, 2 * crops, -1).mean(dim=1)
+
+
+def fully_convolutional_softmax(net: nn.Module, images: Tensor, seeing: Seeing) -> Tensor:
+    """images float32 [N, H, W, 3] -> softmax scores [N, classes], averaged over all positions, of the image and its flip.
+
+    The net as a convolution: its average pooling, `window` wide, moves in steps of one over the last feature map, fc is a
+    1x1 convolution, and each position has its softmax. One position is what the net sees of one crop.
     """
-    _check_not_empty(split)
-    started = time.monotonic()
-    blocks = protocol.blocks(split, protocol.views(showing.short_side, showing.crop))
-    kept = PartialScores(len(split), classes, provenance.fingerprint, partial) if world.is_main else None
-    todo = _agreed_todo(kept, blocks, world)
-    done = len(split) - sum(len(blocks[i]) for i in todo)
-    text = f"{provenance.arch} {protocol.name} {split.name}"
-    mine = [blocks[i] for i in todo[world.rank :: world.size]]
-    with (
-        kept or nullcontext(),
-        Progress(len(split), text, "images", start=done, enabled=show_progress and world.is_main) as progress,
-        _softmaxes(net, split, protocol, showing, mine, world) as results,
-    ):
-        for step in _steps(todo, world):
-            rows = [next(results)[0] for _ in step[world.rank :: world.size]]
-            parts = _gather(rows, max(map(len, blocks)), classes, world)
-            if kept is None:
-                continue
-            for rank, part in enumerate(parts):
-                ids = [blocks[i] for i in step[rank :: world.size]]
-                kept.add(np.concatenate(ids) if ids else np.empty(0, np.int64), part)
-            progress.advance(sum(len(blocks[i]) for i in step))
-    if kept is None:
-        return None
-    check_softmax(kept.scores, f"the scores of {provenance.arch} ({provenance.checkpoint})")
-    scores = Scores(scores=kept.scores, ids=np.arange(len(split)), labels=split.labels, provenance=provenance)
-    return Scored(scores=scores, images=len(split) - done, seconds=time.monotonic() - started)
+    fc: nn.Linear = net.fc  # type: ignore[assignment]
 
+    def piece(images: Tensor) -> Tensor:
+        maps: Tensor = net.features(channels_first(images))  # type: ignore[operator]
+        pooled = F.avg_pool2d(maps, seeing.window, stride=1)
+        scores = F.conv2d(pooled, fc.weight[:, :, None, None], fc.bias)
+        return scores.float().softmax(dim=1).mean(dim=(2, 3))
 
-class GivenUp(Exception):  # noqa: N818 - not an error: it was asked for
-    """An evaluation was given up before its end: there are no errors."""
-
-
-def evaluate_errors(
-    net: nn.Module,
-    split: Split,
-    *,
-    statistics: Statistics | Normalization,
-    short_side: int,
-    crop: int,
-    world: World,
-    loader_config: LoaderConfig,
-    precision: Precision = "float32",
-    give_up: Callable[[], bool] = lambda: False,
-) -> tuple[float, float]:
-    """(top-1 error, top-5 error) of the centre crop in percent, on every rank.
-
-    On a CPU, in float32 and with as many threads, these are the errors of the score file that `pipeline.evaluate` makes:
-    scores are rounded as the file rounds them, and wrong answers are summed over the ranks as integers. A few images may
-    differ where `precision` is bf16, since score files are float32, and on a GPU, where a training leaves TF32 on for
-    convolutions and `pipeline.evaluate` switches it off.
-    give_up: asked on every rank equally often, once before each round of evaluation blocks, with the same answer on all
-    of them; True raises GivenUp. Other arguments as in `Showing` and `score_split`. Raises UserError for a split that is
-    empty or has no labels, and for an image that does not decode.
-    """
-    _check_not_empty(split)
-    if (split.labels == UNLABELLED).any():
-        raise UserError(f"the split '{split.name}' of {split.folder} has no labels: evaluate on one that has")
-    showing = Showing(
-        short_side=short_side, crop=crop, normalization=statistics, loader=loader_config, precision=precision
-    )
-    protocol = PROTOCOLS["center"]
-    wrong = torch.zeros(2, dtype=torch.int64, device=world.device)
-    blocks = protocol.blocks(split, protocol.views(short_side, crop))
-    with _softmaxes(net, split, protocol, showing, blocks[world.rank :: world.size], world) as results:
-        for _ in range(0, len(blocks), world.size):
-            if give_up():
-                raise GivenUp
-            for scores, labels in islice(results, 1):  # in the last round some ranks have none
-                rank = ranks(scores, labels)
-                wrong += torch.stack([(rank >= 1).sum(), (rank >= 5).sum()])
-    if world.size > 1:
-        dist.all_reduce(wrong)
-    top1, top5 = wrong.tolist()
-    return 100.0 * top1 / len(split), 100.0 * top5 / len(split)
-
-
-def _check_not_empty(split: Split) -> None:
-    if len(split) == 0:
-        raise UserError(f"the split '{split.name}' of {split.folder} is empty: evaluate on one that has images")
-
-
-def _agreed_todo(kept: PartialScores | None, blocks: Sequence[Block], world: World) -> list[int]:
-    """The blocks that still have to be scored, by number: rank 0 knows, the others are told."""
-    missing = torch.ones(len(blocks), dtype=torch.uint8)
-    if kept is not None:
-        missing = torch.tensor([not kept.has(block) for block in blocks], dtype=torch.uint8)
-    if world.size > 1:
-        missing = missing.to(world.device)
-        dist.broadcast(missing, 0)
-    return [i for i, flag in enumerate(missing.tolist()) if flag]
-
-
-def _steps(todo: Sequence[int], world: World) -> Iterator[Sequence[int]]:
-    """What all ranks together score between two gathers; rank r takes every W-th from the r-th on."""
-    size = GATHER_ROUNDS * world.size
-    return (todo[start : start + size] for start in range(0, len(todo), size))
-
-
-@contextmanager
-def _softmaxes(
-    net: nn.Module, split: Split, protocol: Protocol, showing: Showing, blocks: Sequence[Block], world: World
-) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """An iterator over (softmax float16 [N, classes], labels int64 [N]) of each block, on the device; net stays as it is."""
-    net = inference_net(net)
-    with ExitStack() as stack:
-        loaders, seeing = [], []
-        for view in protocol.views(showing.short_side, showing.crop) if blocks else ():
-            normalization = showing.normalization_of(view)
-            batches = evaluation_batches(split, view, normalization, blocks, world.device, showing.loader)
-            loaders.append(stack.enter_context(batches))
-            window = feature_side(net, showing.crop, world.device) if isinstance(view, WholeImage) else 0
-            seeing.append(Seeing(mirror_of(normalization, world.device), window))
-
-        def results() -> Iterator[tuple[Tensor, Tensor]]:
-            for batches in zip(*loaders, strict=True):
-                world.watchdog.tick()
-                yield _classify(net, protocol, showing, batches, seeing)
-
-        yield results()
+    both = torch.cat([images, seeing.mirror(images)])
+    return in_pieces(piece, both).view(2, len(images), -1).mean(dim=0)
 
 
 @torch.inference_mode()
-def _classify(
-    net: nn.Module, protocol: Protocol, showing: Showing, batches: Sequence[Batch], seeing: Sequence[Seeing]
-) -> tuple[Tensor, Tensor]:
-    """One block, seen in each of the protocol's views: the mean of their softmax scores, rounded to float16; labels."""
-    device = batches[0].images.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=showing.precision == "bf16"):
-        softmaxes = [protocol.classify(net, batch.images, one) for batch, one in zip(batches, seeing, strict=True)]
-    mean = softmaxes[0] if len(softmaxes) == 1 else torch.stack(softmaxes).mean(dim=0)
-    return mean.half(), batches[0].labels
+def feature_side(net: nn.Module, crop: int, device: torch.device) -> int:
+    """Side of the last feature map of a `crop` square; the net in eval mode."""
+    maps: Tensor = net.features(torch.zeros(1, 3, crop, crop, device=device))  # type: ignore[operator]
+    return int(maps.shape[-1])
 
 
-def _gather(rows: Sequence[Tensor], block_size: int, classes: int, world: World) -> list[NDArray[np.float16]]:
-    """float16 [rows of the rank, classes] of each rank, on rank 0; elsewhere nothing. The rows may be longer by padding."""
-    if world.size == 1:
-        return [torch.cat(list(rows)).cpu().numpy()]
-    sent = torch.zeros(GATHER_ROUNDS * block_size, classes, dtype=torch.float16, device=world.device)
-    if rows:
-        sent[: sum(map(len, rows))] = torch.cat(list(rows))
-    received = [torch.empty_like(sent) for _ in range(world.size)] if world.is_main else None
-    dist.gather(sent, received)
-    return [part.cpu().numpy() for part in received or []]
+def mirror_of(normalization: Normalization, device: torch.device) -> Mirror:
+    """Mirrors normalized images as if the mean were subtracted after the flip, as in training: flip(image) - mean.
+
+    A per-pixel mean is no mirror image of itself, so flipping `image - mean` alone would be wrong by flip(mean) - mean.
+    """
+    mean = torch.from_numpy(np.asarray(normalization.mean, np.float64)).to(device)
+    if mean.ndim == 1:
+        return lambda images: images.flip(-2)
+    shift = mean.flip(-2) - mean
+    if normalization.std is not None:
+        shift = shift / torch.from_numpy(normalization.std).to(device)
+    return lambda images: images.flip(-2) + shift.float()
+
+
+def even_blocks(size: int) -> Callable[[Split, tuple[View, ...]], list[Block]]:
+    """Blocks of `size` consecutive samples, the last one short."""
+    return lambda split, _: [np.arange(start, min(start + size, len(split))) for start in range(0, len(split), size)]
+
+
+def like_shaped_blocks(size: int) -> Callable[[Split, tuple[View, ...]], list[Block]]:
+    """Blocks of up to `size` images that have one shape in every view."""
+
+    def blocks(split: Split, views: tuple[View, ...]) -> list[Block]:
+        shapes = np.stack([split.samples["height"], split.samples["width"]], axis=1).astype(np.int64)
+        return shape_blocks(shapes, [view.short_side for view in views], size)
+
+    return blocks
+
+
+def scaled_views(short_side: int, crop: int) -> tuple[View, ...]:
+    """The whole image at the paper's five sizes; for another crop than 224 (CIFAR, the demo) in proportion."""
+    return tuple(WholeImage(short_side=round(scale * crop / SCALES_CROP)) for scale in SCALES)
+
+
+# The block sizes decide the shapes that the kernels see, hence the last bits of every score: changing one changes score
+# files. 64 crops fill a GPU and keep a CPU's activations in tens of megabytes; ten crops of 16 images are 160 crops, and
+# 8 images of 640 x 853 and their flips hold the pixels of 174.
+PROTOCOLS = {
+    one.name: one
+    for one in (
+        Protocol(
+            name="center",
+            views=lambda short_side, crop: (CenterCrop(short_side=short_side, crop=crop),),
+            classify=lambda net, images, seeing: softmax(net, images),
+            blocks=even_blocks(64),
+        ),
+        Protocol(
+            name="ten-crop",
+            views=lambda short_side, crop: (TenCrop(short_side=short_side, crop=crop),),
+            classify=ten_crop_softmax,
+            blocks=even_blocks(16),
+        ),
+        Protocol(
+            name="multi-scale",
+            views=scaled_views,
+            classify=fully_convolutional_softmax,
+            blocks=like_shaped_blocks(8),
+        ),
+    )
+}
+
+
+def find(name: str) -> Protocol:
+    """The protocol of that name. Raises UserError for any other name."""
+    if name not in PROTOCOLS:
+        raise UserError(f"there is no protocol '{name}': {nearest(name, PROTOCOLS)}")
+    return PROTOCOLS[name]

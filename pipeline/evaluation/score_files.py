@@ -16,16 +16,16 @@ from pathlib import Path
 
 import torch
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
+from pipeline.base.files import write_text
 from pipeline.data.dataset import Dataset, Split, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.datasets import data_suffix
-from pipeline.evaluation.definitions import PROTOCOLS, Protocol
 from pipeline.evaluation.nets import TrainedNet
-from pipeline.evaluation.protocols import Showing, score_split
+from pipeline.evaluation.protocols import PROTOCOLS, Protocol
 from pipeline.evaluation.scores import Provenance, Scores, load, read_provenance, save
-from pipeline.files import write_text
-from pipeline.world import World, on_main
+from pipeline.evaluation.scoring import Showing, score_split
+from pipeline.process.world import World, on_main
 
 SCORES = "scores"
 PARTIAL = ".partial.npz"

@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
+from pipeline.base.files import replacing
 from pipeline.data.dataset import UNLABELLED
-from pipeline.files import replacing
 
 FORMAT = "imagenet-pipeline-scores"
 VERSION = 2  # 2: stride

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 
 Family = Literal["imagenet", "cifar"]
 Kind = Literal["resnet", "plain"]

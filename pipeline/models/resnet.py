@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.models.architecture import EXPANSION, Architecture, parse_arch
 
 __all__ = ["Architecture", "ResNet", "Shortcut", "Stride", "build", "initialize", "parse_arch"]

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline import command
-from pipeline.command import Progress, UserError, print_json, print_table
-from pipeline.files import is_locked
+from pipeline.base import command
+from pipeline.base.command import Progress, UserError, print_json, print_table
+from pipeline.base.files import is_locked
 from pipeline.tracking.journal import METRICS
 from pipeline.tracking.process import FeederProcess, unsent_lines, what_is_left
 from pipeline.tracking.state import ARTIFACTS, LOG, STORE, read_delivered, read_wanted, resolve_uri, without_password

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.command import UserError
-from pipeline.files import sync_folder
+from pipeline.base.command import UserError
+from pipeline.base.files import sync_folder
 
 METRICS = "metrics.jsonl"
 RESERVED = ("kind", "iteration", "time")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.files import write_text
+from pipeline.base.files import write_text
 
 WANTED, DELIVERED = "tracking.json", "mlflow.json"
 STORE, ARTIFACTS = "mlflow.db", "mlartifacts"  # beside the run folders, where nothing else is configured
@@ -85,7 +85,7 @@ def resolve_uri(folder: Path, configured: str | None) -> str:
 
 
 def is_training(folder: Path) -> bool:
-    """Whether a training holds the run folder (the lock of pipeline/run_folder.py)."""
+    """Whether a training holds the run folder (the lock of pipeline/run/folder.py)."""
     try:
         with open(folder / ".lock") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.lease import FencedError
+from pipeline.base.lease import FencedError
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.delivery import flatten
 from pipeline.tracking.journal import METRICS, Journal

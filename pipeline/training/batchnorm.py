@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from pipeline.command import describe_os_error
-from pipeline.files import TEMPORARY_SUFFIX, file_sha256, replacing, sync_folder
+from pipeline.base.command import describe_os_error
+from pipeline.base.files import TEMPORARY_SUFFIX, file_sha256, replacing, sync_folder
 from pipeline.training.snapshot import Snapshots
 
 NAME = re.compile(r"(\d{8})-([0-9a-f]{16})\.pt")

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline.world import World
+from pipeline.process.world import World
 
 SHAPES_AT_MOST = 64  # crop sizes that one run may compile for (progressive resizing); torch's own limit is 8
 

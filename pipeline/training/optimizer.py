@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

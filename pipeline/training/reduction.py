@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.command import UserError
-from pipeline.world import wait_for_all_ranks
+from pipeline.base.command import UserError
+from pipeline.process.world import wait_for_all_ranks
 
 
 class TreeAccumulator:

@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.command import UserError
-from pipeline.world import World
+from pipeline.base.command import UserError
+from pipeline.process.world import World
 
 # Updates that are carried out as usual before one is recorded: the first ones choose cuDNN's algorithms and compile
 # kernels, which a recording must not contain. PyTorch's documentation of CUDA graphs has three.

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.process.world import World
 from pipeline.training.average import WeightAverage
 from pipeline.training.batchnorm import GroupPlan, GroupStatistics
 from pipeline.training.compiling import compile_for_training, eager
@@ -25,7 +26,6 @@ from pipeline.training.optimizer import OptimizerConfig, build_optimizer, set_le
 from pipeline.training.reduction import GradientReducer
 from pipeline.training.replay import Recorder, ReplayedUpdate
 from pipeline.training.synced_batchnorm import share_normalization
-from pipeline.world import World
 
 
 class TrainingStep:

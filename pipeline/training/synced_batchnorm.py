@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.world import wait_for_all_ranks
+from pipeline.process.world import wait_for_all_ranks
 
 
 def share_normalization(model: nn.Module, ranks_per_group: int, rank: int, size: int) -> None:

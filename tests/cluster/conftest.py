@@ -14,7 +14,7 @@ import pytest
 from tests.cluster.slurm_cluster import SlurmCluster, missing_programs, why_not
 from tests.conftest import skip_without
 from tests.helpers import ROOT, wait_for
-from tests.launch.doors import TINY, environment, final_checkpoint
+from tests.launch.launchers import TINY, environment, final_checkpoint
 from tests.patience import limit
 
 SITE = """

@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch import ray_train, ray_worker
-from pipeline import command
+from launch import ray_train
+from launch.on_ray import worker as ray_worker
+from pipeline.base import command
 
 UPDATE_SECONDS = 0.05
 
@@ -23,7 +24,7 @@ UPDATE_SECONDS = 0.05
 def keep(ledger: Path) -> None:
     """In a worker: note the ids of the batch that each update follows, and the iteration that the update leads to."""
     from pipeline.data.loader import BatchIterator
-    from pipeline.trainer import Trainer
+    from pipeline.loop.trainer import Trainer
 
     following, update = BatchIterator.__next__, Trainer.update
     ids: list[int] = []

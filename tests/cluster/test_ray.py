@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import ROOT, wait_for
-from tests.launch.doors import TINY, environment, final_checkpoint, script
+from tests.launch.launchers import TINY, environment, final_checkpoint, script
 from tests.patience import limit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]

@@ -19,7 +19,7 @@ import pytest
 from tests.cluster.conftest import Run, Trainings
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.helpers import wait_for
-from tests.launch.doors import environment, final_checkpoint
+from tests.launch.launchers import environment, final_checkpoint
 
 pytestmark = pytest.mark.cluster
 
@@ -213,7 +213,7 @@ MISTAKES = (
 ONE_BY_ONE = """
 import json, sys
 from launch.slurm import run
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 for options in json.loads(sys.argv[1]):
     try:
         print(json.dumps(f"exit code {run(options)}"))

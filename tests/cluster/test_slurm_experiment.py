@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.command import EXIT_USER_ERROR
+from pipeline.base.exits import EXIT_USER_ERROR
 from tests.cluster.conftest import Trainings
 from tests.helpers import wait_for
-from tests.launch.doors import environment, launcher_of
+from tests.launch.launchers import environment, launcher_of
 
 pytestmark = pytest.mark.cluster
 

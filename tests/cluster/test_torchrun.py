@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import wait_for
-from tests.launch.doors import TINY, environment, final_checkpoint, launcher_of
+from tests.launch.launchers import TINY, environment, final_checkpoint, launcher_of
 from tests.patience import limit
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]

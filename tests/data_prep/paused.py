@@ -15,7 +15,7 @@ from data_prep import prepare, shard_imagenet
 from data_prep.record import RECORDS
 from data_prep.shard import ShardTask, Unreadable
 from data_prep.workers import Advance
-from pipeline.command import run
+from pipeline.base.command import run
 
 GO, COUNT = "PAUSED_UNTIL", "PAUSED_AFTER"  # environment variables: the workers inherit them
 work = prepare.shard_or_unreadable

@@ -12,7 +12,7 @@ from torchvision.datasets import CIFAR10
 
 from data_prep import shard_cifar10
 from data_prep.verify import verify
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -9,7 +9,7 @@ import pytest
 
 from data_prep import shard_imagenet
 from data_prep.recognise import recognise
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
 from tests.data_prep.ilsvrc import (
     CLASSES,

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep import prepare as prepare_module
 from data_prep import shard_imagenet, workspace
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from tests.data_prep.paused import finished
 from tests.helpers import ROOT, wait_for
 from tests.images import encode, smooth

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_prep import shard_imagenet
 from data_prep.verify import verify
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
 
 OPTIONS = ("--samples-per-shard", 4, "--statistics-size", 24, "--statistics-short-side", 32, "--workers", 1)

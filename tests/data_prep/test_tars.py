@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from data_prep.tars import members, open_for_ranges
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 
 
 def listed(path, start=0, size=None, marked=True):

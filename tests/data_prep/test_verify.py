@@ -10,7 +10,7 @@ import pytest
 from data_prep import shard_imagenet
 from data_prep.verify import check_manifest, main, shard_checks, verify
 from data_prep.verify_shard import check_shard
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
 
 OPTIONS = ["--samples-per-shard", "12", "--statistics-size", "8", "--statistics-short-side", "16", "--workers", "1"]

@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import command
-from pipeline.command import CommandParser, Progress, print_json, print_table
-from pipeline.config import TRAJECTORY
+from pipeline.base import command
+from pipeline.base.command import CommandParser, Progress, print_json, print_table
+from pipeline.run.config import TRAJECTORY
 from tests.digits import write_dataset
 from tests.golden.record import FILE, rewrite
 from tests.golden.runs import RECIPES, run_name, small_run
@@ -20,7 +20,7 @@ from tests.patience import set_patience
 def run(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser(
         "Computes again what a run computes and writes it to tests/golden/trajectory.json; refuses where that has changed and "
-        "TRAJECTORY in pipeline/config.py was not raised.",
+        "TRAJECTORY in pipeline/run/config.py was not raised.",
         "python -m tests.golden",
     )
     parser.add_json_option()

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from launch.allocation import Allocation
-from pipeline.command import CommandParser
-from pipeline.config import Config
-from pipeline.options import key_names
+from launch.on_slurm.allocation import Allocation
+from pipeline.base.command import CommandParser
+from pipeline.run.config import Config
+from pipeline.run.options import key_names
 from tests import commands
 
 FILE = Path(__file__).parent / "options.txt"

@@ -16,16 +16,16 @@ from typing import Any
 
 import yaml
 
-from pipeline.command import UserError
-from pipeline.config import differences, trajectory
-from pipeline.files import write_text
-from pipeline.options import load
+from pipeline.base.command import UserError
+from pipeline.base.files import write_text
+from pipeline.run.config import differences, trajectory
+from pipeline.run.options import load
 from tests.golden.values import Made, Numbers, Value
 from tests.helpers import ROOT
 
 FILE = ROOT / "tests/golden/trajectory.json"
 DIGITS = 12  # significant ones, of the numbers
-ON_PURPOSE = "raise TRAJECTORY in pipeline/config.py, run `make golden`, and say so in CHANGELOG.md"
+ON_PURPOSE = "raise TRAJECTORY in pipeline/run/config.py, run `make golden`, and say so in CHANGELOG.md"
 
 
 def read(path: Path = FILE) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def rewrite(path: Path, number: int, made: Mapping[str, Made]) -> list[str]:
     if changed and number <= old["trajectory"]:
         raise UserError(
             f"what a run computes has changed ({_some(changed)}), and TRAJECTORY is {number} where {path.name} is of "
-            f"{old['trajectory']}: if that is on purpose, raise TRAJECTORY in pipeline/config.py first, so that this "
+            f"{old['trajectory']}: if that is on purpose, raise TRAJECTORY in pipeline/run/config.py first, so that this "
             "code does not continue existing runs"
         )
     news += [f"{one}: changed" for one in changed]

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from pipeline.config import Config, trajectory
 from pipeline.data.dataset import Dataset
-from pipeline.options import parse, parser
+from pipeline.process.world import World
+from pipeline.run.config import Config, trajectory
+from pipeline.run.options import parse, parser
 from pipeline.tracking.journal import METRICS, read_metrics
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.world import World
 from tests.golden.values import Made, Numbers, Value
 from tests.helpers import ROOT
 from tests.pipeline.small_runs import train_rank
@@ -113,8 +113,8 @@ def train_noting_scores(world: World, config: Config) -> list[list[float]]:
     After a dozen updates a net predicts one class for all images, so its errors say nothing of how they were seen; its
     scores do. Noted are the sum of the cross-entropies and, for each class, the sum of the scores.
     """
-    import pipeline.trainer
-    from pipeline.evaluation import protocols
+    import pipeline.loop.trainer
+    from pipeline.evaluation import scoring as protocols
 
     evaluate_errors, ranks = protocols.evaluate_errors, protocols.ranks
     noted: list[torch.Tensor] = []
@@ -129,7 +129,7 @@ def train_noting_scores(world: World, config: Config) -> list[list[float]]:
         noted.append(torch.zeros(1, dtype=torch.float64))
         return evaluate_errors(*arguments, **options)
 
-    protocols.ranks, pipeline.trainer.evaluate_errors = noting_ranks, noting_evaluate
+    protocols.ranks, pipeline.loop.trainer.evaluate_errors = noting_ranks, noting_evaluate
     assert train_rank(world, config) == 0
     return [one.tolist() for one in noted]
 

@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.config import Config, trajectory
 from pipeline.data.augment import (
     AugmentConfig,
     CenterCrop,
@@ -36,7 +35,8 @@ from pipeline.data.loader import BatchIterator, LoaderConfig, evaluation_batches
 from pipeline.data.order import Order
 from pipeline.data.philox import philox, standard_normal, uniform
 from pipeline.models.resnet import build
-from pipeline.options import load
+from pipeline.run.config import Config, trajectory
+from pipeline.run.options import load
 from pipeline.training.schedule import Schedule, ScheduleConfig
 from tests.helpers import ROOT
 from tests.images import encode

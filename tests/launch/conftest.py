@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.options import load
+from pipeline.run.options import load
 from tests.conftest import shared_folder
 from tests.fleet import Fleet
-from tests.launch.doors import TINY, final_checkpoint
+from tests.launch.launchers import TINY, final_checkpoint
 
 
 @pytest.fixture(scope="session")

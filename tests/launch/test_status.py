@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch import status
-from pipeline.lease import Lease
+from pipeline.base.lease import Lease
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config
+from pipeline.run.config import Config
 from tests.conftest import shared_folder
 from tests.pipeline.small_runs import config_of, train_rank
 from tests.pipeline.tracking.conftest import empty_store  # noqa: F401

@@ -9,14 +9,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline.command import EXIT_USER_ERROR, UserError
-from pipeline.config import Config, EvaluationConfig
+from pipeline.base.command import UserError
+from pipeline.base.exits import EXIT_USER_ERROR
 from pipeline.data.augment import AugmentConfig, ResizeStage
 from pipeline.data.loader import LoaderConfig
+from pipeline.process.world import World
+from pipeline.run.config import Config, EvaluationConfig
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
 from pipeline.training.schedule import ScheduleConfig
-from pipeline.world import World
 from tests.helpers import wait_for
 
 ITERATIONS = 50
@@ -68,7 +69,7 @@ def hold_before(rank: int, folder: Path, iterations: tuple[int, ...]) -> None:
     """In a rank (tests/fleet.py's `sabotage`): say before each of these iterations that one is there, by the file
     at-ITERATION in `folder`, and wait for the file go-ITERATION.
     """
-    from pipeline.trainer import Trainer
+    from pipeline.loop.trainer import Trainer
 
     update = Trainer.update
 
@@ -83,7 +84,7 @@ def hold_before(rank: int, folder: Path, iterations: tuple[int, ...]) -> None:
 
 def note_request(rank: int, folder: Path) -> None:
     """In a rank: the file asked-RANK in `folder` says that its handler has taken a request to stop."""
-    from pipeline.training.preemption import StopRequest
+    from pipeline.process.stop import StopRequest
 
     receive = StopRequest._receive
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import Config, EvaluationConfig, to_yaml
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.order import Order
-from pipeline.options import load, parse, parser
+from pipeline.run.config import Config, EvaluationConfig, to_yaml
+from pipeline.run.options import load, parse, parser
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
 from pipeline.training.optimizer import OptimizerConfig
 from tests.pipeline.small_runs import ITERATIONS, ONE_STAGE, config_of, series, train_rank, weights

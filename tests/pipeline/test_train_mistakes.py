@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.command import EXIT_USER_ERROR
-from pipeline.config import Config, to_yaml
+from pipeline.base.exits import EXIT_USER_ERROR
+from pipeline.run.config import Config, to_yaml
 from tests.helpers import ROOT
 from tests.patience import limit
 from tests.pipeline.small_runs import one_sentence, refusal
@@ -55,7 +55,8 @@ def test_mistakes_get_one_sentence(
     undisturbed: Config, tmp_path: Path, mistake: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In this process, through the command's own entry point: the sentence on standard error, exit code 2."""
-    from pipeline import command, train
+    from pipeline import train
+    from pipeline.base import command
 
     arguments, sentence = MISTAKES[mistake]
     file = tmp_path / "config.yaml"
@@ -79,7 +80,7 @@ def test_mistakes_get_one_sentence(
 def test_every_rank_is_refused_with_the_same_sentence(
     undisturbed: Config, ranks: int, change: dict[str, int], sentence: str
 ) -> None:
-    """None waits for the others. That launchers say it once: tests/launch/test_supervisor.py."""
+    """None waits for the others. That launchers say it once: tests/launch/ranks/test_supervisor.py."""
     sentences = run_ranks(ranks, refusal, replace(undisturbed, **change))
     assert sentence in sentences[0] and sentences == sentences[:1] * ranks
 
@@ -98,7 +99,8 @@ def test_mistakes_of_several_ranks_are_said_once(undisturbed: Config, tmp_path: 
 
 
 def test_misspelt_key_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pipeline import command, train
+    from pipeline import train
+    from pipeline.base import command
 
     file = tmp_path / "config.yaml"
     file.write_text("schedule:\n  patiance: 3\n")

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.command import EXIT_PREEMPTED
-from pipeline.config import Config, to_yaml
-from pipeline.lease import FencedError, Lease
+from pipeline.base.exits import EXIT_PREEMPTED
+from pipeline.base.lease import FencedError, Lease
+from pipeline.process.world import World
+from pipeline.run.config import Config, to_yaml
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.world import World
 from tests.fleet import Fleet
 from tests.helpers import ROOT, wait_for
 from tests.patience import limit
@@ -86,7 +86,7 @@ def test_asked_to_stop_saves_and_goes_on(undisturbed: Config, tmp_path: Path) ->
 
 def linger_in_evaluation(rank: int, folder: Path) -> None:
     """The first block of each rank takes until the file `go` is there; the file `at` says that rank 0's has begun."""
-    from pipeline.evaluation import protocols
+    from pipeline.evaluation import scoring as protocols
 
     note_request(rank, folder)
     classify, first = protocols._classify, iter([True])
@@ -136,8 +136,8 @@ def test_killed_after_the_last_checkpoint_it_still_says_that_it_is_finished(
 
 def fail_when_taken_over(world: World, config: Config) -> str:
     """What tracking.json says after a rank of an attempt that was replaced meanwhile has failed of something else."""
+    from pipeline.loop.trainer import Trainer
     from pipeline.train import main
-    from pipeline.trainer import Trainer
 
     def broken(trainer: Trainer, *batch: object) -> None:
         Lease(config.run_folder, {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "1"})

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import functional
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.augment import (
     AugmentConfig,
     CenterCrop,

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.command import UserError
+from bench import pillow_reference as reference
+from pipeline.base.command import UserError
 from pipeline.data.augment import AugmentConfig, CenterCrop, training_views
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
 from tests.images import encode, photograph
-from tests.pipeline.data import pillow_reference as reference
 from tests.pipeline.data.small_datasets import statistics_of_size
 
 CPU = torch.device("cpu")

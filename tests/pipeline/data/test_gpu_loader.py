@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from bench import pillow_reference as reference
 from pipeline.data.augment import AugmentConfig, TenCrop, WholeImage, shape_blocks
 from pipeline.data.dataset import Dataset
 from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
-from tests.pipeline.data import pillow_reference as reference
 from tests.pipeline.data.small_datasets import statistics_of_size
 
 pytestmark = pytest.mark.gpu

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.batch import LoaderConfig
 from pipeline.data.graphs import Normalization, pad_and_crop
 from tests.pipeline.data.small_datasets import statistics_of_size

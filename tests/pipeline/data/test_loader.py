@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.augment import AugmentConfig, CenterCrop, ResizeStage, TenCrop
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.graphs import Normalization

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.augment import AugmentConfig, CenterCrop
 from pipeline.data.batch import Batch, LoaderConfig
 from pipeline.data.dataset import Dataset, Split

@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from bench import pillow_reference as reference
 from pipeline.data.augment import (
     AugmentConfig,
     CenterCrop,
@@ -19,7 +20,6 @@ from pipeline.data.augment import (
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.loader import LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
-from tests.pipeline.data import pillow_reference as reference
 from tests.pipeline.data.small_datasets import statistics_of_size
 
 CPU = torch.device("cpu")

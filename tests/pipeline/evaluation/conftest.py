@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import command, evaluate
+from pipeline import evaluate
+from pipeline.base import command
 from pipeline.data.dataset import Dataset
 from tests.images import encode, photograph, real_images
 from tests.pipeline.data.small_datasets import statistics_of_size, write_dataset

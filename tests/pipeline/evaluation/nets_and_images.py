@@ -18,13 +18,13 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms.v2 import functional as transforms
 
-from pipeline.config import Config, EvaluationConfig, to_yaml
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.dataset import Dataset, Statistics
 from pipeline.data.loader import LoaderConfig
-from pipeline.evaluation.protocols import Showing
 from pipeline.evaluation.scores import Provenance
+from pipeline.evaluation.scoring import Showing
 from pipeline.models.resnet import build
+from pipeline.run.config import Config, EvaluationConfig, to_yaml
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import publish
 from tests.patience import limit

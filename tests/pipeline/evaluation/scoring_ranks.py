@@ -7,10 +7,10 @@ import io
 from pathlib import Path
 
 from pipeline.data.dataset import Dataset
-from pipeline.evaluation.definitions import find
-from pipeline.evaluation.protocols import evaluate_errors, score_split
+from pipeline.evaluation.protocols import find
 from pipeline.evaluation.scores import save
-from pipeline.world import World
+from pipeline.evaluation.scoring import evaluate_errors, score_split
+from pipeline.process.world import World
 from tests.pipeline.evaluation.nets_and_images import LOADER, SmallNet, provenance, showing
 
 

@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.evaluation import ensemble
 from pipeline.evaluation.ensemble import (
     all_ranks,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from pipeline import ensemble
-from pipeline.config import Config, to_yaml
 from pipeline.evaluation.scores import Scores, load, save
+from pipeline.run.config import Config, to_yaml
 from pipeline.tracking import TrackingConfig, read_metrics
 from pipeline.tracking.state import Delivered, write_delivered
 from tests.pipeline.evaluation.nets_and_images import Run, provenance, random_softmax

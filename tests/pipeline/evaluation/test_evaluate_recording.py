@@ -13,12 +13,12 @@ import torch
 from mlflow import MlflowClient
 
 from pipeline.data.dataset import Dataset
-from pipeline.evaluation.definitions import Protocol, find
-from pipeline.evaluation.model_card import known_scores
 from pipeline.evaluation.nets import find_checkpoint, open_checkpoint
-from pipeline.evaluation.protocols import Scored, score_split
+from pipeline.evaluation.protocols import Protocol, find
 from pipeline.evaluation.score_files import newest, trial_suffix
 from pipeline.evaluation.scores import load
+from pipeline.evaluation.scoring import Scored, score_split
+from pipeline.handover.model_card import known_scores
 from pipeline.tracking import TrackingConfig, log_evaluations, open_tracker, read_metrics
 from pipeline.training.checkpoint import publish
 from tests.pipeline.evaluation.nets_and_images import Run, changed_copy, figures, showing

@@ -9,8 +9,8 @@ import torch
 import torchvision
 from torch import nn
 
-from pipeline.evaluation.definitions import softmax
 from pipeline.evaluation.inference import CPU_PIXELS, in_pieces, inference_net
+from pipeline.evaluation.protocols import softmax
 from pipeline.models.resnet import build
 
 

@@ -19,7 +19,8 @@ NAME = "multi-scale-train-00000100"
 SCRIPT = """
 import os, time
 from pathlib import Path
-from pipeline import command, evaluate
+from pipeline.base import command
+from pipeline import evaluate
 from pipeline.evaluation import partial
 
 written = 0

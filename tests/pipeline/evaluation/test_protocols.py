@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.graphs import Normalization
-from pipeline.evaluation.definitions import Seeing, feature_side, find, fully_convolutional_softmax, mirror_of
-from pipeline.evaluation.protocols import Scored, evaluate_errors, score_split
+from pipeline.evaluation.protocols import Seeing, feature_side, find, fully_convolutional_softmax, mirror_of
 from pipeline.evaluation.scores import load
+from pipeline.evaluation.scoring import Scored, evaluate_errors, score_split
 from tests.pipeline.evaluation.nets_and_images import (
     LOADER,
     SmallNet,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.evaluation.scores import Scores, load, ranks, read_provenance, save, top_k_errors
 from tests.pipeline.evaluation.nets_and_images import provenance, random_softmax
 

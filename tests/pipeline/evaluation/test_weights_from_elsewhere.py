@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.transforms import v2 as transforms
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.foreign import open_weights, read_weights
 from pipeline.evaluation.nets import digest

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.models.architecture import parse_arch
 
 

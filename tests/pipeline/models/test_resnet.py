@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.models.resnet import BasicBlock, Bottleneck, ResNet, Shortcut, Stride, ZeroPadShortcut, build
 
 TORCHVISION = {depth: getattr(torchvision.models, f"resnet{depth}") for depth in (18, 34, 50, 101, 152)}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.tracking import read_metrics
 from pipeline.tracking.journal import Journal
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from pipeline.models.resnet import Shortcut, build
+from pipeline.process.world import World
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.reduction import choose_mode
 from pipeline.training.step import TrainingStep
-from pipeline.world import World
 from tests.ranks import ALONE, run_ranks
 
 BATCH, GROUP, STEPS, SIDE = 16, 4, 4, 8

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Config
+from pipeline.run.config import Config
 from pipeline.training.checkpoint import Checkpoints
 from tests.fleet import Fleet
 from tests.helpers import wait_for

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
+from pipeline.process.world import World
 from pipeline.training.reduction import GradientReducer, TreeAccumulator, choose_mode, tree_all_reduce
-from pipeline.world import World
 from tests.ranks import run_ranks
 
 LEAVES, LENGTH = 8, 1003  # odd, so that halves are uneven

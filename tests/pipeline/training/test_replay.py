@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.models.resnet import build
+from pipeline.process.world import World
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.replay import WARM_UP, CudaGraphs, Recorder, cuda_graphs
 from pipeline.training.step import TrainingStep
-from pipeline.world import World
 from tests.ranks import ALONE
 
 BATCH, GROUP, CLASSES = 16, 4, 5

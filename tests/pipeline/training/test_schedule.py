@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pipeline.command import UserError
+from pipeline.base.command import UserError
 from pipeline.training.schedule import Schedule, ScheduleConfig
 
 

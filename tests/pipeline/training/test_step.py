@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.models.resnet import build
+from pipeline.process.world import World
 from pipeline.training.batchnorm import GroupPlan, GroupStatistics, plan_groups
 from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.reduction import choose_mode
 from pipeline.training.step import TrainingStep
-from pipeline.world import World
 from tests.ranks import ALONE, run_ranks
 
 BATCH, GROUP, STEPS, CLASSES = 32, 8, 6, 5

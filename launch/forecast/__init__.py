@@ -1,0 +1,1 @@
+"""How long a training will take on how many nodes, and what was measured for that."""

@@ -1,0 +1,172 @@
+"""What was measured of a device, for the plan: images/s of a net on it, and how fast ranks of one host add up gradients.
+
+`bench/step.py` and `bench/scaling.py` write it, on the machine that will train; `launch/forecast/plan.py` reads it, on a
+login node as a rule, so it lies beside the site's file, on what the nodes share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from pipeline.base.command import UserError
+from pipeline.base.cores import available_cores
+from pipeline.base.files import write_text
+
+RATES_FILE = Path(__file__).resolve().parents[2] / "configs" / "rates.yaml"
+HEADER = "# Measured by bench/step.py and bench/scaling.py, read by the plan of launch/slurm.py --dry-run.\n"
+
+Kind = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """Whole updates of one rank, synthetic images, no reduction between ranks.
+
+    device: its name as the driver gives it. threads: of the rank, 0 on a GPU. processes: ranks at work on the host at
+    once, this one included; images_per_second is of one of them. crop: pixels. micro_batch: images of a forward pass.
+    """
+
+    kind: Kind
+    device: str
+    arch: str
+    stride: str
+    precision: str
+    compile: bool
+    crop: int
+    micro_batch: int
+    threads: int
+    processes: int
+    images_per_second: float
+    measured: str
+    torch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """The sum of gradients over `ranks` ranks of one host: seconds = 2 (N-1)/N bytes / bytes_per_second + latency_seconds."""
+
+    kind: Kind
+    device: str
+    reduction: Literal["tree", "allreduce"]
+    ranks: int
+    bytes_per_second: float
+    latency_seconds: float
+    measured: str
+    torch: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    rates: tuple[Rate, ...] = ()
+    links: tuple[Link, ...] = ()
+
+
+FIGURES = frozenset(("images_per_second", "bytes_per_second", "latency_seconds", "measured", "torch"))
+
+
+def read(path: Path = RATES_FILE) -> Rates:
+    """The measurements stored in `path`, none where it does not exist. Raises UserError for a file that does not fit."""
+    if not path.exists():
+        return Rates()
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+        return Rates(
+            rates=tuple(Rate(**one) for one in values.get("rates", ())),
+            links=tuple(Link(**one) for one in values.get("links", ())),
+        )
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the file of measured rates {path} cannot be read ({reason}): remove it and measure again with bench/step.py"
+        ) from None
+
+
+def store(entries: Sequence[Rate | Link], path: Path = RATES_FILE) -> None:
+    """Add measurements to `path`, each in the place of an older one of the same thing."""
+    old = read(path)
+    fresh = {_what(entry) for entry in entries}
+    before: list[Rate | Link] = [*old.rates, *old.links]
+    everything = sorted([*(entry for entry in before if _what(entry) not in fresh), *entries], key=repr)
+    plain = {
+        "rates": [dataclasses.asdict(one) for one in everything if isinstance(one, Rate)],
+        "links": [dataclasses.asdict(one) for one in everything if isinstance(one, Link)],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, HEADER + yaml.safe_dump(plain, sort_keys=False))
+
+
+def stamp() -> dict[str, str]:
+    """When and with what something is measured: today, and torch's version."""
+    return {"measured": date.today().isoformat(), "torch": str(torch.__version__)}
+
+
+def device_name(device: torch.device) -> str:
+    """The name a measurement is stored under: the GPU's, or the CPU's with the cores this process has."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_name()}, {available_cores()} cores"
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def matching(rates: Rates, kind: Kind, device: str | None) -> Rates:
+    """The measurements of one device: of the one whose name contains `device`, or of the only one of its kind."""
+
+    def fits(entry: Rate | Link) -> bool:
+        return entry.kind == kind and (device is None or device.lower() in entry.device.lower())
+
+    found = Rates(rates=tuple(filter(fits, rates.rates)), links=tuple(filter(fits, rates.links)))
+    names = {rate.device for rate in found.rates} | {link.device for link in found.links}
+    return found if len(names) == 1 else Rates()
+
+
+def find_rate(
+    rates: Rates, *, arch: str, precision: str, compile: bool, crop: int, micro_batch: int, threads: int, processes: int
+) -> Rate | None:
+    """Among the rates of one device (`matching`) the one measured closest to what is asked for.
+
+    Precision, crop and a CPU rank's threads must be the same; where this net was not measured, another one's rate is given.
+    """
+
+    def fits(one: Rate) -> bool:
+        return (one.precision, one.crop) == (precision, crop) and one.threads in (0, threads)
+
+    def distance(one: Rate) -> tuple[float, ...]:
+        circumstances = _ratio(one.processes, processes), _ratio(one.micro_batch, micro_batch)
+        return one.arch != arch, one.compile != compile, *circumstances
+
+    return min(filter(fits, rates.rates), key=distance, default=None)
+
+
+def find_link(rates: Rates, *, reduction: str, ranks: int) -> Link | None:
+    """How ranks of one host add up gradients: as many ranks as asked for, or as near to it as was measured."""
+    return min(
+        (one for one in rates.links if one.reduction == reduction),
+        key=lambda one: _ratio(one.ranks, ranks),
+        default=None,
+    )
+
+
+def _ratio(one: int, other: int) -> float:
+    return max(one, other) / min(one, other)
+
+
+def _what(entry: Rate | Link) -> tuple[Any, ...]:
+    """What an entry measures, its figures left out."""
+    values = dataclasses.asdict(entry)
+    return (type(entry).__name__, *(value for name, value in values.items() if name not in FIGURES))

@@ -1,0 +1,216 @@
+"""The end of an attempt on SLURM that did not finish its work: what failed first, and whether the job starts again.
+
+The batch script runs this when its srun has ended with an error: python -m launch.on_slurm.ending FOLDER --code N
+--limit N. A rank that was killed could note nothing itself; srun knows, and says so in the job's log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from launch.ranks.failure import NO_RANK, Failure, cause, note, read_notes
+from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_PREEMPTED, EXIT_USER_ERROR
+from pipeline.process.signals import SIGNALS
+
+CONTROLLER_SECONDS = 60.0  # for one answer
+# How long a controller that does not answer (a restart, a failover) is asked again; the job's nodes wait with it.
+PATIENCE_SECONDS, PAUSE_SECONDS = 300.0, 5.0
+# A rank that was asked to stop before it could answer (its imports take seconds) ends so: preempted, not crashed.
+REQUESTED = (EXIT_PREEMPTED, *(128 + number for number in SIGNALS))
+# "srun: error: node1: task 0: Killed", "srun: error: node2: tasks 1-3: Exited with exit code 1"
+_SRUN = re.compile(r"^srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)$", re.MULTILINE)
+# As pipeline.training.checkpoint names them; its import of torch would take seconds here.
+_CHECKPOINT = re.compile(r"(\d{8})-[0-9a-f]{16}\.pt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How one attempt of a job ended. `time`: Unix seconds; `checkpoint`: iteration of the newest there was, 0 for none."""
+
+    attempt: int
+    time: float
+    code: int
+    sentence: str
+    checkpoint: int
+    requeued: bool
+
+
+def batch_script_lines(folder: Path, limit: int) -> list[str]:
+    """Shell lines that run this module when the batch script ends. `folder`: submitit's, of one run."""
+    quoted = shlex.quote(str(folder))
+    command = f"{shlex.quote(sys.executable)} -m launch.on_slurm.ending {quoted} --limit {limit}"
+    return [
+        f'log_start=$(cat {quoted}/"${{SLURM_JOB_ID}}_0_log.err" 2>/dev/null | wc -c)',
+        "after_the_end() {",
+        "  code=$?",
+        "  kill %1 2>/dev/null",
+        f'  [ "$code" -eq 0 ] || {command} --code "$code" --log-start "$log_start"',
+        "}",
+        "trap after_the_end EXIT",
+    ]
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    reader = argparse.ArgumentParser(description=__doc__)
+    reader.add_argument("folder", type=Path, help="submitit's folder in the run folder")
+    reader.add_argument("--code", type=int, required=True, help="exit code of srun")
+    reader.add_argument("--limit", type=int, required=True, help="failures in a row, without a newer checkpoint")
+    reader.add_argument("--log-start", type=int, default=0, help="size of the job's log when this attempt began, bytes")
+    own = reader.parse_args(argv)
+    job, attempt = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    try:
+        # Else it was cancelled, requeued or preempted already, or a node that was cut off came back late.
+        if is_running(job, attempt):
+            conclude(own.folder, job, attempt, own.code, own.log_start, own.limit)
+    except ControllerError as error:
+        print(f"error: {error}: unless launch/status.py shows the job, start the same command again", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+def conclude(folder: Path, job: str, attempt: int, code: int, log_start: int, limit: int) -> None:
+    """Say what ended this attempt, note it where it was a crash, and put the job back into the queue where that may help.
+
+    Arguments as on the command line. Raises ControllerError.
+    """
+    logs = folder.parent / "logs"
+    log = folder / f"{job}_0_log.err"
+    first = explain(logs, f"{job}.{attempt}", log, log_start, code)
+    if first.code in REQUESTED:
+        print(f"attempt {attempt} was asked to stop; the job is requeued", file=sys.stderr, flush=True)
+        requeue(job, attempt)
+        return
+    history = folder / f"{job}.failures"
+    earlier = [Ending(**json.loads(line)) for line in history.read_text().splitlines()] if history.exists() else []
+    checkpoint = newest_checkpoint(folder.parent)
+    again = starts_again(first.code, checkpoint, earlier, limit)
+    ending = Ending(
+        attempt=attempt,
+        time=time.time(),
+        code=first.code,
+        sentence=f"{first.who}: {first.sentence}",
+        checkpoint=checkpoint,
+        requeued=again,
+    )
+    with open(history, "a") as file:  # first: the requeueing ends the batch script, and this with it
+        file.write(json.dumps(asdict(ending)) + "\n")
+    outcome = "the job is requeued" if again else "the job ends here"
+    print(f"error: attempt {attempt} failed, {ending.sentence}; {outcome}", file=sys.stderr, flush=True)
+    if again:
+        requeue(job, attempt)
+
+
+def explain(logs: Path, attempt_name: str, log: Path, start: int, code: int) -> Failure:
+    """What failed first in an attempt: as a rank noted it, or as srun saw it, which is then noted in that rank's name."""
+    notes = read_notes(logs, attempt_name)
+    with open(log, "rb") as file:
+        file.seek(start)
+        text = file.read().decode(errors="replace")
+    seen = first_failure(text)
+    if seen is None or (code == EXIT_USER_ERROR and not notes):
+        said = re.search(r"^error: (.+)$", text, re.MULTILINE)  # by what ran before the ranks, as every command says it
+        sentence = said[1] if said else f"ended with exit code {code}"
+        seen = Failure(rank=NO_RANK, time=time.time(), code=code, sentence=sentence)
+    if seen.code in REQUESTED:  # no failure to note: what the other ranks say of it is its consequence
+        return seen
+    # A rank whose end srun saw first and that says itself why knows better; the others' ends may be its consequence.
+    if own := [one for one in notes if one.rank == seen.rank and not seen.killed]:
+        return own[0]
+    if seen.killed or not notes:
+        note(seen, logs, attempt_name, str(log.parent / log.name.replace("_0_", f"_{max(seen.rank, 0)}_")))
+        return seen
+    return cause(notes)
+
+
+def first_failure(text: str) -> Failure | None:
+    """The first end of a rank that srun reports in `text`, its log of one attempt; what it ended itself comes later."""
+    found = _SRUN.search(text)
+    if not found:
+        return None
+    node, rank, words = found[1], int(found[2]), found[3].removesuffix(" (core dumped)")
+    signals = {signal.strsignal(one): one for one in signal.Signals}
+    failure = Failure(rank=rank, time=time.time(), code=1, sentence=f"{words[0].lower()}{words[1:]} on {node}")
+    if number := signals.get(words):
+        reason = " (the kernel does that when memory runs out)" if number == signal.SIGKILL else ""
+        sentence = f"was killed by {number.name} on {node}{reason}"
+        return replace(failure, code=128 + number, sentence=sentence)
+    if words == "Out Of Memory":
+        return replace(
+            failure, code=128 + signal.SIGKILL, sentence=f"ran out of memory on {node}: ask for more by mem_gb"
+        )
+    if exited := re.fullmatch(r"Exited with exit code (\d+)", words):
+        return replace(failure, code=int(exited[1]))
+    return failure
+
+
+def starts_again(code: int, checkpoint: int, earlier: Sequence[Ending], limit: int) -> bool:
+    """Whether another attempt may help: at most `limit` in a row that saved nothing new.
+
+    Not after 2 (a mistake of its user) and 76 (a later attempt has taken over). SLURM itself requeues a job whose node is
+    lost.
+    """
+    if code in (EXIT_USER_ERROR, EXIT_FENCED):
+        return False
+    return sum(one.checkpoint == checkpoint for one in earlier) < limit
+
+
+def newest_checkpoint(run_folder: Path) -> int:
+    """Iteration of the run's newest checkpoint, by name; 0 where it has none."""
+    names = (_CHECKPOINT.fullmatch(path.name) for path in (run_folder / "checkpoints").glob("*.pt"))
+    return max((int(found[1]) for found in names if found), default=0)
+
+
+class ControllerError(Exception):
+    """SLURM's controller has not answered, or not done what it was asked, for PATIENCE_SECONDS."""
+
+
+def is_running(job: str, attempt: int) -> bool:
+    """Whether SLURM takes this attempt for the job's present one, and for running. Raises ControllerError."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        shown = _scontrol("show", "job", job, "--oneliner")
+        if shown.stdout.strip() or "Invalid job id" in shown.stderr:
+            return {"JobState=RUNNING", f"Restarts={attempt}"} <= set(shown.stdout.split())
+        _pause(end, f"SLURM's controller did not say what job {job} does", shown)
+
+
+def requeue(job: str, attempt: int) -> None:
+    """Put the job back into the queue, from this attempt and from no later one. Raises ControllerError."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while is_running(job, attempt):  # asked again each time: a request without an answer may have been heard
+        done = _scontrol("requeue", job)
+        if done.returncode == 0:
+            return
+        _pause(end, f"SLURM did not requeue job {job}", done)
+
+
+def _pause(end: float, what: str, done: subprocess.CompletedProcess[str]) -> None:
+    """Wait before the next try; raises ControllerError where it would be after `end` (of time.monotonic)."""
+    if time.monotonic() + PAUSE_SECONDS > end:
+        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise ControllerError(f"{what} for {PATIENCE_SECONDS:g} s ({reason})")
+    time.sleep(PAUSE_SECONDS)
+
+
+def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    """One call of scontrol; return code 124 where it does not end within CONTROLLER_SECONDS."""
+    command = ["scontrol", *words]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=CONTROLLER_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"no answer within {CONTROLLER_SECONDS:g} s")
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,123 @@
+"""What submitit ships to the nodes: the work, and what one task (one rank) does about it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import zlib
+from dataclasses import dataclass
+
+from submitit.core.job_environment import JobEnvironment
+from submitit.core.utils import DelayedSubmission
+from submitit.helpers import TorchDistributedEnvironment
+
+from launch.on_slurm.ending import ControllerError, is_running
+from launch.on_slurm.ending import requeue as requeue_attempt
+from launch.on_slurm.fence import watch
+from launch.ranks.failure import Failure, attempt, failure_of_hang, note
+from launch.ranks.work import Work
+from pipeline.base.exits import EXIT_PREEMPTED
+from pipeline.process.watchdog import Hang
+
+# Below the ephemeral range of Linux (32768 up): no passing connection can hold the port.
+FIRST_PORT, LAST_PORT = 20_000, 32_000
+# Requeueing ends every task; those that wait for it give up after this long.
+REQUEUE_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Does `work` as one rank of the allocation it is called in; picklable."""
+
+    work: Work
+
+    def __call__(self) -> int:
+        """Returns 0 where the work is finished. Any other outcome leaves through SystemExit, so that the scheduler sees it."""
+        environment = JobEnvironment()
+        export_environment(environment)
+        if environment.cluster == "slurm":
+            watch(self.work.folder, environment.job_id, _restarts())
+
+        def on_hang(hang: Hang) -> None:
+            self._tell(failure_of_hang(hang), environment)
+
+        code, failure = attempt(environment.global_rank, lambda: self.work(on_hang))
+        if failure:
+            self._tell(failure, environment)
+        if code == EXIT_PREEMPTED:
+            requeue(environment)
+        if code:
+            sys.exit(code)
+        return code
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Called by submitit in rank 0 where the signal came before the trainer could take it: the same job again."""
+        leftover = JobEnvironment().paths.submitted_pickle
+        leftover = leftover.with_suffix(leftover.suffix + ".save_tmp")
+        leftover.unlink(missing_ok=True)  # of a save that was killed: submitit would trip over it
+        return DelayedSubmission(Job(self.work))
+
+    def _tell(self, failure: Failure, environment: JobEnvironment) -> None:
+        """Where nobody waits for the job (SLURM) its log says it, in debug mode this terminal, else its launcher does."""
+        if environment.cluster != "local":
+            print(failure.detail or f"error: {failure.sentence}", file=sys.stderr, flush=True)
+        if environment.cluster != "debug":
+            log = str(environment.paths.stderr)
+            note(failure, self.work.folder / "logs", attempt_name(environment), log)
+
+
+def export_environment(environment: JobEnvironment) -> None:
+    """Give this task torchrun's names, as the trainer reads them."""
+    names = TorchDistributedEnvironment()
+    job_id = environment.raw_job_id if environment.raw_job_id.isdigit() else str(os.getpid())
+    names.master_port = port_of(job_id, _restarts())
+    if environment.cluster != "slurm":
+        names.master_addr = "127.0.0.1"  # one machine, whose own name may not resolve
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    names.export(overwrite=True, set_cuda_visible_devices=False)
+    os.environ["PIPELINE_LAUNCHER"] = "slurm" if environment.cluster == "slurm" else f"submitit-{environment.cluster}"
+
+
+def port_of(job_id: str, restarts: int) -> int:
+    """The TCP port where the ranks of one attempt of a job meet: the same on every node.
+
+    A hash of both: what is left of the attempt before may still hold its port, and the job with the next number may share a
+    node with this one.
+    """
+    return FIRST_PORT + zlib.crc32(f"{job_id}.{restarts}".encode()) % (LAST_PORT - FIRST_PORT)
+
+
+def requeue(environment: JobEnvironment) -> None:
+    """Rank 0 puts the job back into the queue; every task then ends, by the scheduler's hand."""
+    if environment.cluster == "slurm":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # saved: the scheduler need not wait before it kills
+        if environment.global_rank == 0:
+            requeue_running_job(environment.job_id)
+        time.sleep(REQUEUE_SECONDS)
+    elif environment.global_rank == 0:
+        environment._requeue(0)  # the local controller starts all tasks again on this exit code
+
+
+def requeue_running_job(job_id: str) -> None:
+    """`scontrol requeue` for this attempt alone: not a job that its user has just cancelled, not a later attempt."""
+    try:
+        if is_running(job_id, _restarts()):
+            print(f"saved; requeueing job {job_id}", file=sys.stderr, flush=True)
+            requeue_attempt(job_id, _restarts())
+        else:
+            print(
+                f"saved; job {job_id} is not running any more: the scheduler decides what becomes of it",
+                file=sys.stderr,
+            )
+    except ControllerError as error:  # the exit code that follows has the batch script try again
+        print(f"warning: saved, but {error}", file=sys.stderr)
+
+
+def attempt_name(environment: JobEnvironment) -> str:
+    return f"{environment.job_id}.{_restarts()}"
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))

@@ -1,0 +1,163 @@
+"""Handing work to submitit: its scripts, its folder, and its executors for SLURM, for this machine and for this process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from launch.on_slurm import ending, fence, visibility
+from launch.on_slurm.allocation import Allocation
+from launch.on_slurm.job import Job
+from launch.on_slurm.scheduler import TIMEOUT_SECONDS
+from launch.ranks.failure import conclude, read_notes
+from launch.ranks.follow import following
+from launch.ranks.work import Work
+from pipeline.base.command import UserError
+from pipeline.base.exits import EXIT_FAILED
+
+STOPS = 1_000_000  # submitit's own limit on time-outs: a training of weeks meets its time limit as often as it takes
+
+
+class _Script(submitit.SlurmExecutor):
+    """Writes sbatch scripts also where there is no SLURM (`--dry-run` on a laptop)."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
+
+
+def submitit_folder(work: Work) -> Path:
+    return (work.folder / "slurm").absolute()
+
+
+def make_folder(folder: Path) -> Path:
+    """submitit's folder: scripts, pickles and logs, for its owner alone, since a pickle is code."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chmod(folder, 0o700)
+    return folder
+
+
+def sbatch_parameters(work: Work, allocation: Allocation) -> dict[str, Any]:
+    """SlurmExecutor's parameters for `work`, with the shell lines that look after its ranks.
+
+    Raises UserError for folders whose names could become lines of the script.
+    """
+    folder = submitit_folder(work)
+    for one in (folder, *work.inputs):
+        if not str(one).isprintable():
+            raise UserError(
+                f"the folder {str(one)!r} holds control characters, which have no place in a script for sbatch: choose another "
+                "folder (--runs, --data)"
+            )
+    setup = [
+        *allocation.setup,
+        *ending.batch_script_lines(folder, allocation.requeue_limit),
+        *fence.batch_script_lines(work.folder),
+        *visibility.batch_script_lines((folder, *work.inputs)),
+    ]
+    return {**allocation.sbatch_parameters(work.name), "setup": setup}
+
+
+def script(work: Work, allocation: Allocation) -> str:
+    """The sbatch script, exactly as submitit submits it."""
+    executor = _Script(submitit_folder(work), max_num_timeout=STOPS)
+    executor.update_parameters(**sbatch_parameters(work, allocation))
+    return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+def submit(work: Work, allocation: Allocation, after: Sequence[str] = ()) -> str:
+    """Hand `work` to SLURM as one job, to start after those in `after` have ended well; its id.
+
+    Raises UserError with sbatch's own words where it refuses.
+    """
+    parameters = sbatch_parameters(work, allocation)
+    if after:  # one that can never start is no longer in the queue, where it would pass for waiting
+        dependency = {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
+        parameters["additional_parameters"] |= dependency
+    folder = make_folder(submitit_folder(work))
+    executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=STOPS)
+    executor.update_parameters(**{f"slurm_{key}": value for key, value in parameters.items()})
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the error says
+            return str(executor.submit(Job(work)).job_id)
+    except (FailedSubmissionError, FailedJobError) as error:
+        for leftover in (*folder.glob(".submission_file_*"), *folder.glob("[0-9a-f]" * 32 + ".pkl")):
+            leftover.unlink(missing_ok=True)
+        reason = " ".join(str(error).split()) or "it gave no reason"
+        raise UserError(f"sbatch refused the job: {reason.removeprefix('sbatch: error: ')}") from None
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[list[str]]:
+    """Around the submission of jobs that belong together: yields the list that takes their ids.
+
+    Where one of them is refused, or the command ends otherwise before the last, those before it are cancelled and that is said.
+    """
+    jobs: list[str] = []
+    try:
+        yield jobs
+    except UserError as error:
+        if not jobs:
+            raise
+        raise UserError(f"{error}; {_cancel(jobs)}") from None
+    except BaseException:  # Ctrl-C, a full disk
+        if jobs:
+            print(f"error: not all jobs were submitted; {_cancel(jobs)}", file=sys.stderr)
+        raise
+
+
+def _cancel(jobs: Sequence[str]) -> str:
+    """Cancel jobs that have just been submitted; a clause that says what became of them."""
+    try:
+        done = subprocess.run(["scancel", *jobs], capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
+        cancelled = done.returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        cancelled = False
+    if cancelled:
+        return f"what was submitted before it (job {', '.join(jobs)}) is cancelled"
+    return f"what was submitted before it could not be cancelled: run 'scancel {' '.join(jobs)}'"
+
+
+def run_here(work: Work, allocation: Allocation, cluster: str) -> int:
+    """Do `work` under submitit's local or debug executor and wait for the end; the exit code."""
+    executor = submitit.AutoExecutor(make_folder(submitit_folder(work)), cluster=cluster)
+    executor.update_parameters(
+        timeout_min=allocation.minutes,
+        tasks_per_node=allocation.ranks,
+        gpus_per_node=allocation.gpus_per_node,
+        local_setup=list(allocation.setup),
+    )
+    job = executor.submit(Job(work))
+    if cluster == "debug":
+        return int(job.results()[0])
+    print(f"{work.name} in {allocation.ranks} processes; logs: {job.paths.stdout}", file=sys.stderr)
+    try:
+        with following(job.task(0).paths.stderr):
+            job.wait()
+    except KeyboardInterrupt:
+        job.cancel()
+        job.wait()
+        raise
+    return outcome(work, job)
+
+
+def outcome(work: Work, job: submitit.Job[int]) -> int:
+    """Exit code of a local job that has ended; prints the cause where it failed."""
+    if all(task.paths.result_pickle.exists() for task in map(job.task, range(job.num_tasks))):
+        lines = job.task(0).paths.stdout.read_text().splitlines()
+        print("\n".join(line for line in lines if not line.startswith("submitit ")))
+        return 0
+    failures = read_notes(work.folder / "logs", f"{job.job_id}.0")
+    if not failures:
+        print(f"error: the job ended without a result, its logs are in {job.paths.folder}", file=sys.stderr)
+        return EXIT_FAILED
+    return conclude(failures)

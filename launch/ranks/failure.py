@@ -1,0 +1,122 @@
+"""What one rank's failure looks like to the launcher that waits for it, and which of several failures was the cause.
+
+A rank that fails takes its neighbours along: their collectives end in "connection reset". The cause is the failure that
+was noted first, and every rank notes its own while its connections are still open, so the order is causal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from pipeline.base.command import UserError, describe_os_error
+from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_HUNG, EXIT_INTERRUPTED, EXIT_USER_ERROR
+from pipeline.base.lease import FencedError
+from pipeline.process.watchdog import Hang
+
+NO_RANK = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why `rank` ended with `code`. `time`: Unix seconds. `detail`: a traceback, or nothing where the sentence is all.
+
+    `rank` is NO_RANK where the job failed before or beside its ranks.
+    """
+
+    rank: int
+    time: float
+    code: int
+    sentence: str
+    detail: str = ""
+    log: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls(**json.loads(text))
+
+    @property
+    def who(self) -> str:
+        return "the job" if self.rank == NO_RANK else f"rank {self.rank}"
+
+    @property
+    def killed(self) -> bool:
+        """Died of a signal from outside or of a fault in machine code: never the consequence of another rank's end.
+
+        SIGABRT (134) does not count: NCCL's watchdog aborts a rank when another one vanishes.
+        """
+        return self.code > 128 and self.code not in (EXIT_INTERRUPTED, 134)
+
+
+def attempt(rank: int, main: Callable[[], int]) -> tuple[int, Failure | None]:
+    """Call `main`; its exit code, and the failure where it raised. Exit codes are those of pipeline.base.command.run."""
+
+    def failure(code: int, sentence: str, detail: str = "") -> tuple[int, Failure]:
+        return code, Failure(rank=rank, time=time.time(), code=code, sentence=sentence, detail=detail)
+
+    try:
+        return main(), None
+    except FencedError as error:
+        return failure(EXIT_FENCED, str(error))
+    except UserError as error:
+        return failure(EXIT_USER_ERROR, str(error))
+    except KeyboardInterrupt:
+        return failure(EXIT_INTERRUPTED, "interrupted: the same command goes on where this one stopped")
+    except OSError as error:
+        if sentence := describe_os_error(error):
+            return failure(EXIT_USER_ERROR, sentence)
+        return failure(EXIT_FAILED, f"{type(error).__name__}: {error}", traceback.format_exc())
+    except Exception as error:
+        return failure(EXIT_FAILED, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def failure_of_hang(hang: Hang, log: str = "") -> Failure:
+    """What the watchdog of any rank found, as the failure of the rank that holds the others up."""
+    return Failure(rank=hang.ranks[0], time=time.time(), code=EXIT_HUNG, sentence=hang.sentence, log=log)
+
+
+def cause(failures: Iterable[Failure]) -> Failure:
+    """The failure that brought the others about: a rank that was killed, else the one noted first."""
+    return min(failures, key=lambda one: (not one.killed, one.time))
+
+
+def note(failure: Failure, logs: Path, attempt_name: str, log: str) -> None:
+    """Leave the failure in the run's logs/, where whoever waits for this attempt looks for its cause."""
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        (logs / f"{attempt_name}-rank-{failure.rank}.json").write_text(replace(failure, log=log).to_json() + "\n")
+    except OSError as error:
+        print(f"warning: the failure could not be noted in {logs}: {error}", file=sys.stderr)
+
+
+def read_notes(logs: Path, attempt_name: str) -> list[Failure]:
+    """The failures that the ranks of one attempt noted."""
+    return [Failure.from_json(path.read_text()) for path in logs.glob(f"{attempt_name}-rank-*.json")]
+
+
+def read_all_notes(logs: Path) -> dict[str, list[Failure]]:
+    """The failures of every attempt that had some, by the attempt's name."""
+    found: dict[str, list[Failure]] = {}
+    for path in logs.glob("*-rank-*.json"):
+        found.setdefault(path.name.rpartition("-rank-")[0], []).append(Failure.from_json(path.read_text()))
+    return found
+
+
+def conclude(failures: Iterable[Failure]) -> int:
+    """Print the cause of these failures; its exit code. Raises UserError where it is its user's mistake."""
+    first = cause(failures)
+    if first.code == EXIT_USER_ERROR and not first.detail:
+        raise UserError(first.sentence)
+    place = f" (its log: {first.log})" if first.log else ""
+    print(first.detail.rstrip() or "", file=sys.stderr)
+    print(f"error: {first.who} failed first: {first.sentence}{place}", file=sys.stderr)
+    return first.code

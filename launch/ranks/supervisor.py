@@ -1,0 +1,187 @@
+"""A group of rank processes on this machine that lives and ends together.
+
+Why not torch's elastic agent: it turns every failure into exit code 1 and a table of all ranks, costs an import of torch
+(5 s) in the agent before the ranks begin theirs, and leaves its workers running when it is killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from launch.ranks.failure import Failure, conclude
+from pipeline.base.exits import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from pipeline.process.watchdog import Note
+
+# The rank's inherited file descriptor for its Failure; None of the ranks' business beyond `report`.
+REPORT_VARIABLE = "PIPELINE_REPORT_FD"
+
+# Once a rank has failed the others can only fail too: time for their own clean-up, then a request, then force.
+REQUEST_AFTER_SECONDS = 5.0
+FORCE_AFTER_SECONDS = 10.0
+TAIL_BYTES = 4000
+
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_AWAITED = {*PASSED_ON, signal.SIGCHLD, signal.SIGTSTP, signal.SIGCONT}
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+
+@dataclass
+class _Rank:
+    number: int
+    process: subprocess.Popen[bytes]
+    output: IO[bytes] | None  # what it wrote before it opened its own log
+    report: IO[bytes]
+
+    def failure(self, log: Path | None = None) -> Failure | None:
+        """Why it ended, None where it ended well (0, or saved and stopped on request)."""
+        code = self.process.returncode
+        if code in (0, EXIT_PREEMPTED):
+            return None
+        self.report.seek(0)
+        told = self.report.read().decode().splitlines()
+        if failures := [line for line in told if line.startswith("{")]:
+            return Failure.from_json(failures[0])
+        if code < 0:
+            reason = f"was killed by {signal.Signals(-code).name}"
+            if code == -signal.SIGKILL:
+                reason += " (the kernel does that when memory runs out: see dmesg)"
+        else:
+            reason = f"ended with exit code {code}"
+        note = Note.read(Path(told[0])) if told else None
+        if note and note.process == self.process.pid:
+            reason += f", its last word: {note}"
+        code = 128 - code if code < 0 else code
+        return Failure(rank=self.number, time=time.time(), code=code, sentence=reason, detail=self._tail())
+
+    def _tail(self) -> str:
+        if self.output is None:
+            return ""
+        self.output.seek(max(0, self.output.seek(0, os.SEEK_END) - TAIL_BYTES))
+        return self.output.read().decode(errors="replace")
+
+
+def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> int:
+    """Run one process per command, rank 0 on this terminal, until all have ended; print the cause of a failure.
+
+    Signals that end, save or interrupt are passed on to every rank, once; a second Ctrl-C kills. When one rank fails the
+    others are stopped. When this process dies, however it dies, the kernel kills every rank.
+
+    Returns 0, EXIT_PREEMPTED, EXIT_INTERRUPTED, or the exit code of the rank that failed first (128 + N for signal N).
+    Raises UserError where that was its user's mistake.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
+    ranks: list[_Rank] = []
+    try:
+        for number, (command, environment) in enumerate(zip(commands, environments, strict=True)):
+            ranks.append(_start(number, command, environment))
+        failures, interrupted = _wait(ranks)
+    finally:
+        for rank in ranks:
+            if rank.process.poll() is None:
+                os.killpg(rank.process.pid, signal.SIGKILL)
+                rank.process.wait()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if failures and not interrupted:
+        return conclude(failures)
+    if interrupted and any(rank.process.returncode for rank in ranks):
+        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return EXIT_PREEMPTED if any(rank.process.returncode == EXIT_PREEMPTED for rank in ranks) else 0
+
+
+def report(failure: Failure) -> None:
+    """Called in a rank: tell the supervisor why this rank ends, before its connections close."""
+    _tell(failure.to_json() + "\n")
+
+
+def report_activity(path: Path) -> None:
+    """Called in a rank, before anything is reported: where its `Note` will stand, for the case that it can report nothing."""
+    _tell(f"{path.absolute()}\n")
+
+
+def _tell(text: str) -> None:
+    if descriptor := os.environ.get(REPORT_VARIABLE):
+        os.write(int(descriptor), text.encode())
+
+
+def _start(number: int, command: Sequence[str], environment: Mapping[str, str]) -> _Rank:
+    launcher = os.getpid()
+
+    def become_rank() -> None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != launcher:  # it died between the fork and the line above
+            os._exit(EXIT_INTERRUPTED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
+        signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # for ranks that do not make it show their stacks
+
+    output = None if number == 0 else tempfile.TemporaryFile()  # noqa: SIM115
+    report_file = tempfile.TemporaryFile()  # noqa: SIM115
+    process = subprocess.Popen(
+        command,
+        env={**environment, REPORT_VARIABLE: str(report_file.fileno())},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=(report_file.fileno(),),
+        process_group=0,  # its own: the terminal's Ctrl-C reaches the launcher alone, which passes it on once
+        preexec_fn=become_rank,
+    )
+    return _Rank(number, process, output, report_file)
+
+
+def _wait(ranks: Sequence[_Rank]) -> tuple[list[Failure], bool]:
+    """Wait for every rank to end. Returns the failures in the order they were seen, and whether Ctrl-C was pressed."""
+    running = list(ranks)
+    failures: list[Failure] = []
+    interrupts = 0
+    request_at = force_at = float("inf")
+    while running:
+        now = time.monotonic()
+        if now >= force_at:
+            _signal(running, signal.SIGKILL)
+            force_at = float("inf")
+        elif now >= request_at:
+            # SIGQUIT: its threads' stacks into its log. SIGCONT: a rank that was stopped can do neither otherwise.
+            for number in (signal.SIGQUIT, signal.SIGTERM, signal.SIGCONT):
+                _signal(running, number)
+            request_at = float("inf")
+        received = signal.sigtimedwait(_AWAITED, min(1.0, max(0.0, min(request_at, force_at) - now)))
+        if received is not None and received.si_signo in PASSED_ON:
+            interrupts += received.si_signo == signal.SIGINT
+            _signal(running, signal.SIGKILL if interrupts > 1 else signal.Signals(received.si_signo))
+        elif received is not None and received.si_signo == signal.SIGTSTP:
+            _pause(running)
+        for rank in [one for one in running if one.process.poll() is not None]:
+            running.remove(rank)
+            if failure := rank.failure():
+                if not failures:
+                    request_at = time.monotonic() + REQUEST_AFTER_SECONDS
+                    force_at = time.monotonic() + FORCE_AFTER_SECONDS
+                # What this launcher itself ends tells nothing about the cause.
+                if request_at < float("inf") or not failures:
+                    failures.append(failure)
+    return failures, interrupts > 0
+
+
+def _signal(ranks: Sequence[_Rank], number: signal.Signals) -> None:
+    for rank in ranks:
+        if rank.process.poll() is None:
+            os.killpg(rank.process.pid, number)
+
+
+def _pause(ranks: Sequence[_Rank]) -> None:
+    """Ctrl-Z: the ranks stop with the launcher, and go on with it."""
+    _signal(ranks, signal.SIGSTOP)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    _signal(ranks, signal.SIGCONT)

@@ -1,0 +1,187 @@
+"""The conventions every command keeps: one-sentence errors, exit codes, progress, tables, JSON.
+
+Progress and messages go to standard error; the closing table and the `--json` line go to standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.base.exits import EXIT_INTERRUPTED, EXIT_USER_ERROR
+
+LOG_INTERVAL_SECONDS = 15.0
+_UNLIMITED = Console(width=10_000).options
+
+
+class UserError(Exception):
+    """A mistake its user can mend: one sentence that says what was wrong, where, and what to do. Exit code 2."""
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Call `main` as a command: its result (None is 0) or the error's code becomes the exit code."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        if (sentence := describe_os_error(error)) is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def describe_os_error(error: OSError) -> str | None:
+    """The sentence for an operating-system error that is the surroundings' fault, None for any other."""
+    remedies = {
+        errno.ENOSPC: "the disk is full: free some space and start the same command again",
+        errno.EDQUOT: "the disk quota is used up: free some space and start the same command again",
+        errno.EROFS: "the file system is read-only: choose a folder that can be written",
+        errno.EACCES: "permission denied: choose a folder that this user can read and write",
+    }
+    if error.errno not in remedies:
+        return None
+    place = f"{error.filename}: " if error.filename else ""
+    return place + remedies[error.errno]
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A clause that offers the valid names nearest to a misspelt one: `did you mean 'a' or 'b'?`, or all of them."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(f"'{one}'" for one in close) + "?"
+    return "valid: " + ", ".join(names)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose --help opens with one sentence and an example, and whose errors are one sentence (UserError)."""
+
+    def __init__(self, sentence: str, example: str) -> None:
+        super().__init__(
+            description=f"{sentence}\n\nexample:\n  {example}",
+            usage=argparse.SUPPRESS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            word = message.split(": ", 1)[1].split()[0]
+            options = [option for action in self._actions for option in action.option_strings]
+            message = f"{word} is not an option: {nearest(word.partition('=')[0], options)}"
+        raise UserError(f"{message}: see --help")
+
+    def add_json_option(self) -> None:
+        self.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
+
+
+class _Bar(RichProgress):
+    """A progress bar with a line of figures below it: beside it they would not fit into 80 columns."""
+
+    figures = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.figures:
+            yield Text(self.figures, no_wrap=True, overflow="ellipsis")
+
+
+class Progress:
+    """Progress of long work: a bar on a terminal; in a log file a line every 15 seconds and one at the end.
+
+    Use as a context manager; `advance(n, loss="2.31")` counts n units and shows the figures beside the bar.
+    """
+
+    def __init__(self, total: int, description: str, unit: str, *, start: int = 0, enabled: bool = True) -> None:
+        self.total, self.description, self.unit, self.done, self.start = total, description, unit, start, start
+        self.enabled = enabled
+        self.figures: dict[str, str] = {}
+        self.started = self.last_line = time.monotonic()
+        self.bar: _Bar | None = None
+        console = Console(stderr=True)
+        if enabled and console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            self.bar = _Bar(*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console)
+            self.task = self.bar.add_task(description, total=total, completed=start, rate="")
+
+    def __enter__(self) -> Self:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+        elif self.enabled and kind is None:
+            self._line()
+
+    def advance(self, n: int = 1, /, **figures: str) -> None:
+        self.done += n
+        self.figures.update(figures)
+        if self.bar:
+            self.bar.figures = "  ".join(self._figures())
+            self.bar.update(self.task, completed=self.done, rate=self._rate())
+        elif self.enabled and time.monotonic() - self.last_line >= LOG_INTERVAL_SECONDS:
+            self._line()
+
+    def _figures(self) -> list[str]:
+        return [f"{key} {value}" for key, value in self.figures.items()]
+
+    def _per_second(self) -> float:
+        return (self.done - self.start) / max(time.monotonic() - self.started, 1e-9)
+
+    def _rate(self) -> str:
+        return f"{self._per_second():,.1f} {self.unit}/s"
+
+    def _line(self) -> None:
+        self.last_line = time.monotonic()
+        rate = self._per_second()
+        left = [f"{(self.total - self.done) / rate:,.0f} s left"] if rate > 0 and self.done < self.total else []
+        text = "  ".join([f"{self.done:,} of {self.total:,}", self._rate(), *self._figures(), *left])
+        print(f"{self.description}: {text}", file=sys.stderr, flush=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table for people on standard output; the first column is aligned left, the others right."""
+    console, cells = Console(), [[str(cell) for cell in row] for row in rows]
+
+    def table(titles: Sequence[str]) -> Table:
+        made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        for number, column in enumerate(titles):
+            made.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        for row in cells:
+            made.add_row(*row)
+        return made
+
+    made = table(columns)
+    if console.is_terminal and console.measure(made, options=_UNLIMITED).maximum > console.width:
+        made = table([column.replace(" ", "\n") for column in columns])
+    # A pipe has no width of its own, and a row that is too wide for a terminal is better wrapped than cut.
+    width = max(console.width, console.measure(made, options=_UNLIMITED).maximum)
+    Console(width=width, force_terminal=console.is_terminal).print(made)
+
+
+def print_json(figures: dict[str, Any]) -> None:
+    """Print one JSON object as the last line of standard output (`--json`)."""
+    print(json.dumps(figures, sort_keys=True), flush=True)

@@ -1,0 +1,231 @@
+"""A net over a split under a protocol, on one process or many: `score_split` makes scores, `evaluate_errors` counts.
+
+Rank r of W takes every W-th evaluation block, whole. The blocks are the protocol's, so no batch depends on W, and W = 1
+makes the same bytes as W = 3 (on the CPU; a GPU's kernels may differ with its kind). Scores travel to rank 0 every few
+rounds; rank 0 keeps them in a partial file, from which an interrupted evaluation goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.base.command import Progress, UserError
+from pipeline.data.augment import WholeImage
+from pipeline.data.dataset import UNLABELLED, Split, Statistics
+from pipeline.data.graphs import Normalization
+from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches
+from pipeline.evaluation.inference import inference_net
+from pipeline.evaluation.partial import PartialScores
+from pipeline.evaluation.protocols import PROTOCOLS, Block, Protocol, Seeing, View, feature_side, mirror_of
+from pipeline.evaluation.scores import Provenance, Scores, check_softmax, ranks
+from pipeline.process.world import World
+
+Precision = Literal["float32", "bf16"]
+GATHER_ROUNDS = 4  # rounds (a block on every rank) between two gathers: a GPU does not stop for every block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Showing:
+    """How images come to the net, whatever the protocol.
+
+    short_side, crop: pixels; 256 and 224 in the paper. normalization: the dataset's statistics, or an explicit mean and
+    standard deviation. precision: "bf16" is autocast; the softmax and its averages are float32 always.
+    """
+
+    short_side: int
+    crop: int
+    normalization: Statistics | Normalization
+    loader: LoaderConfig
+    precision: Precision = "float32"
+
+    def normalization_of(self, view: View) -> Normalization:
+        """What is subtracted in one view: the per-pixel mean where its size is the view's, else its channels' mean."""
+        if isinstance(self.normalization, Normalization):
+            return self.normalization
+        return Normalization.of(self.normalization, None if isinstance(view, WholeImage) else view.crop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Scores, and what making them took: `images` scored in `seconds`, those of an interrupted attempt not counted."""
+
+    scores: Scores
+    images: int
+    seconds: float
+
+
+def score_split(
+    net: nn.Module,
+    split: Split,
+    protocol: Protocol,
+    showing: Showing,
+    *,
+    world: World,
+    classes: int,
+    provenance: Provenance,
+    partial: Path | None = None,
+    show_progress: bool = False,
+) -> Scored | None:
+    """The softmax scores of every sample of `split`; None on ranks other than 0. Every rank calls it.
+
+    net: on the world's device, the same on all ranks, without a DDP wrapper; logits [N, classes]. provenance: stored
+    with the scores. partial: where rank 0 keeps what is scored so far and finds what an evaluation with the same
+    fingerprint left there; the caller removes it once the score file stands.
+    Raises UserError for an empty split, an image that does not decode, and scores that are no softmax (NaN).
+    """
+    _check_not_empty(split)
+    started = time.monotonic()
+    blocks = protocol.blocks(split, protocol.views(showing.short_side, showing.crop))
+    kept = PartialScores(len(split), classes, provenance.fingerprint, partial) if world.is_main else None
+    todo = _agreed_todo(kept, blocks, world)
+    done = len(split) - sum(len(blocks[i]) for i in todo)
+    text = f"{provenance.arch} {protocol.name} {split.name}"
+    mine = [blocks[i] for i in todo[world.rank :: world.size]]
+    with (
+        kept or nullcontext(),
+        Progress(len(split), text, "images", start=done, enabled=show_progress and world.is_main) as progress,
+        _softmaxes(net, split, protocol, showing, mine, world) as results,
+    ):
+        for step in _steps(todo, world):
+            rows = [next(results)[0] for _ in step[world.rank :: world.size]]
+            parts = _gather(rows, max(map(len, blocks)), classes, world)
+            if kept is None:
+                continue
+            for rank, part in enumerate(parts):
+                ids = [blocks[i] for i in step[rank :: world.size]]
+                kept.add(np.concatenate(ids) if ids else np.empty(0, np.int64), part)
+            progress.advance(sum(len(blocks[i]) for i in step))
+    if kept is None:
+        return None
+    check_softmax(kept.scores, f"the scores of {provenance.arch} ({provenance.checkpoint})")
+    scores = Scores(scores=kept.scores, ids=np.arange(len(split)), labels=split.labels, provenance=provenance)
+    return Scored(scores=scores, images=len(split) - done, seconds=time.monotonic() - started)
+
+
+class GivenUp(Exception):  # noqa: N818 - not an error: it was asked for
+    """An evaluation was given up before its end: there are no errors."""
+
+
+def evaluate_errors(
+    net: nn.Module,
+    split: Split,
+    *,
+    statistics: Statistics | Normalization,
+    short_side: int,
+    crop: int,
+    world: World,
+    loader_config: LoaderConfig,
+    precision: Precision = "float32",
+    give_up: Callable[[], bool] = lambda: False,
+) -> tuple[float, float]:
+    """(top-1 error, top-5 error) of the centre crop in percent, on every rank.
+
+    On a CPU, in float32 and with as many threads, these are the errors of the score file that `pipeline.evaluate` makes:
+    scores are rounded as the file rounds them, and wrong answers are summed over the ranks as integers. A few images may
+    differ where `precision` is bf16, since score files are float32, and on a GPU, where a training leaves TF32 on for
+    convolutions and `pipeline.evaluate` switches it off.
+    give_up: asked on every rank equally often, once before each round of evaluation blocks, with the same answer on all
+    of them; True raises GivenUp. Other arguments as in `Showing` and `score_split`. Raises UserError for a split that is
+    empty or has no labels, and for an image that does not decode.
+    """
+    _check_not_empty(split)
+    if (split.labels == UNLABELLED).any():
+        raise UserError(f"the split '{split.name}' of {split.folder} has no labels: evaluate on one that has")
+    showing = Showing(
+        short_side=short_side, crop=crop, normalization=statistics, loader=loader_config, precision=precision
+    )
+    protocol = PROTOCOLS["center"]
+    wrong = torch.zeros(2, dtype=torch.int64, device=world.device)
+    blocks = protocol.blocks(split, protocol.views(short_side, crop))
+    with _softmaxes(net, split, protocol, showing, blocks[world.rank :: world.size], world) as results:
+        for _ in range(0, len(blocks), world.size):
+            if give_up():
+                raise GivenUp
+            for scores, labels in islice(results, 1):  # in the last round some ranks have none
+                rank = ranks(scores, labels)
+                wrong += torch.stack([(rank >= 1).sum(), (rank >= 5).sum()])
+    if world.size > 1:
+        dist.all_reduce(wrong)
+    top1, top5 = wrong.tolist()
+    return 100.0 * top1 / len(split), 100.0 * top5 / len(split)
+
+
+def _check_not_empty(split: Split) -> None:
+    if len(split) == 0:
+        raise UserError(f"the split '{split.name}' of {split.folder} is empty: evaluate on one that has images")
+
+
+def _agreed_todo(kept: PartialScores | None, blocks: Sequence[Block], world: World) -> list[int]:
+    """The blocks that still have to be scored, by number: rank 0 knows, the others are told."""
+    missing = torch.ones(len(blocks), dtype=torch.uint8)
+    if kept is not None:
+        missing = torch.tensor([not kept.has(block) for block in blocks], dtype=torch.uint8)
+    if world.size > 1:
+        missing = missing.to(world.device)
+        dist.broadcast(missing, 0)
+    return [i for i, flag in enumerate(missing.tolist()) if flag]
+
+
+def _steps(todo: Sequence[int], world: World) -> Iterator[Sequence[int]]:
+    """What all ranks together score between two gathers; rank r takes every W-th from the r-th on."""
+    size = GATHER_ROUNDS * world.size
+    return (todo[start : start + size] for start in range(0, len(todo), size))
+
+
+@contextmanager
+def _softmaxes(
+    net: nn.Module, split: Split, protocol: Protocol, showing: Showing, blocks: Sequence[Block], world: World
+) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """An iterator over (softmax float16 [N, classes], labels int64 [N]) of each block, on the device; net stays as it is."""
+    net = inference_net(net)
+    with ExitStack() as stack:
+        loaders, seeing = [], []
+        for view in protocol.views(showing.short_side, showing.crop) if blocks else ():
+            normalization = showing.normalization_of(view)
+            batches = evaluation_batches(split, view, normalization, blocks, world.device, showing.loader)
+            loaders.append(stack.enter_context(batches))
+            window = feature_side(net, showing.crop, world.device) if isinstance(view, WholeImage) else 0
+            seeing.append(Seeing(mirror_of(normalization, world.device), window))
+
+        def results() -> Iterator[tuple[Tensor, Tensor]]:
+            for batches in zip(*loaders, strict=True):
+                world.watchdog.tick()
+                yield _classify(net, protocol, showing, batches, seeing)
+
+        yield results()
+
+
+@torch.inference_mode()
+def _classify(
+    net: nn.Module, protocol: Protocol, showing: Showing, batches: Sequence[Batch], seeing: Sequence[Seeing]
+) -> tuple[Tensor, Tensor]:
+    """One block, seen in each of the protocol's views: the mean of their softmax scores, rounded to float16; labels."""
+    device = batches[0].images.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=showing.precision == "bf16"):
+        softmaxes = [protocol.classify(net, batch.images, one) for batch, one in zip(batches, seeing, strict=True)]
+    mean = softmaxes[0] if len(softmaxes) == 1 else torch.stack(softmaxes).mean(dim=0)
+    return mean.half(), batches[0].labels
+
+
+def _gather(rows: Sequence[Tensor], block_size: int, classes: int, world: World) -> list[NDArray[np.float16]]:
+    """float16 [rows of the rank, classes] of each rank, on rank 0; elsewhere nothing. The rows may be longer by padding."""
+    if world.size == 1:
+        return [torch.cat(list(rows)).cpu().numpy()]
+    sent = torch.zeros(GATHER_ROUNDS * block_size, classes, dtype=torch.float16, device=world.device)
+    if rows:
+        sent[: sum(map(len, rows))] = torch.cat(list(rows))
+    received = [torch.empty_like(sent) for _ in range(world.size)] if world.is_main else None
+    dist.gather(sent, received)
+    return [part.cpu().numpy() for part in received or []]

@@ -1,0 +1,1 @@
+"""What leaves the project: exported nets, model cards, registry entries, submissions, sheets of mistakes."""

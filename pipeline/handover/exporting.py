@@ -1,0 +1,137 @@
+"""A trained net in forms that need nothing of this project: safetensors, torch.export, ONNX. Each is read back and compared.
+
+model.safetensors holds the weights in torchvision's names. model.pt2 and model.onnx are whole: pixels in, softmax out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from pipeline.base.command import UserError
+from pipeline.base.files import replacing
+from pipeline.data.graphs import Normalization
+from pipeline.evaluation.protocols import channels_first
+
+TOLERANCE = 1e-5  # of softmax scores; other runtimes order their float32 sums differently
+EXAMPLE_BATCH = 2  # torch.export takes a batch of 1 for a constant
+CHECKED_BATCHES = (1, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One form. `write(path, deployed)`; `read(path, deployed)`: the file as a function, images -> softmax."""
+
+    file: str
+    write: Callable[[Path, Deployed], None]
+    read: Callable[[Path, Deployed], Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A file that was written, read back and compared: the largest difference of a softmax score from the net's own."""
+
+    format: str
+    path: Path
+    difference: float
+
+
+class Deployed(nn.Module):
+    """The net for use: RGB crops float32 [N, crop, crop, 3], 0..255 -> softmax scores float32 [N, classes]."""
+
+    def __init__(self, net: nn.Module, normalization: Normalization, crop: int) -> None:
+        super().__init__()
+        self.net, self.crop = net, crop
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.from_numpy(np.array(normalization.mean, np.float32)))
+        std = np.ones(3, np.float32) if normalization.std is None else np.array(normalization.std, np.float32)
+        self.register_buffer("std", torch.from_numpy(std))
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.net(channels_first((images - self.mean) / self.std))
+        return scores.softmax(dim=1)
+
+
+def export(module: Deployed, folder: Path, name: str) -> Exported:
+    """Write one format into `folder`, read it back and compare. Raises UserError where it cannot be, or differs."""
+    form = FORMATS[name]
+    path = folder / form.file
+    folder.mkdir(parents=True, exist_ok=True)
+    form.write(path, module)
+    read, difference = form.read(path, module), 0.0
+    generator = torch.Generator().manual_seed(0)
+    for batch in CHECKED_BATCHES:
+        images = torch.rand(batch, module.crop, module.crop, 3, generator=generator) * 255
+        with torch.inference_mode():
+            difference = max(difference, float((read(images) - module(images)).abs().max()))
+    if not difference <= TOLERANCE:
+        path.unlink()
+        raise UserError(f"{path} differed from the net by {difference:g} when it was read back and was removed again")
+    return Exported(format=name, path=path, difference=difference)
+
+
+def _write_safetensors(path: Path, module: Deployed) -> None:
+    state = {key: value.contiguous() for key, value in module.net.state_dict().items()}
+    content = safetensors.torch.save(state, metadata={"format": "pt"})
+    with replacing(path) as file:
+        file.write(content)
+
+
+def _read_safetensors(path: Path, module: Deployed) -> Callable[[Tensor], Tensor]:
+    copy_of = copy.deepcopy(module)
+    for value in copy_of.net.state_dict().values():
+        value.fill_(-1)  # nothing of the original can stand in for what the file lacks
+    copy_of.net.load_state_dict(safetensors.torch.load_file(path), strict=True)
+    return copy_of
+
+
+def _program(module: Deployed) -> torch.export.ExportedProgram:
+    """The net as a graph, for any number of images."""
+    example = torch.zeros(EXAMPLE_BATCH, module.crop, module.crop, 3)
+    return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+
+
+def _write_torch_export(path: Path, module: Deployed) -> None:
+    buffer = io.BytesIO()
+    torch.export.save(_program(module), buffer)
+    with replacing(path) as file:
+        file.write(buffer.getvalue())
+
+
+def _read_torch_export(path: Path, module: Deployed) -> Callable[[Tensor], Tensor]:
+    return torch.export.load(path).module()
+
+
+def _write_onnx(path: Path, module: Deployed) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress
+        program = torch.onnx.export(
+            _program(module), (), input_names=["images"], output_names=["scores"], dynamo=True, verbose=False
+        )
+    assert program is not None
+    content = program.model_proto.SerializeToString()
+    with replacing(path) as file:
+        file.write(content)
+
+
+def _read_onnx(path: Path, module: Deployed) -> Callable[[Tensor], Tensor]:
+    import onnxruntime  # type: ignore[import-untyped]
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+FORMATS = {
+    "safetensors": Format(file="model.safetensors", write=_write_safetensors, read=_read_safetensors),
+    "torch-export": Format(file="model.pt2", write=_write_torch_export, read=_read_torch_export),
+    "onnx": Format(file="model.onnx", write=_write_onnx, read=_read_onnx),
+}

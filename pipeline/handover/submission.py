@@ -1,0 +1,115 @@
+"""The ILSVRC classification submission: one line per image in file-name order, up to 5 class ids, best first.
+
+The ids are the development kit's ILSVRC2012_ID (1 = n02119789), which is not the rank of the sorted WordNet ids.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base.command import UserError
+from pipeline.base.files import write_text
+from pipeline.data.dataset import UNLABELLED, Dataset, Split
+from pipeline.evaluation.ensemble import average
+from pipeline.evaluation.scores import ROWS, Scores
+
+LINES = {"test": 100_000, "val": 50_000}  # ILSVRC 2012
+ANSWERS = 5
+NAME = re.compile(r"ILSVRC2012_(?:val|test)_(\d{8})$")
+
+
+def class_ids(dataset: Dataset) -> NDArray[np.int64]:
+    """int64 [classes]: the development kit's id of each label. Raises UserError where the dataset does not know them."""
+    ids = [one.ilsvrc2012_id for one in dataset.manifest.classes]
+    if any(one is None for one in ids):
+        lacking = dataset.manifest.classes[ids.index(None)].wnid
+        raise UserError(
+            f"the dataset {dataset.folder} does not know the ILSVRC2012_ID of its classes ({lacking} has none): "
+            "prepare it with the development kit beside the images"
+        )
+    if len(set(ids)) != len(ids):
+        raise UserError(f"the dataset {dataset.folder} gives two classes one ILSVRC2012_ID: prepare it again")
+    return np.array(ids, dtype=np.int64)
+
+
+def check_order(split: Split) -> None:
+    """Raise UserError unless the sample ids follow ILSVRC's file names, as preparation orders val and test."""
+    numbers = []
+    for key in split.samples["key"]:
+        if (match := NAME.search(key.decode())) is None:
+            raise UserError(
+                f"'{key.decode()}' in the split '{split.name}' of {split.folder} is no image of ILSVRC 2012 val or test: "
+                "a submission can be written for those alone"
+            )
+        numbers.append(int(match[1]))
+    if any(after <= before for before, after in itertools.pairwise(numbers)):
+        raise UserError(f"the samples of {split.folder} '{split.name}' are not in file-name order: prepare it again")
+
+
+def answers(members: Sequence[Scores]) -> Iterator[NDArray[np.int64]]:
+    """int64 [rows, 5] by rows: the labels with the highest average scores, best first; ties to the lower label."""
+    for start in range(0, len(members[0]), ROWS):
+        mean = average(members, slice(start, start + ROWS))
+        yield np.argsort(-mean, axis=1, kind="stable")[:, :ANSWERS]
+
+
+def write(path: Path, members: Sequence[Scores], ids: NDArray[np.int64], lines: int) -> None:
+    """Write the submission of the members' average, then read it back and check it. Raises UserError."""
+    if len(members[0]) != lines:
+        raise UserError(
+            f"the split has {len(members[0]):,} images where a submission has {lines:,} lines: "
+            "give the whole split, or say how many with --lines"
+        )
+    text = "".join(" ".join(map(str, row)) + "\n" for rows in answers(members) for row in ids[rows].tolist())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    read(path, lines, set(ids.tolist()))
+
+
+def read(path: Path, lines: int, valid: set[int]) -> list[list[int]]:
+    """The answers in a submission file, best first. Raises UserError, naming the line, where it is not one."""
+    try:
+        rows = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the submission {path} cannot be read ({error})") from None
+    if len(rows) != lines:
+        raise UserError(f"the submission {path} has {len(rows):,} lines, not {lines:,}")
+    result = []
+    for number, row in enumerate(rows, start=1):
+        words = row.split()
+        answer = [int(word) for word in words if word.isdigit()]
+        if not 1 <= len(words) <= ANSWERS or len(set(answer)) != len(words) or not set(answer) <= valid:
+            raise UserError(f"line {number} of {path} is not 1 to {ANSWERS} different class ids: '{row}'")
+        result.append(answer)
+    return result
+
+
+def read_ground_truth(path: Path, lines: int) -> list[int]:
+    """The development kit's ILSVRC2012_validation_ground_truth.txt: one class id per image. Raises UserError."""
+    try:
+        ids = [int(line) for line in path.read_text().split()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"the ground truth {path} cannot be read ({error}): give one class id per line") from None
+    if len(ids) != lines:
+        raise UserError(f"the ground truth {path} has {len(ids):,} ids for {lines:,} images: give that of this split")
+    return ids
+
+
+def ground_truth(split: Split, ids: NDArray[np.int64]) -> list[int] | None:
+    """The class id of every image by the dataset's own labels; None where the split has none."""
+    if (split.labels == UNLABELLED).any():
+        return None
+    return [int(one) for one in ids[split.labels]]
+
+
+def errors(rows: Sequence[Sequence[int]], truth: Sequence[int]) -> tuple[float, float]:
+    """(top-1 error, top-5 error) in percent of answers read from a file, counted line by line."""
+    top1 = sum(row[0] != true for row, true in zip(rows, truth, strict=True))
+    top5 = sum(true not in row for row, true in zip(rows, truth, strict=True))
+    return 100 * top1 / len(truth), 100 * top5 / len(truth)

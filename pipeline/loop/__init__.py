@@ -1,0 +1,1 @@
+"""The loop over updates: the trainer, its progress and its validation."""

@@ -1,0 +1,1 @@
+"""One process among the ranks: its world, its watchdog, requests to stop."""

@@ -1,0 +1,208 @@
+"""Contract 5: a run is a folder. Opening one starts it or continues it; where it cannot be continued, says why.
+
+config.yaml      the resolved config          run.json      what it is made from, and the attempts so far
+metrics.jsonl, mlflow.json  (tracking)        checkpoints/  scores/  logs/
+
+run.json holds `dataset_sha256`, the dataset's identity; `trajectory`, the TRAJECTORY of the code that the run was started
+with (runs without it count as 1); and `attempts`, each with its git commit, versions and hardware. A run is continued only
+with equal values, an equal dataset and code of an equal TRAJECTORY, and only where its config.yaml is there to compare with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+
+from pipeline.base.command import UserError
+from pipeline.base.files import sync_folder, write_text
+from pipeline.base.lease import Lease
+from pipeline.data.dataset import Dataset
+from pipeline.process.world import LAUNCHER_VARIABLE, World, on_main
+from pipeline.run.config import TRAJECTORY, Config, differences, to_yaml, trajectory
+from pipeline.run.options import load
+from pipeline.training.checkpoint import checkpoints_in, is_sound
+
+CONFIG, RUN, CHECKPOINTS = "config.yaml", "run.json", "checkpoints"
+PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "ray", "mlflow", "submitit", "webdataset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenRun:
+    """A run that is being written. `facts`: what run.json holds. `check` raises FencedError where it must write no more."""
+
+    facts: dict[str, Any]
+    check: Callable[[], None]
+
+
+@contextmanager
+def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> Iterator[OpenRun]:
+    """Start the run `config` names or continue it, and hold it against other writers.
+
+    A collective. Raises UserError, on every rank, where the folder belongs to a run with other values or data or of code
+    that computed something else, where the run's files are lost or damaged, or another process is writing it.
+    """
+    lease: Lease | None = None
+
+    def start() -> dict[str, Any]:
+        nonlocal lease
+        folder = config.run_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        check_same(config, dataset)  # before the lease, so that a refusal writes nothing
+        lease = Lease(folder)
+        check_same(config, dataset)  # another process may have written the folder until now
+        facts = read_facts(folder)
+        if not (folder / CONFIG).exists():  # the run begins now, also where an attempt came no further than run.json
+            facts |= {"dataset_sha256": dataset.sha256, "trajectory": TRAJECTORY}
+        facts = {"dataset_sha256": dataset.sha256, "attempts": [], **facts}
+        facts["attempts"].append(_attempt(world, threads))
+        if other_code(facts):  # the run is finished, and its record keeps the code that trained it
+            return facts
+        # run.json first: where config.yaml stands, what the run is made from stands too.
+        write_text(folder / RUN, json.dumps(facts, indent=1) + "\n")
+        write_text(folder / CONFIG, to_yaml(config))
+        for place in (folder, folder.parent):
+            sync_folder(place)
+        return facts
+
+    try:
+        facts = on_main(world, start)
+        yield OpenRun(facts=facts, check=lease.check if lease else lambda: None)
+    finally:
+        if lease is not None:
+            lease.release()
+
+
+def check_same(config: Config, dataset: Dataset | None) -> None:
+    """Raise UserError where the run folder of `config` holds a run of other values, data or code, which cannot go on here.
+
+    `dataset`: None where it is not at hand; the data are not compared then.
+    """
+    folder = config.run_folder
+    if sentence := lost_config(folder):
+        raise UserError(sentence)
+    if not (folder / CONFIG).exists():
+        return
+    changed = differences(trajectory(load(folder / CONFIG)), trajectory(config))
+    facts = read_facts(folder)
+    if dataset is not None and facts.get("dataset_sha256", dataset.sha256) != dataset.sha256:
+        changed.append(f"the dataset's content: {facts['dataset_sha256'][:12]} -> {dataset.sha256[:12]}")
+    if changed:
+        raise UserError(
+            f"the run folder {folder} was started with other values ({'; '.join(changed)}): "
+            "use the same values to continue it, or choose another --name"
+        )
+    if (other := other_code(facts)) and not is_finished(config):
+        _, remedy = _last_code(facts)
+        raise UserError(
+            f"the run folder {folder} was started by code that computes something else ({other}): "
+            f"{remedy} to continue it, or choose another --name"
+        )
+
+
+def lost_config(folder: Path) -> str | None:
+    """The sentence for a run folder with checkpoints and no config.yaml: nothing says of which values they are. Else None."""
+    if (folder / CONFIG).exists() or not checkpoints_in(folder / CHECKPOINTS):
+        return None
+    return (
+        f"{folder / CONFIG} is missing, and the checkpoints of a run are there: "
+        f"put the run's {CONFIG} back to continue it, or choose another --name"
+    )
+
+
+def other_code(facts: dict[str, Any]) -> str | None:
+    """How the TRAJECTORY of a run (its run.json is `facts`) differs from this code's; None where they are equal."""
+    number = facts.get("trajectory", 1)  # runs from before it was recorded count as 1: nothing had changed
+    if number == TRAJECTORY:
+        return None
+    version, _ = _last_code(facts)
+    return f"TRAJECTORY: the run's {number} -> this code's {TRAJECTORY}; it was last trained by {version}"
+
+
+def _last_code(facts: dict[str, Any]) -> tuple[str, str]:
+    """The code of a run's last attempt in words, and how to get that code again."""
+    attempts = facts.get("attempts") or [{}]
+    commit = attempts[-1].get("git_commit", "unknown")
+    if commit == "unknown":
+        return "a commit that is not recorded", "use the code that it was started with"
+    if commit.endswith("-dirty"):
+        changed = f"commit {commit.removesuffix('-dirty')} with uncommitted changes"
+        return changed, "check out that commit and make the same changes"
+    return f"commit {commit}", "check out that commit"
+
+
+def is_finished(config: Config) -> bool:
+    """Whether all is computed: a sound checkpoint of the last iteration is there. Reads that checkpoint."""
+    checkpoints = checkpoints_in(config.run_folder / CHECKPOINTS)
+    return any(iteration == config.iterations and is_sound(path) for iteration, path in checkpoints)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """run.json, whose keys the module describes; {} where the run has not begun.
+
+    Raises UserError where it is damaged.
+    """
+    path = folder / RUN
+    try:
+        facts = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        facts = None
+    if not _are_facts(facts):
+        raise UserError(
+            f"{path} is damaged (it is not what a run wrote): put its copy back, or train under another --name"
+        )
+    return facts
+
+
+def _are_facts(found: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a run can have written this as run.json. Every key may be missing: older runs have fewer."""
+    if not isinstance(found, dict):
+        return False
+    attempts = found.get("attempts", [])
+    return (
+        isinstance(found.get("dataset_sha256", ""), str)
+        and type(found.get("trajectory", 1)) is int  # isinstance would take True for a number
+        and isinstance(attempts, list)
+        and all(isinstance(one, dict) and isinstance(one.get("git_commit", ""), str) for one in attempts)
+    )
+
+
+def _attempt(world: World, threads: int) -> dict[str, Any]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "host": socket.gethostname(),
+        "launcher": os.environ.get(LAUNCHER_VARIABLE, "none"),
+        "world_size": world.size,
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
+        "threads": threads,
+        "python": platform.python_version(),
+        "git_commit": git_commit(),
+        "versions": versions,
+    }
+
+
+def git_commit() -> str:
+    """The commit of this code, `-dirty` added where files differ from it; `unknown` outside a checkout."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        here = Path(__file__).resolve().parent
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

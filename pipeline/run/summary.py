@@ -1,0 +1,22 @@
+"""The closing line of JSON of a training: what the run's own files say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.run.config import Config
+from pipeline.tracking.journal import METRICS, read_metrics
+
+
+def summary(config: Config, code: int) -> dict[str, Any]:
+    """name, run_folder, exit_code, iteration, and the latest of each metric as `train/loss`, `val/top1_error` ..."""
+    path = config.run_folder / METRICS
+    records = read_metrics(path) if path.exists() else []
+    latest = {f"{record.kind}/{name}": value for record in records for name, value in record.values.items()}
+    return {
+        "name": config.run_name,
+        "run_folder": str(config.run_folder),
+        "exit_code": code,
+        "iteration": max((record.iteration for record in records), default=0),
+        **latest,
+    }

@@ -1,0 +1,225 @@
+"""What is asked of SLURM: time limits, the site's file, and the script, compared with what a real sbatch call receives."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launch import slurm
+from launch.on_slurm.allocation import Allocation, minutes, read_site, resolve
+from pipeline.base.command import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("1:30", 2), ("2:00:00", 120), ("1-0", 1440), ("2-12:30", 3630), ("1-00:00:01", 1441), ("0:59", 1)],
+)
+def test_time_limits_as_sbatch_reads_them(text: str, expected: int) -> None:
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "1d", "-5", "1 --nodes=9"])
+def test_what_is_not_a_time_limit(text: str) -> None:
+    with pytest.raises(UserError, match="time limit"):
+        minutes(text)
+
+
+def test_command_line_overrides_site_overrides_defaults(tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("partition: gpu\ngpus_per_node: 4\ntime: '2:00:00'\nsetup: ['module load cuda']\n")
+    allocation = resolve({"site": str(site), "gpus_per_node": 2, "nodes": 3})
+    assert (allocation.partition, allocation.gpus_per_node, allocation.minutes) == ("gpu", 2, 120)
+    assert (allocation.ranks, allocation.cpus_per_gpu) == (6, Allocation().cpus_per_gpu)
+    assert allocation.setup == ("module load cuda",)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("partiton: gpu", "did you mean 'partition'"),
+        ("nodes: many", "expected int"),
+        ("nodes: true", "expected int"),
+        ("- a", "no 'key: value' lines"),
+        ("a: [", "not YAML"),
+        ("setup: ['a\\nb', \"c\\nd\"]", "line break"),
+    ],
+)
+def test_site_files_that_do_not_fit(tmp_path: Path, text: str, expected: str) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text(text)
+    with pytest.raises(UserError, match=expected):
+        read_site(site)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"partition": "a\nrm -rf /"},
+        {"qos": "$(id)"},
+        {"account": "a'b"},
+        {"constraint": "x;y"},
+        {"nodes": 0},
+        {"gpus_per_node": -1},
+        {"time": "1", "signal_delay": 60},
+    ],
+)
+def test_allocations_that_cannot_be(options: dict[str, object]) -> None:
+    with pytest.raises(UserError):
+        resolve(options)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, and an sbatch that keeps the file it is handed as `received` or fails by `refusal`."""
+    commands, folder = tmp_path / "bin", tmp_path / "here"
+    commands.mkdir()
+    folder.mkdir()
+    (commands / "sbatch").write_text(
+        f"#!/bin/sh\n[ -e {folder}/refusal ] && {{ cat {folder}/refusal >&2; exit 1; }}\n"
+        f'cat "$1" >{folder}/received\necho Submitted batch job 77\n'
+    )
+    (commands / "srun").write_text("#!/bin/sh\n")
+    (commands / "scontrol").write_text("#!/bin/sh\n")  # knows of no partitions: the real one is asked by tests/cluster
+    for one in commands.iterdir():
+        one.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_short_command_is_enough(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert slurm.run(["--arch", "resnet152", "--nodes", "4", "--dry-run", "--json"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for line in (
+        "#SBATCH --nodes=4",
+        "#SBATCH --ntasks-per-node=8",
+        "#SBATCH --gpus-per-node=8",
+        "#SBATCH --signal=USR2@120",
+        "#SBATCH --job-name=resnet152-seed0",
+        "#SBATCH --requeue",
+        "arch: resnet152",
+        "batch: 256",
+    ):
+        assert line in printed
+    assert any(line.startswith("Nothing was submitted") for line in printed)
+    assert json.loads(printed[-1])["ranks"] == 32
+    assert list(stand_in.iterdir()) == []
+
+
+def test_dry_run_is_what_sbatch_gets(stand_in: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--config", str(tiny), "--nodes", "2", "--gpus-per-node", "0", "--qos", "high", "--assume-shared"]
+    assert slurm.run([*command, "--dry-run"]) == 0
+    dry = capsys.readouterr().out
+    assert list(stand_in.iterdir()) == []
+    assert slurm.run([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["job_id"] == "77"
+    received = (stand_in / "received").read_text()
+    assert received in dry
+    assert subprocess.run(["bash", "-n"], input=received, text=True, check=False).returncode == 0
+
+
+def test_a_refusal_of_sbatch_is_shown(stand_in: Path, tiny: Path) -> None:
+    (stand_in / "refusal").write_text("sbatch: error: invalid partition specified: nix\n")
+    with pytest.raises(UserError, match="invalid partition specified: nix"):
+        slurm.run(["--config", str(tiny), "--gpus-per-node", "1", "--partition", "nix", "--assume-shared"])
+
+
+def test_without_slurm_it_says_so(stand_in: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(UserError, match="there is no SLURM on this machine"):
+        slurm.run(["--config", str(tiny), "--gpus-per-node", "1"])
+    assert list(stand_in.iterdir()) == []
+
+
+def test_plan_follows_the_ring_model(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Figures of the project's performance notes: fp32 gradients of ResNet-50/101/152 at 100 Gb/s take 16.4/28.5/38.5 ms."""
+    for arch, milliseconds in (("resnet50", 16.4), ("resnet101", 28.5), ("resnet152", 38.5)):
+        assert slurm.run(["--arch", arch, "--nodes", "4", "--dry-run", "--json"]) == 0
+        plan = json.loads(capsys.readouterr().out.splitlines()[-1])["plan"]
+        by_nodes = {row["nodes"]: row for row in plan}
+        ranks = 32
+        latency = 1000 * 2 * (ranks - 1) * 20e-6
+        assert by_nodes[4]["all_reduce_ms"] - latency == pytest.approx(milliseconds * (ranks - 1) / ranks, rel=0.01)
+        assert by_nodes[1]["efficiency"] == 1
+        assert all(row["efficiency"] <= 1.001 for row in plan)
+    # Twice the network: half the time on the wire. A measured rate is taken as it is.
+    assert (
+        slurm.run(
+            [
+                "--nodes",
+                "4",
+                "--dry-run",
+                "--json",
+                "--network-gbits",
+                "200",
+                "--images-per-second",
+                "1000",
+                "--arch",
+                "resnet50",
+            ]
+        )
+        == 0
+    )
+    row = {row["nodes"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["plan"]}[4]
+    assert row["all_reduce_ms"] - latency == pytest.approx(16.4 / 2 * 31 / 32, rel=0.01)
+    assert row["compute_ms"] == pytest.approx(8.0)
+    assert row["gpu_hours"] == pytest.approx(row["hours"] * 32)
+
+
+def test_several_nets_and_the_ensemble(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert slurm.run(["--array-of-archs", "resnet18,resnet34", "--dry-run", "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
+    assert [run["name"] for run in runs] == ["resnet18-seed0", "resnet34-seed0"]
+    assert slurm.run(["--ensemble", "--dry-run", "--json"]) == 0
+    runs = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
+    names = [run["name"] for run in runs]
+    assert (
+        len(set(names)) == 6 and sum("152" in name for name in names) == 2
+    )  # section 4.1: two of six are 152 layers deep
+
+
+@pytest.mark.parametrize("archs", ["resnet18,resnet34\ntouch x", "resnet18,resnet19"])
+def test_every_net_of_several_is_checked(stand_in: Path, archs: str) -> None:
+    """Its name becomes part of the script: a line break would be a line of it."""
+    with pytest.raises(UserError, match="there is no net named") as caught:
+        slurm.run(["--array-of-archs", archs, "--dry-run"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["--runs", "--data"])
+def test_folders_that_would_be_lines_of_the_script(stand_in: Path, option: str) -> None:
+    with pytest.raises(UserError, match="control characters") as caught:
+        slurm.run([option, "a\n#SBATCH --comment=x", "--dry-run"])
+    assert "\n" not in str(caught.value)
+
+
+def of_two_nets(tiny: Path) -> list[str]:
+    return [
+        *("--config", str(tiny), "--array-of-archs", "resnet8,resnet14", "--ensemble"),
+        *("--gpus-per-node", "0", "--assume-shared"),
+    ]
+
+
+def test_what_waits_for_a_job_that_fails_leaves_the_queue(stand_in: Path, tiny: Path) -> None:
+    assert slurm.run(of_two_nets(tiny)) == 0
+    lines = (stand_in / "received").read_text().splitlines()  # of the last job, the evaluation
+    assert "#SBATCH --dependency=afterok:77:77" in lines and "#SBATCH --kill-on-invalid-dep=yes" in lines
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"), [(0, "(job 77, 78) is cancelled"), (1, "could not be cancelled: run 'scancel 77 78'")]
+)
+def test_a_refusal_cancels_what_was_submitted_before_it(stand_in: Path, tiny: Path, code: int, sentence: str) -> None:
+    commands = stand_in.parent / "bin"
+    count = f"echo x >>{stand_in}/jobs; number=$(grep -c x {stand_in}/jobs)"
+    refuse = '[ $number -eq 3 ] && { echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }'
+    (commands / "sbatch").write_text(f"#!/bin/sh\n{count}\n{refuse}\necho Submitted batch job $((76 + number))\n")
+    (commands / "scancel").write_text(f'#!/bin/sh\necho "$@" >{stand_in}/cancelled\nexit {code}\n')
+    (commands / "scancel").chmod(0o755)
+    with pytest.raises(UserError, match="QOSMaxSubmitJobPerUserLimit") as caught:
+        slurm.run(of_two_nets(tiny))
+    assert sentence in str(caught.value)
+    assert (stand_in / "cancelled").read_text().split() == ["77", "78"]

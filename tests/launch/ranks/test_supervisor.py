@@ -1,0 +1,234 @@
+"""The process group: causes, exit codes, signals, and that nothing survives it. Real processes throughout."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.process.watchdog import Note
+from tests.helpers import ROOT, alive, wait_for
+from tests.patience import limit
+
+# supervise() for small Python programs, one per rank, given on the command line; no torch anywhere.
+LAUNCHER = """
+import os, sys
+from launch.ranks.supervisor import supervise
+from pipeline.base import command
+programs = sys.argv[1:]
+commands = [[sys.executable, "-c", program] for program in programs]
+environments = [{**os.environ, "RANK": str(rank)} for rank in range(len(programs))]
+command.run(lambda: supervise(commands, environments))
+"""
+# Before it: less time for the ranks that are left when one has failed.
+IMPATIENT = "import launch.ranks.supervisor as its; its.REQUEST_AFTER_SECONDS, its.FORCE_AFTER_SECONDS = 0.3, 0.6"
+FOR_EVER = 1_000_000  # seconds: longer than any limit of a test
+
+RANK = """
+import os, signal, sys, time
+from pathlib import Path
+from launch.ranks.failure import attempt
+from launch.ranks.supervisor import report, report_activity
+from pipeline.base.command import UserError
+rank = int(os.environ["RANK"])
+def wait_until(condition):
+    while not condition(): time.sleep(0.02)
+def main():
+{body}
+code, failure = attempt(rank, main)
+if failure:
+    report(failure)
+sys.exit(code)
+"""
+
+
+def rank(*lines: str) -> str:
+    return RANK.format(body="".join(f"    {line}\n" for line in lines))
+
+
+def start(*programs: str, before: str = "") -> subprocess.Popen[str]:
+    """The launcher of these ranks. before: a line of Python that it begins with."""
+    return subprocess.Popen(
+        [sys.executable, "-c", before + LAUNCHER, *programs],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=limit(60))
+    return process.returncode, out, err
+
+
+def written(folder: Path, count: int) -> list[Path]:
+    """The files of `count` ranks in `folder`, by rank, once all of them hold something."""
+    files = [folder / str(rank) for rank in range(count)]
+    wait_for(lambda: all(file.exists() and file.stat().st_size for file in files), f"{count} files in {folder}")
+    return files
+
+
+def pids(folder: Path, count: int) -> list[int]:
+    """The process ids that the ranks wrote down."""
+    return [int(file.read_text()) for file in written(folder, count)]
+
+
+def note_pid(folder: Path) -> str:
+    return f"Path({str(folder)!r}, str(rank)).write_text(str(os.getpid()))"
+
+
+def test_all_ranks_succeed_and_only_rank_0_speaks() -> None:
+    program = rank("print('I am rank', rank)", "return 0")
+    assert finish(start(program, program, program)) == (0, "I am rank 0\n", "")
+
+
+def test_first_failing_rank_is_named_not_its_victims(tmp_path: Path) -> None:
+    # Rank 0 fails later than rank 1, but is reaped first: rank 1 lingers in its own clean-up until that has happened.
+    victim = rank(
+        note_pid(tmp_path),
+        f"wait_until(Path({str(tmp_path / 'failed')!r}).exists)",
+        "raise RuntimeError('connection reset by peer')",
+    )
+    culprit = rank(
+        "import atexit",
+        f"own, other = Path({str(tmp_path / 'failed')!r}), Path({str(tmp_path / '0')!r})",
+        "wait_until(lambda: other.exists() and other.stat().st_size)",
+        "victim = Path('/proc', other.read_text())",
+        "atexit.register(lambda: (own.touch(), wait_until(lambda: not victim.exists())))",
+        "raise ValueError('image 7 is broken')",
+    )
+    code, _, err = finish(start(victim, culprit))
+    assert code == 1
+    assert "rank 1 failed first: ValueError: image 7 is broken" in err
+    assert "connection reset" not in err
+
+
+def test_killed_rank_is_the_cause(tmp_path: Path) -> None:
+    # The victim has told of its failure before the other is killed.
+    ready, told = (f"Path({str(tmp_path / name)!r})" for name in ("ready", "told"))
+    victim = rank(
+        f"import atexit; atexit.register({told}.touch)",
+        f"wait_until({ready}.exists)",
+        "raise RuntimeError('connection reset by peer')",
+    )
+    culprit = rank(f"{ready}.touch()", f"wait_until({told}.exists)", "os.kill(os.getpid(), signal.SIGKILL)")
+    code, _, err = finish(start(victim, culprit))
+    assert code == 128 + signal.SIGKILL
+    assert "rank 1 failed first: was killed by SIGKILL" in err
+    assert "connection reset" not in err
+
+
+def test_a_killed_rank_is_named_with_its_last_word(tmp_path: Path) -> None:
+    """Which its watchdog has written to the file that it told the launcher of."""
+    activity = tmp_path / "rank-1.json"
+    culprit = rank(
+        "import json, socket",
+        f"activity = Path({str(activity)!r})",
+        "values = dict(rank=1, beat=3, position=9, iteration=1234, activity='saving', standing=0.0, time=0.0)",
+        "activity.write_text(json.dumps({**values, 'host': socket.gethostname(), 'process': os.getpid()}))",
+        "report_activity(activity)",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    )
+    code, _, err = finish(start(rank(f"time.sleep({FOR_EVER})"), culprit, before=IMPATIENT))
+    assert code == 128 + signal.SIGKILL
+    error = err.splitlines()[-1]
+    assert error.startswith("error: rank 1 failed first: was killed by SIGKILL")
+    assert error.endswith(f"its last word: {Note.read(activity)}") and "iteration 1,234, saving" in error
+
+
+def test_user_error_is_one_sentence_once() -> None:
+    program = rank("raise UserError('there is no folder here: make one')")
+    code, out, err = finish(start(program, program, program))
+    assert (code, out, err) == (2, "", "error: there is no folder here: make one\n")
+
+
+def test_failure_without_report_shows_the_output() -> None:
+    code, _, err = finish(start("pass", "print('half a word'); raise SystemExit(9)"))
+    assert code == 9
+    assert "half a word" in err and "rank 1 failed first: ended with exit code 9" in err
+
+
+def test_ranks_that_hang_after_a_failure_are_stopped(tmp_path: Path) -> None:
+    hang = rank("signal.signal(signal.SIGTERM, signal.SIG_IGN)", note_pid(tmp_path), f"time.sleep({FOR_EVER})")
+    culprit = rank(f"wait_until(Path({str(tmp_path / '0')!r}).exists)", "raise ValueError('no')")
+    process = start(hang, culprit, before=IMPATIENT)
+    (hung,) = pids(tmp_path, 1)
+    code, _, err = finish(process)
+    assert code == 1 and "rank 1 failed first" in err
+    assert not alive(hung)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1])
+def test_stop_request_reaches_every_rank_once(tmp_path: Path, number: signal.Signals) -> None:
+    """A second signal, sent when each rank has had the first, comes behind all that the launcher made of that one."""
+    (ready := tmp_path / "ready").mkdir()
+    (asked := tmp_path / "asked").mkdir()
+    counting = rank(
+        "seen, over = [], []",
+        f"signal.signal({int(number)}, lambda *_: seen.append(1))",
+        "signal.signal(signal.SIGHUP, lambda *_: over.append(1))",
+        note_pid(ready),
+        "wait_until(lambda: seen)",
+        note_pid(asked),
+        "wait_until(lambda: over)",
+        "return 75 if len(seen) == 1 else 99",
+    )
+    process = start(counting, counting)
+    pids(ready, 2)
+    process.send_signal(number)
+    pids(asked, 2)
+    process.send_signal(signal.SIGHUP)
+    assert finish(process)[0] == 75
+
+
+def test_interrupt_is_130_and_one_line(tmp_path: Path) -> None:
+    program = rank(note_pid(tmp_path), f"time.sleep({FOR_EVER})")
+    process = start(program, program)
+    children = pids(tmp_path, 2)
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+    code, _, err = finish(process)
+    assert code == 130
+    assert err == "interrupted: the same command goes on where this one stopped\n"
+    assert not any(alive(pid) for pid in children)
+
+
+def test_second_interrupt_kills(tmp_path: Path) -> None:
+    (ready := tmp_path / "ready").mkdir()
+    (asked := tmp_path / "asked").mkdir()
+    stubborn = rank(
+        "asked = []",
+        "signal.signal(signal.SIGINT, lambda *_: asked.append(1))",
+        note_pid(ready),
+        "wait_until(lambda: asked)",
+        note_pid(asked),
+        f"time.sleep({FOR_EVER})",
+    )
+    process = start(stubborn, stubborn)
+    children = pids(ready, 2)
+    process.send_signal(signal.SIGINT)
+    pids(asked, 2)
+    assert process.poll() is None and all(map(alive, children))
+    process.send_signal(signal.SIGINT)
+    assert finish(process)[0] == 130
+    assert not any(alive(pid) for pid in children)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_no_orphan_when_the_launcher_dies(tmp_path: Path, number: signal.Signals) -> None:
+    deaf = rank(
+        "for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT): signal.signal(one, signal.SIG_IGN)",
+        note_pid(tmp_path),
+        f"time.sleep({FOR_EVER})",
+    )
+    process = start(deaf, deaf, deaf)
+    children = pids(tmp_path, 3)
+    assert all(alive(pid) for pid in children)
+    process.send_signal(number)
+    finish(process)
+    wait_for(lambda: not any(alive(pid) for pid in children), "the end of the ranks")

@@ -1,0 +1,54 @@
+"""python -m pipeline.curves: what it draws and how it compares runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from paper import curves
+from pipeline.base.command import UserError
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    """Two run folders that agree but for one val error, and one that is shorter."""
+    for name, points, last in (("one", 40, 8.5), ("two", 40, 9.0), ("short", 10, 8.5)):
+        lines = []
+        for number in range(1, points + 1):
+            train = {"kind": "train", "iteration": 100 * number, "loss": 2 / number, "top1_error": 80 / number}
+            lines.append({**train, "time": number, "lr": 0.1, "images_per_second": 1.0 + len(name)})
+        if points == 40:
+            lines.append({"kind": "val", "iteration": 4000, "time": 41, "top1_error": last, "top5_error": 1.0})
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [tmp_path / name for name in ("one", "two", "short")]
+
+
+def test_runs_are_drawn_and_compared(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "curves.svg"
+    assert curves.main([*map(str, runs), "--out", str(out), "--json"]) == 0
+    words = [element.text for element in ElementTree.parse(out).iter() if element.tag.endswith("text")]
+    assert {"one", "two", "short"} <= set(words)
+    one, two, short = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
+    assert (one["iterations"], one["train_error"], one["val_error"], one["largest_difference"]) == (4000, 2.0, 8.5, 0.0)
+    # Loss and error of 40 log points, two errors of the evaluation; only the latter differ.
+    assert (two["points"], two["largest_difference"]) == (82, 0.5)
+    assert (short["points"], short["largest_difference"], short["val_error"]) == (20, 0.0, None)
+
+
+def test_until_leaves_out_what_comes_after(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curves.main([*map(str, runs[:2]), "--until", "1000", "--out", str(tmp_path / "c.svg"), "--json"])
+    one, two = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
+    assert one["iterations"] == two["iterations"] == 1000 and two["largest_difference"] == 0.0
+
+
+def test_a_folder_without_metrics_and_a_run_given_twice_are_refused(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no metrics"):
+        curves.main([str(tmp_path / "missing")])
+    with pytest.raises(UserError, match="the same name"):
+        curves.main([str(runs[0]), str(runs[0])])

@@ -1,0 +1,339 @@
+"""python -m pipeline.report: its numbers against NumPy and SciPy, what is not there, bad input, and the page in a browser."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from paper import published as paper
+from paper import report
+from paper.reading import find, names
+from paper.results import Measured, _comparable, wilson_interval
+from paper.runs import deviations, read_facts
+from paper.spec import RunSpec, resolve
+from pipeline.base.command import UserError
+from pipeline.data.dataset import Dataset
+from pipeline.evaluation.ensemble import Errors
+from pipeline.run.config import to_yaml
+from pipeline.run.options import load
+from tests.conftest import skip_without
+from tests.paper.run_folders import write_run
+from tests.patience import limit
+from tests.pipeline.tracking.mlflow_store import only_run, store_uri
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+WRONG = {
+    "resnet20-seed0": 869,
+    "resnet56-seed0": 703,
+    "resnet110-seed0": 643,
+    "resnet110-seed1": 661,
+    "resnet110-seed2": 700,
+}
+Report = Callable[..., dict[str, Any]]
+
+
+def spec_of(name: str) -> RunSpec:
+    return specs()[name]
+
+
+@cache
+def specs() -> dict[str, RunSpec]:
+    return {spec.name(): spec for key in ("table6", "fig6") for spec in find(key).runs}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five tested runs, one untested, one interrupted, one shortened, two plain nets; all with layer responses or none."""
+    runs = tmp_path_factory.mktemp("report") / "runs"
+    for name, wrong in WRONG.items():
+        write_run(spec_of(name), runs, wrong=wrong, std=0.6 if name.endswith("20-seed0") else None)
+    write_run(spec_of("resnet32-seed0"), runs, tested=False)
+    write_run(spec_of("resnet110-seed3"), runs, iteration=40_000)
+    write_run(spec_of("resnet56-seed0"), runs, wrong=900, scale=0.25)
+    write_run(spec_of("plain20-seed0"), runs, wrong=905, std=1.6)
+    return runs
+
+
+@pytest.fixture
+def runs(made: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(made, tmp_path / "runs"))
+
+
+@pytest.fixture
+def make(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Report:
+    """The command's JSON."""
+
+    def call(*arguments: object, experiments: str = "table6") -> dict[str, Any]:
+        words = ["--runs", *arguments, "--experiments", experiments, "--out", tmp_path / "page/report.html"]
+        assert report.main([*map(str, words), "--no-tracking", "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        return found
+
+    return call
+
+
+def rows_of(found: dict[str, Any], name: str = "table6") -> dict[str, Any]:
+    return {row["label"]: row for row in found["experiments"][name]["rows"]}
+
+
+def test_table_6_against_numpy_and_scipy(made: Path, make: Report, tmp_path: Path) -> None:
+    from scipy import stats  # here: it takes seconds, and every worker imports this module
+
+    found = make(made)
+    rows = rows_of(found)
+    (line,) = rows["ResNet-20"]["lines"]
+    assert (line["ours"], line["paper"]) == (8.69, 8.75) and line["difference"] == pytest.approx(-0.06)
+    exact = stats.binom.ppf([0.025, 0.975], 10_000, 0.0869) / 100
+    np.testing.assert_allclose(line["interval"], exact, atol=0.05)
+    best, mean = rows["ResNet-110"]["lines"]
+    errors = np.array([6.43, 6.61, 7.00])
+    assert best["ours"] == pytest.approx(errors.min()) and best["difference"] == pytest.approx(0)
+    assert mean["ours"] == pytest.approx(errors.mean()) and mean["spread"] == pytest.approx(errors.std(ddof=1))
+    assert (mean["paper"], mean["paper_spread"]) == (6.61, 0.16) and mean["metric"] == "mean of 3 of 5 runs"
+    assert "resnet110-seed3 interrupted (iteration 40,000 of 64,000)" in rows["ResNet-110"]["status"]
+    assert rows["ResNet-32"]["status"] == "finished, without center" and rows["ResNet-32"]["lines"][0]["ours"] is None
+    assert rows["ResNet-44"]["status"] == "not run" and rows["ResNet-1202"]["lines"][0]["difference"] is None
+    shortened = rows_of(found, "table6-scale0.25")
+    assert list(shortened) == ["ResNet-56"] and shortened["ResNet-56"]["lines"][0]["ours"] == 9.0
+    page = (tmp_path / "page/report.html").read_text()
+    assert "8.69" in page and "−0.06" in page and "shortened to 25%" in page  # noqa: RUF001
+    links = [unquote(link) for link in re.findall(r'href="([^"#:]+)"', page)]
+    assert len(links) > 20 and all((tmp_path / "page" / link).exists() for link in links)
+
+
+def test_every_number_of_ours_leads_to_its_runs(made: Path, make: Report, tmp_path: Path) -> None:
+    """And from their cards to the run folders."""
+    found = make(made, experiments="table6,fig6,fig7")
+    page = (tmp_path / "page/report.html").read_text()
+    cards = set(re.findall(r'id="run-([^"]+)"', page))
+    leads = set(re.findall(r'href="#run-([^"]+)"', page))
+    assert leads <= cards and {*WRONG, "resnet56-seed0-scale0.25", "plain20-seed0"} <= leads
+
+    def led(name: str, number: str, times: int) -> bool:
+        return page.count(f'<a href="#run-{name}">{number}</a>') == times
+
+    assert led("resnet20-seed0", "8.69", 2), "Table 6 and the test error of Fig. 6"
+    assert led("resnet56-seed0-scale0.25", "9.00", 2) and led("resnet56-seed0", "7.03", 2)
+    seeds = [f'<a href="#run-resnet110-seed{number}">resnet110-seed{number}</a>' for number in range(3)]
+    assert f"from {', '.join(seeds)}</td>" in page and "resnet110-seed3</a>, " not in page
+    responses = rows_of(found, "fig7")["plain-20"]
+    assert responses["status"] == "finished" and page.count('href="#run-plain20-seed0"') == 2 + 4
+    assert led("resnet20-seed0", "8.75", 0), "the paper's numbers are the paper's"
+
+
+def test_damaged_runs_are_said_and_the_others_shown(runs: Path, make: Report) -> None:
+    """The first folder by name among them, whose config says how the page is tracked."""
+    with open(runs / "resnet20-seed0/metrics.jsonl", "r+") as file:
+        file.write("no line of metrics\n")
+    (runs / "resnet56-seed0/run.json").write_text('{"attempts": [')
+    (runs / "plain20-seed0/config.yaml").write_text("arch: [")
+    rows = rows_of(make(runs, experiments="table6,fig6"))
+    assert "line 1 of" in rows["ResNet-20"]["status"] and "run.json is damaged" in rows["ResNet-56"]["status"]
+    assert rows["ResNet-20"]["lines"][0]["ours"] is rows["ResNet-56"]["lines"][0]["ours"] is None
+    assert rows["ResNet-110"]["lines"][1]["ours"] is not None
+    assert report.tracking_of([runs]).experiment == load(runs / "resnet20-seed0/config.yaml").tracking.experiment
+
+
+def test_errors_on_other_images_are_not_compared() -> None:
+    """3.57% is of the 100,000 test images; a val set of 50,000 is what the other tables have."""
+    errors = Errors(top1_error=20.0, top5_error=4.0, top1_interval=(19, 21), top5_interval=(3, 5))
+    measured = [Measured(errors=errors, images=50_000)]
+    for name, wanted in (("table3", True), ("table5", False)):
+        experiment, notes = find(name), []
+        assert _comparable(experiment, experiment.rows[0], measured, notes) is wanted
+        assert notes == ([] if wanted else ["on 50,000 images, not the paper's 100,000: no difference is given"])
+
+
+@pytest.mark.costly("a process of its own imports MLflow, as a user's does")
+def test_the_page_and_its_figures_are_artifacts_in_mlflow(made: Path, empty_store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    runs = Path(shutil.copytree(made, tmp_path / "runs"))
+    shutil.copy(empty_store, runs)
+    for config in runs.glob("*/config.yaml"):  # how long the report may wait for MLflow
+        found = load(config)
+        config.write_text(to_yaml(replace(found, tracking=replace(found.tracking, close_seconds=limit(300)))))
+    assert report.main(["--runs", str(runs), "--experiments", "table6,fig6", "--out", str(out)]) == 0
+    run, client = only_run(store_uri(runs), "cifar10"), MlflowClient(store_uri(runs))
+    assert (run.info.run_name, run.info.status) == ("report", "FINISHED")
+    names = [one.path for one in client.list_artifacts(run.info.run_id)]
+    assert set(names) == {"report.html", "fig6.svg", "fig6-scale0.25.svg"}
+    kept = Path(client.download_artifacts(run.info.run_id, "report.html", str(tmp_path)))
+    assert kept.read_bytes() == out.read_bytes()
+
+
+def test_what_is_gone_unfinished_or_another_run_gives_no_number(runs: Path, make: Report, tmp_path: Path) -> None:
+    shutil.rmtree(runs / "resnet20-seed0")
+    config = runs / "resnet56-seed0/config.yaml"
+    config.write_text(config.read_text().replace("weight_decay: 0.0001", "weight_decay: 0.0005"))
+    (runs / "resnet110-seed1/config.yaml").unlink()
+    found = make(runs)
+    rows = rows_of(found)
+    assert rows["ResNet-20"]["status"] == "not run" and rows["ResNet-20"]["lines"][0]["ours"] is None
+    assert rows["ResNet-56"]["status"] == "conflicting (optimizer.weight_decay: 0.0005 -> 0.0001)"
+    assert rows["ResNet-56"]["lines"][0]["ours"] is None
+    assert rows["ResNet-110"]["lines"][1]["ours"] == pytest.approx((6.43 + 7.00) / 2)
+    assert [sentence.split(" has ")[0] for sentence in found["warnings"]] == [str(runs / "resnet110-seed1")]
+    page = (tmp_path / "page/report.html").read_text()
+    assert "8.69" not in page and "resnet20-seed0" not in page and "7.03" not in page
+
+
+def test_records_hold_what_the_page_is_read_from(runs: Path, make: Report, tmp_path: Path) -> None:
+    """Copies without the large files, whose hashes they have, and without this machine's places; the page links them."""
+    records = tmp_path / "page/records"
+    for name in ("plain20-seed0", "resnet20-seed0"):
+        config = runs / name / "config.yaml"
+        config.write_text(config.read_text().replace("data: data/cifar10", "data: /some/where/cifar10"))
+    make(runs, "--records", records, experiments="table6,fig6")
+    record, run = records / "resnet20-seed0", runs / "resnet20-seed0"
+    assert {path.name for path in record.iterdir()} == {
+        "config.yaml", "run.json", "metrics.jsonl", "responses.json", "record.json"
+    }  # fmt: skip
+    assert (record / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    assert "/some" not in (record / "config.yaml").read_text() and load(record / "config.yaml").data == "cifar10"
+    assert "host" not in json.loads((record / "run.json").read_text())["attempts"][0]
+    files = json.loads((record / "record.json").read_text())["files"]
+    large = [*run.glob("checkpoints/*"), *run.glob("scores/*.npz")]
+    assert len(large) > 1
+    assert files == {
+        str(path.relative_to(run)): {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in large
+    }
+    links = [unquote(link) for link in re.findall(r'href="([^"#:]+)"', (tmp_path / "page/report.html").read_text())]
+    assert len(links) > 20 and all(link.startswith("records/") for link in links)
+    (run / "responses.json").unlink()
+    make(runs, "--records", records)
+    assert not (record / "responses.json").exists() and (records / "resnet56-seed0").exists()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_records_replace_nothing_but_records(runs: Path, tmp_path: Path, elsewhere: bool) -> None:
+    """Not the run folders themselves, nor those of a backup."""
+    records = Path(shutil.copytree(runs, tmp_path / "backup")) if elsewhere else runs
+    before = {path: path.stat().st_mtime_ns for path in records.rglob("*")}
+    with pytest.raises(UserError, match="is no record of an earlier report"):
+        report.main(["--runs", str(runs), "--records", str(records), "--out", str(tmp_path / "other.html")])
+    assert {path: path.stat().st_mtime_ns for path in records.rglob("*")} == before
+    assert not (tmp_path / "other.html").exists()
+
+
+@pytest.mark.slow
+def test_a_run_in_two_folders_is_not_chosen_between(runs: Path, make: Report, tmp_path: Path) -> None:
+    shutil.copytree(runs / "resnet20-seed0", tmp_path / "others/resnet20-seed0")
+    row = rows_of(make(runs, tmp_path / "others"))["ResNet-20"]
+    assert "stands in" in row["status"] and row["lines"][0]["ours"] is None
+    shutil.rmtree(runs / "resnet20-seed0")
+    assert rows_of(make(runs, tmp_path / "others"))["ResNet-20"]["lines"][0]["ours"] == 8.69
+
+
+def test_a_run_that_only_evaluated_itself_has_wilsons_interval(digits: Path, make: Report, tmp_path: Path) -> None:
+    images = len(Dataset(digits).split("val"))
+    folder = write_run(spec_of("resnet20-seed0"), tmp_path / "runs", wrong=round(10_000 * 7 / images), tested=False)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("data: data/cifar10", f"data: {digits}"))
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "dataset_sha256": Dataset(digits).sha256}))
+    row = rows_of(make(tmp_path / "runs"))["ResNet-20"]
+    assert row["lines"][0]["interval"] == pytest.approx(wilson_of_scipy(7, images))
+    assert row["lines"][0]["difference"] is None, "355 digits are not CIFAR-10's test set"
+    assert any("not the paper's 10,000" in note for note in row["notes"])
+
+
+@pytest.mark.parametrize(("wrong", "images"), [(0, 50), (50, 50), (875, 10_000)])
+def test_wilson_is_scipys(wrong: int, images: int) -> None:
+    assert wilson_interval(wrong, images) == pytest.approx(wilson_of_scipy(wrong, images), abs=1e-6)
+
+
+def wilson_of_scipy(wrong: int, images: int) -> tuple[float, float]:
+    from scipy import stats  # here: it takes seconds, and every worker imports this module
+
+    exact = stats.binomtest(wrong, images).proportion_ci(method="wilson")
+    return 100 * exact.low, 100 * exact.high
+
+
+def test_facts_of_a_run(made: Path) -> None:
+    facts = read_facts(made / "resnet20-seed0", 128)
+    assert facts.hardware == "4 CPU cores" and facts.images_per_second == 1000
+    assert facts.unit_hours == pytest.approx(64_000 * 128 / 1000 * 4 / 3600) and facts.unit == "CPU core hours"
+    wanted = resolve(spec_of("resnet56-seed0"))
+    assert deviations(load(made / "resnet56-seed0/config.yaml"), wanted) == ["precision: float32 -> bf16"]
+    strays = deviations(load(made / "resnet56-seed0-scale0.25/config.yaml"), wanted)
+    assert "iterations: 64000 -> 16000" in strays and "schedule.steps: [32000, 48000] -> [8000, 12000]" in strays
+
+
+def test_what_the_paper_has_fits_the_experiments() -> None:
+    assert set(paper.OTHERS) | set(paper.FIGURES) <= set(names())
+    assert set(paper.ONE_CROP) <= {row.label for row in find("table3").rows}
+    for name, axes in paper.FIGURES.items():
+        shown = {label for _, labels in axes.panels for label in labels}
+        assert shown == {row.label for row in find(name).rows}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        ("empty", "holds no run"),
+        ("missing", "there is no folder"),
+        ("a run", "is a run folder itself"),
+        ("experiment", "there is no experiment 'table66': did you mean 'table6'"),
+    ],
+)
+def test_bad_input_gets_one_sentence(mistake: str, sentence: str, made: Path, tmp_path: Path) -> None:
+    folder = {"empty": tmp_path, "missing": tmp_path / "no", "a run": made / "resnet20-seed0"}.get(mistake, made)
+    name = "table66" if mistake == "experiment" else "table6"
+    with pytest.raises(UserError, match=sentence):
+        report.main(["--runs", str(folder), "--experiments", name, "--out", str(tmp_path / "report.html")])
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.browser
+def test_the_page_in_a_browser(made: Path, make: Report, tmp_path: Path) -> None:
+    """No error on the console, no request beside the page itself, nothing wider than a phone of 390 pixels."""
+    if CHROMIUM is None:
+        skip_without("needs Chromium (apt-get install chromium)")
+    make(made, experiments="table6,fig6,fig7,table3")
+    page, log = tmp_path / "page/report.html", tmp_path / "net.json"
+    # In a frame, because a window is 500 pixels wide at least. The controls show that an error and a request would be seen.
+    added = '<img src="http://control.invalid/"><script>console.error("a control")</script></body>'
+    framed = html.escape(page.read_text().replace("</body>", added))
+    wrapper = tmp_path / "frame.html"
+    wrapper.write_text(
+        f"""<title>none</title><iframe style="width: 390px; height: 844px; border: 0" srcdoc="{framed}"
+        onload="document.title = [this.contentWindow.innerWidth, this.contentDocument.body.parentNode.scrollWidth].join()">
+        </iframe>"""
+    )
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
+    options += ["--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", f"--log-net-log={log}"]
+    options += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", wrapper.as_uri()]
+    assert CHROMIUM is not None
+    shown = subprocess.run([CHROMIUM, *options], capture_output=True, text=True, timeout=limit(120))
+    console = [line for line in shown.stderr.splitlines() if "CONSOLE" in line]
+    assert console and all("control" in line for line in console), console
+    events = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
+    # Chromium's own requests (updates, dictionaries) have no page for an initiator.
+    own = {one["url"] for one in events if "url" in one and one.get("initiator", "not an origin") != "not an origin"}
+    assert own == {"http://control.invalid/"}
+    title = re.search(r"<title>([\d,]+)</title>", shown.stdout)
+    assert title is not None, shown.stdout[:500]
+    width, content = map(int, title[1].split(","))
+    assert width == 390 and content <= width
+    assert page.read_text().count("<svg") > 10 and "NaN" not in page.read_text()

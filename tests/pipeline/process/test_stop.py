@@ -1,0 +1,166 @@
+"""Requests to stop that come before the first iteration: exit code 75, on every rank, whatever it was at. Real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipeline.base.exits import EXIT_PREEMPTED
+from pipeline.process.stop import StopRequest
+from pipeline.training import preemption
+from pipeline.training.checkpoint import Checkpoints
+from tests.fleet import Fleet
+from tests.helpers import ROOT, wait_for
+from tests.launch.launchers import environment
+from tests.patience import limit
+from tests.pipeline.small_runs import config_of, note_request
+
+FOR_EVER = 1_000_000.0  # seconds: longer than any limit of a test
+
+# Python runs it before a program: the import of torch stops where its machine code is loaded, and the file `at` says so.
+SLOW_IMPORT = """
+import pathlib, sys, time
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch.nn":
+            pathlib.Path({at!r}).touch()
+            time.sleep({seconds})
+sys.meta_path.insert(0, Slow())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)])
+def test_during_the_imports(tmp_path: Path, number: signal.Signals) -> None:
+    at, runs = tmp_path / "at", tmp_path / "runs"
+    (tmp_path / "sitecustomize.py").write_text(SLOW_IMPORT.format(at=str(at), seconds=FOR_EVER))
+    command = [sys.executable, "-m", "pipeline.train", "--data", "nowhere", "--runs", str(runs)]
+    surroundings = environment({"PYTHONPATH": str(tmp_path)})
+    job = subprocess.Popen(command, cwd=ROOT, env=surroundings, stderr=subprocess.PIPE, text=True)
+    wait_for(at.exists, "the import of torch")
+    assert "libtorch_cpu" in Path(f"/proc/{job.pid}/maps").read_text()
+    job.send_signal(number)
+    _, err = job.communicate(timeout=limit(60))
+    assert job.returncode == EXIT_PREEMPTED, err
+    assert err == "ended on request: the same command goes on where it was\n"
+    assert not runs.exists()
+
+
+def test_its_thread_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a request came before the ranks had met, for which the thread still waits."""
+    monkeypatch.setattr(preemption, "MEETING_SECONDS", FOR_EVER)
+    close = os.close
+
+    def close_slowly(descriptor: int) -> None:
+        if threading.current_thread().name == "stop-request":
+            time.sleep(0.5)
+        close(descriptor)
+
+    monkeypatch.setattr(os, "close", close_slowly)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested.is_set()
+    assert "stop-request" not in [thread.name for thread in threading.enumerate()]
+
+
+def meet_nobody(rank: int, told: Path) -> None:
+    """Rank 1 ends at once; rank 0 says by the file `told` that it begins to wait for the others, and waits less for them."""
+    from pipeline.process import world
+    from pipeline.training import preemption
+
+    if rank == 1:
+        os._exit(0)
+    preemption.MEETING_SECONDS = 1.0
+    init = world.dist.init_process_group
+
+    def announced(*arguments: object, **options: object) -> None:
+        told.touch()
+        init(*arguments, **options)
+
+    world.dist.init_process_group = announced
+
+
+def test_while_waiting_for_ranks_that_do_not_come(digits: Path, tmp_path: Path) -> None:
+    """Machine code waits for the other rank: for its time-out, if the request did not end it."""
+    told = tmp_path / "told"
+    config = replace(config_of(digits, tmp_path, "run"), timeout_seconds=FOR_EVER)
+    job = Fleet(config, 2, tmp_path / "logs", partial(meet_nobody, told=told))
+    wait_for(told.exists, "the meeting")
+    os.kill(job.ranks[0].pid or 0, signal.SIGTERM)
+    assert job.wait(60) == [EXIT_PREEMPTED, 0], job.said(0)
+
+
+def meet_one_that_has_ended(rank: int) -> None:
+    """Rank 1 was asked to stop and has ended; rank 0 is asked, too, and fails to connect to it."""
+    from pipeline.process import world
+
+    if rank == 1:
+        os._exit(EXIT_PREEMPTED)
+
+    def cut_off(*arguments: object, **options: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("Connection closed by peer")
+
+    world.dist.init_process_group = cut_off
+
+
+def test_while_other_ranks_end_on_request(digits: Path, tmp_path: Path) -> None:
+    """Not a failure: the job is to go on later."""
+    job = Fleet(config_of(digits, tmp_path, "run"), 2, tmp_path / "logs", meet_one_that_has_ended)
+    assert job.wait(60) == [EXIT_PREEMPTED] * 2, job.said(0)
+
+
+def open_slowly(rank: int, folder: Path) -> None:
+    from pipeline import train
+
+    note_request(rank, folder)
+    opening = train.open_dataset
+
+    def slow(place: str) -> object:
+        (folder / f"opening-{rank}").touch()
+        wait_for((folder / "go").exists, "leave to go on")
+        return opening(place)
+
+    train.open_dataset = slow
+
+
+def test_while_the_dataset_is_opened(digits: Path, tmp_path: Path) -> None:
+    """One rank of two is told; both have met, so both stop, at an iteration."""
+    config = config_of(digits, tmp_path, "run")
+    job = Fleet(config, 2, tmp_path / "logs", partial(open_slowly, folder=tmp_path))
+    wait_for(lambda: len(list(tmp_path.glob("opening-*"))) == 2, "both ranks")
+    os.kill(job.ranks[1].pid or 0, signal.SIGTERM)
+    wait_for((tmp_path / "asked-1").exists, "the request")
+    (tmp_path / "go").touch()
+    assert job.wait(60) == [EXIT_PREEMPTED] * 2, job.said(0)
+    newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
+    assert newest is not None and newest.iteration <= 2
+
+
+def copy_slowly(rank: int, told: Path) -> None:
+    from pipeline.data import staging
+
+    def slow(*arguments: object) -> None:
+        told.touch()
+        time.sleep(FOR_EVER)
+
+    staging._copy = slow
+
+
+def test_while_shards_are_copied(digits: Path, tmp_path: Path) -> None:
+    """Which takes hours for ImageNet, and changes nothing that had to be saved."""
+    config = config_of(digits, tmp_path, "run")
+    config = replace(config, loader=replace(config.loader, stage_to=str(tmp_path / "disk")))
+    job = Fleet(config, 2, tmp_path / "logs", partial(copy_slowly, told=tmp_path / "told"))
+    wait_for((tmp_path / "told").exists, "the copying")
+    for rank in (1, 0):  # rank 1 waits for rank 0, whose end would be its failure
+        os.kill(job.ranks[rank].pid or 0, signal.SIGTERM)
+    assert job.wait(60) == [EXIT_PREEMPTED] * 2, job.said(0)

@@ -1,0 +1,68 @@
+"""A rank goes on from making a process group when every rank is connected. Several real ranks, one of which is late."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from torch import nn
+
+from pipeline.process.stop import StopRequest
+from pipeline.process.world import World, open_world
+from pipeline.training.reduction import GradientReducer
+from pipeline.training.synced_batchnorm import share_normalization
+from tests.ranks import run_ranks
+
+KEPT: list[AbstractContextManager[World]] = []  # what would close its group if nobody held it
+
+
+def open_anew(world: World, port: int) -> None:
+    dist.destroy_process_group()
+    os.environ["MASTER_PORT"] = str(port)
+    KEPT.append(open_world("cpu"))
+    KEPT[0].__enter__()
+
+
+def meet_for_stops(world: World, port: int) -> None:
+    StopRequest().meet(world)
+
+
+def share_statistics(world: World, port: int) -> None:
+    share_normalization(nn.BatchNorm2d(1), world.size, world.rank, world.size)
+
+
+def add_gradients(world: World, port: int) -> None:
+    GradientReducer([nn.Parameter()], "allreduce", world.device)
+
+
+def slowly(make: Callable[..., Any], seconds: float, connected: list[float]) -> Callable[..., Any]:
+    """`make`, which connects a group, and `seconds` more; then `connected` gets the moment."""
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        made = make(*arguments, **options)
+        time.sleep(seconds)
+        connected.append(time.monotonic())
+        return made
+
+    return slow
+
+
+def make_a_group(world: World, make: Callable[[World, int], None], port: int) -> tuple[float, float]:
+    """When this rank was connected and when it went on, by the host's clock; rank 1 takes longer to connect."""
+    connected: list[float] = []
+    seconds = 0.5 if world.rank == 1 else 0.0
+    dist.init_process_group = slowly(dist.init_process_group, seconds, connected)
+    dist.new_group = slowly(dist.new_group, seconds, connected)
+    make(world, port)
+    return connected[-1], time.monotonic()
+
+
+@pytest.mark.parametrize("make", [open_anew, meet_for_stops, share_statistics, add_gradients])
+def test_a_rank_goes_on_when_all_are_connected(make: Callable[[World, int], None], port: int) -> None:
+    moments = run_ranks(3, make_a_group, make, port)
+    assert min(went_on for _, went_on in moments) >= max(connected for connected, _ in moments)
