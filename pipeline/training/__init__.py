@@ -1,1 +1,1 @@
-"""One update and what surrounds it: schedule, normalization groups, reduction, checkpoints, preemption."""
+"""One update and what surrounds it: schedule, normalization groups, reduction, checkpoints."""

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.exits import EXIT_PREEMPTED
+from pipeline.process import stop as stopping
 from pipeline.process.stop import StopRequest
-from pipeline.training import preemption
 from pipeline.training.checkpoint import Checkpoints
 from tests.fleet import Fleet
 from tests.helpers import ROOT, wait_for
@@ -56,7 +56,7 @@ def test_during_the_imports(tmp_path: Path, number: signal.Signals) -> None:
 
 def test_its_thread_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a request came before the ranks had met, for which the thread still waits."""
-    monkeypatch.setattr(preemption, "MEETING_SECONDS", FOR_EVER)
+    monkeypatch.setattr(stopping, "MEETING_SECONDS", FOR_EVER)
     close = os.close
 
     def close_slowly(descriptor: int) -> None:
@@ -73,12 +73,12 @@ def test_its_thread_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def meet_nobody(rank: int, told: Path) -> None:
     """Rank 1 ends at once; rank 0 says by the file `told` that it begins to wait for the others, and waits less for them."""
+    from pipeline.process import stop as stopping
     from pipeline.process import world
-    from pipeline.training import preemption
 
     if rank == 1:
         os._exit(0)
-    preemption.MEETING_SECONDS = 1.0
+    stopping.MEETING_SECONDS = 1.0
     init = world.dist.init_process_group
 
     def announced(*arguments: object, **options: object) -> None:

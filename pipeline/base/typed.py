@@ -1,0 +1,77 @@
+"""Typed values from YAML and JSON files: a dataclass, or one sentence that says what does not fit, where and what would."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.base.command import UserError, nearest
+
+T = TypeVar("T")
+
+_EXPECTED = {  # pydantic's kinds of error, in words
+    "string_type": "some text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "'key: value' lines",
+    "dataclass_type": "'key: value' lines",
+}
+
+
+def read_typed(kind: type[T], values: Any, place: str) -> T:
+    """`values`, as YAML or JSON gave them, as the dataclass `kind`; nested dataclasses, tuples and mappings included.
+
+    Strict: "1" and true are no numbers, keys that `kind` does not have are refused. `place`: the file, for the sentence.
+    Raises UserError.
+    """
+    check_keys(kind, values, place)
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise UserError(_sentence(error, place)) from None
+
+
+def check_keys(kind: type, values: Any, place: str) -> None:
+    """Raise UserError, with the nearest valid key, for a key that the dataclass `kind`, or one within it, does not have."""
+    for prefix, found, valid in _mappings(kind, values, ""):
+        for key in found:
+            if key not in valid:
+                raise UserError(f"unknown key '{prefix}{key}' in {place}: {nearest(str(key), valid)}")
+
+
+def _mappings(kind: type, values: Any, prefix: str) -> Iterator[tuple[str, Mapping[str, Any], list[str]]]:
+    """(prefix, mapping, its valid keys) of `values` and all within it that stands where a dataclass is expected."""
+    if not isinstance(values, Mapping):
+        return
+    types = get_type_hints(kind)
+    yield prefix, values, [one.name for one in dataclasses.fields(kind)]
+    for key, value in values.items():
+        if dataclasses.is_dataclass(types[key]):
+            yield from _mappings(types[key], value, f"{prefix}{key}.")
+        item, *_ = [*get_args(types[key]), None]
+        if isinstance(value, list) and isinstance(item, type) and dataclasses.is_dataclass(item):
+            for number, one in enumerate(value):
+                yield from _mappings(item, one, f"{prefix}{key}[{number}].")
+
+
+def _sentence(error: ValidationError, place: str) -> str:
+    first = error.errors()[0]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    value = first["input"]
+    match first["type"]:
+        case "missing":
+            return f"'{key}' is missing in {place}: add it"
+        case "dataclass_type" if not key:
+            return f"{place} holds no 'key: value' lines"
+        case "literal_error":
+            valid = [word.strip("'") for word in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+            return f"'{key}' in {place} is {value!r}: {nearest(str(value), valid)}"
+        case kind:
+            return f"'{key}' in {place} is {value!r}: give {_EXPECTED.get(kind, first['msg'])}"

@@ -1,0 +1,62 @@
+"""Typed files: what fits comes out as dataclasses, everything else as one sentence with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+import yaml
+
+from pipeline.base.command import UserError
+from pipeline.base.typed import read_typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    arch: str
+    seeds: tuple[int, ...] = (0,)
+    shortcut: Literal["A", "B"] = "A"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    title: str
+    nets: tuple[Net, ...]
+    paper: Mapping[str, float] = field(default_factory=dict)
+    share: float = 1.0
+    note: str | None = None
+
+
+def test_what_fits_comes_out_typed() -> None:
+    text = "{title: T, nets: [{arch: a, seeds: [1, 2]}, {arch: b, shortcut: B}], paper: {top1: 7}, share: 2}"
+    wanted = Table(
+        title="T", nets=(Net(arch="a", seeds=(1, 2)), Net(arch="b", shortcut="B")), paper={"top1": 7.0}, share=2.0
+    )
+    assert read_typed(Table, yaml.safe_load(text), "t.yaml") == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ([1], "t.yaml holds no 'key: value' lines"),
+        (None, "t.yaml holds no 'key: value' lines"),
+        ({"nets": []}, "'title' is missing in t.yaml: add it"),
+        ({"title": "T", "nets": [{}]}, "'nets[0].arch' is missing in t.yaml: add it"),
+        ({"title": "T", "nets": 3}, "'nets' in t.yaml is 3: give a list"),
+        ({"title": "T", "nets": [3]}, "'nets[0]' in t.yaml is 3: give 'key: value' lines"),
+        ({"title": 3, "nets": []}, "'title' in t.yaml is 3: give some text"),
+        ({"title": "T", "nets": [], "share": "1"}, "'share' in t.yaml is '1': give a number"),
+        ({"title": "T", "nets": [], "share": True}, "'share' in t.yaml is True: give a number"),
+        ({"title": "T", "nets": [{"arch": "a", "seeds": [1.5]}]}, "'nets[0].seeds[0]' in t.yaml is 1.5: give a whole number"),
+        ({"title": "T", "nets": [], "paper": {"top1": "x"}}, "'paper.top1' in t.yaml is 'x': give a number"),
+        ({"title": "T", "nets": [], "titel": "T"}, "unknown key 'titel' in t.yaml: did you mean 'title'?"),
+        ({"title": "T", "nets": [{"arch": "a", "seed": 1}]}, "unknown key 'nets[0].seed' in t.yaml: did you mean 'seeds'?"),
+        ({"title": "T", "nets": [{"arch": "a", "shortcut": "C"}]}, "'nets[0].shortcut' in t.yaml is 'C': valid: A, B"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_one_sentence(values: Any, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_typed(Table, values, "t.yaml")
+    assert str(error.value) == sentence
