@@ -1,6 +1,6 @@
-# Each target makes what it needs, on a machine with only Python (3.11 or newer) and make, and does nothing twice.
+# Each target creates what it needs, on a machine with only Python (3.11 or newer) and make, and does nothing twice.
 #   make demo    the whole system on real images, minutes on two CPU cores
-#   make test    the tests, in minutes; make test-cluster and make test-slow are the rest of them
+#   make test    the tests that take minutes in all; make test-cluster and make test-slow run the rest
 #   make check   lint, format, types
 #   make bench   the benchmarks: ratios of interleaved runs
 PYTHON ?= python3
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
 READY := $(VENV)/ready
 
-# Bytecode is written even where the shell says not to: without it every process compiles the project anew.
+# Bytecode is written even if the shell forbids it: without bytecode every process compiles the project anew.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test test-cluster test-slow test-times golden chaos slurm-up slurm-down check format bench lock clean
@@ -17,7 +17,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 setup: $(READY)
 
-# uv installs the locked packages in parallel: minutes saved on 6 GB of wheels. It lives in the environment itself.
+# uv installs the locked packages in parallel, which saves minutes on 6 GB of wheels. uv itself is in the environment, too.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11: set PYTHON=/path/to/python3.11 or newer" >&2; exit 2; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) cannot create environments: install the package python3-venv, or set PYTHON=" >&2; exit 2; }
@@ -26,7 +26,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
-# The commands are the ones that a user with ImageNet types, with other paths (README).
+# These are the commands for ImageNet (README), with other paths.
 demo: $(READY)
 	$(BIN)/python data_prep/digits.py demo/images
 	$(BIN)/python data_prep/shard_imagenet.py demo/images demo/dataset --name digits \
@@ -39,38 +39,38 @@ demo: $(READY)
 	@echo "Run folders: demo/runs/resnet8-seed0, demo/runs/resnet14-seed0. To browse the runs in MLflow:"
 	@echo "  $(BIN)/python -m pipeline.tracking open demo/runs"
 
-# Needs no SLURM, Chromium, root or GPU. Four workers even on two cores: tests wait for processes half of the time.
+# Needs no SLURM, Chromium, root or GPU. Four workers even on two cores: half of the time, tests wait for processes.
 WORKERS ?= 4
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -r s
 test: $(READY)
 	$(PYTEST) --numprocesses $(WORKERS) --dist worksteal -m "not slow and not gpu and not cluster and not browser"
 
-# What needs more than Python: real SLURM and Ray clusters on this machine and everything that interrupts them, and the report
-# in Chromium; skipped, with a line, where they cannot run.
+# The tests that need more than Python: real SLURM and Ray clusters on this machine with everything that interrupts them, and the
+# report in Chromium. A test that cannot run here is skipped, with one line.
 test-cluster: $(READY)
 	$(PYTEST) -m "cluster or browser"
 
 test-slow: $(READY)
 	$(PYTEST) --numprocesses 3 --dist worksteal -m "slow and not gpu and not cluster and not browser"
 
-# The CPU seconds of every case of `make test`, dearest first (tests/budget.py).
+# The CPU seconds of every case of `make test`, the most expensive first (tests/budget.py).
 test-times: $(READY)
 	rm -f build/times.jsonl; mkdir -p build
 	$(PYTEST) -m "not slow and not gpu and not cluster and not browser" --times build/times.jsonl
 	$(BIN)/python -m tests.budget build/times.jsonl
 
-# A training killed at random moments, on 1, 2, 4 or 8 processes each time, against one left alone; `make chaos KILLS=50` in CI.
+# Kills a training at random moments, on 1, 2, 4 or 8 processes each time, and compares it with an undisturbed one. CI: KILLS=50.
 KILLS ?= 1000
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --kills $(KILLS)
 
-# Regenerates tests/golden/: what runs compute and what users may type. Fails where results have changed and TRAJECTORY
+# Regenerates tests/golden/: what runs compute and what users may type. Fails if results have changed and TRAJECTORY
 # (pipeline/run/config.py) was not raised. Review the diff.
 golden: $(READY)
 	$(BIN)/python -m tests.golden
 	$(BIN)/python -m tests.golden.options
 
-# A SLURM of four nodes to try things on (root; apt packages slurmctld slurmd slurm-client munge iproute2).
+# A SLURM of four nodes to experiment with (root; apt packages slurmctld slurmd slurm-client munge iproute2).
 slurm-up: $(READY)
 	$(BIN)/python tests/cluster/slurm_cluster.py up
 

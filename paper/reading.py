@@ -14,19 +14,19 @@ from types import UnionType
 from typing import Any, get_args
 
 from paper.spec import PAPER_FIGURES, Experiment, Measure, Row, RunSpec, resolve
+from pipeline.base.checkout import CONFIGS, configs
 from pipeline.base.command import UserError, nearest
 from pipeline.base.files import read_yaml
 from pipeline.evaluation.nets import Weights
 from pipeline.evaluation.protocols import find as find_protocol
 from pipeline.models.architecture import parse_arch
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-FOLDER = CONFIGS / "experiments"
+FOLDER = "experiments"  # of configs/
 
 
 def names() -> list[str]:
     """The experiments that come with the code."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in (configs() / FOLDER).glob("*.yaml"))
 
 
 def find(name: str) -> Experiment:
@@ -35,7 +35,7 @@ def find(name: str) -> Experiment:
         return read_experiment(Path(name))
     if name not in names():
         raise UserError(f"there is no experiment '{name}': {nearest(name, names())}")
-    return read_experiment(FOLDER / f"{name}.yaml")
+    return read_experiment(configs() / FOLDER / f"{name}.yaml")
 
 
 def read_experiment(path: Path) -> Experiment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from tests.helpers import ROOT
 SHELL = ("", "sh", "bash", "shell", "console")  # languages of fenced blocks that hold commands
 FOLDERS = (".ci", "bench", "configs", "data_prep", "docs", "launch", "paper", "pipeline", "tests")
 IN_FOLDERS = re.compile(rf"({'|'.join(map(re.escape, FOLDERS))})/[\w./*-]*")
+NAME_IN_FILE = re.compile(
+    rf"((?:{'|'.join(map(re.escape, FOLDERS))})/[\w./-]*\.py):([A-Za-z_][\w.]*)"
+)  # FILE.py:Class.method
 MADE = {  # paths that a command makes, and git does not have
     "configs/rates.yaml": "bench/step.py stores its rates there",
 }
@@ -96,3 +100,28 @@ def paths(page: Page) -> list[str]:
 
 def exists(path: str) -> bool:
     return path in files() or path in MADE or ("*" in path and any(ROOT.glob(path)))
+
+
+def names_in_files(page: Page) -> list[tuple[str, str]]:
+    """(file, name) of every `FILE.py:NAME` in inline code."""
+    words = [word for code in page.inline for word in code.split()]
+    return [(found[1], found[2]) for word in words if (found := NAME_IN_FILE.fullmatch(word))]
+
+
+@cache
+def defined(file: str) -> frozenset[str]:
+    """The classes, functions and values of a module, and those of its classes as Class.name; none where it is missing."""
+    path = ROOT / file
+    return frozenset(_defined(ast.parse(path.read_text()), "")) if path.is_file() else frozenset()
+
+
+def _defined(scope: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
+    for node in scope.body:
+        match node:
+            case ast.ClassDef(name=name):
+                yield prefix + name
+                yield from _defined(node, f"{prefix}{name}.")
+            case ast.FunctionDef(name=name):
+                yield prefix + name
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                yield prefix + name

@@ -12,7 +12,20 @@ from pipeline.run.options import key_names
 from tests import commands
 from tests.command_lines import checked, import_commands
 from tests.helpers import ROOT
-from tests.pages import MADE, PAGES, Page, broken_links, exists, files, joined, name_of, paths, read
+from tests.pages import (
+    MADE,
+    PAGES,
+    Page,
+    broken_links,
+    defined,
+    exists,
+    files,
+    joined,
+    name_of,
+    names_in_files,
+    paths,
+    read,
+)
 
 OTHERS = (
     "kill",
@@ -27,6 +40,8 @@ OTHERS = (
 OPTIONS_OF_OTHERS = {
     "--app-name": "mlflow server",
     "--ten-crop--best2-by-top-1": "part of a file name",
+    "--ensemble": "removed from launch/slurm.py: CHANGELOG.md",
+    "--array-of-archs": "removed from launch/slurm.py: CHANGELOG.md",
 }
 
 
@@ -134,8 +149,15 @@ def test_paths_exist(page: Path) -> None:
     assert not missing, f"{name_of(page)} names {missing}: not in git; a file that a command makes belongs into MADE"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_names_in_files_exist(page: Path) -> None:
+    missing = [f"{file}:{name}" for file, name in names_in_files(read(page)) if name not in defined(file)]
+    assert not missing, f"{name_of(page)} names {missing}: no such file, or nothing of that name in it"
+
+
 def test_many_links_and_paths_are_checked() -> None:
     pages = [read(page) for page in PAGES]
+    assert sum(len(names_in_files(page)) for page in pages) >= 40
     assert sum(len(page.links()) for page in pages) >= 30
     assert sum(len(paths(page)) for page in pages) >= 50
     assert not (needless := [path for path in MADE if path in files()]), f"{needless} are in git: take them out of MADE"
@@ -151,6 +173,7 @@ def test_a_false_link_path_option_and_heading_are_found(tmp_path: Path, monkeypa
         "[f](clusters.md#torchrun) [g](clusters.md#torchruns) [h](https://example.org/x) `[i](no.md)`\n"
         "`pipeline/train.py` `pipeline/trian.py` `configs/rates.yaml` `tests/*.py` `runs/x` `docs/`\n"
         "`--procs 2` `--prox` `--loader.*` `--looder.*` `ray start --head`\n"
+        "`tests/pages.py:Page.links` `tests/pages.py:Page.linxs` `tests/pagez.py:Page` `tests/pages.py:MADE`\n"
         "```\n[j](none.md) `launch/none.py`\n```\n"
     )
     (tmp_path / "page.md").write_text(text)
@@ -160,3 +183,5 @@ def test_a_false_link_path_option_and_heading_are_found(tmp_path: Path, monkeypa
     assert broken == ["dta.md", "images/none.png", "#one", "clusters.md#torchruns"]
     assert [path for path in paths(read(page)) if not exists(path)] == ["pipeline/trian.py"]
     assert unknown_options(read(page)) == ["--looder.*", "--prox"]
+    missing = [f"{file}:{name}" for file, name in names_in_files(read(page)) if name not in defined(file)]
+    assert missing == ["tests/pages.py:Page.linxs", "tests/pagez.py:Page"]

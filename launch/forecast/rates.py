@@ -17,11 +17,12 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from pipeline.base.checkout import CONFIGS
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
 from pipeline.base.files import write_text
 
-RATES_FILE = Path(__file__).resolve().parents[2] / "configs" / "rates.yaml"
+RATES_FILE = CONFIGS / "rates.yaml"
 HEADER = "# Measured by bench/step.py and bench/scaling.py, read by the plan of launch/slurm.py --dry-run.\n"
 
 Kind = Literal["cpu", "cuda"]

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.checkout import CONFIGS, configs
 from pipeline.base.command import UserError, nearest
 from pipeline.base.files import read_yaml
 
-SITE_FILE = Path(__file__).resolve().parents[2] / "configs" / "site.yaml"
+SITE_FILE = CONFIGS / "site.yaml"
 
 # These become part of a shell script that runs on the nodes; submitit's quoting lets a newline through.
 _PLAIN = re.compile(r"[A-Za-z0-9._,:=&|()*\[\]/@+-]+")
@@ -164,7 +165,7 @@ def resolve(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = Non
     """What the command line says, else the site's file, else `defaults`, else Allocation's. Raises UserError."""
     names = [one.name for one in dataclasses.fields(Allocation)]
     given = {name: options.get(name) for name in names if options.get(name) is not None}
-    path = Path(options["site"]) if options.get("site") else SITE_FILE
+    path = Path(options["site"]) if options.get("site") else configs() / SITE_FILE.name
     site = read_site(path) if options.get("site") or path.exists() else {}
     allocation = Allocation(**{**(defaults or {}), **site, **given})
     allocation.check()

@@ -1,0 +1,19 @@
+"""The checkout that this application runs from: a wheel holds its packages, but not the configs/ beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.base.command import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def configs() -> Path:
+    """The folder configs/. Raises UserError where it is missing: the packages were installed from a wheel."""
+    if not CONFIGS.is_dir():
+        raise UserError(
+            f"there is no {CONFIGS}: this is an application that runs from a checkout of its repository, so start the same "
+            "command there (README.md, 'Two commands')"
+        )
+    return CONFIGS
