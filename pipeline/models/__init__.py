@@ -1,1 +1,1 @@
-"""The nets of the paper: `resnet.build` makes them, `complexity.count` counts their parameters and multiply-adds."""
+"""The nets of the paper: `architecture.KINDS` lists their kinds, `resnet.build` makes one, `complexity.count` sizes it up."""

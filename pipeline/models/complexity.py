@@ -19,7 +19,7 @@ class Complexity:
 def count(net: nn.Module, image_size: int) -> Complexity:
     """The complexity of `net` for one image [3, image_size, image_size].
 
-    A copy is traced on the meta device: `net` itself is neither run nor changed, whatever its device and mode.
+    A copy runs on the meta device; `net` itself, on any device and in either mode, is neither run nor changed.
     """
     shadow = copy.deepcopy(net).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

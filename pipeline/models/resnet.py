@@ -1,8 +1,8 @@
 """ResNets and their plain counterparts: the ImageNet nets of Table 1 and the CIFAR nets of section 4.2 of the paper.
 
 `build` turns a name into a net with seeded weights (`architecture.parse_arch` says what the name stands for).
-State-dict names are torchvision's, so checkpoints travel in both directions (with stride "v1.5" and shortcut B the nets
-are the same).
+State-dict names are torchvision's, so checkpoints can be used in both directions (with stride "v1.5" and shortcut B the
+nets are the same).
 
 Shapes below: N images, C channels, H height, W width.
 """
@@ -10,18 +10,21 @@ Shapes below: N images, C channels, H height, W width.
 from __future__ import annotations
 
 import math
-from typing import Literal
+import pkgutil
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.base.command import UserError
-from pipeline.models.architecture import EXPANSION, Architecture, parse_arch
+from pipeline.models.architecture import EXPANSION, KINDS, Architecture, parse_arch
+from pipeline.models.pairs import Pairs
 
-__all__ = ["Architecture", "ResNet", "Shortcut", "Stride", "build", "initialize", "parse_arch"]
+__all__ = ["Architecture", "PlainNet", "ResNet", "Shortcut", "Stride", "build", "initialize", "parse_arch"]
 
-Shortcut = Literal["default", "A", "B", "C"]
+Option = Literal["A", "B", "C"]
+Shortcut = Literal["default"] | Option
 Stride = Literal["paper", "v1.5"]
 
 BATCH_NORM_EPS = 1e-5
@@ -29,10 +32,10 @@ FC_STD = 0.01
 
 
 class ZeroPadShortcut(nn.Module):
-    """Option A (section 3.3): identity, every `stride`-th pixel, new channels zero; no parameters.
+    """Option A (section 3.3): every `stride`-th pixel of the input, with zeros as its new channels; no parameters.
 
     [N, in_channels, H, W] -> [N, out_channels, ceil(H / stride), ceil(W / stride)]. The paper leaves the place of the
-    zero channels open: here half stand before and half after, as in the public CIFAR reproductions.
+    zero channels open: here half come before the input's and half after, as in the public CIFAR reproductions.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -47,36 +50,40 @@ class ZeroPadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, p, p))
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    # No bias: the batch normalization that follows every convolution would cancel it.
+def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the map's size, divided by `stride`; without a bias, which a norm would cancel."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
 
 
-def _norm(channels: int) -> nn.BatchNorm2d:
+def norm(channels: int) -> nn.BatchNorm2d:
+    """The batch normalization of all nets."""
     return nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS)
 
 
-def _shortcut(option: Literal["A", "B", "C"], in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    """The shortcut of one block (section 4.1): A pads, B projects where dimensions change, C projects everywhere."""
-    same = stride == 1 and in_channels == out_channels
-    if option == "C" or (option == "B" and not same):
-        return nn.Sequential(_conv(in_channels, out_channels, 1, stride), _norm(out_channels))
-    return nn.Identity() if same else ZeroPadShortcut(in_channels, out_channels, stride)
+class Projection(nn.Sequential):
+    """Options B and C (section 3.3): a strided 1x1 convolution and its batch normalization."""
+
+    conv_norm_pairs: ClassVar[Pairs] = (("0", "1"),)
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(conv(in_channels, out_channels, 1, stride), norm(out_channels))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions (Fig. 5 left). `downsample` is the shortcut's path, None in a plain net.
+    """Two 3x3 convolutions (Fig. 5 left). `downsample` is the shortcut, None in a plain net.
 
     [N, in_channels, H, W] -> [N, width, ceil(H / stride), ceil(W / stride)], >= 0: the last ReLU comes after the
     addition. ReLUs overwrite their input: a hook on bn1 or bn2 must reduce its output at once or clone it.
     """
 
+    conv_norm_pairs: ClassVar[Pairs] = (("conv1", "bn1"), ("conv2", "bn2"))
+
     def __init__(self, in_channels: int, width: int, stride: int, downsample: nn.Module | None) -> None:
         super().__init__()
-        self.conv1 = _conv(in_channels, width, 3, stride)
-        self.bn1 = _norm(width)
-        self.conv2 = _conv(width, width, 3)
-        self.bn2 = _norm(width)
+        self.conv1 = conv(in_channels, width, 3, stride)
+        self.bn1 = norm(width)
+        self.conv2 = conv(width, width, 3)
+        self.bn2 = norm(width)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
 
@@ -95,17 +102,19 @@ class Bottleneck(nn.Module):
     [N, in_channels, H, W] -> [N, 4 width, ceil(H / stride), ceil(W / stride)], >= 0; hooks as in `BasicBlock`.
     """
 
+    conv_norm_pairs: ClassVar[Pairs] = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"))
+
     def __init__(
         self, in_channels: int, width: int, stride: int, downsample: nn.Module | None, stride_in: Stride
     ) -> None:
         super().__init__()
         out_channels = width * EXPANSION["bottleneck"]
-        self.conv1 = _conv(in_channels, width, 1, stride if stride_in == "paper" else 1)
-        self.bn1 = _norm(width)
-        self.conv2 = _conv(width, width, 3, stride if stride_in == "v1.5" else 1)
-        self.bn2 = _norm(width)
-        self.conv3 = _conv(width, out_channels, 1)
-        self.bn3 = _norm(out_channels)
+        self.conv1 = conv(in_channels, width, 1, stride if stride_in == "paper" else 1)
+        self.bn1 = norm(width)
+        self.conv2 = conv(width, width, 3, stride if stride_in == "v1.5" else 1)
+        self.bn2 = norm(width)
+        self.conv3 = conv(width, out_channels, 1)
+        self.bn3 = norm(out_channels)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
 
@@ -120,16 +129,19 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A net of the paper, residual or plain; made by `build`, which also draws its weights.
+    """A residual net of the paper; made by `build`, which also draws its weights.
 
     forward: images float [N, 3, H, W], normalized -> scores (logits) [N, classes]. Any H, W >= 1 will do; the paper's
     are 224 (ImageNet) and 32 (CIFAR). It is `fc(flatten(avgpool(features(images))))`, so that an evaluation can put its
     own pooling between `features` and `fc`.
+
+    Another kind of net derives from this class and overrides `make_block`, `make_shortcut` or `features`. Each of its
+    modules that has batch normalization declares `conv_norm_pairs`.
     """
 
-    def __init__(
-        self, architecture: Architecture, classes: int, shortcut: Literal["A", "B", "C"], stride: Stride
-    ) -> None:
+    conv_norm_pairs: ClassVar[Pairs] = (("conv1", "bn1"),)
+
+    def __init__(self, architecture: Architecture, classes: int, shortcut: Option, stride: Stride) -> None:
         super().__init__()
         self.architecture = architecture
         channels = architecture.widths[0]
@@ -137,20 +149,37 @@ class ResNet(nn.Module):
             self.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
             self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
         else:
-            self.conv1 = _conv(3, channels, 3)
+            self.conv1 = conv(3, channels, 3)
             self.maxpool = nn.Identity()
-        self.bn1 = _norm(channels)
+        self.bn1 = norm(channels)
         self.relu = nn.ReLU(inplace=True)
         for index, (blocks, width) in enumerate(zip(architecture.blocks_per_stage, architecture.widths, strict=True)):
             stage = nn.Sequential()
+            out_channels = width * EXPANSION[architecture.block]
             for position in range(blocks):
                 # The first block of every stage but the first halves the map (Table 1, section 4.2).
                 block_stride = 2 if index > 0 and position == 0 else 1
-                stage.append(_block(architecture, channels, width, block_stride, shortcut, stride))
-                channels = width * EXPANSION[architecture.block]
+                downsample = self.make_shortcut(shortcut, channels, out_channels, block_stride)
+                stage.append(self.make_block(channels, width, block_stride, downsample, stride))
+                channels = out_channels
             self.add_module(f"layer{index + 1}", stage)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, classes)
+
+    def make_block(
+        self, in_channels: int, width: int, stride: int, downsample: nn.Module | None, stride_in: Stride
+    ) -> nn.Module:
+        """One block: [N, in_channels, H, W] -> [N, EXPANSION * width, ceil(H / stride), ceil(W / stride)]."""
+        if self.architecture.block == "basic":
+            return BasicBlock(in_channels, width, stride, downsample)
+        return Bottleneck(in_channels, width, stride, downsample, stride_in)
+
+    def make_shortcut(self, option: Option, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+        """The shortcut of one block (section 4.1): A pads, B projects where dimensions change, C projects everywhere."""
+        same = stride == 1 and in_channels == out_channels
+        if option == "C" or (option == "B" and not same):
+            return Projection(in_channels, out_channels, stride)
+        return nn.Identity() if same else ZeroPadShortcut(in_channels, out_channels, stride)
 
     @property
     def stages(self) -> list[nn.Module]:
@@ -173,19 +202,15 @@ class ResNet(nn.Module):
         return scores
 
 
-def _block(
-    architecture: Architecture,
-    in_channels: int,
-    width: int,
-    block_stride: int,
-    shortcut: Literal["A", "B", "C"],
-    stride_in: Stride,
-) -> nn.Module:
-    out_channels = width * EXPANSION[architecture.block]
-    path = _shortcut(shortcut, in_channels, out_channels, block_stride) if architecture.kind == "resnet" else None
-    if architecture.block == "basic":
-        return BasicBlock(in_channels, width, block_stride, path)
-    return Bottleneck(in_channels, width, block_stride, path, stride_in)
+class PlainNet(ResNet):
+    """The plain counterpart of a ResNet: the same layers without shortcuts."""
+
+    def make_shortcut(self, option: Option, in_channels: int, out_channels: int, stride: int) -> None:
+        if option != "A":
+            raise UserError(
+                f"shortcut: {self.architecture.name} is a plain net and has no shortcuts, so {option} does not apply; "
+                f'leave shortcut at "default" or choose resnet{self.architecture.depth}'
+            )
 
 
 def build(
@@ -199,24 +224,20 @@ def build(
     """The net named `arch` with freshly drawn float32 weights, in training mode, on the current default device.
 
     `shortcut` "default" is A for 18 and 34 layers and CIFAR, B for 50, 101 and 152 (sections 4.1 and 4.2). `stride`
-    says where a downsampling bottleneck strides: in its first 1x1 ("paper") or in its 3x3 ("v1.5"); in a basic block
-    both are the first 3x3. The weights depend on the arguments and the state of `generator` alone (None: seed 0), never
-    on torch's global generator, which is left untouched.
+    says where a downsampling bottleneck strides: in its first 1x1 ("paper") or in its 3x3 ("v1.5"); a basic block
+    strides in its first 3x3 either way. The weights depend on the arguments and the state of `generator` (None: seed 0)
+    alone; torch's global generator is neither read nor advanced.
 
     Raises UserError for an unknown `arch` and for a plain net with projections (shortcut B or C).
     """
     assert classes >= 1 and shortcut in ("default", "A", "B", "C") and stride in ("paper", "v1.5")
     architecture = parse_arch(arch)
-    if architecture.kind == "plain" and shortcut in ("B", "C"):
-        raise UserError(
-            f"shortcut: {arch} is a plain net and has no shortcuts, so {shortcut} cannot be had; "
-            f'leave shortcut at "default" or choose resnet{architecture.depth}'
-        )
+    net_class: type[ResNet] = pkgutil.resolve_name(KINDS[architecture.kind].net)
     # Layers made on the meta device skip torch's own initialization, which would draw from the global generator.
     device = torch.get_default_device()
     with torch.device("meta"):
         option = architecture.default_shortcut if shortcut == "default" else shortcut
-        net = ResNet(architecture, classes, option, stride)
+        net = net_class(architecture, classes, option, stride)
     net.to_empty(device=device)
     initialize(net, generator if generator is not None else torch.Generator().manual_seed(0))
     return net
@@ -244,8 +265,8 @@ def initialize(net: nn.Module, generator: torch.Generator) -> None:
                 _draw_normal(module.weight, FC_STD, generator)
                 module.bias.zero_()
             case _:
-                own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-                assert not own, f"{type(module).__name__} has weights that nothing initializes"
+                weights = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+                assert not weights, f"{type(module).__name__} has weights that nothing initializes"
 
 
 def _draw_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:

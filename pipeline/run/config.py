@@ -49,7 +49,7 @@ class Config:
     """A run is a pure function of (dataset, config, seed); the defaults are the paper's ImageNet recipe (section 3.4).
 
     Args:
-        arch: resnet18/34/50/101/152, plain18/34 (ImageNet); resnet20/32/44/56/110/1202 and any 6n+2, plain20... (CIFAR).
+        arch: the net, one of those that pipeline.models.architecture knows; --help lists them.
         data: the dataset folder.
         name: the run's name; ARCH-seedN where null.
         runs: the folder that holds the run folders.

@@ -15,6 +15,7 @@ import jsonargparse
 
 from pipeline.base.command import UserError, nearest
 from pipeline.base.files import read_yaml
+from pipeline.models.architecture import known_nets
 from pipeline.run.batch_scaling import read_factor, scale_batch
 from pipeline.run.config import Config, check
 
@@ -37,6 +38,7 @@ def parser(description: str, example: str) -> jsonargparse.ArgumentParser:
     )
     made.add_argument("--config", action="config", help="YAML file of the values below; later options override it")
     made.add_class_arguments(Config, None)
+    next(action for action in made._actions if action.dest == "arch").help = f"the net: {known_nets()}"
     made.add_argument(
         "--scale-batch",
         type=str,

@@ -1,4 +1,4 @@
-"""The net that evaluation runs against torchvision's net with its batch normalization, and in pieces against at once."""
+"""The folded net against torchvision's net with its batch normalization; a batch in pieces against the whole batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.models.resnet import build
 
 
 def lived(net: nn.Module) -> nn.Module:
-    """The net with the batch normalization of a training: no mean, variance, scale or shift is that of a fresh net."""
+    """The net with means, variances, scales and shifts as after a training: none is that of a fresh net."""
     generator = torch.Generator().manual_seed(2)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):

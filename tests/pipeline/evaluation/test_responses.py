@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from pipeline import responses
 from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
-from pipeline.evaluation.responses import FILE, layers_of, measure, moments, read, standard_deviation
+from pipeline.evaluation.responses import FILE, measure, moments, read, standard_deviation
+from pipeline.models.pairs import response_layers
 from pipeline.models.resnet import build
 from pipeline.tracking import TrackingConfig, open_tracker
 from pipeline.tracking.state import read_wanted
@@ -71,7 +72,7 @@ def test_std_is_numpys_of_all_outputs(ten_classes: Dataset) -> None:
     assert found is not None and list(found) == list(expected)
     # DALI's and Pillow's pixels differ by a grey level here and there.
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-3)
-    assert max(expected.values()) > 1.2 * min(expected.values()), "layers must be told apart"
+    assert max(expected.values()) > 1.2 * min(expected.values()), "a layer must not pass for another"
 
 
 def test_merged_moments_are_numpys_std_of_the_whole() -> None:
@@ -98,7 +99,7 @@ def test_the_same_on_any_number_of_ranks(ten_classes: Dataset, size: int) -> Non
 def test_3x3_layers_of_each_family(arch: str, count: int) -> None:
     """6n + 1 of a CIFAR net, every layer of a basic block, the middle one of a bottleneck."""
     with torch.device("meta"):
-        names = list(layers_of(build(arch, classes=10)))
+        names = list(response_layers(build(arch, classes=10)))
     assert len(names) == count
     assert (names[0] == "conv1") == (arch in ("resnet20", "plain56", "resnet110"))
     assert not any("downsample" in name for name in names)

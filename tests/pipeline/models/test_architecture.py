@@ -1,4 +1,4 @@
-"""Which names are nets, what they stand for (Table 1, section 4.2), and what a wrong name is told."""
+"""Which names are nets, what they stand for (Table 1, section 4.2), and the message for a wrong name."""
 
 from __future__ import annotations
 
