@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.base.exits import EXIT_FENCED
-from pipeline.base.lease import LEASE
+from pipeline.base.layout import LEASE
 
 LOOK_SECONDS = 1.0
 # The batch script looks as often and comes first: its srun must not notice how the ranks end.

@@ -19,6 +19,7 @@ from launch.on_slurm.fence import watch
 from launch.ranks.failure import Failure, attempt, failure_of_hang, note
 from launch.ranks.work import Work
 from pipeline.base.exits import EXIT_PREEMPTED
+from pipeline.base.layout import LOGS
 from pipeline.process.watchdog import Hang
 
 # Below the ephemeral range of Linux (32768 up): no passing connection can hold the port.
@@ -65,7 +66,7 @@ class Job:
             print(failure.detail or f"error: {failure.sentence}", file=sys.stderr, flush=True)
         if environment.cluster != "debug":
             log = str(environment.paths.stderr)
-            note(failure, self.work.folder / "logs", attempt_name(environment), log)
+            note(failure, self.work.folder / LOGS, attempt_name(environment), log)
 
 
 def export_environment(environment: JobEnvironment) -> None:

@@ -19,8 +19,8 @@ from typing import IO, Any
 
 from pipeline.base.command import UserError
 from pipeline.base.files import is_locked, write_text
+from pipeline.base.layout import LEASE, LOCK
 
-LOCK, LEASE = ".lock", ".lease"
 # (identity of the job, number of its attempt) as schedulers name them in a task's environment; Ray names none, its door does:
 # a launch, and when this group of workers began (ms).
 RAY_VARIABLES = ("PIPELINE_RAY_LAUNCH", "PIPELINE_RAY_START")

@@ -25,13 +25,12 @@ from torch import Tensor, nn
 
 from pipeline.base.command import Progress, UserError
 from pipeline.base.files import write_text
+from pipeline.base.layout import RESPONSES
 from pipeline.data.dataset import Split
 from pipeline.data.loader import evaluation_batches
 from pipeline.evaluation.protocols import channels_first, find
 from pipeline.evaluation.scoring import Showing
 from pipeline.process.world import World
-
-FILE = "responses.json"  # in the run folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +158,7 @@ def save(responses: Responses, path: Path) -> Path:
 def read(run: Path) -> Responses | None:
     """The responses of a run, None where they have not been measured. Raises UserError for a damaged file."""
     try:
-        values = json.loads((run / FILE).read_text())
+        values = json.loads((run / RESPONSES).read_text())
         made = Responses(**{one.name: values[one.name] for one in fields(Responses)})
         if len(made.layers) != len(made.std) or not all(isinstance(value, float) for value in made.std):
             raise ValueError("layers and std do not fit")
@@ -168,5 +167,5 @@ def read(run: Path) -> Responses | None:
         return None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(
-            f"{run / FILE} cannot be read ({error}): measure again with 'python -m pipeline.responses {run}'"
+            f"{run / RESPONSES} cannot be read ({error}): measure again with 'python -m pipeline.responses {run}'"
         ) from None

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 from pipeline.base import command
 from pipeline.base.command import Progress, UserError, print_json, print_table
 from pipeline.base.files import is_locked
-from pipeline.tracking.journal import METRICS
+from pipeline.base.layout import FEEDER_LOG, METRICS, MLFLOW_ARTIFACTS, MLFLOW_STORE
 from pipeline.tracking.process import FeederProcess, unsent_lines, what_is_left
-from pipeline.tracking.state import ARTIFACTS, LOG, STORE, read_delivered, read_wanted, resolve_uri, without_password
+from pipeline.tracking.state import read_delivered, read_wanted, resolve_uri, without_password
 
 EXAMPLES = {
     "open": "python -m pipeline.tracking open runs",
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _open(runs: Path, port: int) -> NoReturn:
     """Become an MLflow server: two processes of 250 MB each, where its defaults take 15."""
-    store = runs.resolve() / STORE
+    store = runs.resolve() / MLFLOW_STORE
     if not store.is_file():
         raise UserError(
             f"{store} does not exist: give the folder that holds the run folders, "
@@ -63,7 +63,8 @@ def _open(runs: Path, port: int) -> NoReturn:
         except OSError as error:
             raise UserError(f"port {port} cannot be used ({error.strerror}): choose another --port") from None
     arguments = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    arguments += ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", str(store.parent / ARTIFACTS)]
+    arguments += ["--backend-store-uri", f"sqlite:///{store}"]
+    arguments += ["--artifacts-destination", str(store.parent / MLFLOW_ARTIFACTS)]
     arguments += ["--uvicorn-opts", "--log-level warning"]
     quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_DISABLE_TELEMETRY": "true"}
     print("MLflow opens in some seconds (Ctrl-C ends it). Press 'Model training' there, once:", file=sys.stderr)
@@ -123,7 +124,7 @@ def _sync(folder: Path, seconds: float, uri: str | None) -> dict[str, Any]:
 
 def _is_fed(folder: Path) -> bool:
     try:
-        return is_locked(folder / LOG)
+        return is_locked(folder / FEEDER_LOG)
     except OSError:  # no log yet, or a file system without locks
         return False
 
