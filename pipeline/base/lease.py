@@ -7,7 +7,6 @@ whatever the old one wants to publish is refused from then on.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.base.command import UserError
-from pipeline.base.files import is_locked, write_text
+from pipeline.base.files import write_text
 from pipeline.base.layout import LEASE, LOCK
+from pipeline.base.lock import is_locked, lock
 
 # (identity of the job, number of its attempt) as schedulers name them in a task's environment; Ray names none, its door does:
 # a launch, and when this group of workers began (ms).
@@ -83,11 +83,7 @@ class Lease:
         self._lock.close()
 
     def _try_lock(self) -> bool:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        return lock(self._lock, elsewhere="put --runs elsewhere")
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -97,11 +93,8 @@ class Lease:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process holds the lease of `folder`: the run is being written."""
-    try:
-        return is_locked(folder / LOCK)
-    except FileNotFoundError:
-        return False
+    """Whether a training holds a run folder: the run is being written."""
+    return is_locked(folder / LOCK)
 
 
 def _attempts(environment: Mapping[str, str]) -> dict[str, int]:

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 from pipeline.base import command
 from pipeline.base.command import Progress, UserError, print_json, print_table
-from pipeline.base.files import is_locked
 from pipeline.base.layout import FEEDER_LOG, METRICS, MLFLOW_ARTIFACTS, MLFLOW_STORE
+from pipeline.base.lock import is_locked
 from pipeline.tracking.process import FeederProcess, unsent_lines, what_is_left
 from pipeline.tracking.state import read_delivered, read_wanted, resolve_uri, without_password
 
@@ -102,7 +102,7 @@ def _sync_all(options: argparse.Namespace) -> int:
 
 
 def _sync(folder: Path, seconds: float, uri: str | None) -> dict[str, Any]:
-    if _is_fed(folder):
+    if is_locked(folder / FEEDER_LOG):
         raise UserError(f"{folder} is feeding MLflow itself just now: wait for the run's end")
     wanted = read_wanted(folder)
     assert wanted is not None
@@ -120,13 +120,6 @@ def _sync(folder: Path, seconds: float, uri: str | None) -> dict[str, Any]:
         feeder.drain(seconds, waiting)
         waiting()
     return {"run": folder.name, "sent": before - left, "left": left, "mlflow_run": read_delivered(folder, place).run_id}
-
-
-def _is_fed(folder: Path) -> bool:
-    try:
-        return is_locked(folder / FEEDER_LOG)
-    except OSError:  # no log yet, or a file system without locks
-        return False
 
 
 if __name__ == "__main__":

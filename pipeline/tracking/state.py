@@ -5,7 +5,6 @@ tracking.json is written by the run alone, mlflow.json by the process that feeds
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.base.files import write_text
-from pipeline.base.layout import DELIVERED, LOCK, MLFLOW_STORE, TRACKING
+from pipeline.base.layout import DELIVERED, MLFLOW_STORE, TRACKING
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -79,18 +78,6 @@ def resolve_uri(folder: Path, configured: str | None) -> str:
     """Where MLflow is told of the run in `folder`: see TrackingConfig.uri. May hold a password."""
     store = folder.resolve().parent / MLFLOW_STORE
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store}"
-
-
-def is_training(folder: Path) -> bool:
-    """Whether a training holds the run folder (the lock of pipeline/run/folder.py)."""
-    try:
-        with open(folder / LOCK) as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no such file, or a file system without locks
-        return False
-    return False
 
 
 def without_password(uri: str) -> str:
