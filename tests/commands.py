@@ -26,6 +26,7 @@ INTERNAL = (
     "pipeline.tracking.feeder",
     "launch.ranks.worker",
     "launch.on_slurm.ending",
+    "launch.on_slurm.fence",
 )  # started by other modules, not by people
 
 

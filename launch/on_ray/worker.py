@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
+from launch.on_slurm.attempt import slurm_variables
 from launch.ranks.failure import attempt, failure_of_hang, note, read_notes
 from launch.ranks.work import Work
+from pipeline.base.attempt import LAUNCHER_VARIABLE, attempt_variables
 from pipeline.base.exits import EXIT_FENCED, EXIT_USER_ERROR
 from pipeline.base.layout import CHECKPOINTS, LOGS, newest_checkpoint, rank_log, ray_outcome
-from pipeline.base.lease import RAY_VARIABLES
 from pipeline.process.watchdog import Hang
 
 POINTER = "checkpoint.json"
@@ -38,9 +39,10 @@ def train(arguments: Arguments) -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # it announces every report
     work, launch = arguments["work"], arguments["attempt"]
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    os.environ["PIPELINE_LAUNCHER"] = "ray"
-    # Where a node is cut off and not dead, its rank 0 still holds the run: the group of workers after it takes it over.
-    os.environ |= dict(zip(RAY_VARIABLES, (launch, str(time.time_ns() // 1_000_000)), strict=True))
+    os.environ[LAUNCHER_VARIABLE] = "ray"
+    os.environ |= slurm_variables()  # Ray may itself run inside a SLURM job
+    # Where a node is cut off and not dead, its rank 0 still holds the run: the group of workers after it takes the run over.
+    os.environ |= attempt_variables(launch, time.time_ns() // 1_000_000, os.environ)
     # Ray gives each worker process one OpenMP thread; the trainer divides the host's cores itself.
     os.environ.pop("OMP_NUM_THREADS", None)
     logs = work.folder / LOGS

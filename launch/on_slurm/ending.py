@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from launch.on_slurm.attempt import restarts
 from launch.ranks.failure import NO_RANK, Failure, cause, note, read_notes
 from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_PREEMPTED, EXIT_USER_ERROR
 from pipeline.base.layout import CHECKPOINTS, LOGS, job_failures, job_log, newest_checkpoint
@@ -67,7 +68,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     reader.add_argument("--limit", type=int, required=True, help="failures in a row, without a newer checkpoint")
     reader.add_argument("--log-start", type=int, default=0, help="size of the job's log when this attempt began, bytes")
     own = reader.parse_args(argv)
-    job, attempt = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    job, attempt = os.environ["SLURM_JOB_ID"], restarts()
     try:
         # Else it was cancelled, requeued or preempted already, or a node that was cut off came back late.
         if is_running(job, attempt):

@@ -23,12 +23,13 @@ from typing import Any, TypeGuard
 
 import torch
 
+from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.command import UserError
 from pipeline.base.files import sync_folder, write_text
 from pipeline.base.layout import CHECKPOINTS, CONFIG, RUN, checkpoints_in
 from pipeline.base.lease import Lease
 from pipeline.data.dataset import Dataset
-from pipeline.process.world import LAUNCHER_VARIABLE, World, on_main
+from pipeline.process.world import World, on_main
 from pipeline.run.config import TRAJECTORY, Config, differences, to_yaml, trajectory
 from pipeline.run.options import load
 from pipeline.training.checkpoint import is_sound
