@@ -6,7 +6,6 @@ The batch script runs this when its srun has ended with an error: python -m laun
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -21,10 +20,13 @@ from pathlib import Path
 
 from launch.on_slurm.attempt import restarts
 from launch.ranks.failure import NO_RANK, Failure, cause, note, read_notes
+from pipeline.base import command
+from pipeline.base.command import CommandParser
 from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_PREEMPTED, EXIT_USER_ERROR
 from pipeline.base.layout import CHECKPOINTS, LOGS, job_failures, job_log, newest_checkpoint
 from pipeline.process.signals import SIGNALS
 
+EXAMPLE = "python -m launch.on_slurm.ending runs/resnet152-seed0/slurm --code 137 --limit 3"
 CONTROLLER_SECONDS = 60.0  # for one answer
 # How long a controller that does not answer (a restart, a failover) is asked again; the job's nodes wait with it.
 PATIENCE_SECONDS, PAUSE_SECONDS = 300.0, 5.0
@@ -62,17 +64,17 @@ def batch_script_lines(folder: Path, limit: int) -> list[str]:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    reader = argparse.ArgumentParser(description=__doc__)
-    reader.add_argument("folder", type=Path, help="submitit's folder in the run folder")
-    reader.add_argument("--code", type=int, required=True, help="exit code of srun")
-    reader.add_argument("--limit", type=int, required=True, help="failures in a row, without a newer checkpoint")
-    reader.add_argument("--log-start", type=int, default=0, help="size of the job's log when this attempt began, bytes")
-    own = reader.parse_args(argv)
+    parser = CommandParser("Notes why an attempt of a SLURM job failed, and may start the job again.", EXAMPLE)
+    parser.add_argument("folder", type=Path, help="submitit's folder in the run folder")
+    parser.add_argument("--code", type=int, required=True, help="exit code of srun")
+    parser.add_argument("--limit", type=int, required=True, help="failures in a row, without a newer checkpoint")
+    parser.add_argument("--log-start", type=int, default=0, help="size of the job's log when this attempt began, bytes")
+    args = parser.parse_args(argv)
     job, attempt = os.environ["SLURM_JOB_ID"], restarts()
     try:
         # Else it was cancelled, requeued or preempted already, or a node that was cut off came back late.
         if is_running(job, attempt):
-            conclude(own.folder, job, attempt, own.code, own.log_start, own.limit)
+            conclude(args.folder, job, attempt, args.code, args.log_start, args.limit)
     except ControllerError as error:
         print(f"error: {error}: unless launch/status.py shows the job, start the same command again", file=sys.stderr)
         return EXIT_FAILED
@@ -209,4 +211,4 @@ def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    command.run(run)
