@@ -33,6 +33,7 @@ from launch.ranks.supervisor import supervise  # noqa: E402
 from pipeline import train  # noqa: E402
 from pipeline.base.command import Progress, UserError, print_json, print_table, run  # noqa: E402
 from pipeline.base.cores import available_cores  # noqa: E402
+from pipeline.base.layout import CHECKPOINTS  # noqa: E402
 from pipeline.data.dataset import Dataset  # noqa: E402
 from pipeline.data.loader import Batch, BatchIterator, LoaderConfig  # noqa: E402
 from pipeline.loop.trainer import Trainer  # noqa: E402
@@ -227,7 +228,7 @@ def measure_checkpoint(config: Config, options: argparse.Namespace, folder: Path
     """Medians, in seconds: an update far from a checkpoint; how long `save` keeps the loop; with what it slows afterwards."""
     stalls, afterwards, updates = [], [], []
     with trainer_of(config) as trainer:
-        checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint)
+        checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint)
         images, labels = synthetic_of(trainer)
 
         def update() -> float:

@@ -6,8 +6,6 @@ manifest, which makes a folder a dataset, is moved last.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import shutil
 import sys
@@ -17,6 +15,7 @@ from pathlib import Path
 
 from pipeline.base.command import UserError
 from pipeline.base.files import TEMPORARY_SUFFIX, sync_folder
+from pipeline.base.lock import NoLocksError, lock
 from pipeline.data.dataset import MANIFEST
 
 PARTIAL = ".partial"
@@ -43,17 +42,11 @@ def locked_workspace(destination: Path) -> Iterator[Path]:
     """DEST/.partial, held by this process alone and kept for the next run. UserError where another process holds it."""
     workspace = destination / PARTIAL
     workspace.mkdir(parents=True, exist_ok=True)
-    lock = open(workspace / LOCK, "w")  # noqa: SIM115 - held for the whole run
-    with lock:
+    with open(workspace / LOCK, "w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is preparing {destination}: wait for it or choose another folder"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
+            if not lock(file):
+                raise UserError(f"another process is preparing {destination}: wait for it or choose another folder")
+        except NoLocksError:
             print(f"{destination} cannot be locked: do not start a second preparation of it", file=sys.stderr)
         yield workspace
 

@@ -15,9 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.on_slurm.attempt import slurm_variables
 from launch.ranks.supervisor import supervise
 from launch.ranks.work import EVALUATE, EVALUATE_HELP, split_arguments
 from pipeline.base import command
+from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.command import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +60,8 @@ def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": size,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
-        "PIPELINE_LAUNCHER": "local",
+        LAUNCHER_VARIABLE: "local",
+        **slurm_variables(),
     }
     # Ranks of one machine need no network: no host name to resolve, no port open to others.
     loopback = {"GLOO_SOCKET_IFNAME": "lo"}

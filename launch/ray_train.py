@@ -21,13 +21,14 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from launch.local import gpus
-from launch.on_ray.worker import OUTCOME, train
+from launch.on_ray.worker import train
 from launch.ranks.failure import conclude, read_notes
 from launch.ranks.follow import following
 from launch.ranks.work import EVALUATE_HELP, Training, Work, check_readable, evaluation, split_arguments
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json
 from pipeline.base.exits import EXIT_FAILED, EXIT_USER_ERROR
+from pipeline.base.layout import LOGS, RAY, rank_log, ray_outcome
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS
 from pipeline.run.config import Config, to_yaml
 from pipeline.run.options import parse, parser
@@ -202,7 +203,7 @@ def fit(
         logging.getLogger(name).setLevel(logging.ERROR)
     use_gpu = config.device != "cpu" and devices > 0
     launch = f"ray-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
-    logs = work.folder / "logs"
+    logs = work.folder / LOGS
     trainer = TorchTrainer(
         train,
         train_loop_config={"work": work, "attempt": launch},
@@ -217,19 +218,19 @@ def fit(
         ),
         run_config=RunConfig(
             name=launch,
-            storage_path=str(work.folder / "ray"),
+            storage_path=str(work.folder / RAY),
             failure_config=FailureConfig(max_failures=max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),  # pointers; the run folder keeps the checkpoints
         ),
     )
-    with following(logs / "rank-0.log"):
+    with following(rank_log(work.folder, 0)):
         error = _fit(trainer)
     if failures := [one for one in read_notes(logs, launch) if error or one.code == EXIT_USER_ERROR]:
         return conclude(failures)
     if error:
         print(f"error: Ray Train gave up: {error}", file=sys.stderr)
         return EXIT_FAILED
-    return int((logs / f"{launch}-{OUTCOME}").read_text())
+    return int(ray_outcome(logs, launch).read_text())
 
 
 def _fit(trainer: Any) -> Exception | None:

@@ -19,6 +19,7 @@ from launch.on_slurm.submission import submit
 from launch.on_slurm.visibility import check_shared
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.base.layout import SLURM
 
 EXAMPLE = (
     "python launch/slurm_command.py --name scores --folder scores/slurm --after 17 -- python -m pipeline.evaluate RUN"
@@ -49,7 +50,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     asked = resolve(vars(own))
     allocation = replace(asked, nodes=1, gpus_per_node=min(1, asked.gpus_per_node), tasks_per_node=1)
     check_partition(allocation)
-    folder = (own.folder.parent if own.folder.name == "slurm" else own.folder).absolute()
+    folder = (own.folder.parent if own.folder.name == SLURM else own.folder).absolute()
     check_shared(allocation, [folder])
     job = submit(Command(own.name, folder, tuple(work)), allocation, after)
     print_table("submitted", ("job", "name", "after"), [(job, own.name, ", ".join(after) or "-")])

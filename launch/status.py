@@ -15,7 +15,8 @@ from launch.on_slurm.scheduler import show
 from launch.ranks.failure import Failure, cause, read_all_notes
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
-from pipeline.tracking.state import is_training
+from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, job_log, jobs_in, rank_log
+from pipeline.base.lease import is_held
 
 FOLLOW_SECONDS = 10.0
 LOG_BYTES = 4000
@@ -53,7 +54,7 @@ ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUE
 
 def _is_known(folder: Path) -> bool:
     """Whether it is a run, or a folder that jobs were submitted from."""
-    return (folder / "config.yaml").exists() or (folder / "slurm").exists()
+    return (folder / CONFIG).exists() or (folder / SLURM).exists()
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -80,9 +81,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 def read(folder: Path) -> Status:
     """Read a run folder, and ask SLURM about its jobs where there is a SLURM."""
     from pipeline.run.options import load
-    from pipeline.tracking.journal import METRICS, read_metrics
+    from pipeline.tracking.journal import read_metrics
 
-    config = load(folder / "config.yaml") if (folder / "config.yaml").exists() else None
+    config = load(folder / CONFIG) if (folder / CONFIG).exists() else None
     records = read_metrics(folder / METRICS) if (folder / METRICS).exists() else []
     training = [record for record in records if record.kind == "train"]
     iteration = max((record.iteration for record in records), default=0)
@@ -91,8 +92,8 @@ def read(folder: Path) -> Status:
     if config and rate:
         left = (config.iterations - iteration) * config.batch / rate
     jobs, restarts = _jobs(folder)
-    notes = read_all_notes(folder / "logs")
-    logs = [*(folder / "slurm").glob("*_0_log.err"), *(folder / "logs").glob("rank-0.log")]
+    notes = read_all_notes(folder / LOGS)
+    logs = [*(folder / SLURM).glob(job_log("*")), *filter(Path.exists, [rank_log(folder, 0)])]
     return Status(
         name=folder.name,
         jobs=jobs,
@@ -103,7 +104,7 @@ def read(folder: Path) -> Status:
         left_seconds=left,
         errors=[cause(failures) for _, failures in sorted(notes.items(), key=lambda item: item[1][0].time)],
         log=max(logs, key=lambda path: path.stat().st_mtime, default=None),
-        held=is_training(folder),
+        held=is_held(folder),
     )
 
 
@@ -147,7 +148,7 @@ def duration(seconds: float) -> str:
 
 def _jobs(folder: Path) -> tuple[dict[str, str], int]:
     """State of every job ever submitted for the run (by the scripts that submitit left), and restarts of the latest."""
-    numbers = sorted({path.name.partition("_")[0] for path in (folder / "slurm").glob("*_submission.sh")}, key=int)
+    numbers = jobs_in(folder)
     if not has_slurm():
         return dict.fromkeys(numbers, "unknown (no SLURM on this machine)"), 0
     states, restarts = {}, 0

@@ -17,13 +17,11 @@ from pathlib import Path
 from paper.spec import Experiment, Row, RunSpec, resolve
 from paper.state import RunState, read_state
 from pipeline.base.command import UserError
+from pipeline.base.layout import METRICS, RESPONSES, score_path_in
 from pipeline.evaluation.ensemble import all_ranks, check_members
-from pipeline.evaluation.score_files import score_path_in
 from pipeline.evaluation.scores import Scores, load, percent
 from pipeline.run.folder import read_facts
-from pipeline.tracking.journal import METRICS, read_metrics
-
-RESPONSES = "responses.json"
+from pipeline.tracking.journal import read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ from paper.reading import find
 from paper.results import TableRow
 from paper.runs import curves
 from paper.spec import Experiment
+from pipeline.base.layout import METRICS
 from pipeline.evaluation.figures import Curve, Panel, response_panels
 from pipeline.evaluation.responses import Responses
 from pipeline.evaluation.responses import read as read_responses
 from pipeline.tracking import read_metrics
-from pipeline.tracking.journal import METRICS
 
 PAPER_COLUMN = "paper, test"
 LAST_POINTS = 10  # log points whose mean is given as a run's training error

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from paper.evidence import RESPONSES
 from pipeline.base.command import UserError
 from pipeline.base.files import file_sha256, write_text
-from pipeline.evaluation.score_files import PARTIAL, SCORES
+from pipeline.base.layout import CHECKPOINTS, CONFIG, METRICS, PARTIAL_SCORES, RESPONSES, RUN, SCORES
 from pipeline.run.config import to_yaml
-from pipeline.run.folder import CHECKPOINTS, CONFIG, RUN, read_facts
+from pipeline.run.folder import read_facts
 from pipeline.run.options import load
-from pipeline.tracking.journal import METRICS
 
 RECORD = "record.json"
 
@@ -48,7 +46,7 @@ def _large_files(run: Path) -> dict[str, dict[str, int | str]]:
     """By their paths in the run folder; what a training prunes meanwhile is left out."""
     found: dict[str, dict[str, int | str]] = {}
     for path in sorted([*run.glob(f"{CHECKPOINTS}/*.pt"), *run.glob(f"{SCORES}/*.npz")]):
-        if path.name.endswith(PARTIAL):
+        if path.name.endswith(PARTIAL_SCORES):
             continue
         try:
             found[str(path.relative_to(run))] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}

@@ -24,8 +24,9 @@ from paper.runs import deviations, read_facts
 from paper.spec import Experiment
 from pipeline.base.command import CommandParser, Progress, UserError, print_json, print_table
 from pipeline.base.files import write_text
+from pipeline.base.layout import CONFIG
 from pipeline.evaluation.figures import standalone
-from pipeline.run.folder import CONFIG, git_commit
+from pipeline.run.folder import git_commit
 from pipeline.run.options import load
 from pipeline.tracking import TrackingConfig, log_result_run
 

@@ -18,16 +18,16 @@ from paper.evidence import RunResult, read_result
 from paper.spec import Experiment, Row, RunSpec, resolve
 from paper.state import RunState, read_state
 from pipeline.base.command import UserError
+from pipeline.base.layout import CONFIG, METRICS
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.ensemble import Errors, all_ranks, check_members, errors_of
 from pipeline.evaluation.scores import load as load_scores
 from pipeline.evaluation.scores import ranks_of
 from pipeline.models.architecture import parse_arch
 from pipeline.run.config import Config
-from pipeline.run.folder import CONFIG, read_facts
+from pipeline.run.folder import read_facts
 from pipeline.run.options import load
 from pipeline.tracking import read_metrics
-from pipeline.tracking.journal import METRICS
 
 Z95 = 1.959964  # standard normal quantile of a two-sided 95% interval
 VAL_KINDS = {"final": "val", "recomputed-bn": "val_recomputed_bn"}  # records of the centre crop in metrics.jsonl

@@ -14,6 +14,7 @@ from paper.evidence import RunResult, collect, read_result
 from paper.launching import STOPPED, Settings, ask, averaging, call, evaluation, shown, training
 from paper.spec import Experiment, RunSpec, resolve
 from paper.state import RunState, read_state
+from pipeline.base.layout import ENSEMBLE, EVALUATION, SLURM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def _average(experiment: Experiment, settings: Settings) -> dict[str, int]:
             continue
         members = [one.state.config for one in row.runs]
         name = ensemble_name(experiment, settings.scale)
-        written = Path(members[0].runs) / name / "ensemble.json"
+        written = Path(members[0].runs) / name / ENSEMBLE
         newest = max(one.source.stat().st_mtime for one in row.runs if one.source is not None)
         fresh = written.exists() and written.stat().st_mtime >= newest
         if not fresh and (code := _do(averaging(experiment, members, name))):
@@ -142,7 +143,7 @@ def submit(experiment: Experiment, settings: Settings) -> list[Submitted]:
             after = [str(ask(training(step.spec, settings))["job_id"])]
             jobs.append(Submitted(job=after[0], run=config.run_name, what=step.words.split(",")[0]))
         if lacks:
-            folder = config.run_folder / f"evaluation-{experiment.name}"
+            folder = config.run_folder / f"{EVALUATION}-{experiment.name}"
             command = evaluation(experiment, config, lacks, None)
             evaluations.append(
                 _submit_command(command, f"{config.run_name}-{experiment.name}", folder, after, settings)
@@ -169,14 +170,14 @@ def _submit_command(command: Sequence[str], name: str, folder: Path, after: Sequ
     """Submit a command as a job to start after others have ended well; the id, of the one in the queue where there is one."""
     if active := _active_jobs(folder):
         return active[-1]
-    words = [sys.executable, "-m", "launch.slurm_command", "--name", name, "--folder", str(folder / "slurm")]
+    words = [sys.executable, "-m", "launch.slurm_command", "--name", name, "--folder", str(folder / SLURM)]
     words += ["--after", ",".join(after)] if after else []
     return str(ask([*words, *settings.options], behind=command)["job_id"])
 
 
 def _active_jobs(folder: Path) -> list[str]:
     """The jobs of a folder that SLURM still has in its queue or on its nodes."""
-    if not (folder / "slurm").is_dir():
+    if not (folder / SLURM).is_dir():
         return []
     active: list[str] = ask([sys.executable, "-m", "launch.status", str(folder)])["active_jobs"]
     return active

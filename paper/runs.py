@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.base.layout import METRICS
 from pipeline.evaluation.figures import Curve
 from pipeline.run.config import Config, differences, trajectory
 from pipeline.run.folder import read_facts as read_run_file
 from pipeline.tracking import Record, mlflow_run_id, read_metrics
-from pipeline.tracking.journal import METRICS
 from pipeline.tracking.state import read_delivered
 
 

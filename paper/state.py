@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.base.command import UserError
+from pipeline.base.layout import CHECKPOINTS, CONFIG, METRICS, checkpoints_in
 from pipeline.base.lease import is_held
 from pipeline.data.dataset import MANIFEST, Dataset
 from pipeline.run.config import Config, differences, trajectory
-from pipeline.run.folder import CHECKPOINTS, CONFIG, lost_config, other_code, read_facts
+from pipeline.run.folder import lost_config, other_code, read_facts
 from pipeline.run.options import load
-from pipeline.tracking.journal import METRICS, read_metrics
-from pipeline.training.checkpoint import checkpoints_in, is_sound
+from pipeline.tracking.journal import read_metrics
+from pipeline.training.checkpoint import is_sound
 
 Kind = Literal["not run", "running", "interrupted", "finished", "conflicting"]
 

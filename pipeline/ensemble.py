@@ -19,6 +19,7 @@ import torch
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.base.files import write_text
+from pipeline.base.layout import CONFIG, ENSEMBLE
 from pipeline.evaluation.ensemble import (
     Errors,
     SizeErrors,
@@ -36,7 +37,6 @@ from pipeline.evaluation.options import add_runs_option, add_weights_option, pro
 from pipeline.evaluation.score_files import ScoreFile, metric_kind
 from pipeline.evaluation.scores import Scores
 from pipeline.run.config import RUN_NAME
-from pipeline.run.folder import CONFIG
 from pipeline.run.options import load
 from pipeline.tracking import TrackingConfig, log_result_run, mlflow_run_id
 
@@ -211,7 +211,7 @@ def track(members: Sequence[Member], results: Sequence[Result], figures: dict[st
     if (folder / CONFIG).exists():
         raise UserError(f"{folder} is the run folder of a training: give the ensemble another --name")
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "ensemble.json", json.dumps({"protocols": figures}, indent=1) + "\n")
+    write_text(folder / ENSEMBLE, json.dumps({"protocols": figures}, indent=1) + "\n")
     tags = {"arch": "ensemble", "candidates": ", ".join(one.name for one in members)}
     chosen = [one for one in members if any(one.name in result.members for result in results)]
     for position, one in enumerate(chosen):
@@ -233,7 +233,7 @@ def track(members: Sequence[Member], results: Sequence[Result], figures: dict[st
         params={"size": len(results[0].members), "split": split},
         metrics=metrics,
         tags=tags,
-        artifacts=[folder / "ensemble.json"],
+        artifacts=[folder / ENSEMBLE],
     )
     print(f"The ensemble's run folder: {folder}")
 

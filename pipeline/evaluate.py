@@ -16,6 +16,7 @@ import torch
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.base.cores import available_cores
+from pipeline.base.layout import CONFIG, SCORES
 from pipeline.data.dataset import Dataset, Split, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.datasets import tested_on, trained_on
@@ -34,7 +35,6 @@ from pipeline.evaluation.protocols import PROTOCOLS, Protocol, find
 from pipeline.evaluation.score_files import ScoreFile, make, metric_kind, score_path, trial_suffix
 from pipeline.evaluation.scoring import Showing
 from pipeline.process.world import World, on_main, open_world, set_threads
-from pipeline.run.folder import CONFIG
 from pipeline.run.options import load
 from pipeline.tracking import is_delivered, log_evaluations
 
@@ -188,7 +188,7 @@ def record(subject: TrainedNet, result: ScoreFile | None, trial: str) -> None:
         kind = metric_kind(made.protocol, made.split, subject.weights, trial)
         evaluations[kind] = {"top1_error": top1, "top5_error": top5}
     quiet = replace(load(subject.run / CONFIG).tracking, mlflow=False)  # the other ranks wait for this
-    log_evaluations(subject.run, quiet, subject.iteration or 0, evaluations, [(result.path, "scores")])
+    log_evaluations(subject.run, quiet, subject.iteration or 0, evaluations, [(result.path, SCORES)])
 
 
 def tell_mlflow(subject: TrainedNet) -> None:

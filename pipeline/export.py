@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, nearest, print_json, print_table
 from pipeline.base.files import replacing, write_text
+from pipeline.base.layout import CONFIG
 from pipeline.data.dataset import Dataset
 from pipeline.data.graphs import Normalization
 from pipeline.data.storage import open_dataset
@@ -21,7 +22,6 @@ from pipeline.evaluation.options import add_weights_option
 from pipeline.handover.exporting import FORMATS, Deployed, Exported, export
 from pipeline.handover.model_card import known_scores, model_card
 from pipeline.process.world import open_world
-from pipeline.run.folder import CONFIG
 from pipeline.run.options import load
 
 EXAMPLE = "python -m pipeline.export runs/resnet50-seed0 --out exported/resnet50 --register resnet50 --alias best"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.base.layout import CONFIG, MISTAKES
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.members import dataset_of, find_members, read_members, shared_protocols
 from pipeline.evaluation.options import add_runs_option, add_weights_option, protocol_names
@@ -22,7 +23,6 @@ from pipeline.handover.mistakes import (
     write_sheet,
     write_tables,
 )  # fmt: skip
-from pipeline.run.folder import CONFIG
 from pipeline.run.options import load
 from pipeline.tracking import log_evaluations
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(
             f"the scores are not of the dataset {dataset.folder}: give with --data the one they were made on"
         )
-    folder = own.out or file.path.with_suffix(".mistakes")
+    folder = own.out or file.path.with_suffix(MISTAKES)
     names, split = class_names(dataset), dataset.split(scores.provenance.split)
     paths = write_tables(folder, scores, names)
     paths.append(write_sheet(folder / "mistakes.png", confident_mistakes(scores, own.pictures), split, names))

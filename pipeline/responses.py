@@ -16,20 +16,19 @@ from pipeline.base import command
 from pipeline.base.command import CommandParser, print_json, print_table
 from pipeline.base.cores import available_cores
 from pipeline.base.files import write_text
+from pipeline.base.layout import CONFIG, RESPONSES, RESPONSES_FIGURE
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.datasets import data_suffix, tested_on, trained_on
 from pipeline.evaluation.figures import responses_figure
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import add_weights_option
-from pipeline.evaluation.responses import FILE, Responses, measure, save
+from pipeline.evaluation.responses import Responses, measure, save
 from pipeline.evaluation.scoring import Showing
 from pipeline.process.world import World, open_world, set_threads
-from pipeline.run.folder import CONFIG
 from pipeline.run.options import load
 from pipeline.tracking import log_evaluations
 
 EXAMPLE = "python -m pipeline.responses runs/resnet56-seed0"
-FIGURE = "responses.svg"  # beside responses.json
 
 
 def options() -> CommandParser:
@@ -96,7 +95,7 @@ def track(subject: TrainedNet, dataset: Dataset, responses: Responses) -> list[P
     run = subject.run
     assert run is not None, "responses are measured on a checkpoint of a run"
     trial = data_suffix(subject, dataset)
-    measured, figure = (run / f"{kind.stem}{trial}{kind.suffix}" for kind in (Path(FILE), Path(FIGURE)))
+    measured, figure = (run / f"{kind.stem}{trial}{kind.suffix}" for kind in (Path(RESPONSES), Path(RESPONSES_FIGURE)))
     write_text(figure, responses_figure({responses.arch: responses.std}))
     files = [save(responses, measured), figure]
     artifacts = [(path, "responses") for path in files]

@@ -7,6 +7,7 @@ starting a run whose folder exists continues it from its newest sound checkpoint
 from __future__ import annotations
 
 from pipeline.base.exits import EXIT_PREEMPTED
+from pipeline.base.layout import CHECKPOINTS, CONFIG
 from pipeline.process.signals import end_on_request
 
 if __name__ == "__main__":  # before the imports below, which take seconds
@@ -27,7 +28,7 @@ from pipeline.process.stop import StopRequest
 from pipeline.process.watchdog import Hang, watching
 from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.config import Config, to_plain, to_yaml
-from pipeline.run.folder import CONFIG, OpenRun, open_run
+from pipeline.run.folder import OpenRun, open_run
 from pipeline.run.options import parse, parser
 from pipeline.run.summary import summary
 from pipeline.tracking import Tracker, is_concluded, open_tracker
@@ -67,7 +68,7 @@ def main(
             closing(Trainer(config, dataset, world)) as training,
             open_run(config, dataset, world, threads) as run_folder,
         ):
-            folder = config.run_folder / "checkpoints"
+            folder = config.run_folder / CHECKPOINTS
             watchdog.publish(config.run_folder, world.rank, world.size)
             watchdog.note("restoring")
             training.restore(Checkpoints(folder, config.checkpoint))
@@ -185,7 +186,7 @@ def conclude(checkpoints: Checkpoints, tracker: Tracker, finished: bool) -> None
         )
     newest = checkpoints.newest()
     if finished and newest is not None:
-        tracker.artifact(newest.path, "checkpoints")
+        tracker.artifact(newest.path, CHECKPOINTS)
     tracker.finish("FINISHED" if finished else "KILLED")
 
 

@@ -26,6 +26,7 @@ INTERNAL = (
     "pipeline.tracking.feeder",
     "launch.ranks.worker",
     "launch.on_slurm.ending",
+    "launch.on_slurm.fence",
 )  # started by other modules, not by people
 
 
@@ -114,8 +115,6 @@ def parse(parser: ArgumentParser, words: Sequence[str], *, complete: bool = True
             return parser.parse_args(list(words))
         except argparse.ArgumentError as mistake:
             raise UserError(str(mistake)) from None
-        except SystemExit:  # of a subcommand's plain parser
-            raise UserError("it is refused, see argparse's message") from None
 
 
 @contextmanager

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
+from launch.on_slurm.attempt import slurm_variables
 from launch.ranks.failure import attempt, failure_of_hang, note, read_notes
 from launch.ranks.work import Work
+from pipeline.base.attempt import LAUNCHER_VARIABLE, attempt_variables
 from pipeline.base.exits import EXIT_FENCED, EXIT_USER_ERROR
-from pipeline.base.lease import RAY_VARIABLES
+from pipeline.base.layout import CHECKPOINTS, LOGS, newest_checkpoint, rank_log, ray_outcome
 from pipeline.process.watchdog import Hang
 
-OUTCOME = "outcome"  # file in the attempt's folder: the exit code of rank 0
 POINTER = "checkpoint.json"
 SAME_MISTAKE_SECONDS = 5.0
 
@@ -38,12 +39,13 @@ def train(arguments: Arguments) -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # it announces every report
     work, launch = arguments["work"], arguments["attempt"]
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    os.environ["PIPELINE_LAUNCHER"] = "ray"
-    # Where a node is cut off and not dead, its rank 0 still holds the run: the group of workers after it takes it over.
-    os.environ |= dict(zip(RAY_VARIABLES, (launch, str(time.time_ns() // 1_000_000)), strict=True))
+    os.environ[LAUNCHER_VARIABLE] = "ray"
+    os.environ |= slurm_variables()  # Ray may itself run inside a SLURM job
+    # Where a node is cut off and not dead, its rank 0 still holds the run: the group of workers after it takes the run over.
+    os.environ |= attempt_variables(launch, time.time_ns() // 1_000_000, os.environ)
     # Ray gives each worker process one OpenMP thread; the trainer divides the host's cores itself.
     os.environ.pop("OMP_NUM_THREADS", None)
-    logs = work.folder / "logs"
+    logs = work.folder / LOGS
     logs.mkdir(parents=True, exist_ok=True)
     if _mistakes(logs, launch):
         return
@@ -51,14 +53,14 @@ def train(arguments: Arguments) -> None:
     def on_hang(hang: Hang) -> None:
         note(failure_of_hang(hang), logs, launch, str(log))
 
-    with output_to(log := logs / f"rank-{rank}.log"):
-        code, failure = attempt(rank, lambda: work(on_hang, lambda: report_newest(work.folder / "checkpoints", rank)))
+    with output_to(log := rank_log(work.folder, rank)):
+        code, failure = attempt(rank, lambda: work(on_hang, lambda: report_newest(work.folder / CHECKPOINTS, rank)))
         if failure and code != EXIT_FENCED:
             note(failure, logs, launch, str(log))
     if failure and code == EXIT_FENCED:  # the launch has other workers now, whose notes and outcome these would be
         raise RuntimeError(failure.sentence)
     if rank == 0:
-        (logs / f"{launch}-{OUTCOME}").write_text(str(code))
+        ray_outcome(logs, launch).write_text(str(code))
     if failure and not (code == EXIT_USER_ERROR and _found_by_all(logs, launch, size)):
         raise RuntimeError(f"rank {rank} failed: {failure.sentence}")
 
@@ -72,10 +74,9 @@ def report_newest(checkpoints: Path, rank: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         pointer, iteration = None, 0
-        newest = max(checkpoints.glob("*.pt"), default=None) if rank == 0 else None
-        if newest is not None:
-            iteration = int(newest.name.partition("-")[0])
-            Path(folder, POINTER).write_text(json.dumps({"checkpoint": str(newest), "iteration": iteration}) + "\n")
+        if rank == 0 and (newest := newest_checkpoint(checkpoints)):
+            iteration, path = newest
+            Path(folder, POINTER).write_text(json.dumps({"checkpoint": str(path), "iteration": iteration}) + "\n")
             pointer = ray.train.Checkpoint.from_directory(folder)
         ray.train.report({"iteration": iteration}, checkpoint=pointer)
 

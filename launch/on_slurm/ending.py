@@ -6,7 +6,6 @@ The batch script runs this when its srun has ended with an error: python -m laun
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -19,10 +18,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from launch.on_slurm.attempt import restarts
 from launch.ranks.failure import NO_RANK, Failure, cause, note, read_notes
+from pipeline.base import command
+from pipeline.base.command import CommandParser
 from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_PREEMPTED, EXIT_USER_ERROR
+from pipeline.base.layout import CHECKPOINTS, LOGS, job_failures, job_log, newest_checkpoint
 from pipeline.process.signals import SIGNALS
 
+EXAMPLE = "python -m launch.on_slurm.ending runs/resnet152-seed0/slurm --code 137 --limit 3"
 CONTROLLER_SECONDS = 60.0  # for one answer
 # How long a controller that does not answer (a restart, a failover) is asked again; the job's nodes wait with it.
 PATIENCE_SECONDS, PAUSE_SECONDS = 300.0, 5.0
@@ -30,8 +34,6 @@ PATIENCE_SECONDS, PAUSE_SECONDS = 300.0, 5.0
 REQUESTED = (EXIT_PREEMPTED, *(128 + number for number in SIGNALS))
 # "srun: error: node1: task 0: Killed", "srun: error: node2: tasks 1-3: Exited with exit code 1"
 _SRUN = re.compile(r"^srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)$", re.MULTILINE)
-# As pipeline.training.checkpoint names them; its import of torch would take seconds here.
-_CHECKPOINT = re.compile(r"(\d{8})-[0-9a-f]{16}\.pt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ def batch_script_lines(folder: Path, limit: int) -> list[str]:
     quoted = shlex.quote(str(folder))
     command = f"{shlex.quote(sys.executable)} -m launch.on_slurm.ending {quoted} --limit {limit}"
     return [
-        f'log_start=$(cat {quoted}/"${{SLURM_JOB_ID}}_0_log.err" 2>/dev/null | wc -c)',
+        f'log_start=$(cat {quoted}/"{job_log("${SLURM_JOB_ID}")}" 2>/dev/null | wc -c)',
         "after_the_end() {",
         "  code=$?",
         "  kill %1 2>/dev/null",
@@ -62,17 +64,17 @@ def batch_script_lines(folder: Path, limit: int) -> list[str]:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    reader = argparse.ArgumentParser(description=__doc__)
-    reader.add_argument("folder", type=Path, help="submitit's folder in the run folder")
-    reader.add_argument("--code", type=int, required=True, help="exit code of srun")
-    reader.add_argument("--limit", type=int, required=True, help="failures in a row, without a newer checkpoint")
-    reader.add_argument("--log-start", type=int, default=0, help="size of the job's log when this attempt began, bytes")
-    own = reader.parse_args(argv)
-    job, attempt = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    parser = CommandParser("Notes why an attempt of a SLURM job failed, and may start the job again.", EXAMPLE)
+    parser.add_argument("folder", type=Path, help="submitit's folder in the run folder")
+    parser.add_argument("--code", type=int, required=True, help="exit code of srun")
+    parser.add_argument("--limit", type=int, required=True, help="failures in a row, without a newer checkpoint")
+    parser.add_argument("--log-start", type=int, default=0, help="size of the job's log when this attempt began, bytes")
+    args = parser.parse_args(argv)
+    job, attempt = os.environ["SLURM_JOB_ID"], restarts()
     try:
         # Else it was cancelled, requeued or preempted already, or a node that was cut off came back late.
         if is_running(job, attempt):
-            conclude(own.folder, job, attempt, own.code, own.log_start, own.limit)
+            conclude(args.folder, job, attempt, args.code, args.log_start, args.limit)
     except ControllerError as error:
         print(f"error: {error}: unless launch/status.py shows the job, start the same command again", file=sys.stderr)
         return EXIT_FAILED
@@ -84,16 +86,17 @@ def conclude(folder: Path, job: str, attempt: int, code: int, log_start: int, li
 
     Arguments as on the command line. Raises ControllerError.
     """
-    logs = folder.parent / "logs"
-    log = folder / f"{job}_0_log.err"
+    logs = folder.parent / LOGS
+    log = folder / job_log(job)
     first = explain(logs, f"{job}.{attempt}", log, log_start, code)
     if first.code in REQUESTED:
         print(f"attempt {attempt} was asked to stop; the job is requeued", file=sys.stderr, flush=True)
         requeue(job, attempt)
         return
-    history = folder / f"{job}.failures"
+    history = folder / job_failures(job)
     earlier = [Ending(**json.loads(line)) for line in history.read_text().splitlines()] if history.exists() else []
-    checkpoint = newest_checkpoint(folder.parent)
+    newest = newest_checkpoint(folder.parent / CHECKPOINTS)
+    checkpoint = newest[0] if newest else 0
     again = starts_again(first.code, checkpoint, earlier, limit)
     ending = Ending(
         attempt=attempt,
@@ -128,7 +131,8 @@ def explain(logs: Path, attempt_name: str, log: Path, start: int, code: int) -> 
     if own := [one for one in notes if one.rank == seen.rank and not seen.killed]:
         return own[0]
     if seen.killed or not notes:
-        note(seen, logs, attempt_name, str(log.parent / log.name.replace("_0_", f"_{max(seen.rank, 0)}_")))
+        job = attempt_name.partition(".")[0]
+        note(seen, logs, attempt_name, str(log.with_name(job_log(job, max(seen.rank, 0)))))
         return seen
     return cause(notes)
 
@@ -163,12 +167,6 @@ def starts_again(code: int, checkpoint: int, earlier: Sequence[Ending], limit: i
     if code in (EXIT_USER_ERROR, EXIT_FENCED):
         return False
     return sum(one.checkpoint == checkpoint for one in earlier) < limit
-
-
-def newest_checkpoint(run_folder: Path) -> int:
-    """Iteration of the run's newest checkpoint, by name; 0 where it has none."""
-    names = (_CHECKPOINT.fullmatch(path.name) for path in (run_folder / "checkpoints").glob("*.pt"))
-    return max((int(found[1]) for found in names if found), default=0)
 
 
 class ControllerError(Exception):
@@ -213,4 +211,4 @@ def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    command.run(run)

@@ -1,69 +1,81 @@
 """The end of an attempt that was cut off: SLURM has started the job anew elsewhere, and the network comes back.
 
 The later attempt takes the run folder's lease (pipeline/base/lease.py), and from then on the older one can publish nothing.
-What is left to do is to end it, before its srun sees how its ranks end: once the network is back that srun would cancel
-the step of the later attempt, since both are called JOB.0. So the batch script watches the lease too.
+The older one must then end, before its srun sees how its ranks end: once the network is back that srun would cancel the step
+of the later attempt, since both are called JOB.0. So the batch script watches the lease too, from beside its srun:
+python -m launch.on_slurm.fence FOLDER SHELL. Imports the standard library and light modules of base alone.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from launch.on_slurm.attempt import job_name, restarts
+from pipeline.base.attempt import is_later, read_holder
 from pipeline.base.exits import EXIT_FENCED
-from pipeline.base.lease import LEASE
 
 LOOK_SECONDS = 1.0
 # The batch script looks as often and comes first: its srun must not notice how the ranks end.
 LOOKS_BEFORE_THE_END = 3
 
 
-def superseded(folder: Path, job: str, restarts: int) -> int | None:
-    """The later attempt of SLURM's job `job` that holds the lease of the run `folder`, where there is one."""
-    # Opened anew each time: that is what makes a network file system ask its server.
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        lease = json.loads((folder / LEASE).read_text())
-        if lease["job"] == f"SLURM_JOB_ID={job}" and int(lease["attempt"]) > restarts:
-            return int(lease["attempt"])
-    return None
+def is_superseded(folder: Path) -> bool:
+    """Whether a later attempt of this SLURM job holds the lease of the run `folder`."""
+    with suppress(OSError):
+        return is_later(read_holder(folder).attempts, than={job_name(): restarts()})
+    return False
 
 
-def watch(folder: Path, job: str, restarts: int, end: Callable[[int], object] = os._exit) -> None:
-    """Look at the lease in the background from now on; `end` is called, without a last word, when it is a later attempt's."""
+def watch(folder: Path, end: Callable[[int], object] = os._exit) -> None:
+    """In a rank: look at the lease in the background from now on; `end` is called where the lease is a later attempt's."""
 
     def look() -> None:
         seen = 0
         while seen < LOOKS_BEFORE_THE_END:
             time.sleep(LOOK_SECONDS)
-            later = superseded(folder, job, restarts)
-            seen += later is not None
-        print(f"attempt {restarts} of job {job} ends: attempt {later} has taken over", file=sys.stderr, flush=True)
+            seen += is_superseded(folder)
+        print(f"attempt {restarts()} ends: a later attempt of the job has taken over", file=sys.stderr, flush=True)
         end(EXIT_FENCED)
 
     threading.Thread(target=look, name="fence", daemon=True).start()
 
 
 def batch_script_lines(folder: Path) -> list[str]:
-    """The same watch as shell lines of the batch script: it kills its srun and itself."""
-    lease = shlex.quote(str(folder / LEASE))
-    return [
-        "watch_lease() {",
-        "  while sleep 1; do",
-        f"    holder=$(tr -d '{{}}\"' 2>/dev/null <{lease} | tr , '\\n')",
-        '    held_by=$(echo "$holder" | sed -n "s/^ *job: *//p")',
-        '    [ "$held_by" = "SLURM_JOB_ID=$SLURM_JOB_ID" ] || continue',
-        '    attempt=$(echo "$holder" | sed -n "s/^ *attempt: *//p")',
-        '    if [ "${attempt:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ]; then',
-        "      pkill -KILL -P $$ -x srun; kill -KILL $$",
-        "    fi",
-        "  done",
-        "} 2>/dev/null",
-        "watch_lease &",
-    ]
+    """Shell lines that run this module beside the batch script's srun, as long as the batch script runs."""
+    return [f"{shlex.quote(sys.executable)} -m launch.on_slurm.fence {shlex.quote(str(folder))} $$ &"]
+
+
+def watch_script(folder: Path, shell: int) -> None:
+    """Beside the batch script, which is the process `shell`: end it and its srun where the lease is a later attempt's.
+
+    Returns when the batch script has ended.
+    """
+    while os.getppid() == shell:
+        if is_superseded(folder):
+            for process in (*_children(shell, "srun"), shell):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+def _children(parent: int, name: str) -> Iterator[int]:
+    """The processes of this name that `parent` has started."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            before, _, after = file.read_text(errors="replace").rpartition(") ")
+            pid, _, command = before.partition(" (")
+            if command == name and int(after.split()[1]) == parent:
+                yield int(pid)
+
+
+if __name__ == "__main__":
+    watch_script(Path(sys.argv[1]), int(sys.argv[2]))

@@ -13,12 +13,15 @@ from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 
+from launch.on_slurm.attempt import restarts, slurm_variables
 from launch.on_slurm.ending import ControllerError, is_running
 from launch.on_slurm.ending import requeue as requeue_attempt
 from launch.on_slurm.fence import watch
 from launch.ranks.failure import Failure, attempt, failure_of_hang, note
 from launch.ranks.work import Work
+from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.exits import EXIT_PREEMPTED
+from pipeline.base.layout import LOGS
 from pipeline.process.watchdog import Hang
 
 # Below the ephemeral range of Linux (32768 up): no passing connection can hold the port.
@@ -38,7 +41,7 @@ class Job:
         environment = JobEnvironment()
         export_environment(environment)
         if environment.cluster == "slurm":
-            watch(self.work.folder, environment.job_id, _restarts())
+            watch(self.work.folder)
 
         def on_hang(hang: Hang) -> None:
             self._tell(failure_of_hang(hang), environment)
@@ -65,19 +68,20 @@ class Job:
             print(failure.detail or f"error: {failure.sentence}", file=sys.stderr, flush=True)
         if environment.cluster != "debug":
             log = str(environment.paths.stderr)
-            note(failure, self.work.folder / "logs", attempt_name(environment), log)
+            note(failure, self.work.folder / LOGS, attempt_name(environment), log)
 
 
 def export_environment(environment: JobEnvironment) -> None:
     """Give this task torchrun's names, as the trainer reads them."""
     names = TorchDistributedEnvironment()
     job_id = environment.raw_job_id if environment.raw_job_id.isdigit() else str(os.getpid())
-    names.master_port = port_of(job_id, _restarts())
+    names.master_port = port_of(job_id, restarts())
     if environment.cluster != "slurm":
         names.master_addr = "127.0.0.1"  # one machine, whose own name may not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     names.export(overwrite=True, set_cuda_visible_devices=False)
-    os.environ["PIPELINE_LAUNCHER"] = "slurm" if environment.cluster == "slurm" else f"submitit-{environment.cluster}"
+    os.environ[LAUNCHER_VARIABLE] = "slurm" if environment.cluster == "slurm" else f"submitit-{environment.cluster}"
+    os.environ |= slurm_variables()
 
 
 def port_of(job_id: str, restarts: int) -> int:
@@ -103,9 +107,9 @@ def requeue(environment: JobEnvironment) -> None:
 def requeue_running_job(job_id: str) -> None:
     """`scontrol requeue` for this attempt alone: not a job that its user has just cancelled, not a later attempt."""
     try:
-        if is_running(job_id, _restarts()):
+        if is_running(job_id, restarts()):
             print(f"saved; requeueing job {job_id}", file=sys.stderr, flush=True)
-            requeue_attempt(job_id, _restarts())
+            requeue_attempt(job_id, restarts())
         else:
             print(
                 f"saved; job {job_id} is not running any more: the scheduler decides what becomes of it",
@@ -116,8 +120,4 @@ def requeue_running_job(job_id: str) -> None:
 
 
 def attempt_name(environment: JobEnvironment) -> str:
-    return f"{environment.job_id}.{_restarts()}"
-
-
-def _restarts() -> int:
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    return f"{environment.job_id}.{restarts()}"

@@ -23,6 +23,7 @@ from launch.ranks.follow import following
 from launch.ranks.work import Work
 from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_FAILED
+from pipeline.base.layout import LOGS, SLURM
 
 STOPS = 1_000_000  # submitit's own limit on time-outs: a training of weeks meets its time limit as often as it takes
 
@@ -36,7 +37,7 @@ class _Script(submitit.SlurmExecutor):
 
 
 def submitit_folder(work: Work) -> Path:
-    return (work.folder / "slurm").absolute()
+    return (work.folder / SLURM).absolute()
 
 
 def make_folder(folder: Path) -> Path:
@@ -156,7 +157,7 @@ def outcome(work: Work, job: submitit.Job[int]) -> int:
         lines = job.task(0).paths.stdout.read_text().splitlines()
         print("\n".join(line for line in lines if not line.startswith("submitit ")))
         return 0
-    failures = read_notes(work.folder / "logs", f"{job.job_id}.0")
+    failures = read_notes(work.folder / LOGS, f"{job.job_id}.0")
     if not failures:
         print(f"error: the job ended without a result, its logs are in {job.paths.folder}", file=sys.stderr)
         return EXIT_FAILED

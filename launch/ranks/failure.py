@@ -17,6 +17,7 @@ from typing import Self
 
 from pipeline.base.command import UserError, describe_os_error
 from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_HUNG, EXIT_INTERRUPTED, EXIT_USER_ERROR
+from pipeline.base.layout import failure_note, failure_notes
 from pipeline.base.lease import FencedError
 from pipeline.process.watchdog import Hang
 
@@ -93,21 +94,21 @@ def note(failure: Failure, logs: Path, attempt_name: str, log: str) -> None:
     """Leave the failure in the run's logs/, where whoever waits for this attempt looks for its cause."""
     try:
         logs.mkdir(parents=True, exist_ok=True)
-        (logs / f"{attempt_name}-rank-{failure.rank}.json").write_text(replace(failure, log=log).to_json() + "\n")
+        failure_note(logs, attempt_name, failure.rank).write_text(replace(failure, log=log).to_json() + "\n")
     except OSError as error:
         print(f"warning: the failure could not be noted in {logs}: {error}", file=sys.stderr)
 
 
 def read_notes(logs: Path, attempt_name: str) -> list[Failure]:
     """The failures that the ranks of one attempt noted."""
-    return [Failure.from_json(path.read_text()) for path in logs.glob(f"{attempt_name}-rank-*.json")]
+    return [Failure.from_json(path.read_text()) for _, path in failure_notes(logs, attempt_name)]
 
 
 def read_all_notes(logs: Path) -> dict[str, list[Failure]]:
     """The failures of every attempt that had some, by the attempt's name."""
     found: dict[str, list[Failure]] = {}
-    for path in logs.glob("*-rank-*.json"):
-        found.setdefault(path.name.rpartition("-rank-")[0], []).append(Failure.from_json(path.read_text()))
+    for attempt_name, path in failure_notes(logs):
+        found.setdefault(attempt_name, []).append(Failure.from_json(path.read_text()))
     return found
 
 

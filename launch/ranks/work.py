@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.base.command import UserError
+from pipeline.base.layout import CONFIG, EVALUATION
 
 if TYPE_CHECKING:  # its import of torch is the ranks' business
     from pipeline.process.watchdog import Hang
@@ -82,7 +83,7 @@ class Evaluation:
 
     @property
     def folder(self) -> Path:
-        return self.run / "evaluation" if self.run else self.directory / "runs" / "evaluation"
+        return self.run / EVALUATION if self.run else self.directory / "runs" / EVALUATION
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -108,7 +109,6 @@ def evaluation(arguments: Sequence[str]) -> Evaluation:
     """The evaluation that these words of pipeline.evaluate ask for. Raises UserError for words that do not fit."""
     from pipeline.evaluate import check, options
     from pipeline.evaluation.options import protocol_names
-    from pipeline.run.folder import CONFIG
     from pipeline.run.options import load
 
     own = options().parse_args(arguments)

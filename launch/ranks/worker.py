@@ -17,8 +17,9 @@ from launch.ranks.failure import attempt, failure_of_hang
 from launch.ranks.supervisor import report, report_activity
 from launch.ranks.work import Training, Work, evaluation, split_arguments
 from pipeline.base.command import print_json
+from pipeline.base.layout import activity_of, rank_log
 from pipeline.process.signals import end_on_request
-from pipeline.process.watchdog import ACTIVITY, Hang
+from pipeline.process.watchdog import Hang
 
 
 def run(argv: Sequence[str]) -> int:
@@ -33,15 +34,14 @@ def run(argv: Sequence[str]) -> int:
     def main() -> int:
         nonlocal log
         work, as_json = _work(argv)
-        log = work.folder / "logs" / f"rank-{rank}.log"
+        log = rank_log(work.folder, rank)
         log.parent.mkdir(parents=True, exist_ok=True)
         if rank > 0:
             _write_to(log)
-        report_activity(work.folder / ACTIVITY / f"rank-{rank}.json")
-        logs = log.parent
+        report_activity(activity_of(work.folder, rank))
 
         def on_hang(hang: Hang) -> None:
-            report(failure_of_hang(hang, str(logs / f"rank-{hang.ranks[0]}.log")))
+            report(failure_of_hang(hang, str(rank_log(work.folder, hang.ranks[0]))))
 
         code = work(on_hang)
         if as_json and rank == 0 and isinstance(work, Training):

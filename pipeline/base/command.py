@@ -11,7 +11,7 @@ import errno
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -73,10 +73,14 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose --help opens with one sentence and an example, and whose errors are one sentence (UserError)."""
+    """A parser whose --help opens with one sentence and an example, and whose errors are one sentence (UserError).
 
-    def __init__(self, sentence: str, example: str) -> None:
+    So are those of its subcommands: `add_parser` of `add_subparsers` takes the same arguments.
+    """
+
+    def __init__(self, sentence: str, example: str, prog: str | None = None) -> None:
         super().__init__(
+            prog=prog,
             description=f"{sentence}\n\nexample:\n  {example}",
             usage=argparse.SUPPRESS,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -86,9 +90,16 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
             word = message.split(": ", 1)[1].split()[0]
-            options = [option for action in self._actions for option in action.option_strings]
+            options = [option for parser in self._all() for option in parser._option_string_actions]
             message = f"{word} is not an option: {nearest(word.partition('=')[0], options)}"
         raise UserError(f"{message}: see --help")
+
+    def _all(self) -> Iterator[argparse.ArgumentParser]:
+        """This parser and those of its subcommands."""
+        yield self
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices.values()
 
     def add_json_option(self) -> None:
         self.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")

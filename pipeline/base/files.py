@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -61,16 +60,6 @@ def sync_folder(folder: Path) -> None:
 def file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process holds an exclusive lock on `path`. Raises OSError where it is missing, or cannot be locked."""
-    with open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def read_yaml(path: Path, what: str, remedy: str = "give an existing file") -> Any:

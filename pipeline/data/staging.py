@@ -9,7 +9,6 @@ while its size and time are those that were noted; so starting again costs no re
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.base.command import Progress, UserError
+from pipeline.base.lock import lock
 from pipeline.data.dataset import Split
 from pipeline.data.storage import RemoteSplit
 
@@ -128,12 +128,10 @@ def _open(split: Split, file: _File) -> IO[bytes]:
 
 
 @contextmanager
-def _only_process(lock: Path) -> Iterator[None]:
+def _only_process(path: Path) -> Iterator[None]:
     """Hold a lock among the processes of this machine; the kernel gives it back whatever becomes of its holder."""
-    with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process to stage the shards in {lock.parent}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with open(path, "w") as file:
+        if not lock(file, elsewhere="choose another loader.stage_to"):
+            print(f"waiting for another process to stage the shards in {path.parent}", file=sys.stderr)
+            lock(file, wait=True)
         yield

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.base.command import UserError
+from pipeline.base.layout import CONFIG
 from pipeline.data.dataset import Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.protocols import PROTOCOLS
 from pipeline.evaluation.score_files import ScoreFile, newest, read
 from pipeline.evaluation.scores import read_provenance
-from pipeline.run.folder import CONFIG
 from pipeline.run.options import load
 from pipeline.tracking import mlflow_run_id
 

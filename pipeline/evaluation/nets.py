@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from pipeline.base.command import UserError
+from pipeline.base.layout import CHECKPOINTS, CONFIG, checkpoint_parts
 from pipeline.data.loader import LoaderConfig
 from pipeline.models.resnet import ResNet, build
 from pipeline.process.world import World, on_main, sum_over_ranks
-from pipeline.run.folder import CHECKPOINTS, CONFIG, read_facts
+from pipeline.run.folder import read_facts
 from pipeline.run.options import load
-from pipeline.training.checkpoint import NAME, Checkpoints, read_verified
+from pipeline.training.checkpoint import Checkpoints, read_verified
 
 FIND_ATTEMPTS = 5  # a training removes a checkpoint only after it has published a newer one
 Weights = Literal["final", "recomputed-bn", "ema"]
@@ -75,7 +76,7 @@ def find_checkpoint(target: Path) -> Path:
         return newest.path
     if not target.exists():
         raise UserError(f"there is no run folder or checkpoint {target}: give runs/NAME or a file in its checkpoints")
-    if NAME.fullmatch(target.name) is None or not (_run_of(target) / CONFIG).is_file():
+    if checkpoint_parts(target) is None or not (_run_of(target) / CONFIG).is_file():
         raise UserError(
             f"{target} is not a checkpoint of a run (runs/NAME/checkpoints/ITERATION-DIGEST.pt): "
             "for weights from elsewhere use --weights-file with --arch and --data"

@@ -25,14 +25,13 @@ from torch import Tensor, nn
 
 from pipeline.base.command import Progress, UserError
 from pipeline.base.files import write_text
+from pipeline.base.layout import RESPONSES
 from pipeline.data.dataset import Split
 from pipeline.data.loader import evaluation_batches
 from pipeline.evaluation.protocols import channels_first, find
 from pipeline.evaluation.scoring import Showing
 from pipeline.models.pairs import response_layers
 from pipeline.process.world import World
-
-FILE = "responses.json"  # in the run folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +144,7 @@ def save(responses: Responses, path: Path) -> Path:
 def read(run: Path) -> Responses | None:
     """The responses of a run, None where they have not been measured. Raises UserError for a damaged file."""
     try:
-        values = json.loads((run / FILE).read_text())
+        values = json.loads((run / RESPONSES).read_text())
         responses = Responses(**{field.name: values[field.name] for field in fields(Responses)})
         if len(responses.layers) != len(responses.std) or not all(isinstance(std, float) for std in responses.std):
             raise ValueError("std does not hold one number for each layer")
@@ -154,5 +153,5 @@ def read(run: Path) -> Responses | None:
         return None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(
-            f"{run / FILE} cannot be read ({error}): measure again with 'python -m pipeline.responses {run}'"
+            f"{run / RESPONSES} cannot be read ({error}): measure again with 'python -m pipeline.responses {run}'"
         ) from None

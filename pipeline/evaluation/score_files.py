@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 
 from pipeline.base.command import UserError
 from pipeline.base.files import write_text
+from pipeline.base.layout import PARTIAL_SCORES, SPEED, score_files_in, score_path_in, weights_suffix
 from pipeline.data.dataset import Dataset, Split, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.datasets import data_suffix
@@ -26,9 +26,6 @@ from pipeline.evaluation.protocols import PROTOCOLS, Protocol
 from pipeline.evaluation.scores import Provenance, Scores, load, read_provenance, save
 from pipeline.evaluation.scoring import Showing, score_split
 from pipeline.process.world import World, on_main
-
-SCORES = "scores"
-PARTIAL = ".partial.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +57,6 @@ class ScoreFile:
         return self.speed.images_per_second if self.speed else None
 
 
-def is_score_file(path: Path) -> bool:
-    """Whether a file in scores/ is whole, by its name."""
-    return path.suffix == ".npz" and not path.name.endswith(PARTIAL) and not path.name.startswith(".")
-
-
-def weights_suffix(weights: str) -> str:
-    """What file names and metrics say of a net's weights: nothing of the final ones and of those from elsewhere."""
-    return "" if weights in ("final", "file") else f"-{weights}"
-
-
 def metric_kind(protocol: str, split: str, weights: str, trial: str = "") -> str:
     """What metrics.jsonl and MLflow call the errors of a net or an ensemble. trial: as `trial_suffix` gives it."""
     return f"{protocol}-{split}{weights_suffix(weights)}{trial}"
@@ -96,11 +83,6 @@ def score_path(subject: TrainedNet, protocol: str, split: str, trial: str = "") 
     return score_path_in(subject.run, protocol, split, subject.iteration or 0, subject.weights, trial)
 
 
-def score_path_in(run: Path, protocol: str, split: str, iteration: int, weights: str, trial: str = "") -> Path:
-    """Where a run's score file stands; without `trial` the canonical one."""
-    return run / SCORES / f"{protocol}-{split}-{iteration:08d}{weights_suffix(weights)}{trial}.npz"
-
-
 def is_canonical(path: Path, made: Provenance) -> bool:
     """Whether a file in a run's scores/ is one of the run's own, no trial, by its name."""
     return path.name == score_path_in(Path(), made.protocol, made.split, made.iteration or 0, made.weights).name
@@ -125,7 +107,7 @@ def make(
 
     if on_main(world, stands):
         return found
-    partial = path.with_suffix(PARTIAL)
+    partial = path.with_suffix(PARTIAL_SCORES)
     scored = score_split(
         subject.net, split, protocol, showing, world=world, classes=subject.classes, provenance=provenance,
         partial=partial, show_progress=True,
@@ -142,7 +124,7 @@ def make(
             device=torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
             threads=torch.get_num_threads(),
         )
-        write_text(_speed_path(path), json.dumps(asdict(speed)) + "\n")
+        write_text(path.with_suffix(SPEED), json.dumps(asdict(speed)) + "\n")
     partial.unlink(missing_ok=True)
     return ScoreFile(scores=scored.scores, path=path, speed=speed, made=True)
 
@@ -190,13 +172,8 @@ def provenance_of(
 
 def newest(run: Path, split: str, weights: str) -> dict[str, Path]:
     """The newest canonical score file of a run under each protocol. Raises UserError where it has none for that split."""
-    names = [path.name for path in (run / SCORES).glob("*.npz")]
-    found = {}
-    for protocol in PROTOCOLS:
-        own = re.compile(re.escape(f"{protocol}-{split}-") + r"(\d{8,})" + weights_suffix(weights) + r"\.npz")
-        iterations = [int(match[1]) for name in names if (match := own.fullmatch(name))]
-        if iterations:
-            found[protocol] = score_path_in(run, protocol, split, max(iterations), weights)
+    standing = {protocol: score_files_in(run, protocol, split, weights) for protocol in PROTOCOLS}
+    found = {protocol: files[-1][1] for protocol, files in standing.items() if files}
     if not found:
         raise UserError(
             f"the run {run} has no scores of the split '{split}' ({weights} weights): "
@@ -214,12 +191,8 @@ def _describe(normalization: Statistics | Normalization) -> str:
     return " ".join(parts)
 
 
-def _speed_path(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
 def _read_speed(path: Path) -> Speed | None:
     try:
-        return Speed(**json.loads(_speed_path(path).read_text()))
+        return Speed(**json.loads(path.with_suffix(SPEED).read_text()))
     except (OSError, ValueError, TypeError):
         return None

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import yaml
 
 from pipeline.base.command import UserError
+from pipeline.base.layout import CONFIG, SCORES, is_score_file
 from pipeline.evaluation.nets import TrainedNet
-from pipeline.evaluation.score_files import SCORES, is_canonical, is_score_file
+from pipeline.evaluation.score_files import is_canonical
 from pipeline.evaluation.scores import Scores, load, read_provenance
 from pipeline.handover.exporting import Exported
 from pipeline.run.config import trajectory
-from pipeline.run.folder import CONFIG
 from pipeline.run.options import load as load_config
 
 USES = {

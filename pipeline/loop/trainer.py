@@ -13,6 +13,7 @@ import torch
 
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
+from pipeline.base.layout import NONFINITE
 from pipeline.data.dataset import Dataset
 from pipeline.data.loader import BatchIterator, training_batches
 from pipeline.data.order import Order
@@ -300,7 +301,7 @@ class Trainer:
                 continue
             self._record_nonfinite(first + place, float(fresh[place, 0]))
             if self.config.on_nonfinite == "stop" or self.skipped == SKIPPED_AT_MOST:
-                record = self.config.run_folder / nonfinite.FILE
+                record = self.config.run_folder / NONFINITE
                 raise UserError(
                     f"the loss or gradient of iteration {first + place} is not a number (see {record}): nothing of it was "
                     "saved; start another run with a smaller optimizer.lr or a warm-up, or go on with on_nonfinite: skip"

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from pipeline.base.exits import EXIT_HUNG
+from pipeline.base.layout import activity_of
 
 # Collectives give up this long after the watchdog would have: it can say more than they.
 COLLECTIVE_GRACE_SECONDS = 30.0
-ACTIVITY = "activity"  # folder of the run folder
 
 _BEAT_SECONDS = 1.0
 _BEATS_PER_TIMEOUT = 20  # at least, where the time-out is short
@@ -124,14 +124,14 @@ class _Watching(Watchdog):
             thread.start()
 
     def publish(self, folder: Path, rank: int, size: int) -> None:
-        home = folder / ACTIVITY
+        file = activity_of(folder, rank)
         self.rank = rank
         try:
-            home.mkdir(exist_ok=True)
-            self._write_note(home / f"rank-{rank}.json")
+            file.parent.mkdir(exist_ok=True)
+            self._write_note(file)
         except OSError as error:
-            print(f"warning: {home} cannot be written ({error.strerror}): a hang will say less", file=sys.stderr)
-        self.files = [home / f"rank-{number}.json" for number in range(size)]
+            print(f"warning: {file.parent} cannot be written ({error.strerror}): a hang will say less", file=sys.stderr)
+        self.files = [activity_of(folder, number) for number in range(size)]
 
     def close(self) -> None:
         self.over.set()

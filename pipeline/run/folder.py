@@ -1,11 +1,9 @@
 """Contract 5: a run is a folder. Opening one starts it or continues it; where it cannot be continued, says why.
 
-config.yaml      the resolved config          run.json      what it is made from, and the attempts so far
-metrics.jsonl, mlflow.json  (tracking)        checkpoints/  scores/  logs/
-
-run.json holds `dataset_sha256`, the dataset's identity; `trajectory`, the TRAJECTORY of the code that the run was started
-with (runs without it count as 1); and `attempts`, each with its git commit, versions and hardware. A run is continued only
-with equal values, an equal dataset and code of an equal TRAJECTORY, and only where its config.yaml is there to compare with.
+The folder's names stand in pipeline/base/layout.py. run.json holds `dataset_sha256`, the dataset's identity; `trajectory`,
+the TRAJECTORY of the code that the run was started with (a run without one counts as 1); and `attempts`, each with its git
+commit, versions and hardware. A run is continued only with equal values, an equal dataset and code of an equal TRAJECTORY,
+and only where its config.yaml is there to compare with.
 """
 
 from __future__ import annotations
@@ -25,16 +23,17 @@ from typing import Any, TypeGuard
 
 import torch
 
+from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.command import UserError
 from pipeline.base.files import sync_folder, write_text
+from pipeline.base.layout import CHECKPOINTS, CONFIG, RUN, checkpoints_in
 from pipeline.base.lease import Lease
 from pipeline.data.dataset import Dataset
-from pipeline.process.world import LAUNCHER_VARIABLE, World, on_main
+from pipeline.process.world import World, on_main
 from pipeline.run.config import TRAJECTORY, Config, differences, to_yaml, trajectory
 from pipeline.run.options import load
-from pipeline.training.checkpoint import checkpoints_in, is_sound
+from pipeline.training.checkpoint import is_sound
 
-CONFIG, RUN, CHECKPOINTS = "config.yaml", "run.json", "checkpoints"
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "ray", "mlflow", "submitit", "webdataset")
 
 

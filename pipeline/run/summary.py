@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.base.layout import METRICS
 from pipeline.run.config import Config
-from pipeline.tracking.journal import METRICS, read_metrics
+from pipeline.tracking.journal import read_metrics
 
 
 def summary(config: Config, code: int) -> dict[str, Any]:

@@ -6,51 +6,47 @@ import argparse
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.base import command
-from pipeline.base.command import Progress, UserError, print_json, print_table
-from pipeline.base.files import is_locked
-from pipeline.tracking.journal import METRICS
+from pipeline.base.command import CommandParser, Progress, UserError, print_json, print_table
+from pipeline.base.layout import FEEDER_LOG, METRICS, MLFLOW_ARTIFACTS, MLFLOW_STORE
+from pipeline.base.lock import is_locked
 from pipeline.tracking.process import FeederProcess, unsent_lines, what_is_left
-from pipeline.tracking.state import ARTIFACTS, LOG, STORE, read_delivered, read_wanted, resolve_uri, without_password
+from pipeline.tracking.state import read_delivered, read_wanted, resolve_uri, without_password
 
-EXAMPLES = {
-    "open": "python -m pipeline.tracking open runs",
-    "sync": "python -m pipeline.tracking sync runs/resnet50-seed0",
-}
+OPEN_EXAMPLE = "python -m pipeline.tracking open runs"
+SYNC_EXAMPLE = "python -m pipeline.tracking sync runs/resnet50-seed0"
 
 
-def main() -> int:
-    options = _parser().parse_args()
-    return _open(options.runs, options.port) if options.command == "open" else _sync_all(options)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    return _open(args.runs, args.port) if args.command == "open" else _sync_all(args)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.tracking",
-        description=f"Shows runs in MLflow, or sends it what it lacks. Example: {EXAMPLES['open']}",
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
+def _parser() -> CommandParser:
+    parser = CommandParser("Shows runs in MLflow, or sends MLflow what it lacks of them.", OPEN_EXAMPLE)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="open|sync")
     text = "Opens MLflow, on this machine alone, on the runs of a folder."
-    show = commands.add_parser("open", help=text, description=f"{text} Example: {EXAMPLES['open']}")
+    show = commands.add_parser("open", help=text, sentence=text, example=OPEN_EXAMPLE)
     show.add_argument("runs", type=Path, metavar="RUNS", help="the folder that holds the run folders")
     show.add_argument("--port", type=int, default=5000, help="of http://127.0.0.1 (%(default)s)")
     text = "Sends MLflow what it does not have yet of runs that have ended."
-    sync = commands.add_parser("sync", help=text, description=f"{text} Example: {EXAMPLES['sync']}")
+    sync = commands.add_parser("sync", help=text, sentence=text, example=SYNC_EXAMPLE)
     sync.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     sync.add_argument(
         "--uri", help="MLflow's server or store; default: the run's own, MLFLOW_TRACKING_URI, or mlflow.db beside it"
     )
     sync.add_argument("--seconds", type=float, default=600.0, help="give up after so long per run (%(default)g)")
-    sync.add_argument("--json", action="store_true", help="end with one line of JSON")
+    sync.add_json_option()
     return parser
 
 
 def _open(runs: Path, port: int) -> NoReturn:
     """Become an MLflow server: two processes of 250 MB each, where its defaults take 15."""
-    store = runs.resolve() / STORE
+    store = runs.resolve() / MLFLOW_STORE
     if not store.is_file():
         raise UserError(
             f"{store} does not exist: give the folder that holds the run folders, "
@@ -63,7 +59,8 @@ def _open(runs: Path, port: int) -> NoReturn:
         except OSError as error:
             raise UserError(f"port {port} cannot be used ({error.strerror}): choose another --port") from None
     arguments = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    arguments += ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", str(store.parent / ARTIFACTS)]
+    arguments += ["--backend-store-uri", f"sqlite:///{store}"]
+    arguments += ["--artifacts-destination", str(store.parent / MLFLOW_ARTIFACTS)]
     arguments += ["--uvicorn-opts", "--log-level warning"]
     quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_DISABLE_TELEMETRY": "true"}
     print("MLflow opens in some seconds (Ctrl-C ends it). Press 'Model training' there, once:", file=sys.stderr)
@@ -86,22 +83,22 @@ def _pages(store: Path, port: int) -> list[str]:
     return [f"{base}/#/experiments/{one}?workflowType=machine_learning" for one in sorted(ids - {""})] or [base]
 
 
-def _sync_all(options: argparse.Namespace) -> int:
-    for folder in options.runs:
+def _sync_all(args: argparse.Namespace) -> int:
+    for folder in args.runs:
         if read_wanted(folder) is None:
             raise UserError(f"{folder} is not the folder of a tracked run: give one like runs/resnet50-seed0")
-    results = [_sync(folder, options.seconds, options.uri) for folder in options.runs]
+    results = [_sync(folder, args.seconds, args.uri) for folder in args.runs]
     rows = [(one["run"], one["sent"], one["left"], one["mlflow_run"]) for one in results]
     print_table("MLflow", ("run", f"lines of {METRICS} sent", "left", "MLflow run"), rows)
-    if options.json:
+    if args.json:
         print_json({"runs": results})
-    if left := " ".join(filter(None, (what_is_left(folder, options.uri) for folder in options.runs))):
+    if left := " ".join(filter(None, (what_is_left(folder, args.uri) for folder in args.runs))):
         raise UserError(left)
     return 0
 
 
 def _sync(folder: Path, seconds: float, uri: str | None) -> dict[str, Any]:
-    if _is_fed(folder):
+    if is_locked(folder / FEEDER_LOG):
         raise UserError(f"{folder} is feeding MLflow itself just now: wait for the run's end")
     wanted = read_wanted(folder)
     assert wanted is not None
@@ -119,13 +116,6 @@ def _sync(folder: Path, seconds: float, uri: str | None) -> dict[str, Any]:
         feeder.drain(seconds, waiting)
         waiting()
     return {"run": folder.name, "sent": before - left, "left": left, "mlflow_run": read_delivered(folder, place).run_id}
-
-
-def _is_fed(folder: Path) -> bool:
-    try:
-        return is_locked(folder / LOG)
-    except OSError:  # no log yet, or a file system without locks
-        return False
 
 
 if __name__ == "__main__":

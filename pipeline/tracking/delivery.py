@@ -17,9 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.tracking.journal import METRICS, Record, complete_lines
+from pipeline.base.layout import METRICS, MLFLOW_ARTIFACTS
+from pipeline.tracking.journal import Record, complete_lines
 from pipeline.tracking.state import (
-    ARTIFACTS,
     Delivered,
     Wanted,
     artifact_key,
@@ -110,7 +110,7 @@ class Delivery:
         if known is None:
             # A server keeps artifacts where it was told to; a local store would put them into the working directory.
             remote = uri.startswith(("http://", "https://", "databricks"))
-            location = None if remote else (self.folder.parent / ARTIFACTS).as_uri()
+            location = None if remote else (self.folder.parent / MLFLOW_ARTIFACTS).as_uri()
             try:
                 return self.client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
             except MlflowException as error:

@@ -8,7 +8,6 @@ Sentences for the user go to standard output; everything else, MLflow's own talk
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
@@ -17,10 +16,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from pipeline.base.lease import is_held
+from pipeline.base.lock import NoLocksError, lock
 from pipeline.tracking.delivery import Delivery, sentence
-from pipeline.tracking.state import is_training
 
 POLL_SECONDS = 2.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -48,7 +49,7 @@ def main(folder: Path, close_seconds: float, parent: int, uri: str | None = None
     while True:
         last = closing.is_set()
         try:
-            delivery.deliver(killed=last and not is_training(folder))
+            delivery.deliver(killed=last and not is_held(folder))
             if failures >= FAILURES_BEFORE_NOTICE:
                 notify("MLflow answers again and has all metrics")
             failures = 0
@@ -90,15 +91,10 @@ def _watch_parent(closing: threading.Event, close_seconds: float, parent: int) -
 
 def _lock(closing: threading.Event) -> None:
     """Wait until no other process feeds MLflow from this folder: the last attempt's may still be delivering."""
-    while True:
-        try:
-            fcntl.flock(sys.stderr, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
+    with suppress(NoLocksError):
+        while not lock(sys.stderr):
             if closing.wait(POLL_SECONDS):
                 time.sleep(POLL_SECONDS)
-        except OSError:  # a file system without locks
-            return
 
 
 def _log(text: str) -> None:

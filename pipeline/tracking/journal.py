@@ -21,7 +21,6 @@ from typing import Any
 from pipeline.base.command import UserError
 from pipeline.base.files import sync_folder
 
-METRICS = "metrics.jsonl"
 RESERVED = ("kind", "iteration", "time")
 
 

@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from pipeline.tracking.journal import METRICS, complete_lines
+from pipeline.base.layout import FEEDER_LOG, METRICS
+from pipeline.tracking.journal import complete_lines
 from pipeline.tracking.state import (
-    LOG,
     Delivered,
     Wanted,
     artifact_key,
@@ -79,7 +79,7 @@ class FeederProcess:
             self.reader.join(timeout=1.0)
 
     def _start(self) -> None:
-        log = self.folder / LOG
+        log = self.folder / FEEDER_LOG
         log.parent.mkdir(exist_ok=True)
         root = str(Path(__file__).resolve().parents[2])
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}

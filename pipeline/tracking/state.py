@@ -5,7 +5,6 @@ tracking.json is written by the run alone, mlflow.json by the process that feeds
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -14,10 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.base.files import write_text
-
-WANTED, DELIVERED = "tracking.json", "mlflow.json"
-STORE, ARTIFACTS = "mlflow.db", "mlartifacts"  # beside the run folders, where nothing else is configured
-LOG = "logs/mlflow.log"  # what MLflow and its libraries have to say
+from pipeline.base.layout import DELIVERED, MLFLOW_STORE, TRACKING
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -60,7 +56,7 @@ class Delivered:
 
 
 def read_wanted(folder: Path) -> Wanted | None:
-    values = _read(folder / WANTED, Wanted)
+    values = _read(folder / TRACKING, Wanted)
     return Wanted(**values) if values else None
 
 
@@ -71,7 +67,7 @@ def read_delivered(folder: Path, uri: str | None = None) -> Delivered:
 
 
 def write_wanted(folder: Path, wanted: Wanted) -> None:
-    _write(folder / WANTED, asdict(wanted))
+    _write(folder / TRACKING, asdict(wanted))
 
 
 def write_delivered(folder: Path, delivered: Delivered) -> None:
@@ -80,20 +76,8 @@ def write_delivered(folder: Path, delivered: Delivered) -> None:
 
 def resolve_uri(folder: Path, configured: str | None) -> str:
     """Where MLflow is told of the run in `folder`: see TrackingConfig.uri. May hold a password."""
-    store = folder.resolve().parent / STORE
+    store = folder.resolve().parent / MLFLOW_STORE
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store}"
-
-
-def is_training(folder: Path) -> bool:
-    """Whether a training holds the run folder (the lock of pipeline/run/folder.py)."""
-    try:
-        with open(folder / ".lock") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no such file, or a file system without locks
-        return False
-    return False
 
 
 def without_password(uri: str) -> str:

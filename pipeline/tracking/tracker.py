@@ -11,17 +11,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pipeline.base.lease import FencedError
+from pipeline.base.layout import METRICS
+from pipeline.base.lease import FencedError, is_held
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.delivery import flatten
-from pipeline.tracking.journal import METRICS, Journal
+from pipeline.tracking.journal import Journal
 from pipeline.tracking.process import FeederProcess
 from pipeline.tracking.state import (
     Status,
     Wanted,
     artifact_key,
     artifact_version,
-    is_training,
     read_delivered,
     read_wanted,
     write_wanted,
@@ -179,12 +179,12 @@ def log_evaluations(
     as the end of a run does.
     """
     wanted = read_wanted(folder)
-    if wanted is not None and not is_training(folder):
+    if wanted is not None and not is_held(folder):
         added = [[_artifact_name(folder, path), place] for path, place in artifacts]
         write_wanted(
             folder, replace(wanted, artifacts=wanted.artifacts + [a for a in added if a not in wanted.artifacts])
         )
-    journal = Journal(folder / METRICS, repair=not is_training(folder))
+    journal = Journal(folder / METRICS, repair=not is_held(folder))
     for kind, values in evaluations.items():
         journal.append(kind, iteration, values, revise=True)
     journal.close()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import sys
 import threading
 import time
@@ -21,10 +20,9 @@ import torch
 
 from pipeline.base.command import describe_os_error
 from pipeline.base.files import TEMPORARY_SUFFIX, file_sha256, replacing, sync_folder
+from pipeline.base.layout import checkpoint_name, checkpoint_parts, checkpoints_in
 from pipeline.training.snapshot import Snapshots
 
-NAME = re.compile(r"(\d{8})-([0-9a-f]{16})\.pt")
-DIGEST_LETTERS = 16
 RETRY_PAUSES = (1.0, 4.0, 10.0)  # a job that was told to stop has half a minute or so
 
 
@@ -142,25 +140,18 @@ def publish(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
     # Into memory first: torch.save into a file hides a full disk's OSError behind an error of its own.
     contents = io.BytesIO()
     torch.save(state, contents)
-    digest = hashlib.sha256(contents.getbuffer()).hexdigest()[:DIGEST_LETTERS]
-    final = folder / f"{iteration:08d}-{digest}.pt"
+    final = folder / checkpoint_name(iteration, hashlib.sha256(contents.getbuffer()).hexdigest())
     with replacing(final) as file:
         file.write(contents.getbuffer())
     sync_folder(folder)
     return final
 
 
-def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
-    """(iteration, file) of every checkpoint in a run's checkpoints folder, oldest first."""
-    found = [(match, path) for path in folder.glob("*.pt") if (match := NAME.fullmatch(path.name))]
-    return sorted((int(match[1]), path) for match, path in found)
-
-
 def is_sound(path: Path) -> bool:
     """Whether a checkpoint file's bytes are those that were written; False for a file that is gone or has another name."""
-    match = NAME.fullmatch(path.name)
+    parts = checkpoint_parts(path)
     try:
-        return match is not None and file_sha256(path)[:DIGEST_LETTERS] == match[2]
+        return parts is not None and file_sha256(path).startswith(parts[1])
     except FileNotFoundError:
         return False
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.base.attempt import read_holder
 from tests.cluster.conftest import Run, Trainings
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.helpers import wait_for
@@ -107,8 +108,7 @@ def test_lost_nodes(trainings: Trainings, seconds_lost: dict[str, float]) -> Non
             os.kill(pid, signal.SIGSTOP)
         run.wait_for_attempt(attempt)
         seconds = time.monotonic() - started
-        lease = run.folder / ".lease"
-        wait_for(lambda: json.loads(lease.read_text())["attempt"] == attempt, "the lease", 240)
+        wait_for(lambda: read_holder(run.folder).attempts == {f"SLURM_JOB_ID={run.job}": attempt}, "the lease", 240)
         for pid in old:
             os.kill(pid, signal.SIGCONT)
         wait_for(lambda: not ranks(), "the fence")

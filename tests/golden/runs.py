@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
+from pipeline.base.layout import METRICS
 from pipeline.data.dataset import Dataset
 from pipeline.process.world import World
 from pipeline.run.config import Config, trajectory
 from pipeline.run.options import parse, parser
-from pipeline.tracking.journal import METRICS, read_metrics
+from pipeline.tracking.journal import read_metrics
 from pipeline.training.checkpoint import Checkpoints
 from tests.golden.values import Made, Numbers, Value
 from tests.helpers import ROOT

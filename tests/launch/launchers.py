@@ -35,8 +35,11 @@ def script(name: str) -> list[str]:
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This environment without what a surrounding job may have left in it."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PIPELINE_LAUNCHER")
-    kept = {name: value for name, value in os.environ.items() if name not in names and not name.startswith("SLURM_")}
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    surroundings = ("SLURM_", "PIPELINE_")
+    kept = {
+        name: value for name, value in os.environ.items() if name not in names and not name.startswith(surroundings)
+    }
     return {**kept, "OMP_NUM_THREADS": "1", **(extra or {})}
 
 

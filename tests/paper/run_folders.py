@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from paper.spec import RunSpec, resolve
+from pipeline.base.layout import METRICS, RESPONSES
 from pipeline.evaluation import responses
 from pipeline.evaluation.responses import Responses
 from pipeline.evaluation.scores import Provenance, Scores, save
 from pipeline.run.config import TRAJECTORY, Config, to_yaml
-from pipeline.tracking.journal import METRICS, Journal
+from pipeline.tracking.journal import Journal
 from pipeline.training.checkpoint import publish
 
 IMAGES = 10_000
@@ -86,4 +87,4 @@ def save_responses(folder: Path, config: Config, checkpoint: str, std: list[floa
         weights="final", weights_sha256="", dataset_sha256=DATASET,
         layers=tuple(f"layer{i}" for i in range(len(std))), std=tuple(float(value) for value in std),
     )  # fmt: skip
-    responses.save(made, folder / responses.FILE)
+    responses.save(made, folder / RESPONSES)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.base.attempt import attempt_variables
 from pipeline.base.exits import EXIT_PREEMPTED
 from pipeline.base.lease import FencedError, Lease
 from pipeline.process.world import World
@@ -140,10 +141,10 @@ def fail_when_taken_over(world: World, config: Config) -> str:
     from pipeline.train import main
 
     def broken(trainer: Trainer, *batch: object) -> None:
-        Lease(config.run_folder, {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "1"})
+        Lease(config.run_folder, attempt_variables("job-17", 1, {}))
         raise RuntimeError("connection reset by peer")
 
-    os.environ |= {"SLURM_JOB_ID": "17"}
+    os.environ |= attempt_variables("job-17", 0, {})
     Trainer.update = broken  # type: ignore[method-assign]
     with pytest.raises(FencedError):
         main(config)

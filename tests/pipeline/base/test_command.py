@@ -8,11 +8,14 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
+from launch.on_slurm import ending
 from pipeline.base import command
 from pipeline.base.command import UserError, nearest
+from pipeline.tracking import __main__ as tracking
 
 ROWS = """
 from pipeline.base.command import Progress, print_table
@@ -88,3 +91,21 @@ def test_programming_errors_keep_their_traceback() -> None:
 def test_nearest_names() -> None:
     assert nearest("resnet5", ["resnet50", "plain18", "x"]) == "did you mean 'resnet50'?"
     assert nearest("zzz", ["b", "a"]) == "valid: a, b"
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "sentence"),
+    [
+        (tracking.main, "", "the following arguments are required: open|sync: see --help"),
+        (tracking.main, "opne runs", "invalid choice: 'opne'"),
+        (tracking.main, "open", "the following arguments are required: RUNS: see --help"),
+        (tracking.main, "open runs --prot 5001", "--prot is not an option: did you mean '--port'"),
+        (tracking.main, "sync runs/a --seconds long", "argument --seconds: invalid float value: 'long'"),
+        (ending.run, "runs/a/slurm --code x --limit 3", "argument --code: invalid int value: 'x'"),
+        (ending.run, "runs/a/slurm --code 1", "the following arguments are required: --limit"),
+    ],
+)
+def test_mistakes_are_one_sentence(main: Callable[[list[str]], int], words: str, sentence: str) -> None:
+    with pytest.raises(UserError) as mistake:
+        main(words.split())
+    assert sentence in str(mistake.value) and "\n" not in str(mistake.value)

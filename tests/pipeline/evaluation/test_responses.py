@@ -13,8 +13,9 @@ import torch.nn.functional as F
 
 from pipeline import responses
 from pipeline.base.command import UserError
+from pipeline.base.layout import RESPONSES
 from pipeline.data.dataset import Dataset
-from pipeline.evaluation.responses import FILE, measure, moments, read, standard_deviation
+from pipeline.evaluation.responses import measure, moments, read, standard_deviation
 from pipeline.models.pairs import response_layers
 from pipeline.models.resnet import build
 from pipeline.tracking import TrackingConfig, open_tracker
@@ -112,7 +113,7 @@ def test_the_command_writes_the_run_folder(
     open_tracker(run, TrackingConfig(mlflow=False), name="one", params={}, tags={}).close()
     assert responses.main([str(run), "--split", "train", "--threads", "1", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    stored = json.loads((run / FILE).read_text())
+    stored = json.loads((run / RESPONSES).read_text())
     assert figures["std"] == stored["std"] and len(stored["layers"]) == 7
     assert (stored["split"], stored["images"], stored["iteration"]) == ("train", 150, 100)
     assert (run / "checkpoints" / stored["checkpoint"]).is_file()
@@ -127,16 +128,16 @@ def test_another_dataset_leaves_the_runs_own_figures_alone(ten_classes: Dataset,
     other = changed_copy(ten_classes, tmp_path / "other", lambda manifest: manifest.update(seed=1))
     measuring = [str(run), "--split", "train", "--threads", "1"]
     assert responses.main(measuring) == 0
-    own = (run / FILE).read_bytes()
+    own = (run / RESPONSES).read_bytes()
     assert responses.main([*measuring, "--data", str(other.folder)]) == 0
     trial = json.loads((run / f"responses-data{other.sha256[:8]}.json").read_text())
     assert trial["dataset_sha256"] == other.sha256 and trial["std"] == json.loads(own)["std"], "the same images"
-    assert (run / FILE).read_bytes() == own
+    assert (run / RESPONSES).read_bytes() == own
     assert (run / f"responses-data{other.sha256[:8]}.svg").is_file()
 
 
 def test_a_damaged_file_is_said(tmp_path: Path) -> None:
     assert read(tmp_path) is None
-    (tmp_path / FILE).write_text('{"arch": "resnet8"}')
+    (tmp_path / RESPONSES).write_text('{"arch": "resnet8"}')
     with pytest.raises(UserError, match=r"responses\.json cannot be read"):
         read(tmp_path)

@@ -1,0 +1,125 @@
+"""Contract 5: a run is a folder. Every name in that folder, and how names with parts are made and read, stand here.
+
+What a file holds is described by the module that its comment names. Imports the standard library alone.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+# Written by a training (pipeline/run/folder.py), by rank 0 alone.
+CONFIG = "config.yaml"  # the resolved config
+RUN = "run.json"  # what the run is made from, and the attempts so far
+CHECKPOINTS = "checkpoints"  # folder of ITERATION-DIGEST.pt (pipeline/training/checkpoint.py)
+NONFINITE = "nonfinite.jsonl"  # updates whose loss or gradient was not a number (pipeline/training/nonfinite.py)
+LOCK = ".lock"  # held by the process that writes the run (pipeline/base/lease.py)
+LEASE = ".lease"  # which attempt of which job that process is
+
+# Metrics, and MLflow's copy of them (pipeline/tracking).
+METRICS = "metrics.jsonl"  # every metric of the run: a line of JSON each
+TRACKING = "tracking.json"  # what MLflow is to know of the run beside its metrics
+DELIVERED = "mlflow.json"  # what MLflow knows of the run by now
+MLFLOW_STORE, MLFLOW_ARTIFACTS = "mlflow.db", "mlartifacts"  # beside the run folders, where nothing else is configured
+
+# What is made of a trained net (pipeline/evaluation).
+SCORES = "scores"  # folder of score files, named by `score_path_in`
+PARTIAL_SCORES = ".partial.npz"  # suffix beside a score file: an evaluation that was interrupted
+SPEED = ".json"  # suffix beside a score file: how fast the file was made
+MISTAKES = ".mistakes"  # suffix beside a score file: folder of what the net gets wrong (pipeline/mistakes.py)
+RESPONSES, RESPONSES_FIGURE = "responses.json", "responses.svg"  # the layers' responses (pipeline/responses.py)
+ENSEMBLE = "ensemble.json"  # the errors of an ensemble, which has a folder of its own (pipeline/ensemble.py)
+EVALUATION = "evaluation"  # folder with the logs/ and slurm/ of an evaluation that a launcher started
+
+# What the ranks and their launchers leave.
+ACTIVITY = "activity"  # folder: what each rank did last (pipeline/process/watchdog.py)
+LOGS = "logs"  # folder: the ranks' output, and why ranks failed (launch/ranks/failure.py)
+FEEDER_LOG = f"{LOGS}/mlflow.log"  # what MLflow and its libraries have to say
+SLURM = "slurm"  # folder: SLURM's scripts, pickles and logs, most of them named by submitit
+RAY = "ray"  # folder: what Ray Train stores of each launch
+
+_CHECKPOINT = re.compile(r"(\d{8})-([0-9a-f]{16})\.pt")
+
+
+def checkpoint_name(iteration: int, sha256: str) -> str:
+    """The file of a checkpoint after `iteration` updates; `sha256` of its contents."""
+    return f"{iteration:08d}-{sha256[:16]}.pt"
+
+
+def checkpoint_parts(path: Path) -> tuple[int, str] | None:
+    """(iteration, digest: the start of the contents' SHA-256) of a checkpoint's file; None for any other name."""
+    match = _CHECKPOINT.fullmatch(path.name)
+    return (int(match[1]), match[2]) if match else None
+
+
+def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
+    """(iteration, file) of every checkpoint in a run's checkpoints folder, oldest first."""
+    found = [(parts, path) for path in folder.glob("*.pt") if (parts := checkpoint_parts(path))]
+    return [(iteration, path) for (iteration, _), path in sorted(found)]
+
+
+def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
+    """The last of `checkpoints_in`, by name alone; None where there is none."""
+    return max(checkpoints_in(folder), default=None)
+
+
+def weights_suffix(weights: str) -> str:
+    """How file names and metrics show a net's weights: nothing for the final ones and for those from elsewhere."""
+    return "" if weights in ("final", "file") else f"-{weights}"
+
+
+def score_path_in(run: Path, protocol: str, split: str, iteration: int, weights: str, trial: str = "") -> Path:
+    """Where a run's score file stands; without `trial` the canonical one."""
+    return run / SCORES / f"{protocol}-{split}-{iteration:08d}{weights_suffix(weights)}{trial}.npz"
+
+
+def score_files_in(run: Path, protocol: str, split: str, weights: str) -> list[tuple[int, Path]]:
+    """(iteration, file) of every canonical score file of a run, oldest first."""
+    name = re.compile(re.escape(f"{protocol}-{split}-") + r"(\d{8,})" + re.escape(weights_suffix(weights)) + r"\.npz")
+    found = [(match, path) for path in (run / SCORES).glob("*.npz") if (match := name.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def is_score_file(path: Path) -> bool:
+    """Whether a file in scores/ is whole, by its name."""
+    return path.suffix == ".npz" and not path.name.endswith(PARTIAL_SCORES) and not path.name.startswith(".")
+
+
+def activity_of(folder: Path, rank: int) -> Path:
+    """The file that says what `rank` did last."""
+    return folder / ACTIVITY / f"rank-{rank}.json"
+
+
+def rank_log(folder: Path, rank: int) -> Path:
+    """Where the output of `rank` goes (SLURM has logs of its own: `job_log`)."""
+    return folder / LOGS / f"rank-{rank}.log"
+
+
+def failure_note(logs: Path, attempt: str, rank: int) -> Path:
+    """The file in logs/ that says why `rank` failed in `attempt`."""
+    return logs / f"{attempt}-rank-{rank}.json"
+
+
+def failure_notes(logs: Path, attempt: str = "*") -> list[tuple[str, Path]]:
+    """(attempt, file) of every failure noted in logs/, or of those of one attempt."""
+    return [(path.name.rpartition("-rank-")[0], path) for path in logs.glob(f"{attempt}-rank-*.json")]
+
+
+def ray_outcome(logs: Path, launch: str) -> Path:
+    """The file in logs/ with the exit code of rank 0 in a launch by Ray."""
+    return logs / f"{launch}-outcome"
+
+
+def job_log(job: str, rank: int = 0) -> str:
+    """The file in slurm/ that a rank of a job writes to, as submitit names it."""
+    return f"{job}_{rank}_log.err"
+
+
+def job_failures(job: str) -> str:
+    """The file in slurm/ with a line for each attempt of a job that crashed (launch/on_slurm/ending.py)."""
+    return f"{job}.failures"
+
+
+def jobs_in(folder: Path) -> list[str]:
+    """The ids of the jobs ever submitted for a run, by the scripts that submitit left in slurm/."""
+    return sorted({path.name.partition("_")[0] for path in (folder / SLURM).glob("*_submission.sh")}, key=int)
