@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paper.evidence import RowResult, RunResult, collect
-from paper.launching import MODULES, Settings, check_surroundings, shown, split_options, training
+from paper.launching import LAUNCHERS, Settings, check_surroundings, split_options, text_of, training
 from paper.reading import find, names
 from paper.runner import Step, Stopped, plan, run_here, submit
 from paper.spec import Experiment
@@ -41,7 +41,7 @@ def options() -> CommandParser:
     made.add_argument("name", nargs="?", help="an experiment, or a YAML file of one's own; without it they are listed")
     made.add_argument("--list", action="store_true", help="list the experiments")
     made.add_argument(
-        "--launcher", choices=list(MODULES), default="local", help="which door of launch/ (default local)"
+        "--launcher", choices=list(LAUNCHERS), default="local", help="which door of launch/ (default local)"
     )
     made.add_argument(
         "--scale", type=float, default=1.0, metavar="F", help="shorten every schedule to this share, for a rehearsal"
@@ -135,7 +135,7 @@ def show_plan(experiment: Experiment, steps: Sequence[Step], settings: Settings,
     """`--dry-run`: every run, its state, what would be done, and with which command it would be trained."""
     for step in steps:
         if step.trains:
-            print(f"$ {shown(training(step.spec, settings))}")
+            print(f"$ {text_of(training(step.spec, settings))}")
     rows = [(step.state.config.run_name, step.state.text, step.words) for step in steps]
     print_table(_title(experiment, settings.scale), ("run", "state", "what would be done"), rows)
     if "://" not in (data := settings.data or experiment.data) and not Path(data).is_dir():
