@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch import slurm_command, status
-from paper.evidence import RunResult, collect, read_result
+from paper.evidence import RunResult, read_result
 from paper.launching import STOPPED, Settings, ask, averaging, call, evaluation, text_of, training
+from paper.rows import collect
 from paper.spec import Experiment, RunSpec, resolve
 from paper.state import RunState, read_state
 
