@@ -124,7 +124,7 @@ def _rows(file: _File, base: RunSpec, path: Path) -> tuple[Row, ...]:
         one_crop = _given(row.one_crop)
         if one_crop and (file.measure != "error" or len(runs) > 1 or "center" not in file.protocols[1:]):
             raise UserError(
-                f"'{place}.one_crop' in {path} needs measure error, one run and the protocol center behind the first: "
+                f"'{place}.one_crop' in {path} needs measure error, one run, and the protocol center after the first: "
                 "change these, or remove it"
             )
         if any(row.label == other.label for other in rows):
