@@ -1,5 +1,7 @@
-"""The paper's tables and figures as groups of runs: what they need, how far they are, what is still to be done.
+"""The paper's tables and figures as groups of runs: what each needs, how far it is, and its figures beside the paper's.
 
-definitions.py  configs/experiments/*.yaml, strictly read      evidence.py  the row's figures, from the runs' own files
-state.py        how far one run is, from its folder alone      runner.py    launches, continues and evaluates
+spec.py      what an experiment, a row and a run are    reading.py   configs/experiments/*.yaml, read strictly
+state.py     how far a run is                           evidence.py  what a run's files prove: its figures
+rows.py      the rows of a table, evaluated             runner.py    trains, resumes and tests what is missing
+experiment.py, report.py, curves.py: the commands
 """

@@ -20,43 +20,44 @@ COMPARED = {"train": ("loss", "top1_error"), "val": ("top1_error", "top5_error")
 
 
 def options() -> CommandParser:
-    made = CommandParser(
-        "Draws training (thin) and val error (bold) of runs over one another, and compares them.", EXAMPLE
+    parser = CommandParser(
+        "Draws training error (thin) and val error (bold) of several runs over one another, and compares the runs.",
+        EXAMPLE,
     )
-    made.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="run folders; the first is what others are compared with"
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run folders; the others are compared with the first"
     )
-    made.add_argument("--out", type=Path, default=Path("curves.svg"), help="the SVG file (default curves.svg)")
-    made.add_argument("--until", type=int, metavar="N", help="leave out what comes after iteration N")
-    made.add_argument("--title", default="Training and val error", help="of the figure")
-    made.add_json_option()
-    return made
+    parser.add_argument("--out", type=Path, default=Path("curves.svg"), help="the SVG file (default curves.svg)")
+    parser.add_argument("--until", type=int, metavar="N", help="leave out everything after iteration N")
+    parser.add_argument("--title", default="Training and val error", help="the figure's title")
+    parser.add_json_option()
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    own = options().parse_args(argv)
-    records = {run.name: _metrics(run, own.until) for run in own.runs}
-    if len(records) < len(own.runs):
-        raise UserError("two of the runs have the same name: the figure could not tell them apart; give each run once")
-    drawn = [curve for name, found in records.items() for curve in curves(name, found)]
-    panel = Panel(title=own.title, x_label="iterations (1e4)", y_label="error (%)", nets=list(records), curves=drawn)
-    write_text(own.out, standalone([panel], own.title, "curves"))
+    args = options().parse_args(argv)
+    records = {run.name: _metrics(run, args.until) for run in args.runs}
+    if len(records) < len(args.runs):
+        raise UserError("two of the runs have the same name, which the figure cannot tell apart: give each run once")
+    drawn = [curve for name, metrics in records.items() for curve in curves(name, metrics)]
+    panel = Panel(title=args.title, x_label="iterations (1e4)", y_label="error (%)", nets=list(records), curves=drawn)
+    write_text(args.out, standalone([panel], args.title, "curves"))
     first, *_ = records.values()
-    rows = [{"run": name, **summary(found, first)} for name, found in records.items()]
-    print(f"Written: {own.out}")
+    rows = [{"run": name, **summary(metrics, first)} for name, metrics in records.items()]
+    print(f"Written: {args.out}")
     columns = ("run", "iterations", "train error %", "val error %", "points in common", "largest difference")
     print_table("Curves; differences from the first run", columns, [tuple(map(_text, row.values())) for row in rows])
-    if own.json:
-        print_json({"figure": str(own.out), "runs": rows})
+    if args.json:
+        print_json({"figure": str(args.out), "runs": rows})
     return 0
 
 
 def summary(records: Sequence[Record], first: Sequence[Record]) -> dict[str, float | int | None]:
-    """Where a run stands, and its largest difference from `first` in any figure of `COMPARED`; 0.0 means equal bits."""
+    """A run's last errors, and its largest difference from `first` in any figure of `COMPARED`; 0.0 means equal bits."""
     ends = {record.kind: record.values.get("top1_error") for record in records}
-    mine, theirs = (_values(series) for series in (records, first))
-    common = sorted(mine.keys() & theirs.keys())
-    differences = [abs(mine[key] - theirs[key]) for key in common]
+    values, reference = _values(records), _values(first)
+    common = sorted(values.keys() & reference.keys())
+    differences = [abs(values[key] - reference[key]) for key in common]
     return {
         "iterations": max((record.iteration for record in records), default=0),
         "train_error": ends.get("train"),
@@ -76,10 +77,10 @@ def _values(records: Sequence[Record]) -> dict[tuple[str, int, str], float]:
 
 
 def _metrics(run: Path, until: int | None) -> list[Record]:
-    found = read_metrics(run / METRICS)
-    if not found:
+    records = read_metrics(run / METRICS)
+    if not records:
         raise UserError(f"{run} has no metrics ({METRICS}): give the folder of a run that has begun to train")
-    return [record for record in found if until is None or record.iteration <= until]
+    return [record for record in records if until is None or record.iteration <= until]
 
 
 def _text(value: float | int | str | None) -> str:

@@ -1,126 +1,133 @@
-"""The figures of an experiment's rows, from the runs' own files alone: nothing is remembered, so nothing can be stale.
+"""What a run's files prove of it: its figures, and the tests that are still missing. Read anew on every call; no cache.
 
-A figure counts where it comes from the very checkpoint that ends its run: score files and responses.json name the file
-(and so the digest) they were made from. Figures are percent: train_error, top1_error, top5_error; for several seeds, of
-the best with top1_mean and top1_std (n - 1) beside it, as in Table 6; response_std is the mean over the layers.
+A figure counts only where it comes from the checkpoint that ends the run: score files and responses.json name the
+checkpoint file (and so its digest) that they were made from.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from paper.spec import Experiment, Row, RunSpec, resolve
-from paper.state import RunState, read_state
+import numpy as np
+from numpy.typing import NDArray
+
+from paper.spec import Experiment, RunSpec
+from paper.state import RunState
 from pipeline.base.command import UserError
 from pipeline.base.layout import METRICS, RESPONSES, score_path_in
-from pipeline.evaluation.ensemble import all_ranks, check_members
-from pipeline.evaluation.scores import Scores, load, percent
+from pipeline.evaluation import responses
+from pipeline.evaluation.ensemble import errors_of
+from pipeline.evaluation.responses import Responses
+from pipeline.evaluation.scores import Scores, load, ranks_of
 from pipeline.run.folder import read_facts
 from pipeline.tracking.journal import read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """One run of a row: its state, its figures ({} where it has none yet) and the file that they come from.
+class Measured:
+    """The figures of one model or ensemble: train_error, top1_error, top5_error in percent; response_std.
 
-    missing: what still has to be made of the finished run: protocols, or "responses".
+    intervals: 95%, of the figures that have one. images: how many the errors are counted on; 0 where that is not known.
+    logged: by the run's own evaluation at its end, not from a score file.
+    """
+
+    figures: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    images: int = 0
+    logged: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """One run of a row.
+
+    measured: the figures that count, of a run that is finished and has all its tests; else None. source: the file that
+    they come from. tested: errors by protocol, of the tests that are there. responses: of Fig. 7, the mean of which is
+    response_std. missing: tests that a finished run still lacks: protocols, or "responses".
     """
 
     spec: RunSpec
     state: RunState
-    figures: dict[str, float] = field(default_factory=dict)
+    measured: Measured | None = None
     source: Path | None = None
+    tested: Mapping[str, Measured] = field(default_factory=dict)
+    responses: Responses | None = None
     missing: tuple[str, ...] = ()
 
     @property
+    def figures(self) -> dict[str, float]:
+        return dict(self.measured.figures) if self.measured else {}
+
+    @property
     def text(self) -> str:
-        """For tables: the state, and what a finished run still lacks."""
+        """For tables: the state, and the tests that a finished run still lacks."""
         return f"finished, without {', '.join(self.missing)}" if self.missing else self.state.text
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowResult:
-    """One row: its figures only where every run of it is finished and tested; never of a part of them."""
-
-    row: Row
-    runs: tuple[RunResult, ...]
-    figures: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        return bool(self.figures)
-
-    @property
-    def text(self) -> str:
-        """For tables: the run's state, or how many of several are finished."""
-        if len(self.runs) == 1:
-            return self.runs[0].text
-        texts = [one.text for one in self.runs]
-        if len(set(texts)) == 1:
-            return texts[0]
-        done = sum(bool(one.figures) for one in self.runs)
-        conflicting = sum(one.state.kind == "conflicting" for one in self.runs)
-        return f"{done} of {len(texts)} finished" + (f", {conflicting} conflicting" if conflicting else "")
-
-
-def collect(
-    experiment: Experiment, data: Path | str | None = None, runs: Path | str | None = None, scale: float = 1.0
-) -> list[RowResult]:
-    """Every row as the run folders show it now; arguments as in `definitions.resolve`. Starts nothing."""
-    found = {
-        spec: read_result(experiment, spec, read_state(resolve(spec, data, runs, scale))) for spec in experiment.runs
-    }
-    return [_row(experiment, row, [found[spec] for spec in row.runs]) for row in experiment.rows]
-
-
 def read_result(experiment: Experiment, spec: RunSpec, state: RunState) -> RunResult:
-    """What the folder of a run in that state has to say for the experiment."""
+    """What the experiment gets from the run folder of a run in this state."""
+    result = RunResult(spec=spec, state=state)
     if state.kind != "finished":
-        return RunResult(spec=spec, state=state)
-    if experiment.measure == "curve":
-        return RunResult(spec=spec, state=state, figures=_last_errors(state), source=state.folder / METRICS)
-    if experiment.measure == "responses":
-        figures, source = _responses(state, experiment), state.folder / RESPONSES
-        if not figures:
-            return RunResult(spec=spec, state=state, missing=("responses",))
-        return RunResult(spec=spec, state=state, figures=figures, source=source)
-    scores = {protocol: _scores(experiment, state, protocol) for protocol in experiment.protocols}
-    compared = scores[experiment.protocols[0]]
-    missing = tuple(protocol for protocol, found in scores.items() if found is None)
-    if compared is None or missing:
-        return RunResult(spec=spec, state=state, missing=missing)
-    return RunResult(spec=spec, state=state, figures=_errors(compared), source=compared.path)
+        return result
+    match experiment.measure:
+        case "curve":
+            return replace(result, measured=_last_errors(state), source=state.folder / METRICS)
+        case "responses":
+            return _with_responses(experiment, result)
+        case "error" | "ensemble":
+            return _with_errors(experiment, result)
+
+
+def measured_errors(ranks: NDArray[np.int64]) -> Measured:
+    """Top-1 and top-5 error, with bootstrap intervals, from the true class's rank in each image."""
+    errors = errors_of(ranks)
+    return Measured(
+        figures={"top1_error": errors.top1_error, "top5_error": errors.top5_error},
+        intervals={"top1_error": errors.top1_interval, "top5_error": errors.top5_interval},
+        images=len(ranks),
+    )
+
+
+def _with_errors(experiment: Experiment, result: RunResult) -> RunResult:
+    """The errors under each protocol; those under the first count, once the scores of all are there."""
+    tested: dict[str, Measured] = {}
+    missing: list[str] = []
+    source: Path | None = None
+    for protocol in experiment.protocols:
+        scores = _scores(experiment, result.state, protocol)
+        if scores is None:
+            missing.append(protocol)
+            continue
+        source = source or scores.path
+        if scores.labelled:
+            tested[protocol] = measured_errors(ranks_of(scores))
+    if missing:
+        return replace(result, tested=tested, missing=tuple(missing))
+    return replace(result, tested=tested, measured=tested.get(experiment.protocols[0]), source=source)
 
 
 def _scores(experiment: Experiment, state: RunState, protocol: str) -> Scores | None:
     """The scores of a finished run under one protocol; None where there are none of its final checkpoint."""
     path = score_path_in(state.folder, protocol, experiment.split, state.config.iterations, experiment.weights)
     try:
-        found = load(path)
+        scores = load(path)
     except UserError:
-        return None  # missing or damaged: they are made again
-    have = found.provenance
+        return None  # missing or damaged: the test is made again
+    have = scores.provenance
     wanted = (state.checkpoint, experiment.weights, experiment.split, protocol, _trained_on(state))
     same = (have.checkpoint, have.weights, have.split, have.protocol, have.dataset_sha256) == wanted
-    return found if same else None
+    return scores if same else None
 
 
 def _trained_on(state: RunState) -> str | None:
     return read_facts(state.folder).get("dataset_sha256")
 
 
-def _errors(scores: Scores) -> dict[str, float]:
-    """{} where the split has no labels."""
-    errors = {"top1_error": scores.errors(1), "top5_error": scores.errors(5)}
-    return {name: value for name, value in errors.items() if value is not None}
-
-
-def _last_errors(state: RunState) -> dict[str, float]:
+def _last_errors(state: RunState) -> Measured:
     """The training and val errors that the run logged at its last iteration."""
     last = {
         record.kind: record.values
@@ -129,43 +136,18 @@ def _last_errors(state: RunState) -> dict[str, float]:
     }
     figures = {"train_error": last.get("train", {}).get("top1_error", math.nan)}
     figures |= {name: last.get("val", {}).get(name, math.nan) for name in ("top1_error", "top5_error")}
-    return {name: value for name, value in figures.items() if math.isfinite(value)}
+    return Measured(figures={name: value for name, value in figures.items() if math.isfinite(value)})
 
 
-def _responses(state: RunState, experiment: Experiment) -> dict[str, float]:
-    """The mean of the layers' standard deviations; {} where responses.json is not of the final checkpoint."""
+def _with_responses(experiment: Experiment, result: RunResult) -> RunResult:
+    """The standard deviations of the layers and their mean, where responses.json is of the final checkpoint."""
+    state = result.state
     try:
-        values = json.loads((state.folder / RESPONSES).read_text())
-        wanted = (state.checkpoint, experiment.weights, experiment.split, _trained_on(state))
-        if tuple(values[key] for key in ("checkpoint", "weights", "split", "dataset_sha256")) != wanted:
-            return {}
-        return {"response_std": statistics.fmean(values["std"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _row(experiment: Experiment, row: Row, results: Sequence[RunResult]) -> RowResult:
-    runs = tuple(results)
-    if not all(one.figures for one in runs):
-        return RowResult(row=row, runs=runs)
-    if experiment.measure == "ensemble":
-        return RowResult(row=row, runs=runs, figures=_ensemble(runs))
-    if len(runs) == 1:
-        return RowResult(row=row, runs=runs, figures=dict(runs[0].figures))
-    return RowResult(row=row, runs=runs, figures=_best_and_spread(runs))
-
-
-def _best_and_spread(runs: Sequence[RunResult]) -> dict[str, float]:
-    """Table 6: "best (mean +- std)" over the seeds of one net."""
-    key = "response_std" if "response_std" in runs[0].figures else "top1_error"
-    values = [one.figures[key] for one in runs]
-    best = min(runs, key=lambda one: one.figures[key])
-    prefix = key.removesuffix("_error")
-    return {**best.figures, f"{prefix}_mean": statistics.fmean(values), f"{prefix}_std": statistics.stdev(values)}
-
-
-def _ensemble(runs: Sequence[RunResult]) -> dict[str, float]:
-    scores = [load(one.source) for one in runs if one.source is not None]
-    check_members(scores, [one.state.config.run_name for one in runs])
-    ranks = all_ranks(scores, [tuple(range(len(scores)))])[0]
-    return {"top1_error": percent(ranks >= 1), "top5_error": percent(ranks >= 5)}
+        found = responses.read(state.folder)
+    except UserError:
+        found = None  # damaged: the responses are measured again
+    wanted = (state.checkpoint, experiment.weights, experiment.split, _trained_on(state))
+    if found is None or (found.checkpoint, found.weights, found.split, found.dataset_sha256) != wanted:
+        return replace(result, missing=("responses",))
+    measured = Measured(figures={"response_std": statistics.fmean(found.std)})
+    return replace(result, measured=measured, responses=found, source=state.folder / RESPONSES)

@@ -1,6 +1,6 @@
-"""How the runner has things done: the doors of launch/ and the evaluation commands, as a user would type them.
+"""The commands that the runner executes: launchers and evaluation commands, as a user would type them.
 
-They are started as processes because launch/ rests on pipeline/ and not the other way round.
+Each is a process of its own: signals, exit code and memory belong to one run.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, Literal
 
+from launch import local, ray_train, slurm
 from paper.spec import Experiment, RunSpec, arguments, resolve
+from pipeline import ensemble, evaluate
 from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from pipeline.process.signals import SIGNALS
@@ -24,7 +26,7 @@ from pipeline.run.config import Config, differences, trajectory
 from pipeline.run.options import key_names
 
 Launcher = Literal["local", "slurm", "ray"]
-MODULES = {"local": "launch.local", "slurm": "launch.slurm", "ray": "launch.ray_train"}
+LAUNCHERS: dict[Launcher, ModuleType] = {"local": local, "slurm": slurm, "ray": ray_train}
 STOPPED = (EXIT_PREEMPTED, EXIT_INTERRUPTED)
 SET_BY_THE_EXPERIMENT = frozenset(
     ("config", "json", "print_config", "dry_run", "name", "data", "runs", "procs", "workers", "scale_batch")
@@ -33,10 +35,10 @@ SET_BY_THE_EXPERIMENT = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the command line says of where and how.
+    """The command line, but for the experiment and its rows.
 
-    data, runs: null for the base config's. surroundings: options of config keys that leave what a run computes as it is.
-    options: those of the launcher itself.
+    data, runs: None for the base config's. surroundings: options of config keys that do not change what a run computes.
+    options: the launcher's.
     """
 
     launcher: Launcher = "local"
@@ -49,7 +51,7 @@ class Settings:
 
 
 def split_options(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What stands behind `--` as (options of config keys, options of the launcher)."""
+    """The words behind `--` as (options of config keys, options of the launcher)."""
     surroundings: list[str] = []
     options: list[str] = []
     target = options
@@ -57,7 +59,7 @@ def split_options(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...
         if word.startswith("--"):
             key = word[2:].partition("=")[0].replace("-", "_")
             if key in SET_BY_THE_EXPERIMENT:
-                raise UserError(f"{word} may not stand behind '--': the experiment sets it (see --help)")
+                raise UserError(f"{word} must not stand behind '--': the experiment sets it (see --help)")
             target = surroundings if key in key_names() else options
         target.append(word)
     return tuple(surroundings), tuple(options)
@@ -66,31 +68,31 @@ def split_options(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...
 def check_surroundings(experiment: Experiment, settings: Settings) -> None:
     """Raise UserError where an option behind `--` would change what the runs compute."""
     for spec in experiment.runs:
-        bare = resolve(spec, settings.data, settings.runs, settings.scale)
-        dressed = resolve(spec, settings.data, settings.runs, settings.scale, settings.surroundings)
-        if changed := differences(trajectory(bare), trajectory(dressed)):
+        wanted = resolve(spec, settings.data, settings.runs, settings.scale)
+        given = resolve(spec, settings.data, settings.runs, settings.scale, settings.surroundings)
+        if changed := differences(trajectory(wanted), trajectory(given)):
             raise UserError(
-                f"the options behind '--' change what {bare.run_name} computes ({'; '.join(changed)}): write an experiment "
+                f"the options behind '--' change what {wanted.run_name} computes ({'; '.join(changed)}): write an experiment "
                 "file of your own, with 'overrides' and a 'variant' that names them (docs/experiments.md)"
             )
 
 
 def training(spec: RunSpec, settings: Settings) -> list[str]:
-    """The command that trains a run, or goes on with it."""
+    """The command that trains a run, or resumes it."""
     words = arguments(spec, settings.data, settings.runs, settings.scale, settings.surroundings)
-    count = (
-        [] if settings.procs is None else [f"--{'workers' if settings.launcher == 'ray' else 'procs'}={settings.procs}"]
-    )
-    return [sys.executable, "-m", MODULES[settings.launcher], *words, *count, *settings.options]
+    count = "--workers" if settings.launcher == "ray" else "--procs"
+    words += [] if settings.procs is None else [f"{count}={settings.procs}"]
+    return [sys.executable, "-m", LAUNCHERS[settings.launcher].__name__, *words, *settings.options]
 
 
 def evaluation(experiment: Experiment, config: Config, missing: Sequence[str], procs: int | None) -> list[str]:
-    """The command that makes what a finished run still lacks: score files, or its layer responses."""
+    """The command for the tests that a finished run still lacks: score files, or its layer responses."""
+    words = [evaluate.__name__, str(config.run_folder), "--protocol", ",".join(missing)]
     if experiment.measure == "responses":
-        module, what = "pipeline.responses", []
-    else:
-        module, what = "pipeline.evaluate", ["--protocol", ",".join(missing)]
-    words = [module, str(config.run_folder), *what, "--split", experiment.split, "--weights", experiment.weights]
+        from pipeline import responses  # here: it draws, and so imports matplotlib
+
+        words = [responses.__name__, str(config.run_folder)]
+    words += ["--split", experiment.split, "--weights", experiment.weights]
     words += [] if config.device == "auto" else ["--device", config.device]
     words += [] if config.threads is None else ["--threads", str(config.threads)]
     several = ["torch.distributed.run", "--standalone", f"--nproc-per-node={procs}", "-m"] if (procs or 1) > 1 else []
@@ -98,28 +100,29 @@ def evaluation(experiment: Experiment, config: Config, missing: Sequence[str], p
 
 
 def averaging(experiment: Experiment, members: Sequence[Config], name: str) -> list[str]:
-    """The command that averages the members' scores and gives the ensemble its run folder."""
-    folders = [str(one.run_folder) for one in members]
+    """The command that averages the members' scores and makes the ensemble's run folder."""
+    folders = [str(config.run_folder) for config in members]
     protocol = ["--protocol", experiment.protocols[0], "--split", experiment.split, "--weights", experiment.weights]
-    return [sys.executable, "-m", "pipeline.ensemble", *folders, *protocol, "--name", name]
+    return [sys.executable, "-m", ensemble.__name__, *folders, *protocol, "--name", name]
 
 
-def shown(command: Sequence[str]) -> str:
+def text_of(command: Sequence[str]) -> str:
     """A command as a user would type it in the working directory."""
     return shlex.join(["python", *(word.replace(f"{Path.cwd()}/", "") for word in command[1:])])
 
 
 def call(command: Sequence[str]) -> int:
-    """Run a command on this terminal and wait for it; its exit code (128 + N where signal N killed it).
+    """Run a command on this terminal and wait for its end; its exit code (128 + N where signal N killed it).
 
-    Ctrl-C reaches it from the terminal, a request to stop is passed on, so that it saves; this process waits until it has.
+    The terminal sends Ctrl-C to the command too. A request to stop is passed on, and this process waits until the command
+    has saved and ended.
     """
     process: subprocess.Popen[bytes] | None = None
     missed: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            return  # a terminal sends it to all of its processes
+            return  # the terminal sends it to all of its processes
         if process is None:
             missed.append(number)
         else:
@@ -137,15 +140,11 @@ def call(command: Sequence[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def ask(command: Sequence[str], behind: Sequence[str] = ()) -> dict[str, Any]:
-    """Run a command that ends with one line of JSON and return that. `behind`: what stands behind its `--`.
-
-    Raises UserError with its own words where it fails.
-    """
-    words = [*command, "--json", *(["--", *behind] if behind else [])]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+def ask(command: Sequence[str]) -> dict[str, Any]:
+    """Run a command with --json; its JSON. Raises UserError with the command's last message where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it gave no reason"]
-        raise UserError(f"'{shown(command)}' failed: {said[-1].removeprefix('error: ')}")
+        messages = done.stderr.strip().splitlines() or ["it gave no reason"]
+        raise UserError(f"'{text_of(command)}' failed: {messages[-1].removeprefix('error: ')}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer

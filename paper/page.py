@@ -11,11 +11,10 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from paper import published as paper
 from paper.panels import LAST_POINTS, PAPER_COLUMN, FigureData
-from paper.results import Line, TableRow
+from paper.rows import Line, RowResult
 from paper.runs import RunFacts
-from paper.spec import Experiment
+from paper.spec import Experiment, OtherMethod
 from paper.state import RunState
 from pipeline.evaluation.figures import css, svg
 
@@ -25,11 +24,11 @@ PLOT_WIDTH = 120.0  # of the small plot of an interval, in the units of its view
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One experiment at one scale: its rows as they stand and, for curves and responses, its figure."""
+    """One experiment at one scale: its evaluated rows and, for curves and responses, its figure."""
 
     experiment: Experiment
     scale: float
-    rows: tuple[TableRow, ...]
+    rows: tuple[RowResult, ...]
     figure: FigureData | None
 
     @property
@@ -42,7 +41,7 @@ class Section:
 
     @property
     def states(self) -> list[RunState]:
-        """Of every run, once each."""
+        """The state of every run, once each."""
         return list({run.spec: run.state for row in self.rows for run in row.runs}.values())
 
     @property
@@ -60,29 +59,37 @@ class Section:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The experiment's note, and those that all rows with a figure of ours share."""
-        rows = [row.notes for row in self.rows if any(line.ours is not None for line in row.lines)]
+        """The experiment's note, and the notes that all rows with a figure of ours share."""
+        rows = [row.notes for row in self.rows if row.measured]
         shared = [note for note in (rows[0] if rows else ()) if len(rows) > 1 and all(note in one for one in rows)]
         sentences = [*([self.experiment.note] if self.experiment.note else []), *shared]
         return tuple(sentence[0].upper() + sentence[1:] + "." for sentence in sentences)
 
-    def notes_of(self, row: TableRow) -> list[str]:
-        """What has to be said of one row alone."""
-        said = {note.lower() for note in self.notes}
-        return [note for note in row.shown_notes if f"{note}.".lower() not in said]
+    def lines_of(self, row: RowResult) -> tuple[Line, ...]:
+        """The row's lines in the table: top-5 errors only where the paper gives some. A figure has a table of its own."""
+        if self.figure is not None:
+            return ()
+        top5 = any("top5_error" in other.paper for other in self.experiment.rows)
+        return (*(line for line in row.lines if top5 or line.name != "top5_error"), *row.one_crop)
+
+    def notes_of(self, row: RowResult) -> list[str]:
+        """The notes of one row alone; before them, where only a part of its runs is finished, how far they are."""
+        partly = row.measured and any(run.state.kind != "finished" for run in row.runs)
+        shared = {note.lower() for note in self.notes}
+        return [note for note in (*((row.status,) if partly else ()), *row.notes) if f"{note}.".lower() not in shared]
 
     @property
-    def others(self) -> Sequence[paper.OtherMethod]:
-        return paper.OTHERS.get(self.experiment.name, ()) if self.scale == 1 else ()
+    def others(self) -> Sequence[OtherMethod]:
+        return self.experiment.others if self.scale == 1 else ()
 
     @property
     def measured(self) -> bool:
-        """Whether there is anything of ours to plot."""
-        return any(line.ours is not None for row in self.rows for line in row.lines)
+        """Whether the table has a figure of ours."""
+        return any(line.ours is not None for row in self.rows for line in self.lines_of(row))
 
     @property
     def caption(self) -> str:
-        """Of the figure."""
+        """The figure's caption."""
         assert self.figure is not None
         if self.experiment.measure == "responses":
             text = "Standard deviation of each 3x3 layer's output over images, channels and positions, after BN and before "
@@ -115,10 +122,10 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class RunCard:
-    """One run: its state, and where it is not conflicting its facts and how it strays from the paper's recipe.
+    """One run: its state; unless it is conflicting, its facts and how its config deviates from the paper's recipe.
 
-    place: the folder that its links lead to. recipe: the config file that holds the paper's recipe; what the experiment
-    adds to it is the paper's too.
+    place: the folder that its links lead to. recipe: the config file with the paper's recipe, to which the experiment's
+    overrides belong too.
     """
 
     name: str
@@ -129,8 +136,10 @@ class RunCard:
     recipe: str
 
 
-def render(sections: Sequence[Section], cards: Sequence[RunCard], warnings: Sequence[str], made: str, out: Path) -> str:
-    """The page as text. made: when and from what it was made. out: where it will stand, for relative links."""
+def render(
+    sections: Sequence[Section], cards: Sequence[RunCard], warnings: Sequence[str], origin: str, out: Path
+) -> str:
+    """The page as text. origin: date and source of the page. out: the page's path, for relative links."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -147,7 +156,7 @@ def render(sections: Sequence[Section], cards: Sequence[RunCard], warnings: Sequ
         sections=sections,
         cards=cards,
         warnings=warnings,
-        made=made,
+        origin=origin,
         css=Markup(css()),
         paper_column=PAPER_COLUMN,
         figures={section.anchor: _elements(section) for section in sections if section.figure},
@@ -156,7 +165,7 @@ def render(sections: Sequence[Section], cards: Sequence[RunCard], warnings: Sequ
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Two decimals, as the paper; a dash where there is none."""
+    """Two decimals, as in the paper; a dash for None."""
     return "–" if value is None else f"{value:,.{digits}f}"  # noqa: RUF001 - a dash for people
 
 
@@ -167,7 +176,7 @@ def signed(value: float | None) -> str:
 
 
 def _elements(section: Section) -> list[Markup]:
-    """Each panel as an <svg> of its own, so that they stand below each other on a phone."""
+    """Each panel as an <svg> of its own: on a phone the panels go below one another."""
     assert section.figure is not None
     return [
         Markup(svg([panel], f"{section.heading}: {panel.title}", f"{section.anchor.replace('.', '-')}-{number}"))
@@ -176,16 +185,16 @@ def _elements(section: Section) -> list[Markup]:
 
 
 def _range(section: Section) -> tuple[float, float] | None:
-    """The errors that the section's small plots reach over; None where there is nothing to plot."""
-    values = []
-    for line in (line for row in section.rows for line in row.lines if line.ours is not None):
+    """The lowest and highest error of the section's small plots; None where there is nothing to plot."""
+    values: list[float | None] = []
+    for line in (line for row in section.rows for line in section.lines_of(row) if line.ours is not None):
         values += [line.ours, line.paper, *(line.interval or ())]
     known = [value for value in values if value is not None]
     return (min(known), max(known)) if known else None
 
 
 def _interval_plot(line: Line, reach: tuple[float, float] | None) -> Markup:
-    """A small plot: our error (dot) in its interval (bar) and the paper's (diamond), on the table's common scale."""
+    """A small plot: our error (dot) in its interval (bar), and the paper's (diamond), on the scale of the whole table."""
     if reach is None or line.ours is None:
         return Markup("")
     low, high = reach

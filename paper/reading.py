@@ -1,27 +1,70 @@
-"""Experiments read from YAML: the ones in configs/experiments/, and a user's own files of the same form.
+"""Experiments read from YAML: the ones in configs/experiments/, and a user's files of the same form.
 
-Strict: an unknown key, a missing one, a value of another type, or two runs of one name are refused with their place.
+Strict: an unknown key, a missing key, a value of another type, and two different runs of one name are refused, each in a
+sentence that names the file and the key.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args
+from typing import Any
 
-from paper.spec import PAPER_FIGURES, Experiment, Measure, Row, RunSpec, resolve
+from paper.spec import Experiment, FigureSpec, Outline, Row, RunSpec, Shortcut, resolve
 from pipeline.base.checkout import CONFIGS, configs
 from pipeline.base.command import UserError, nearest
 from pipeline.base.files import read_yaml
-from pipeline.evaluation.nets import Weights
+from pipeline.base.typed import read_typed
 from pipeline.evaluation.protocols import find as find_protocol
 from pipeline.models.architecture import parse_arch
 
 FOLDER = "experiments"  # of configs/
+SUFFIXES = (".yaml", ".yml")
+RESERVED = {"arch", "seed", "shortcut", "name", "runs"}  # config keys that rows and the command line set
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Errors:
+    top1_error: float | None = None
+    top5_error: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Figures(_Errors):
+    top1_mean: float | None = None
+    top1_std: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Net:
+    """One run for each seed."""
+
+    arch: str
+    shortcut: Shortcut = "default"
+    seeds: tuple[int, ...] = (0,)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    variant: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    label: str
+    nets: tuple[_Net, ...]
+    paper: _Figures = _Figures()
+    one_crop: _Errors = _Errors()
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File(Outline):
+    """An experiment file. config, overrides, variant: of all its runs."""
+
+    config: str
+    rows: tuple[_Row, ...]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    variant: str | None = None
 
 
 def names() -> list[str]:
@@ -30,8 +73,8 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Experiment:
-    """The experiment of that name, or in that YAML file. Raises UserError where there is none."""
-    if name.endswith((".yaml", ".yml")):
+    """The experiment of this name, or in this YAML file. Raises UserError where there is none."""
+    if name.endswith(SUFFIXES):
         return read_experiment(Path(name))
     if name not in names():
         raise UserError(f"there is no experiment '{name}': {nearest(name, names())}")
@@ -39,10 +82,118 @@ def find(name: str) -> Experiment:
 
 
 def read_experiment(path: Path) -> Experiment:
-    """Read one experiment. Raises UserError for whatever in it does not fit, with the place and the nearest names."""
-    made = _experiment(_Reader(path, "", read_yaml(path, "experiment file")))
-    _check_runs(made, path)
-    return made
+    """Read one experiment. Raises UserError for whatever does not fit, with its place and the nearest valid names."""
+    file = read_typed(_File, read_yaml(path, "experiment file"), str(path))
+    _check_tests(file, path)
+    base = RunSpec(
+        config=_config_file(file.config, path),
+        arch="none",
+        overrides=_overrides(file.overrides, "", path),
+        variant=_variant(file.variant, "", path),
+    )
+    outline = {one.name: getattr(file, one.name) for one in fields(Outline)}
+    outline["figure"] = replace(file.figure, marks_from=_marks_from(file.figure, path))
+    experiment = Experiment(name=path.stem, rows=_rows(file, base, path), **outline)
+    _check_panels(experiment, path)
+    _check_runs(experiment, path)
+    return experiment
+
+
+def _check_tests(file: _File, path: Path) -> None:
+    """Raise UserError where a key needs another measure or other protocols."""
+    for protocol in file.protocols:
+        find_protocol(protocol)
+    if bool(file.protocols) != (file.measure in ("error", "ensemble")):
+        raise UserError(f"{path}: measures error and ensemble need protocols, curve and responses have none")
+    if file.others and not file.protocols:
+        raise UserError(f"'others' in {path} needs a table: give measure error or ensemble, or remove it")
+    if file.figure != FigureSpec() and file.measure != "curve":
+        raise UserError(f"'figure' in {path} needs curves: give measure curve, or remove it")
+    if file.measure == "ensemble" and len(file.rows) > 1:
+        raise UserError(f"{path} has {len(file.rows)} ensembles: give each an experiment file of its own")
+
+
+def _rows(file: _File, base: RunSpec, path: Path) -> tuple[Row, ...]:
+    rows: list[Row] = []
+    _check_filled(file.rows, "rows", path)
+    for number, row in enumerate(file.rows):
+        place = f"rows[{number}]"
+        _check_filled(row.nets, f"{place}.nets", path)
+        specs = [_specs(net, base, f"{place}.nets[{index}].", path) for index, net in enumerate(row.nets)]
+        runs = tuple(spec for group in specs for spec in group)
+        one_crop = _given(row.one_crop)
+        if one_crop and (file.measure != "error" or len(runs) > 1 or "center" not in file.protocols[1:]):
+            raise UserError(
+                f"'{place}.one_crop' in {path} needs measure error, one run, and the protocol center after the first: "
+                "change these, or remove it"
+            )
+        if any(row.label == other.label for other in rows):
+            raise UserError(f"two rows of {path} are labelled '{row.label}': give each its own label")
+        rows.append(Row(label=row.label, runs=runs, paper=_given(row.paper), one_crop=one_crop, note=row.note))
+    return tuple(rows)
+
+
+def _check_filled(values: Sequence[object], key: str, path: Path) -> None:
+    if not values:
+        raise UserError(f"'{key}' in {path} is empty: list at least one")
+
+
+def _given(figures: _Errors) -> dict[str, float]:
+    return {name: value for name, value in asdict(figures).items() if value is not None}
+
+
+def _specs(net: _Net, base: RunSpec, prefix: str, path: Path) -> list[RunSpec]:
+    """One run for each seed of a net."""
+    architecture = parse_arch(net.arch)
+    shortcut: Shortcut = "default" if net.shortcut == architecture.default_shortcut else net.shortcut
+    overrides = {**dict(base.overrides), **dict(_overrides(net.overrides, prefix, path))}
+    spec = replace(
+        base,
+        arch=architecture.name,
+        shortcut=shortcut,
+        overrides=tuple(sorted(overrides.items())),
+        variant="-".join(filter(None, (base.variant, _variant(net.variant, prefix, path)))) or None,
+    )
+    return [replace(spec, seed=seed) for seed in net.seeds]
+
+
+def _config_file(name: str, path: Path) -> Path:
+    """The base config: beside a user's experiment file, or in configs/."""
+    for folder in (path.parent, CONFIGS):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"the config '{name}' of {path} is neither beside it nor in {CONFIGS}: name an existing file")
+
+
+def _overrides(values: Mapping[str, Any], prefix: str, path: Path) -> tuple[tuple[str, Any], ...]:
+    if reserved := RESERVED & values.keys():
+        raise UserError(f"'{prefix}overrides' in {path} must not hold '{min(reserved)}': it is set elsewhere")
+    return tuple(sorted((key, tuple(value) if isinstance(value, list) else value) for key, value in values.items()))
+
+
+def _variant(variant: str | None, prefix: str, path: Path) -> str | None:
+    if variant is not None and not re.fullmatch(r"[A-Za-z0-9._]+", variant):
+        raise UserError(f"'{prefix}variant' in {path} is '{variant}': letters, digits, . and _ only")
+    return variant
+
+
+def _marks_from(figure: FigureSpec, path: Path) -> str | None:
+    """The name of an experiment that comes with the code, or a YAML file beside this one; None for this one's rows."""
+    name = figure.marks_from
+    if name is not None and name.endswith(SUFFIXES):
+        return str(path.parent / name)
+    if name is not None and name not in names():
+        raise UserError(f"'figure.marks_from' in {path} is '{name}': {nearest(name, names())}")
+    return name
+
+
+def _check_panels(experiment: Experiment, path: Path) -> None:
+    """Raise UserError where a panel names a row that the experiment does not have."""
+    labels = [row.label for row in experiment.rows]
+    for number, panel in enumerate(experiment.figure.panels):
+        for label in panel.rows:
+            if label not in labels:
+                raise UserError(f"'figure.panels[{number}].rows' in {path} names '{label}': {nearest(label, labels)}")
 
 
 def _check_runs(experiment: Experiment, path: Path) -> None:
@@ -57,155 +208,3 @@ def _check_runs(experiment: Experiment, path: Path) -> None:
             resolve(spec)
         except UserError as error:
             raise UserError(f"the run {spec.name()} of {path} cannot be: {error}") from None
-
-
-_KINDS: dict[Any, str] = {
-    str: "some text",
-    int: "a whole number",
-    int | float: "a number",
-    list: "a list",
-    dict: "'key: value' lines",
-}
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """A mapping in a YAML file whose keys and types are checked as they are taken. `prefix`: where it stands in it."""
-
-    path: Path
-    prefix: str
-    values: Any
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.values, dict):
-            raise UserError(f"{self.prefix or 'the whole'} of {self.path} must hold 'key: value' lines")
-
-    def check_keys(self, valid: Sequence[str]) -> None:
-        for key in self.values:
-            if key not in valid:
-                raise UserError(f"unknown key '{self.prefix}{key}' in {self.path}: {nearest(str(key), valid)}")
-
-    def take(self, key: str, kind: type | UnionType, *default: Any) -> Any:
-        """The value of `key`, of the type `kind`; the default, where one is given, for a key that is not there."""
-        if default and key not in self.values:
-            return default[0]
-        value = self.values.get(key)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            said = "is missing" if key not in self.values else f"is {value!r}"
-            raise UserError(f"'{self.prefix}{key}' in {self.path} {said}: give {_KINDS[kind]}")
-        return value
-
-    def items(self, key: str, kind: type, default: list[Any]) -> list[Any]:
-        """The list `key`, whose items are all of the type `kind`."""
-        values = self.take(key, list, default)
-        for number, value in enumerate(values):
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise UserError(f"'{self.prefix}{key}[{number}]' in {self.path} is {value!r}: give {_KINDS[kind]}")
-        return values
-
-    def one_of(self, key: str, valid: Sequence[str], *default: str) -> Any:
-        value = self.take(key, str, *default)
-        if value not in valid:
-            raise UserError(f"'{self.prefix}{key}' in {self.path} is '{value}': {nearest(value, valid)}")
-        return value
-
-    def children(self, key: str) -> list[_Reader]:
-        found = self.take(key, list)
-        if not found:
-            raise UserError(f"'{self.prefix}{key}' in {self.path} is empty: list at least one")
-        return [_Reader(self.path, f"{self.prefix}{key}[{number}].", one) for number, one in enumerate(found)]
-
-
-def _experiment(reader: _Reader) -> Experiment:
-    fields = [one.name for one in dataclasses.fields(Experiment) if one.name != "name"]
-    reader.check_keys([*fields, "config", "overrides", "variant"])
-    measure: Measure = reader.one_of("measure", get_args(Measure))
-    protocols = tuple(reader.items("protocols", str, []))
-    for protocol in protocols:
-        find_protocol(protocol)
-    if bool(protocols) != (measure in ("error", "ensemble")):
-        raise UserError(f"{reader.path}: measures error and ensemble need protocols, curve and responses have none")
-    if measure == "ensemble" and len(rows := reader.take("rows", list)) > 1:
-        raise UserError(f"{reader.path} has {len(rows)} ensembles: give each an experiment file of its own")
-    base = RunSpec(
-        config=_config_file(reader),
-        arch="none",
-        overrides=_overrides(reader),
-        variant=_variant(reader),
-    )
-    return Experiment(
-        name=reader.path.stem,
-        title=reader.take("title", str),
-        place=reader.take("place", str),
-        measure=measure,
-        rows=_rows(reader, base),
-        protocols=protocols,
-        split=reader.take("split", str, "val"),
-        weights=reader.one_of("weights", get_args(Weights), "final"),
-        paper_images=reader.take("paper_images", int, None),
-        note=reader.take("note", str, None),
-    )
-
-
-def _config_file(reader: _Reader) -> Path:
-    """The base config: beside an experiment file of one's own, or in configs/."""
-    name = reader.take("config", str)
-    for folder in (reader.path.parent, CONFIGS):
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(
-        f"the config '{name}' of {reader.path} is neither beside it nor in {CONFIGS}: name an existing file"
-    )
-
-
-def _overrides(reader: _Reader) -> tuple[tuple[str, Any], ...]:
-    values = reader.take("overrides", dict, {})
-    reserved = {"arch", "seed", "shortcut", "name", "runs"} & set(values)
-    if reserved:
-        raise UserError(
-            f"'{reader.prefix}overrides' in {reader.path} may not hold '{min(reserved)}': it is set elsewhere"
-        )
-    return tuple(
-        sorted((str(key), tuple(value) if isinstance(value, list) else value) for key, value in values.items())
-    )
-
-
-def _variant(reader: _Reader) -> str | None:
-    variant = reader.take("variant", str, None)
-    if variant is not None and not re.fullmatch(r"[A-Za-z0-9._]+", variant):
-        raise UserError(f"'{reader.prefix}variant' in {reader.path} is '{variant}': letters, digits, . and _ only")
-    return variant
-
-
-def _rows(reader: _Reader, base: RunSpec) -> tuple[Row, ...]:
-    rows = []
-    for one in reader.children("rows"):
-        one.check_keys(["label", "nets", "paper", "note"])
-        paper = _Reader(one.path, f"{one.prefix}paper.", one.take("paper", dict, {}))
-        paper.check_keys(PAPER_FIGURES)
-        runs = tuple(spec for net in one.children("nets") for spec in _specs(net, base))
-        figures = {key: float(paper.take(key, int | float)) for key in paper.values}
-        rows.append(Row(label=one.take("label", str), runs=runs, paper=figures, note=one.take("note", str, None)))
-    labels = [row.label for row in rows]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise UserError(f"two rows of {reader.path} are labelled '{label}': give each its own label")
-    return tuple(rows)
-
-
-def _specs(net: _Reader, base: RunSpec) -> list[RunSpec]:
-    """One run for each seed of a net."""
-    net.check_keys(["arch", "shortcut", "seeds", "overrides", "variant"])
-    architecture = parse_arch(net.take("arch", str))
-    shortcut = net.one_of("shortcut", ("default", "A", "B", "C"), "default")
-    return [
-        replace(
-            base,
-            arch=architecture.name,
-            seed=seed,
-            shortcut="default" if shortcut == architecture.default_shortcut else shortcut,
-            overrides=tuple(sorted({**dict(base.overrides), **dict(_overrides(net))}.items())),
-            variant="-".join(filter(None, (base.variant, _variant(net)))) or None,
-        )
-        for seed in net.items("seeds", int, [0])
-    ]

@@ -1,4 +1,4 @@
-"""Records of runs: copies of their small files and hashes of the large ones, to be kept beside a report, in git too."""
+"""Records of runs, to keep beside a report, in git too: copies of a run's small files and hashes of its large files."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ RECORD = "record.json"
 
 
 def keep_records(runs: Sequence[Path], into: Path) -> dict[Path, Path]:
-    """Make or renew the record of each run folder, `into`/NAME; the place of each. Other folders there stay as they are.
+    """Write or renew the record of each run folder in `into`/NAME; the records' places. Other folders there do not change.
 
     A record holds metrics.jsonl and responses.json as they are; config.yaml and run.json without the folders, addresses
-    and names of these machines; record.json: bytes and SHA-256 of each checkpoint and score file. Raises UserError where
-    something else stands in the place of a record; nothing is written then.
+    and host names of this machine; record.json with bytes and SHA-256 of each checkpoint and score file. Raises UserError
+    where something else stands in the place of a record; then nothing is written.
     """
     places = {run: into / run.name for run in runs}
     for place in places.values():
         if place.exists() and not (place / RECORD).is_file():
-            raise UserError(f"{place} is no record of an earlier report: give with --records a folder of its own")
+            raise UserError(
+                f"{place} is no record of an earlier report: give with --records a folder for records alone"
+            )
     for run, place in places.items():
         place.mkdir(parents=True, exist_ok=True)
         write_text(place / RECORD, json.dumps({"run": run.name, "files": _large_files(run)}, indent=1) + "\n")
@@ -43,16 +45,16 @@ def keep_records(runs: Sequence[Path], into: Path) -> dict[Path, Path]:
 
 
 def _large_files(run: Path) -> dict[str, dict[str, int | str]]:
-    """By their paths in the run folder; what a training prunes meanwhile is left out."""
-    found: dict[str, dict[str, int | str]] = {}
+    """Size and hash by path in the run folder, without the files that a training prunes meanwhile."""
+    files: dict[str, dict[str, int | str]] = {}
     for path in sorted([*run.glob(f"{CHECKPOINTS}/*.pt"), *run.glob(f"{SCORES}/*.npz")]):
         if path.name.endswith(PARTIAL_SCORES):
             continue
         try:
-            found[str(path.relative_to(run))] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            files[str(path.relative_to(run))] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         except FileNotFoundError:
             continue
-    return found
+    return files
 
 
 def _config(run: Path) -> str:
@@ -70,5 +72,7 @@ def _config(run: Path) -> str:
 
 def _facts(run: Path) -> str:
     facts = read_facts(run)
-    attempts = [{key: value for key, value in one.items() if key != "host"} for one in facts.get("attempts", [])]
+    attempts = [
+        {key: value for key, value in attempt.items() if key != "host"} for attempt in facts.get("attempts", [])
+    ]
     return json.dumps({**facts, "attempts": attempts}, indent=1) + "\n"

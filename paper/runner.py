@@ -1,6 +1,6 @@
-"""Does what an experiment still lacks: trains missing runs, continues interrupted ones, tests, averages.
+"""Completes an experiment: trains missing runs, resumes interrupted runs, tests, averages.
 
-What stands already is left as it is, so the same command may be given again after whatever happened.
+Nothing that is finished is done again, so that a user may give the same command again after any interruption.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paper.evidence import RunResult, collect, read_result
-from paper.launching import STOPPED, Settings, ask, averaging, call, evaluation, shown, training
+from launch import slurm_command, status
+from paper.evidence import RunResult, read_result
+from paper.launching import STOPPED, Settings, ask, averaging, call, evaluation, text_of, training
+from paper.rows import collect
 from paper.spec import Experiment, RunSpec, resolve
 from paper.state import RunState, read_state
 from pipeline.base.layout import ENSEMBLE, EVALUATION, SLURM
@@ -19,7 +21,7 @@ from pipeline.base.layout import ENSEMBLE, EVALUATION, SLURM
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What is to be done for one run. words: for people. trains: whether it trains. lacks: to be made after that."""
+    """The work that one run needs. words: the work for people. trains: whether to train. lacks: the missing tests."""
 
     spec: RunSpec
     state: RunState
@@ -57,7 +59,7 @@ def _result(experiment: Experiment, spec: RunSpec, settings: Settings) -> RunRes
 def run_here(experiment: Experiment, settings: Settings) -> dict[str, int]:
     """Train and test one run after the other, on this machine or by Ray; then average.
 
-    Returns the exit code of each command that failed, by the run's name: it does not keep the other runs from being done.
+    Returns the exit code of each command that failed, by the run's name: the other runs are done all the same.
     Raises Stopped where a run was asked to stop.
     """
     failures: dict[str, int] = {}
@@ -79,8 +81,8 @@ def run_here(experiment: Experiment, settings: Settings) -> dict[str, int]:
     return failures
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: it was asked for
-    """A run was asked to stop and has saved; `code` is what its process ended with."""
+class Stopped(Exception):  # noqa: N818 - not an error: the user asked for it
+    """A run was asked to stop and has saved. `code`: its exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -88,27 +90,27 @@ class Stopped(Exception):  # noqa: N818 - not an error: it was asked for
 
 
 def _do(command: Sequence[str]) -> int:
-    _say(f"$ {shown(command)}")
+    _say(f"$ {text_of(command)}")
     if (code := call(command)) in STOPPED:
         raise Stopped(code)
     return code
 
 
 def ensemble_name(experiment: Experiment, scale: float) -> str:
-    """Of the run folder of an experiment's ensemble."""
+    """The name of the run folder of an experiment's ensemble."""
     return f"ensemble-{experiment.name}" + ("" if scale == 1 else f"-scale{scale!r}")
 
 
 def _average(experiment: Experiment, settings: Settings) -> dict[str, int]:
-    """Give the ensemble its run folder and MLflow run, where all members are there and it is not newer than they are."""
+    """Make the ensemble's run folder and MLflow run once all members are tested, and again where their scores are newer."""
     failures = {}
     for row in collect(experiment, settings.data, settings.runs, settings.scale):
         if not row.complete:
             continue
-        members = [one.state.config for one in row.runs]
+        members = [run.state.config for run in row.runs]
         name = ensemble_name(experiment, settings.scale)
         written = Path(members[0].runs) / name / ENSEMBLE
-        newest = max(one.source.stat().st_mtime for one in row.runs if one.source is not None)
+        newest = max(run.source.stat().st_mtime for run in row.runs if run.source is not None)
         fresh = written.exists() and written.stat().st_mtime >= newest
         if not fresh and (code := _do(averaging(experiment, members, name))):
             failures[name] = code
@@ -117,7 +119,7 @@ def _average(experiment: Experiment, settings: Settings) -> dict[str, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """A job in SLURM's queue: its id, the run it is for, what it does there."""
+    """A job in SLURM's queue: its id, the run that it works for, and its work."""
 
     job: str
     run: str
@@ -125,9 +127,9 @@ class Submitted:
 
 
 def submit(experiment: Experiment, settings: Settings) -> list[Submitted]:
-    """Submit to SLURM what is missing: a job for each training, one after it for its tests, one for the ensemble.
+    """Submit the missing work to SLURM: a job for each training, a job after it for its tests, one job for the ensemble.
 
-    What is queued or running there already is not submitted again.
+    Work that is queued or running there already is not submitted again.
     """
     jobs: list[Submitted] = []
     evaluations: list[str] = []
@@ -140,7 +142,7 @@ def submit(experiment: Experiment, settings: Settings) -> list[Submitted]:
             after, lacks = active[-1:], _tests(experiment)
             jobs.append(Submitted(job=active[-1], run=config.run_name, what="queued already"))
         elif step.trains:
-            after = [str(ask(training(step.spec, settings))["job_id"])]
+            after = [str(ask([*training(step.spec, settings), "--json"])["job_id"])]
             jobs.append(Submitted(job=after[0], run=config.run_name, what=step.words.split(",")[0]))
         if lacks:
             folder = config.run_folder / f"{EVALUATION}-{experiment.name}"
@@ -149,7 +151,7 @@ def submit(experiment: Experiment, settings: Settings) -> list[Submitted]:
                 _submit_command(command, f"{config.run_name}-{experiment.name}", folder, after, settings)
             )
             jobs.append(Submitted(job=evaluations[-1], run=config.run_name, what=", ".join(lacks)))
-    if experiment.measure == "ensemble" and evaluations and all(_will_be_there(step) for step in steps):
+    if experiment.measure == "ensemble" and evaluations and all(step.state.kind != "conflicting" for step in steps):
         name, members = ensemble_name(experiment, settings.scale), [step.state.config for step in steps]
         folder = Path(members[0].runs) / name
         job = _submit_command(averaging(experiment, members, name), name, folder, evaluations, settings)
@@ -157,30 +159,23 @@ def submit(experiment: Experiment, settings: Settings) -> list[Submitted]:
     return jobs
 
 
-def _will_be_there(step: Step) -> bool:
-    return step.state.kind != "conflicting"
-
-
 def _tests(experiment: Experiment) -> tuple[str, ...]:
-    """What is made of a finished run: score files, layer responses, or nothing where its metrics are enough."""
+    """The tests of a finished run: score files, layer responses, or none where the run's metrics are enough."""
     return ("responses",) if experiment.measure == "responses" else experiment.protocols
 
 
 def _submit_command(command: Sequence[str], name: str, folder: Path, after: Sequence[str], settings: Settings) -> str:
-    """Submit a command as a job to start after others have ended well; the id, of the one in the queue where there is one."""
+    """Submit a command as a job that starts after others have ended well; its id, or that of its job in the queue."""
     if active := _active_jobs(folder):
         return active[-1]
-    words = [sys.executable, "-m", "launch.slurm_command", "--name", name, "--folder", str(folder / SLURM)]
+    words = [sys.executable, "-m", slurm_command.__name__, "--name", name, "--folder", str(folder / SLURM)]
     words += ["--after", ",".join(after)] if after else []
-    return str(ask([*words, *settings.options], behind=command)["job_id"])
+    return str(ask([*words, *settings.options, "--json", "--", *command])["job_id"])
 
 
 def _active_jobs(folder: Path) -> list[str]:
     """The jobs of a folder that SLURM still has in its queue or on its nodes."""
-    if not (folder / SLURM).is_dir():
-        return []
-    active: list[str] = ask([sys.executable, "-m", "launch.status", str(folder)])["active_jobs"]
-    return active
+    return status.read(folder).active_jobs if (folder / SLURM).is_dir() else []
 
 
 def _say(line: str) -> None:

@@ -1,6 +1,6 @@
-"""What a run folder says of how it was trained: hardware, device hours, images/s, and how it strays from a recipe.
+"""How a run was trained, from its run folder: hardware, device hours, images/s, and deviations from a recipe.
 
-All of it is read from run.json, metrics.jsonl and mlflow.json at the time of the call.
+Every call reads run.json, metrics.jsonl and mlflow.json anew.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.tracking.state import read_delivered
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What one attempt ran on. device: the GPU's name, or "cpu"; threads: per process."""
+    """The hardware of one attempt. device: the GPU's name, or "cpu"; threads: per process."""
 
     started: float  # seconds since 1970
     host: str
@@ -50,9 +50,9 @@ class Hardware:
 class RunFacts:
     """How a run was trained.
 
-    iteration: updates that metrics.jsonl tells of. unit_hours: GPU hours, or CPU core hours, of the updates that count:
-    evaluations, checkpoints and updates lost to a kill are not in it. images_per_second: the median of its log points.
-    mlflow: the MLflow run's page where MLflow is a server, else its id; None where MLflow does not know it.
+    iteration: the last one in metrics.jsonl. unit_hours: GPU hours, or CPU core hours, of the updates that led to the
+    weights: without evaluations, checkpoints and updates lost to a kill. images_per_second: the median of the log points.
+    mlflow: the MLflow run's page where MLflow is a server, else its id; None where MLflow does not know the run.
     """
 
     folder: Path
@@ -64,16 +64,16 @@ class RunFacts:
 
     @property
     def hardware(self) -> str:
-        """The kinds of hardware that its attempts had, once each."""
-        return ", then ".join(dict.fromkeys(one.text for one in self.attempts)) or "unknown"
+        """The kinds of hardware of all attempts, once each."""
+        return ", then ".join(dict.fromkeys(attempt.text for attempt in self.attempts)) or "unknown"
 
     @property
     def unit(self) -> str:
-        return "CPU core hours" if all(one.device == "cpu" for one in self.attempts) else "GPU hours"
+        return "CPU core hours" if all(attempt.device == "cpu" for attempt in self.attempts) else "GPU hours"
 
     @property
     def commit(self) -> str:
-        """Of its last attempt, short; `unknown` where it is not recorded."""
+        """The commit of the last attempt, short; `unknown` where run.json does not have it."""
         if not self.attempts:
             return "unknown"
         return self.attempts[-1].commit[:10] + ("-dirty" if self.attempts[-1].commit.endswith("-dirty") else "")
@@ -96,18 +96,18 @@ def read_facts(folder: Path, batch: int) -> RunFacts:
 
 
 def deviations(config: Config, recipe: Config) -> list[str]:
-    """`key: the paper's -> the run's` for every value that reaches what the run computes; how often it logs is none.
+    """`key: the paper's -> the run's` for every value that affects what the run computes, log intervals left out.
 
-    config: the run's. recipe: the paper's, but for its precision, which may be bf16 for speed: the paper's nets were float32.
+    config: the run's. recipe: the paper's, but for the precision, which may be bf16 for speed: the paper trained in float32.
     """
-    wanted, own = trajectory(replace(recipe, precision="float32")), trajectory(config)
+    wanted = trajectory(replace(recipe, precision="float32"))
     quiet = ("tracking.",) if recipe.schedule.kind == "plateau" else ("tracking.", "evaluation.every:")
-    return [one for one in differences(wanted, own) if not one.startswith(quiet)]
+    return [change for change in differences(wanted, trajectory(config)) if not change.startswith(quiet)]
 
 
 def curves(net: str, records: Sequence[Record]) -> list[Curve]:
-    """Training and val top-1 error of a run, x in 1e4 iterations; without what is not a number."""
-    found = []
+    """Training and val top-1 error of a run, x in 1e4 iterations; without points that are not a number."""
+    lines = []
     for kind, record_kind in (("train", "train"), ("test", "val")):
         points = [
             (record.iteration / 1e4, record.values["top1_error"])
@@ -116,38 +116,38 @@ def curves(net: str, records: Sequence[Record]) -> list[Curve]:
         ]
         if points:
             x, y = np.array(points, dtype=np.float64).T
-            found.append(Curve(net=net, kind=kind, x=x, y=y))  # type: ignore[arg-type]
-    return found
+            lines.append(Curve(net=net, kind=kind, x=x, y=y))  # type: ignore[arg-type]
+    return lines
 
 
 def _attempts(folder: Path) -> tuple[Hardware, ...]:
-    """Of run.json; none where it is missing or from other hands."""
+    """The attempts in run.json; none where the file is missing or of another form."""
     try:
         attempts: list[dict[str, Any]] = read_run_file(folder)["attempts"]
         return tuple(
             Hardware(
-                started=datetime.fromisoformat(one["started"]).timestamp(),
-                host=str(one["host"]),
-                launcher=str(one["launcher"]),
-                device=str(one["device"]),
-                processes=int(one["world_size"]),
-                threads=int(one["threads"]),
-                commit=str(one["git_commit"]),
+                started=datetime.fromisoformat(attempt["started"]).timestamp(),
+                host=str(attempt["host"]),
+                launcher=str(attempt["launcher"]),
+                device=str(attempt["device"]),
+                processes=int(attempt["world_size"]),
+                threads=int(attempt["threads"]),
+                commit=str(attempt["git_commit"]),
             )
-            for one in attempts
+            for attempt in attempts
         )
     except (OSError, ValueError, KeyError, TypeError):
         return ()
 
 
 def _unit_hours(train: Sequence[Record], attempts: Sequence[Hardware], batch: int) -> float:
-    """Every log point's updates at its rate, on the hardware of the attempt that it was logged in."""
+    """The hours of the updates before each log point, at its rate, on the hardware of the attempt that logged it."""
     seconds = 0.0
     for before, record in pairwise([Record("train", 0, 0, {}), *train]):
         rate = record.values.get("images_per_second")
         if rate:
-            own = [one for one in attempts if one.started * 1000 <= record.time] or [attempts[0]]
-            seconds += (record.iteration - before.iteration) * batch / rate * own[-1].units
+            begun = [attempt for attempt in attempts if attempt.started * 1000 <= record.time] or attempts[:1]
+            seconds += (record.iteration - before.iteration) * batch / rate * begun[-1].units
     return seconds / 3600
 
 

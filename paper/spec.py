@@ -1,7 +1,7 @@
 """Experiments as data: a table or figure of the paper, its rows, and the runs and tests that each row needs.
 
-They stand in configs/experiments/NAME.yaml (see reading.py). A run's name is a function of
-what is trained (`RunSpec.name`), so one run serves every experiment that wants it.
+configs/experiments/NAME.yaml holds them (reading.py). A run's name is a function of what is trained (`RunSpec.name`), so
+that one run serves every experiment that needs it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from pipeline.run.config import Config, check
 from pipeline.run.options import parse, parser
 
 Measure = Literal["error", "ensemble", "curve", "responses"]
-# The paper's figures of a row, percent: of the one net (or the best of several seeds), mean and standard deviation.
-PAPER_FIGURES = ("top1_error", "top5_error", "top1_mean", "top1_std")
+Shortcut = Literal["default", "A", "B", "C"]
 # Intervals counted in iterations; the schedule's patience counts evaluations and so follows evaluation.every.
 INTERVALS = ("evaluation.every", "checkpoint.every", "checkpoint.keep_every", "tracking.log_every")
 SHORTEST_INTERVAL = 10  # a rehearsal that evaluates at every update does little else
@@ -31,15 +30,16 @@ SHORTEST_INTERVAL = 10  # a rehearsal that evaluates at every update does little
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
-    """One training: a base config file and what differs from it. Hashable; equal specs are one run.
+    """One training: a base config file and its overrides. Hashable; equal specs are one run.
 
-    overrides: (dotted config key, value) pairs, sorted. variant: what the name says of a deviating recipe or dataset.
+    overrides: (dotted config key, value) pairs, sorted. variant: the part of the run's name that stands for another recipe
+    or dataset.
     """
 
     config: Path
     arch: str
     seed: int = 0
-    shortcut: Literal["default", "B", "C"] = "default"
+    shortcut: Shortcut = "default"
     overrides: tuple[tuple[str, Any], ...] = ()
     variant: str | None = None
 
@@ -52,59 +52,112 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a table, or one net of a figure.
+    """One line of a table, or one model of a figure.
 
-    runs: what must be trained for it: one net, the seeds of one net, or the members of an ensemble.
-    paper: the paper's figures, some of PAPER_FIGURES, percent. note: what has to be said when the two are compared.
+    runs: the trainings that the row needs: one model, several seeds of one model, or the members of an ensemble.
+    paper: the paper's figures, some of top1_error, top5_error, top1_mean, top1_std; percent. one_crop: top1_error and
+    top5_error of the centre crop, for a table of another protocol. note: what a reader must know to compare.
     """
 
     label: str
     runs: tuple[RunSpec, ...]
     paper: Mapping[str, float] = field(default_factory=dict)
+    one_crop: Mapping[str, float] = field(default_factory=dict)
     note: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """A group of runs that makes one table or figure of the paper.
-
-    Args:
-        name: the YAML file's name.
-        title: one sentence for people.
-        place: where it stands in the paper: "Table 6", "Fig. 7".
-        measure: what a row shows. error: of its net on `split` under protocols[0]; ensemble: of the average of its runs'
-            scores; curve: training and val error over the iterations; responses: standard deviations of layer responses.
-        rows: in the paper's order.
-        protocols: the tests that the runs are put to; the first one's errors are compared with the paper's.
-        split: of the dataset, that is tested on.
-        weights: final, or those whose BN statistics were recomputed after training.
-        paper_images: images that the paper's figures were counted on, where it is not all of the val (CIFAR: test) set.
-        note: what has to be said of the whole.
-    """
+class OtherMethod:
+    """A row of the paper's table that this project does not train. Errors in percent; None where the paper has a dash."""
 
     name: str
+    top1: float | None = None
+    top5: float | None = None
+
+    @property
+    def metric(self) -> str:
+        """`top-1 / top-5`, or whichever of the two the paper gives."""
+        return " / ".join(name for name, value in (("top-1", self.top1), ("top-5", self.top5)) if value is not None)
+
+    @property
+    def text(self) -> str:
+        return " / ".join(f"{value:.2f}" for value in (self.top1, self.top5) if value is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelSpec:
+    """One panel of a figure: its title and the labels of its rows. kind: of error that the panel shows; None: both."""
+
+    title: str
+    rows: tuple[str, ...]
+    kind: Literal["train", "test"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureSpec:
+    """How a figure of training and test errors is drawn: x in 1e4 iterations, y in percent.
+
+    x_limits, y_limits: of the axes; None fits the curves. panels: left to right; none: one panel with all rows.
+    marks_from: the experiment whose rows give the paper's errors at the end, or a YAML file; None: this one's rows.
+    mark_note: what a reader must know of these errors.
+    """
+
+    x_limits: tuple[float, float] | None = None
+    y_limits: tuple[float, float] | None = None
+    panels: tuple[PanelSpec, ...] = ()
+    marks_from: str | None = None
+    mark_note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """An experiment without its rows, as its YAML file gives it.
+
+    Args:
+        title: one sentence for people.
+        place: the place in the paper: "Table 6", "Fig. 7".
+        measure: what a row shows. error: of its model on `split` under protocols[0]; ensemble: of the average of its runs'
+            scores; curve: training and val error over the iterations; responses: standard deviations of layer responses.
+        others: rows of the paper's table that this project does not train.
+        figure: how curves are drawn.
+        protocols: the tests of every run; the errors under the first are compared with the paper's.
+        split: of the dataset, that the tests read.
+        weights: final, or those whose BN statistics were recomputed after training.
+        paper_images: images that the paper's errors are counted on, where it is not all of the val (CIFAR: test) set.
+        note: what a reader must know of the whole.
+    """
+
     title: str
     place: str
     measure: Measure
-    rows: tuple[Row, ...]
+    others: tuple[OtherMethod, ...] = ()
+    figure: FigureSpec = FigureSpec()
     protocols: tuple[str, ...] = ()
     split: str = "val"
     weights: Weights = "final"
     paper_images: int | None = None
     note: str | None = None
 
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Outline):
+    """A group of runs that makes one table or figure of the paper. name: the YAML file's; rows: in the paper's order."""
+
+    name: str
+    rows: tuple[Row, ...]
+
     @property
     def runs(self) -> tuple[RunSpec, ...]:
-        """Every run it needs, once each, in the rows' order."""
+        """Every run of the rows, once each, in their order."""
         return tuple(dict.fromkeys(spec for row in self.rows for spec in row.runs))
 
     @property
     def data(self) -> str:
-        """The dataset folder (or its URL) that its runs' configs name."""
+        """The dataset folder (or URL) in the config of the runs."""
         return resolve(self.runs[0]).data
 
     def only(self, labels: Sequence[str]) -> Experiment:
-        """With the rows of these labels alone (case does not count). Raises UserError for a label that it has not."""
+        """The experiment with these rows alone (case does not count). Raises UserError for an unknown label."""
         known = {row.label.lower(): row.label for row in self.rows}
         for label in labels:
             if label.lower() not in known:
@@ -123,10 +176,10 @@ def resolve(
     """The config of a run; arguments as in `arguments`. Raises UserError as `pipeline.run.options.parse` does."""
     if surroundings:  # they may override any key
         return _parse(arguments(spec, data, runs, scale, surroundings))
-    own: dict[str, Any] = {"arch": spec.arch, "seed": spec.seed, "name": spec.name(scale)}
-    own |= {} if spec.shortcut == "default" else {"shortcut": spec.shortcut}
-    own |= {key: str(value) for key, value in (("data", data), ("runs", runs)) if value is not None}
-    config = replace(_recipe(spec.config, spec.overrides, scale), **own)
+    values: dict[str, Any] = {"arch": spec.arch, "seed": spec.seed, "name": spec.name(scale)}
+    values |= {} if spec.shortcut == "default" else {"shortcut": spec.shortcut}
+    values |= {key: str(value) for key, value in (("data", data), ("runs", runs)) if value is not None}
+    config = replace(_recipe(spec.config, spec.overrides, scale), **values)
     check(config)
     return config
 
@@ -138,12 +191,12 @@ def arguments(
     scale: float = 1.0,
     surroundings: Sequence[str] = (),
 ) -> list[str]:
-    """The options that make a launcher of launch/ train this run.
+    """The options with which a launcher of launch/ trains this run.
 
-    data, runs: the dataset folder and the folder of run folders, where they are not the base config's. scale: shortens
-    everything that is counted in iterations (intervals to 10 at least), and the images that BN statistics are recomputed
-    over. surroundings: further options, of keys that leave what the run computes as it is. Raises UserError for a scale
-    that cannot be.
+    data, runs: the dataset folder and the folder of run folders; None: the base config's. scale: shortens everything that
+    is counted in iterations (intervals to 10 at least), and the number of images that BN statistics are recomputed over.
+    surroundings: further options, of keys that do not change what the run computes. Raises UserError for a scale that is
+    out of range.
     """
     words = [f"--config={spec.config}", f"--arch={spec.arch}", f"--seed={spec.seed}", f"--name={spec.name(scale)}"]
     words += [] if spec.shortcut == "default" else [f"--shortcut={spec.shortcut}"]
@@ -155,7 +208,7 @@ def arguments(
 
 
 def _recipe(file: Path, overrides: Sequence[tuple[str, Any]], scale: float) -> Config:
-    """What the runs of one recipe share: a config file, what an experiment changes in it, and how much it is shortened."""
+    """The config that the runs of one recipe share: a config file, an experiment's overrides in it, and the scale."""
     return _parse_once(file, _content(file), (*_options(overrides), *_options(_scaling(file, overrides, scale))))
 
 

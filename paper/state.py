@@ -1,11 +1,13 @@
-"""How far one run is: from its run folder alone, read anew every time, so a deleted run is 'not run' at once."""
+"""How far a run is, read from its run folder alone on every call: a run whose folder was deleted is 'not run' at once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from paper.spec import Experiment, RunSpec, resolve
 from pipeline.base.command import UserError
 from pipeline.base.layout import CHECKPOINTS, CONFIG, METRICS, checkpoints_in
 from pipeline.base.lease import is_held
@@ -23,9 +25,9 @@ Kind = Literal["not run", "running", "interrupted", "finished", "conflicting"]
 class RunState:
     """One run as its folder shows it.
 
-    config: of the run that is wanted. iteration: updates that its newest sound checkpoint holds; while it runs, those
-    that metrics.jsonl tells of. checkpoint: the final one's file name (it holds its digest), of a finished run alone.
-    differences: `key: the folder's -> the wanted` of a conflicting run, else none.
+    config: of the run that the experiment wants. iteration: updates in the newest sound checkpoint; of a running run, the
+    last iteration in metrics.jsonl. checkpoint: the final checkpoint's file name, which holds its digest; of a finished run
+    alone. differences: of a conflicting run, `key: the folder's -> the wanted`.
     """
 
     kind: Kind
@@ -49,18 +51,19 @@ class RunState:
 def read_state(config: Config) -> RunState:
     """The state of the run that `config` describes, in its run folder.
 
-    finished: a sound checkpoint of the last iteration is there. conflicting: a run of that name stands there with other
-    values that affect its results, on other data (where the dataset folder is at hand to compare), or by code of another
-    TRAJECTORY; or its config.yaml is lost. A finished run of such code stays finished, and a running one is left alone.
+    finished: the folder has a sound checkpoint of the last iteration. conflicting: the folder has a run of this name with
+    other values that affect its results, on other data (where the dataset folder is at hand to compare), or by code of
+    another TRAJECTORY; or its config.yaml is lost. A finished run of such code stays finished, and a running one is left
+    alone.
     """
     folder = config.run_folder
     if sentence := lost_config(folder):
         return RunState(kind="conflicting", config=config, differences=(sentence,))
     if not (folder / CONFIG).exists():
         return RunState(kind="not run", config=config)
-    if found := _conflicts(config):
-        return RunState(kind="conflicting", config=config, differences=tuple(found))
-    newest = next((one for one in reversed(checkpoints_in(folder / CHECKPOINTS)) if is_sound(one[1])), None)
+    if conflicts := _conflicts(config):
+        return RunState(kind="conflicting", config=config, differences=tuple(conflicts))
+    newest = next((pair for pair in reversed(checkpoints_in(folder / CHECKPOINTS)) if is_sound(pair[1])), None)
     saved = newest[0] if newest else 0
     if newest and saved == config.iterations:
         return RunState(kind="finished", config=config, iteration=saved, checkpoint=newest[1].name)
@@ -73,10 +76,10 @@ def read_state(config: Config) -> RunState:
 
 
 def _conflicts(config: Config) -> list[str]:
-    """In what the run that stands in the folder differs from `config`, or which of its files is damaged."""
+    """How the run in the folder differs from `config`, or which of its files is damaged."""
     folder = config.run_folder
     try:
-        found = differences(trajectory(load(folder / CONFIG)), trajectory(config))
+        conflicts = differences(trajectory(load(folder / CONFIG)), trajectory(config))
         trained_on = read_facts(folder).get("dataset_sha256")
         read_metrics(folder / METRICS)
     except UserError as error:
@@ -84,5 +87,32 @@ def _conflicts(config: Config) -> list[str]:
     if trained_on is not None and (Path(config.data) / MANIFEST).is_file():
         wanted = Dataset(config.data).sha256
         if trained_on != wanted:
-            found.append(f"the dataset's content: {trained_on[:12]} -> {wanted[:12]}")
-    return found
+            conflicts.append(f"the dataset's content: {trained_on[:12]} -> {wanted[:12]}")
+    return conflicts
+
+
+def find_state(folders: Sequence[Path], spec: RunSpec, scale: float) -> RunState:
+    """The state of a run in the first of several folders that has it. A run that is in two of them is conflicting."""
+    wanted = resolve(spec, scale=scale)
+    states = [read_state(replace(wanted, runs=str(folder))) for folder in folders]
+    present = [state for state in states if state.kind != "not run"]
+    if len(present) > 1:
+        places = " and ".join(str(state.folder.parent) for state in present)
+        return replace(present[0], kind="conflicting", differences=(f"a run of this name stands in {places}",))
+    return (present or states)[0]
+
+
+def scales_of(experiment: Experiment, runs: Sequence[Path]) -> list[float]:
+    """1, and every scale at which the folders have a shortened run of the experiment; largest first."""
+    scales = {1.0}
+    for spec in experiment.runs:
+        prefix = f"{spec.name()}-scale"
+        for place in (path for folder in runs for path in folder.glob(f"{prefix}*/{CONFIG}")):
+            text = place.parent.name.removeprefix(prefix)
+            try:
+                scale = float(text)
+            except ValueError:
+                continue  # a run that somebody named so
+            if 0 < scale < 1 and spec.name(scale) == place.parent.name:
+                scales.add(scale)
+    return sorted(scales, reverse=True)

@@ -20,6 +20,7 @@ _EXPECTED = {  # pydantic's kinds of error, in words
     "float_type": "a number",
     "bool_type": "true or false",
     "tuple_type": "a list",
+    "too_long": "fewer values",
     "dict_type": "'key: value' lines",
     "dataclass_type": "'key: value' lines",
 }
@@ -53,12 +54,11 @@ def _mappings(kind: type, values: Any, prefix: str) -> Iterator[tuple[str, Mappi
     types = get_type_hints(kind)
     yield prefix, values, [one.name for one in dataclasses.fields(kind)]
     for key, value in values.items():
-        if dataclasses.is_dataclass(types[key]):
-            yield from _mappings(types[key], value, f"{prefix}{key}.")
-        item, *_ = [*get_args(types[key]), None]
-        if isinstance(value, list) and isinstance(item, type) and dataclasses.is_dataclass(item):
-            for number, one in enumerate(value):
-                yield from _mappings(item, one, f"{prefix}{key}[{number}].")
+        for part in (types[key], *get_args(types[key])):  # X itself, or the X of `tuple[X, ...]` or `X | None`
+            if isinstance(part, type) and dataclasses.is_dataclass(part):
+                items = {f"[{i}]": one for i, one in enumerate(value)} if isinstance(value, list) else {"": value}
+                for place, item in items.items():
+                    yield from _mappings(part, item, f"{prefix}{key}{place}.")
 
 
 def _sentence(error: ValidationError, place: str) -> str:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from paper.evidence import RowResult, collect
 from paper.reading import read_experiment
+from paper.rows import RowResult, collect
 from paper.spec import Experiment, RunSpec, resolve
 from paper.state import read_state
 from pipeline import evaluate, train
@@ -111,10 +111,11 @@ def test_a_row_is_complete_when_all_its_runs_are(experiment: Experiment, digits:
     with np.load(runs / "resnet8-seed0-scale0.02" / "scores" / "center-val-00000008.npz") as file:
         error = 100 * np.mean(file["scores"].astype("f4").argmax(axis=1) != file["labels"])
     assert rows["one"].figures["top1_error"] == pytest.approx(error, abs=1e-9)
-    assert (rows["one"].text, rows["none"].text, rows["two seeds"].text) == ("finished", "not run", "1 of 2 finished")
+    assert (rows["one"].state, rows["none"].state) == ("finished", "not run")
+    assert rows["two seeds"].state == rows["two seeds"].status == "1 of 2 runs finished"
     assert rows["two seeds"].figures == {} == rows["none"].figures
     shutil.rmtree(runs / "resnet8-seed0-scale0.02")
-    assert (rows_of(experiment, digits, runs)["one"].text, rows_of(experiment, digits, runs)["one"].figures) == (
+    assert (rows_of(experiment, digits, runs)["one"].state, rows_of(experiment, digits, runs)["one"].figures) == (
         "not run",
         {},
     )
@@ -148,12 +149,12 @@ def test_scores_of_another_checkpoint_do_not_count(experiment: Experiment, digit
     state["model"]["fc.bias"] += 1
     final.unlink()
     publish(final.parent, 8, state)
-    assert rows_of(experiment, digits, runs)["one"].text == "finished, without center"
+    assert rows_of(experiment, digits, runs)["one"].state == "finished, without center"
 
 
 def test_damaged_scores_do_not_count(experiment: Experiment, digits: Path, runs: Path) -> None:
     (runs / "resnet8-seed0-scale0.02" / "scores" / "center-val-00000008.npz").write_bytes(b"cut off")
-    assert rows_of(experiment, digits, runs)["one"].text == "finished, without center"
+    assert rows_of(experiment, digits, runs)["one"].state == "finished, without center"
 
 
 def test_curves_are_the_runs_metrics(experiment: Experiment, digits: Path, runs: Path) -> None:
@@ -172,11 +173,11 @@ def test_responses_of_the_final_checkpoint_count(experiment: Experiment, digits:
     from pipeline import responses
 
     figure = replace(experiment, measure="responses", protocols=())
-    assert rows_of(figure, digits, runs)["one"].text == "finished, without responses"
+    assert rows_of(figure, digits, runs)["one"].state == "finished, without responses"
     folder = runs / "resnet8-seed0-scale0.02"
     assert responses.main([str(folder), "--threads", "1"]) == 0
     file = folder / "responses.json"
     values = json.loads(file.read_text())
     assert rows_of(figure, digits, runs)["one"].figures == {"response_std": pytest.approx(np.mean(values["std"]))}
     file.write_text(json.dumps({**values, "checkpoint": "00000008-0123456789abcdef.pt"}))
-    assert rows_of(figure, digits, runs)["one"].text == "finished, without responses"
+    assert rows_of(figure, digits, runs)["one"].state == "finished, without responses"

@@ -221,8 +221,8 @@ def test_mistakes_get_one_sentence(
         ([str(file), *places, "--launcher", "slurm", "--procs", "2"], "--procs goes with --launcher local or ray"),
         ([str(file), *places, "--launcer", "ray"], "--launcer is not an option: did you mean '--launcher'"),
         ([str(file), *places, "--", "--batch", "32"], "plain8-seed0 computes (batch: 64 -> 32)"),
-        ([str(file), *places, "--", "--name", "x"], "--name may not stand behind '--'"),
-        ([str(file), *places, "--", "--scale-batch", "2"], "--scale-batch may not stand behind '--'"),
+        ([str(file), *places, "--", "--name", "x"], "--name must not stand behind '--'"),
+        ([str(file), *places, "--", "--scale-batch", "2"], "--scale-batch must not stand behind '--'"),
     ):
         assert sentence in refused(words, capsys)
     assert not (tmp_path / "runs").exists()
@@ -231,12 +231,12 @@ def test_mistakes_get_one_sentence(
 def test_options_behind_the_dashes_go_where_they_belong() -> None:
     behind = ["--threads", "2", "--nodes=4", "--loader.ready=3", "--partition", "gpu"]
     assert split_options(behind) == (("--threads", "2", "--loader.ready=3"), ("--nodes=4", "--partition", "gpu"))
-    with pytest.raises(UserError, match="may not stand behind"):
+    with pytest.raises(UserError, match="must not stand behind"):
         split_options(["--config=x.yaml"])
 
 
 def test_plan_of_the_ensemble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The commands that are shown are the doors' own and give the very configs."""
+    """The launchers parse the printed commands to the very configs."""
     from launch.local import options
     from pipeline.run.options import parse
 

@@ -19,15 +19,14 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from paper import published as paper
 from paper import report
+from paper.evidence import Measured
 from paper.reading import find, names
-from paper.results import Measured, _comparable, wilson_interval
+from paper.rows import _comparable, wilson_interval
 from paper.runs import deviations, read_facts
 from paper.spec import RunSpec, resolve
 from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
-from pipeline.evaluation.ensemble import Errors
 from pipeline.run.config import to_yaml
 from pipeline.run.options import load
 from tests.conftest import skip_without
@@ -153,8 +152,7 @@ def test_damaged_runs_are_said_and_the_others_shown(runs: Path, make: Report) ->
 
 def test_errors_on_other_images_are_not_compared() -> None:
     """3.57% is of the 100,000 test images; a val set of 50,000 is what the other tables have."""
-    errors = Errors(top1_error=20.0, top5_error=4.0, top1_interval=(19, 21), top5_interval=(3, 5))
-    measured = [Measured(errors=errors, images=50_000)]
+    measured = [Measured(figures={"top1_error": 20.0, "top5_error": 4.0}, images=50_000)]
     for name, wanted in (("table3", True), ("table5", False)):
         experiment, notes = find(name), []
         assert _comparable(experiment, experiment.rows[0], measured, notes) is wanted
@@ -280,12 +278,70 @@ def test_facts_of_a_run(made: Path) -> None:
     assert "iterations: 64000 -> 16000" in strays and "schedule.steps: [32000, 48000] -> [8000, 12000]" in strays
 
 
-def test_what_the_paper_has_fits_the_experiments() -> None:
-    assert set(paper.OTHERS) | set(paper.FIGURES) <= set(names())
-    assert set(paper.ONE_CROP) <= {row.label for row in find("table3").rows}
-    for name, axes in paper.FIGURES.items():
-        shown = {label for _, labels in axes.panels for label in labels}
-        assert shown == {row.label for row in find(name).rows}
+def test_what_the_paper_shows_beside_our_rows_stands_in_the_experiments() -> None:
+    experiments = {name: find(name) for name in names()}
+    assert [name for name, one in experiments.items() if one.others] == ["table3", "table4", "table5", "table6"]
+    given = {row.label: row.one_crop for one in experiments.values() for row in one.rows if row.one_crop}
+    assert given["ResNet-152"] == {"top1_error": 23.0, "top5_error": 6.7} and len(given) == 3
+    figures = {name: one for name, one in experiments.items() if one.figure.panels}
+    assert list(figures) == ["fig1", "fig4", "fig6"]
+    for figure in figures.values():
+        shown = {label for panel in figure.figure.panels for label in panel.rows}
+        assert shown == {row.label for row in figure.rows}
+        assert figure.figure.x_limits and figure.figure.y_limits
+
+
+TABLE = """
+title: Two nets
+place: Table 0
+config: cifar10.yaml
+measure: error
+protocols: [center]
+rows:
+  - {label: mine, nets: [{arch: resnet20}], paper: {top1_error: 8.75, top5_error: 0.5}}
+others:
+  - {name: Another net, top1: 11.25}
+  - {name: A third, top1: 10.5, top5: 1.5}
+"""
+FIGURE = """
+title: Curves of two nets
+place: Fig. 0
+config: cifar10.yaml
+measure: curve
+figure:
+  x_limits: [0, 60]
+  y_limits: [10, 60]
+  panels:
+    - {title: what is learned, rows: [plain, residual], kind: train}
+    - {title: what is left, rows: [residual, mine]}
+  marks_from: table.yaml
+  mark_note: The diamond is of Table 0.
+rows:
+  - {label: plain, nets: [{arch: plain20}]}
+  - {label: residual, nets: [{arch: resnet20}], paper: {top1_error: 9}}
+  - {label: mine, nets: [{arch: resnet56}]}
+"""
+
+
+def test_a_table_and_a_figure_of_ones_own_are_one_file_each(made: Path, make: Report, tmp_path: Path) -> None:
+    """Outside configs/: other methods' rows, axes, panels and end points come from the YAML file alone."""
+    (tmp_path / "table.yaml").write_text(TABLE)
+    (tmp_path / "figure.yaml").write_text(FIGURE)
+    found = make(made, experiments=f"{tmp_path / 'table.yaml'},{tmp_path / 'figure.yaml'}")
+    page = (tmp_path / "page/report.html").read_text()
+    assert [line["metric"] for line in rows_of(found, "table")["mine"]["lines"]] == ["top-1", "top-5"]
+    others = re.findall(r'<th scope="row"><span.*?>(.+?)</span></th><td class="text">(.+?)</td><td.*?>(.+?)</td>', page)
+    assert others == [("Another net", "top-1", "11.25"), ("A third", "top-1 / top-5", "10.50 / 1.50")]
+    figure = page[page.index('<section id="figure">') :]
+    panels = re.findall(r"<svg.*?</svg>", figure[: figure.index("</figure>")], re.DOTALL)
+    assert ["what is learned" in panel for panel in panels] == [True, False]
+    assert ["what is left" in panel for panel in panels] == [False, True]
+    for panel in panels:
+        ticks = [int(text) for text in re.findall(r">(\d+)</text>", panel)]
+        assert ticks == [*range(0, 61, 10), *range(10, 61, 10)]
+    assert "The diamond is of Table 0." in figure
+    ends = {label: row[-1] for label, row in found["experiments"]["figure"]["figure"]["rows"].items()}
+    assert ends == {"plain": None, "residual": None, "mine": 8.75}, "of the row of that label in table.yaml"
 
 
 @pytest.mark.parametrize(

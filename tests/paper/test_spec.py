@@ -141,7 +141,7 @@ WRONG = {
     "row's key": ("label: plain", "lable: plain", r"unknown key 'rows\[1\]\.lable' in .*'label'"),
     "net's key": ("seeds:", "seed:", r"unknown key 'rows\[0\]\.nets\[0\]\.seed' in .*'seeds'"),
     "figure": ("top1_error", "top1", r"unknown key 'rows\[0\]\.paper\.top1' .*'top1_error'"),
-    "missing": ("title: Two small nets", "", r"'title' in .* is missing: give some text"),
+    "missing": ("title: Two small nets", "", r"'title' is missing in .*: add it"),
     "type": ("seeds: [0, 1]", "seeds: [0, one]", r"seeds\[1\]' in .* is 'one': give a whole number"),
     "measure": ("measure: error", "measure: errors", r"'measure' in .* is 'errors': did you mean 'error'"),
     "protocol": ("[center]", "[centre]", r"there is no protocol 'centre': did you mean 'center'"),
@@ -149,12 +149,18 @@ WRONG = {
     "net": ("arch: plain8", "arch: plain9", "no net named 'plain9'"),
     "config": ("demo.yaml", "dmo.yaml", r"the config 'dmo.yaml' of .* is neither beside it"),
     "override": ("arch: plain8", "arch: plain8, overrides: {bacth: 3}", r"plain8-seed0 of .* cannot be: .*--batch"),
-    "reserved": ("arch: plain8", "arch: plain8, overrides: {seed: 3}", "may not hold 'seed'"),
+    "reserved": ("arch: plain8", "arch: plain8, overrides: {seed: 3}", "must not hold 'seed'"),
     "same label": ("label: plain", "label: A net", "two rows of .* are labelled 'A net'"),
     "same name": ("arch: plain8", "arch: resnet8, overrides: {batch: 32}", "two different runs .* resnet8-seed0: .*variant"),
+    "no nets": ("nets: [{arch: plain8}]", "nets: []", r"'rows\[1\]\.nets' in .* is empty: list at least one"),
+    "axes of a table": ("rows:", "figure: {x_limits: [0, 1]}\nrows:", "'figure' in .* needs curves"),
+    "axes": ("rows:", "figure: {x_limits: [0, 1, 2]}\nrows:", r"'figure\.x_limits' in .*\[0, 1, 2\]: give fewer values"),
+    "axes' key": ("rows:", "figure: {xlimits: [0, 1]}\nrows:", r"unknown key 'figure\.xlimits' in .*'x_limits'"),
+    "other method": ("rows:", "others: [{name: A, top: 8}]\nrows:", r"unknown key 'others\[0\]\.top' in .*'top1'"),
+    "1-crop": ("paper: {top1_error: 8}", "one_crop: {top1_error: 8}", r"'rows\[0\]\.one_crop' in .* needs measure error"),
     "two ensembles": ("measure: error", "measure: ensemble", "has 2 ensembles: give each an experiment file"),
     "not YAML": ("title:", "title: [", "is not YAML"),
-    "no mapping": ("rows:", "rows: [3]\nnote:", r"rows\[0\]\. of .* must hold"),
+    "no mapping": ("{label: plain, nets: [{arch: plain8}]}", "3", r"'rows\[1\]' in .* is 3: give 'key: value' lines"),
 }  # fmt: skip
 
 
@@ -165,6 +171,26 @@ def test_wrong_files(mistake: str, tmp_path: Path) -> None:
     assert old in text
     file = tmp_path / "wrong.yaml"
     file.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=sentence):
+        read_experiment(file)
+
+
+@pytest.mark.parametrize(
+    ("figure", "sentence"),
+    [
+        ("{panels: [{title: T, rows: [A nett]}]}", r"'figure\.panels\[0\]\.rows' in .* names 'A nett': .*'A net'"),
+        ("{panels: [{title: T, row: [A net]}]}", r"unknown key 'figure\.panels\[0\]\.row' in .*'rows'"),
+        (
+            "{panels: [{title: T, rows: [plain], kind: val}]}",
+            r"'figure\.panels\[0\]\.kind' in .* is 'val': .*test, train",
+        ),
+        ("{marks_from: tabel6}", r"'figure\.marks_from' in .* is 'tabel6': did you mean 'table6'"),
+    ],
+)
+def test_wrong_figures(figure: str, sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    curves = SMALL.replace("measure: error\nprotocols: [center]", f"measure: curve\nfigure: {figure}")
+    file.write_text(curves)
     with pytest.raises(UserError, match=sentence):
         read_experiment(file)
 

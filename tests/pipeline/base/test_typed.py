@@ -21,19 +21,25 @@ class Net:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Axes:
+    limits: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Table:
     title: str
     nets: tuple[Net, ...]
     paper: Mapping[str, float] = field(default_factory=dict)
     share: float = 1.0
     note: str | None = None
+    axes: Axes | None = None
 
 
 def test_what_fits_comes_out_typed() -> None:
-    text = "{title: T, nets: [{arch: a, seeds: [1, 2]}, {arch: b, shortcut: B}], paper: {top1: 7}, share: 2}"
-    wanted = Table(
-        title="T", nets=(Net(arch="a", seeds=(1, 2)), Net(arch="b", shortcut="B")), paper={"top1": 7.0}, share=2.0
-    )
+    text = "{title: T, nets: [{arch: a, seeds: [1, 2]}, {arch: b, shortcut: B}], paper: {top1: 7}, share: 2, "
+    text += "axes: {limits: [0, 1]}}"
+    nets = (Net(arch="a", seeds=(1, 2)), Net(arch="b", shortcut="B"))
+    wanted = Table(title="T", nets=nets, paper={"top1": 7.0}, share=2.0, axes=Axes(limits=(0.0, 1.0)))
     assert read_typed(Table, yaml.safe_load(text), "t.yaml") == wanted
 
 
@@ -53,6 +59,9 @@ def test_what_fits_comes_out_typed() -> None:
         ({"title": "T", "nets": [], "paper": {"top1": "x"}}, "'paper.top1' in t.yaml is 'x': give a number"),
         ({"title": "T", "nets": [], "titel": "T"}, "unknown key 'titel' in t.yaml: did you mean 'title'?"),
         ({"title": "T", "nets": [{"arch": "a", "seed": 1}]}, "unknown key 'nets[0].seed' in t.yaml: did you mean 'seeds'?"),
+        ({"title": "T", "nets": [], "axes": {"limit": 1}}, "unknown key 'axes.limit' in t.yaml: did you mean 'limits'?"),
+        ({"title": "T", "nets": [], "axes": {"limits": [0]}}, "'axes.limits[1]' is missing in t.yaml: add it"),
+        ({"title": "T", "nets": [], "axes": {"limits": [0, 1, 2]}}, "'axes.limits' in t.yaml is [0, 1, 2]: give fewer values"),
         ({"title": "T", "nets": [{"arch": "a", "shortcut": "C"}]}, "'nets[0].shortcut' in t.yaml is 'C': valid: A, B"),
     ],
 )  # fmt: skip
