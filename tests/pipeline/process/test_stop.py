@@ -50,7 +50,7 @@ def test_during_the_imports(tmp_path: Path, number: signal.Signals) -> None:
     job.send_signal(number)
     _, err = job.communicate(timeout=limit(60))
     assert job.returncode == EXIT_PREEMPTED, err
-    assert err == "ended on request: the same command goes on where it was\n"
+    assert err == "stopped on request: the same command continues from here\n"
     assert not runs.exists()
 
 
