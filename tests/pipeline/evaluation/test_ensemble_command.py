@@ -16,7 +16,7 @@ from pipeline import ensemble
 from pipeline.evaluation.scores import Scores, load, save
 from pipeline.run.config import Config, to_yaml
 from pipeline.tracking import TrackingConfig, read_metrics
-from pipeline.tracking.state import Delivered, write_delivered
+from pipeline.tracking.state import Delivered
 from tests.pipeline.evaluation.nets_and_images import Run, provenance, random_softmax
 
 IMAGES, CLASSES = 300, 12
@@ -102,7 +102,7 @@ def test_score_files_can_be_members(runs: list[Path], run: Run) -> None:
 def test_mlflow_run_ids_can_be_members(runs: list[Path], run: Run) -> None:
     ids = [f"{number:032x}" for number in range(3)]
     for folder, one in zip(runs, ids, strict=True):
-        write_delivered(folder, Delivered(run_id=one))
+        Delivered(run_id=one).write(folder)
     by_id = figures(run(*ids, "--runs", runs[0].parent, "--json")[1])
     assert by_id == figures(run(*runs, "--json", "--no-tracking")[1])
     told = (runs[0].parent / "ensemble-a-b-c/tracking.json").read_text()

@@ -17,7 +17,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.evaluation.responses import FILE, layers_of, measure, moments, read, standard_deviation
 from pipeline.models.resnet import build
 from pipeline.tracking import TrackingConfig, open_tracker
-from pipeline.tracking.state import read_wanted
+from pipeline.tracking.state import Wanted
 from tests.pipeline.evaluation.nets_and_images import (
     changed_copy,
     decoded,
@@ -116,7 +116,7 @@ def test_the_command_writes_the_run_folder(
     assert (stored["split"], stored["images"], stored["iteration"]) == ("train", 150, 100)
     assert (run / "checkpoints" / stored["checkpoint"]).is_file()
     assert (run / "responses.svg").read_text().startswith("<svg ")
-    wanted = read_wanted(run)
+    wanted = Wanted.read(run)
     assert wanted is not None and wanted.artifacts == [["responses.json", "responses"], ["responses.svg", "responses"]]
 
 

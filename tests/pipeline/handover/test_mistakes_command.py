@@ -16,7 +16,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.evaluation.scores import Scores, load, save
 from pipeline.handover.mistakes import COLUMNS, MARGIN, THUMBNAIL, confident_mistakes
 from pipeline.tracking import TrackingConfig, open_tracker
-from pipeline.tracking.state import read_wanted
+from pipeline.tracking.state import Wanted
 from tests.pipeline.evaluation.nets_and_images import decoded, name_data, provenance, random_softmax, write_run
 
 
@@ -68,7 +68,7 @@ def test_tables_and_pictures(scored_run: Path, ten_classes: Dataset, capsys: pyt
 
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["confusions"][0]["images"] == wrong.max()
-    wanted = read_wanted(scored_run)
+    wanted = Wanted.read(scored_run)
     assert wanted is not None and [one for one in wanted.artifacts if one[0].endswith("mistakes.png")]
     check_sheet(folder / "mistakes.png", scores, ten_classes)
 

@@ -237,7 +237,7 @@ def test_a_server_that_hangs_dies_and_comes_back(
         log()
         tracker.finish("FINISHED")
     # On a slow machine the outages are long enough to be told of, too.
-    outages = ("MLflow does not take the metrics", "MLflow answers again")
+    outages = ("MLflow does not accept the metrics", "MLflow responds again")
     (said,) = (line for line in capfd.readouterr().err.splitlines() if not line.startswith(outages))
     assert f"MLflow at {uri} has not taken" in said and "the status FINISHED of run a" in said
     assert "python -m pipeline.tracking sync" in said
