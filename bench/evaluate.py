@@ -41,7 +41,7 @@ from pipeline.data.graphs import Normalization  # noqa: E402
 from pipeline.data.loader import LoaderConfig  # noqa: E402
 from pipeline.evaluation.protocols import SCALES, find  # noqa: E402
 from pipeline.evaluation.scores import Provenance, Scores, save  # noqa: E402
-from pipeline.evaluation.scoring import Showing, score_split  # noqa: E402
+from pipeline.evaluation.scoring import EvaluationSettings, score_split  # noqa: E402
 from pipeline.models.resnet import build  # noqa: E402
 from pipeline.process.world import World  # noqa: E402
 
@@ -114,7 +114,7 @@ def our_scores(
     """Softmax scores [N, classes] by pipeline.evaluation."""
     dataset = Dataset(data)
     normalization = Normalization(*(255 * np.array(values, np.float32) for values in (MEAN, STD)))
-    showing = Showing(
+    settings = EvaluationSettings(
         short_side=256, crop=224, normalization=normalization, loader=LoaderConfig(threads=threads), precision=precision
     )
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
@@ -122,7 +122,7 @@ def our_scores(
         net,
         dataset.split("train"),
         find(protocol),
-        showing,
+        settings,
         world=world,
         classes=CLASSES,
         provenance=provenance("bench"),

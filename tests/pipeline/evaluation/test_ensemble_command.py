@@ -143,10 +143,10 @@ def test_mistakes_get_one_sentence(runs: list[Path], run: Run, tmp_path: Path) -
     save(dataclasses.replace(other, scores=nan), spoiled)
     cases: list[tuple[list[object], str]] = [
         ([a], "needs at least two members"),
-        ([a, tmp_path / "absent"], "the member .*absent is not there"),
+        ([a, tmp_path / "absent"], "the member .*absent does not exist"),
         ([a, tmp_path / "nothing"], "is not a run folder"),
         ([a, bare], "has no scores of the split 'val'"),
-        ([a, a], "a is named twice"),
+        ([a, a], "a is given twice"),
         ([a, center], "are the same net"),
         ([a, b / "scores/ten-crop-val-00000100.npz", center], "no protocol in common"),
         ([a, b, "--protocol", "multi-crop"], "there is no protocol 'multi-crop'"),
@@ -194,7 +194,7 @@ def test_members_of_one_name_are_called_as_they_were_given(runs: list[Path], run
     assert code == 0, errors
     assert [one["name"] for one in figures(output)["center"]["members"]] == [str(runs[0]), str(other), "b"]
     code, _, errors = run(runs[0], f"{runs[1]}/../a")
-    assert code == 2 and "a is named twice" in errors
+    assert code == 2 and "a is given twice" in errors
 
 
 def test_scores_of_an_older_version_do_not_hide_the_newest(runs: list[Path], run: Run) -> None:

@@ -150,7 +150,7 @@ def test_mistakes_get_one_sentence(made_run: Path, ten_classes: Dataset, run_eva
         ([made_run, "--weights", "ema"], "holds no moving average"),
         ([made_run, "--protocl", "center"], "--protocl is not an option: did you mean '--protocol'"),
         ([made_run, "--data", tmp_path / "nothing"], "is not a dataset folder"),
-        ([other, "--split", "train"], "tells 7 classes apart, the dataset .* has 10"),
+        ([other, "--split", "train"], "has 7 classes, but the dataset .* has 10"),
     ]
     for arguments, sentence in cases:
         code, _, errors = run_evaluate(*arguments)

@@ -23,7 +23,7 @@ from tests.pipeline.evaluation.nets_and_images import (
     decoded,
     normalized,
     resized,
-    showing,
+    settings,
     write_run,
 )  # fmt: skip
 from tests.pipeline.evaluation.responding_ranks import net_of, respond
@@ -67,7 +67,7 @@ def test_std_is_numpys_of_all_outputs(ten_classes: Dataset) -> None:
     outputs = outputs_by_hand(net.state_dict(), torch.cat(images))
     expected = {name: out.std(dtype=np.float64) for name, out in outputs.items()}
 
-    found = measure(net, ten_classes.split("train"), showing(36, 32, ten_classes.statistics), world=ALONE)
+    found = measure(net, ten_classes.split("train"), settings(36, 32, ten_classes.statistics), world=ALONE)
     assert found is not None and list(found) == list(expected)
     # DALI's and Pillow's pixels differ by a grey level here and there.
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-3)

@@ -104,7 +104,7 @@ def test_mistakes_get_one_sentence(
     scored_run: Path, tmp_path: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases: list[tuple[list[object], str]] = [
-        ([tmp_path / "absent"], "is not there"),
+        ([tmp_path / "absent"], "does not exist"),
         ([scored_run], "has no scores of the split 'val'"),
         ([scored_run, "--split", "train", "--protocol", "ten-crop"], "has no ten-crop scores"),
         ([scored_run, "--split", "train", "--pictures", 0], "--pictures 0 cannot be"),
