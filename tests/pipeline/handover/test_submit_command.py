@@ -109,7 +109,7 @@ def test_mistakes_get_one_sentence(tmp_path: Path, run: Run) -> None:
     cases: list[tuple[list[object], str]] = [
         (
             [member, "--data", dataset.folder, "--out", tmp_path / "out.txt"],
-            "200 images where a submission has 50,000 lines",
+            "200 images, but a submission has 50,000 lines",
         ),
         ([member, *common], "give it with --data"),
         ([member, "--data", other.folder, *common], "the scores are not of the dataset"),
