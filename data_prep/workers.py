@@ -90,13 +90,13 @@ def run_tasks(
 def _in_this_process(
     work: Callable[[Task, Advance], Result], tasks: Iterable[Task], progress: Progress
 ) -> Iterator[Result]:
-    images, size, shown = 0, 0, time.monotonic()
+    images, size, last_shown = 0, 0, time.monotonic()
 
     def advance(more_images: int, more_bytes: int) -> None:
-        nonlocal images, size, shown
+        nonlocal images, size, last_shown
         images, size = images + more_images, size + more_bytes
-        if time.monotonic() - shown >= POLL_SECONDS:
-            shown = time.monotonic()
+        if time.monotonic() - last_shown >= POLL_SECONDS:
+            last_shown = time.monotonic()
             _show(progress, images, size)
 
     for task in tasks:

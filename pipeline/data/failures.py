@@ -50,17 +50,17 @@ def substitute(
     stream: BatchStream, graph: Graph, request: BatchRequest, encoded: list[bytes], row: int, device: torch.device
 ) -> BatchRequest:
     """Return `request` with the next sample that decodes in place of `row`, in the same epoch; replace `encoded[row]` too."""
-    shown, split = request.presentations, stream.split
+    original, split = request.presentations, stream.split
     for step in range(1, _TRIES + 1):
-        ids = shown.ids.copy()
+        ids = original.ids.copy()
         ids[row] = (ids[row] + step) % len(split)
-        candidate = stream.request(Presentations(shown.epochs, ids))
+        candidate = stream.request(Presentations(original.epochs, ids))
         image = split.read(int(ids[row]))
         if not failures(graph, [image], candidate.views.rows(slice(row, row + 1)), device):
             encoded[row] = image
             return candidate
     raise UserError(
-        f"{split.describe(int(shown.ids[row]))} and the {_TRIES} samples after it do not decode: "
+        f"{split.describe(int(original.ids[row]))} and the {_TRIES} samples after it do not decode: "
         "check the dataset with data_prep/verify.py"
     )
 

@@ -61,9 +61,9 @@ def training_batches(
     """
 
     def producer(iterations: range, augment: AugmentConfig) -> Producer:
-        def views_of(shown: Presentations, shapes: Int) -> Views:
-            heights, widths = shapes[:, 0], shapes[:, 1]
-            return training_views(order.seed, shown.epochs, shown.ids, heights, widths, augment, statistics)
+        def views_of(presentations: Presentations, shapes: Int) -> Views:
+            epochs, ids, (heights, widths) = presentations.epochs, presentations.ids, shapes.T
+            return training_views(order.seed, epochs, ids, heights, widths, augment, statistics)
 
         padded = augment.kind == "pad-crop"
         normalized = normalization or Normalization.of(statistics, augment.crop)

@@ -48,12 +48,11 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreFile:
-    """A score file and its speed (None if unknown). `made`: whether it was computed now, not found."""
+    """A score file and its speed (None if unknown)."""
 
     scores: Scores
     path: Path
     speed: Speed | None
-    made: bool = False
 
     @property
     def images_per_second(self) -> float | None:
@@ -144,7 +143,7 @@ def make(
         )
         write_text(_speed_path(path), json.dumps(asdict(speed)) + "\n")
     partial.unlink(missing_ok=True)
-    return ScoreFile(scores=scored.scores, path=path, speed=speed, made=True)
+    return ScoreFile(scores=scored.scores, path=path, speed=speed)
 
 
 def _existing(path: Path, provenance: Provenance, guarded: bool) -> ScoreFile | None:

@@ -22,7 +22,7 @@ def end_on_request() -> None:
 
 def end_now() -> None:
     # Not by an exception: the interrupted import, or a callback of native code, might swallow it.
-    os.write(2, b"stopped on request: the same command continues from here\n")
+    os.write(2, b"stopped on request, nothing had to be saved: the same command continues the run\n")
     os._exit(EXIT_PREEMPTED)
 
 

@@ -30,8 +30,8 @@ class StopRequest:
     """Tracks stop requests, and lets all ranks save and stop at the same iteration.
 
     Enter it around the whole run, call `meet` once the ranks have met, then `agreed` equally often on every rank: once per
-    iteration, and once per round of an evaluation. Ranks that have met stop together. Before `meet`, a rank ends alone if
-    the others do not arrive within MEETING_SECONDS; inside `ending_at_once` it ends at once. No rank can go on without it.
+    iteration, and once per round of an evaluation. From then on the ranks stop together. Before `meet` a rank ends alone if
+    the others do not arrive within MEETING_SECONDS, and inside `ending_at_once` at once: no other rank can go on without it.
     """
 
     def __init__(self) -> None:

@@ -221,13 +221,13 @@ def watching(timeout_seconds: float, on_hang: Callable[[Hang], None] = lambda ha
         watchdog.close()
 
 
-def name_the_hung(own: Note, standing: float, before: dict[int, Note | None], after: dict[int, Note | None]) -> Hang:
-    """Name the ranks that hold up the job, as seen by the rank of the note `own`, which has waited for `standing` seconds.
+def name_the_hung(asker: Note, standing: float, before: dict[int, Note | None], after: dict[int, Note | None]) -> Hang:
+    """Name the ranks that hold up the job, as seen by the rank of the note `asker`, which has waited for `standing` seconds.
 
     `before`, `after`: the other ranks' notes, read half a time-out apart. A rank whose beat did not advance is stopped or
     gone; if all advanced, the ranks with the least position hold the others up.
     """
-    notes = {own.rank: own, **{rank: note for rank, note in after.items() if note is not None}}
+    notes = {asker.rank: asker, **{rank: note for rank, note in after.items() if note is not None}}
     silent = [rank for rank, note in after.items() if note is None or _beat(before.get(rank)) == _beat(note)]
     least = min(note.position for note in notes.values())
     hung = sorted(silent or (rank for rank, note in notes.items() if note.position == least))
@@ -243,13 +243,13 @@ def name_the_hung(own: Note, standing: float, before: dict[int, Note | None], af
         )
 
     name = "rank" if len(hung) == 1 else "ranks"
-    if not after and own.position and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        where = f"rank {own.rank} made no progress for {standing:.1f} s at {own}"
-        return Hang(ranks=(own.rank,), sentence=f"{where}: it waits for another rank, or hangs itself")
+    if not after and asker.position and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        where = f"rank {asker.rank} made no progress for {standing:.1f} s at {asker}"
+        return Hang(ranks=(asker.rank,), sentence=f"{where}: it waits for another rank, or hangs itself")
     listed = ", ".join(map(str, hung))
     sentence = f"{name} {listed} did not arrive within {standing:.1f} s: {'; '.join(map(describe, hung))}"
-    if own.rank not in hung:
-        sentence += f"; rank {own.rank} waits at {own}"
+    if asker.rank not in hung:
+        sentence += f"; rank {asker.rank} waits at {asker}"
     return Hang(ranks=tuple(hung), sentence=sentence)
 
 

@@ -22,7 +22,7 @@ KILLED_SECONDS = 5.0
 
 
 class Tracker:
-    """The null tracker, for all ranks but the main one: it records nothing. RunTracker is the other. A context manager."""
+    """The null tracker, which records nothing, for every rank but the main one; RunTracker records. A context manager."""
 
     def log(self, kind: str, iteration: int, values: Mapping[str, float]) -> None:
         """Record the metrics `values` of `kind` (train, val ...) after `iteration` updates, once.

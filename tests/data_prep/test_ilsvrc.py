@@ -1,4 +1,4 @@
-"""ILSVRC 2012 in every layout it is handed out in gives one dataset; sources that lack something are refused."""
+"""Every layout in which ILSVRC 2012 is distributed gives the same dataset; incomplete sources are refused."""
 
 import json
 import shutil
