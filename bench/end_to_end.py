@@ -1,8 +1,8 @@
-"""Measures what a whole training loses against its parts: data against synthetic tensors, the full stack, checkpoints.
+"""Measures how much slower a whole training is than its parts: real against synthetic data, full stack, checkpoints.
 
 data: training on JPEG shards against the slower of the loader alone and the step alone.
 stack: launch/local.py with tracking and checkpoints against a bare loop over the same loader and step, update by update.
-checkpoint: how long saving keeps the loop from its next update, against an update.
+checkpoint: how long a save delays the next update, against an update.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from pipeline.training.schedule import ScheduleConfig  # noqa: E402
 
 PARTS = ("data", "stack", "checkpoint")
 COPIES = 2  # of each of the 140 sample images
-FILL = 6  # updates before the clock starts: what the loader had ready is used up by then, or its queues are full
+FILL = 6  # updates before the clock starts, in which the loader's queues empty or fill to their steady state
 STALL_EVERY = 5  # updates from one checkpoint to the next
 
 
 def config_of(options: argparse.Namespace, data: Path, folder: Path) -> Config:
-    """The paper's recipe with this bench's sizes."""
+    """Return the paper's recipe with this bench's sizes."""
     return Config(
         arch=options.arch,
         data=str(data),
@@ -81,22 +81,22 @@ def trainer_of(config: Config) -> Iterator[Trainer]:
 
 
 def synthetic_of(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch as the trainer's loader makes them."""
+    """Return a synthetic batch like those of the trainer's loader."""
     config, device = trainer.config, trainer.world.device
     dtype = torch.bfloat16 if config.precision == "bf16" and device.type == "cuda" else torch.float32
     return synthetic(config.batch, config.augment.crop, device, dtype, trainer.dataset.classes)
 
 
 def clocked(update: Callable[[], Any], fill: int, count: int, device: torch.device) -> float:
-    """Seconds of each of `count` updates, after `fill` that are not timed."""
+    """Return the mean seconds of `count` updates, after `fill` untimed ones."""
     for _ in range(fill):
         update()
     return seconds(update, count, device)
 
 
 def measure_data(config: Config, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Images/s of the loader alone, the step alone and both, one value a round; they take turns within a round."""
-    found: dict[str, list[float]] = {"loader alone": [], "step alone": [], "both": []}
+    """Return images/s of the loader alone, the step alone and both, one value per round; they take turns in a round."""
+    rates: dict[str, list[float]] = {"loader alone": [], "step alone": [], "both": []}
     endless = replace(config, iterations=1 << 40)
     with (
         trainer_of(endless) as trainer,
@@ -116,15 +116,15 @@ def measure_data(config: Config, options: argparse.Namespace) -> dict[str, list[
         }
         for _ in range(options.rounds):
             for name, update in updates.items():
-                time_of_one = clocked(update, FILL, options.updates, trainer.world.device)
+                seconds_per_update = clocked(update, FILL, options.updates, trainer.world.device)
                 trainer.step.take_metrics()
-                found[name].append(config.batch / time_of_one)
-                bar.advance(now=f"{name}: {found[name][-1]:,.1f} images/s")
-    return found
+                rates[name].append(config.batch / seconds_per_update)
+                bar.advance(now=f"{name}: {rates[name][-1]:,.1f} images/s")
+    return rates
 
 
 class Moment(NamedTuple):
-    """Seconds by the clock, and of CPU by every thread of this process."""
+    """Wall-clock seconds, and CPU seconds of all threads of this process."""
 
     wall: float
     cpu: float
@@ -138,11 +138,11 @@ class Moment(NamedTuple):
 
 
 class Alternating(Trainer):
-    """A Trainer between whose updates a bare loop makes its own: loader and step, nothing else.
+    """A Trainer between whose updates a bare loop makes updates of its own, with loader and step alone.
 
-    `times`: seconds, and CPU seconds of this process, of an update of the full stack, all that `pipeline.train` does for it
-    included, and of the bare update nearest to it. While a checkpoint is written there is no bare update: what the writing
-    slows is the stack's.
+    `times`: wall-clock and CPU seconds of each update of the full stack, with everything that `pipeline.train` does for it,
+    and of the nearest bare update. No bare update runs while a checkpoint is written, so that the full stack alone bears
+    what the writing costs.
     """
 
     def __init__(self, config: Config, dataset: Dataset, world: World) -> None:
@@ -158,13 +158,13 @@ class Alternating(Trainer):
         super().close()
         self.bare.close()
         full, bare = zip(*self.times[FILL:], strict=True)
-        figures = {"full": [one.wall for one in full], "bare": [one.wall for one in bare]}
-        figures |= {"full, CPU": [one.cpu for one in full], "bare, CPU": [one.cpu for one in bare]}
+        figures = {"full": [moment.wall for moment in full], "bare": [moment.wall for moment in bare]}
+        figures |= {"full, CPU": [moment.cpu for moment in full], "bare, CPU": [moment.cpu for moment in bare]}
         Path(self.config.runs, "times.json").write_text(json.dumps(figures))
 
 
 class Turns(Iterator[Batch]):
-    """The batches of the full stack; clocks what happens between two of them."""
+    """The batches of the full stack; times what happens between two of them."""
 
     def __init__(self, trainer: Alternating, batches: BatchIterator, count: int) -> None:
         self.trainer, self.batches, self.left = trainer, batches, count
@@ -201,20 +201,20 @@ class Turns(Iterator[Batch]):
 
 
 def writing() -> bool:
-    """Whether a checkpoint is being written."""
+    """Return whether a checkpoint is being written."""
     return any(thread.name == "checkpoint" for thread in threading.enumerate())
 
 
 def stack_worker(file: Path) -> None:
-    """The one rank: `pipeline.train.main` as it is, with a trainer that lets the bare loop have its turns."""
+    """Run the only rank: `pipeline.train.main` unchanged, with a trainer that takes turns with the bare loop."""
     train.Trainer = Alternating  # type: ignore[misc]
     train.main(load(file))
 
 
 def measure_stack(config: Config, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of updates of the full stack under launch/local.py's supervisor, and of the bare updates between them."""
+    """Return the seconds of updates of the full stack under launch/local.py's supervisor, and of the bare updates."""
     file = Path(config.runs).with_suffix(".yaml")
-    # The loader has batches for both; each takes every other one.
+    # The loader makes batches for both; each takes every other batch.
     file.write_text(to_yaml(replace(config, iterations=FILL + options.rounds * options.updates, name="stack")))
     command = [sys.executable, str(Path(__file__)), "--worker", str(file)]
     with reserve_port() as port:
@@ -225,7 +225,7 @@ def measure_stack(config: Config, options: argparse.Namespace) -> dict[str, list
 
 
 def measure_checkpoint(config: Config, options: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Medians, in seconds: an update far from a checkpoint; how long `save` keeps the loop; with what it slows afterwards."""
+    """Return medians in seconds: an update without a checkpoint; the stall by `save`; how much it slows later updates."""
     stalls, afterwards, updates = [], [], []
     with trainer_of(config) as trainer:
         checkpoints = Checkpoints(folder / CHECKPOINTS, config.checkpoint)
@@ -251,7 +251,7 @@ def measure_checkpoint(config: Config, options: argparse.Namespace, folder: Path
             afterwards.append(sum(during) - len(during) * averages.median(updates))
     # The first save also allocates what the later ones reuse.
     figures = {"update": updates, "stall": stalls[1:], "slowed": afterwards[1:]}
-    return {name: averages.median(found) for name, found in figures.items()}
+    return {name: averages.median(values) for name, values in figures.items()}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -271,7 +271,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     cores = available_cores() if gpu else 1
     parser.add_argument("--loader-threads", type=int, default=cores, help="threads that decode (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=100 if gpu else 8, help="of a round (default %(default)s)")
+    parser.add_argument("--updates", type=int, default=100 if gpu else 8, help="per round (default %(default)s)")
     parser.add_argument(
         "--log-every", type=int, default=20 if gpu else 4, help="the recipe has 100 (default %(default)s)"
     )
@@ -294,24 +294,22 @@ def main(arguments: list[str] | None = None) -> None:
         folder = Path(name)
         config = config_of(options, options.dataset or shard_samples(folder, COPIES), folder)
         if "data" in options.parts:
-            found = measure_data(config, options)
-            rows += [(name, f"{averages.median(rates):,.1f} images/s", "") for name, rates in found.items()]
-            ratio = averages.median(
-                both / min(loader, step)
-                for loader, step, both in zip(found["loader alone"], found["step alone"], found["both"], strict=True)
-            )
+            rates = measure_data(config, options)
+            rows += [(name, f"{averages.median(values):,.1f} images/s", "") for name, values in rates.items()]
+            rounds = zip(rates["loader alone"], rates["step alone"], rates["both"], strict=True)
+            ratio = averages.median(both / min(loader, step) for loader, step, both in rounds)
             rows.append(("both / the slower alone", "", f"{ratio:.3f}"))
-            figures["data"] = {"ratio": ratio, **found}
+            figures["data"] = {"ratio": ratio, **rates}
         if "stack" in options.parts:
-            found = measure_stack(config, options)
-            sums = {name: sum(times) for name, times in found.items()}
+            stack = measure_stack(config, options)
+            sums = {name: sum(times) for name, times in stack.items()}
             rows += [
-                (f"{name}, an update", f"{1000 * averages.median(times):,.0f} ms", "") for name, times in found.items()
+                (f"{name}, an update", f"{1000 * averages.median(times):,.0f} ms", "") for name, times in stack.items()
             ]
             ratios = {"ratio": sums["bare"] / sums["full"], "cpu_ratio": sums["bare, CPU"] / sums["full, CPU"]}
             rows.append(("full stack / bare loop, by all updates", "", f"{ratios['ratio']:.3f}"))
             rows.append(("the same in CPU time", "", f"{ratios['cpu_ratio']:.3f}"))
-            figures["stack"] = {**ratios, **found}
+            figures["stack"] = {**ratios, **stack}
         if "checkpoint" in options.parts:
             times = measure_checkpoint(config, options, folder)
             rows += [(f"checkpoint: {name}", f"{1000 * seconds:,.0f} ms", "") for name, seconds in times.items()]

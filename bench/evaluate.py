@@ -1,8 +1,8 @@
 """Compares our evaluation with the loop that torchvision's users write: same net, images and cores; times ensembling.
 
-Both sides may use `--threads` cores and no other: the loop has as many DataLoader workers and as many threads for its
-net, ours as many for decoding and as many for the net. Images per CPU second are given too: a busy machine stretches
-the clock, not the work. (With several threads they count waiting threads as work.)
+Both sides use only `--threads` cores: the loop has as many DataLoader workers and as many threads for its net, ours has as
+many threads for decoding and as many for the net. Images per CPU second are given too, because a busy machine stretches
+the wall-clock time, not the work. (With several threads, waiting threads count as work.)
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pipeline.data.graphs import Normalization  # noqa: E402
 from pipeline.data.loader import LoaderConfig  # noqa: E402
 from pipeline.evaluation.protocols import SCALES, find  # noqa: E402
 from pipeline.evaluation.scores import Provenance, Scores, save  # noqa: E402
-from pipeline.evaluation.scoring import Showing, score_split  # noqa: E402
+from pipeline.evaluation.scoring import EvaluationSettings, score_split  # noqa: E402
 from pipeline.models.resnet import build  # noqa: E402
 from pipeline.process.world import World  # noqa: E402
 
@@ -66,42 +66,43 @@ class Files(torch.utils.data.Dataset[Any]):
 
 
 def plain_loop(net: nn.Module, paths: list[Path], protocol: str, device: torch.device, workers: int) -> np.ndarray:
-    """Softmax scores [N, classes] as torchvision's reference and the usual scripts make them: float32, NCHW."""
-    tensors = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    one = transforms.Compose(tensors)
+    """Return softmax scores [N, classes] made as torchvision's reference and the usual scripts do: float32, NCHW."""
+    to_tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     crops = {
-        "center": [transforms.Resize(256), transforms.CenterCrop(224), one],
+        "center": [transforms.Resize(256), transforms.CenterCrop(224), to_tensor],
         "ten-crop": [
             transforms.Resize(256),
             transforms.TenCrop(224),
-            transforms.Lambda(lambda ten: torch.stack([one(crop) for crop in ten])),
+            transforms.Lambda(lambda ten: torch.stack([to_tensor(crop) for crop in ten])),
         ],
-        "multi-scale": [transforms.Lambda(lambda image: [one(transforms.Resize(scale)(image)) for scale in SCALES])],
+        "multi-scale": [
+            transforms.Lambda(lambda image: [to_tensor(transforms.Resize(scale)(image)) for scale in SCALES])
+        ],
     }
     batch = {"center": 64, "ten-crop": 16, "multi-scale": 1}[protocol]
     data = Files(paths, transforms.Compose(crops[protocol]))
     collate = (lambda items: items[0]) if protocol == "multi-scale" else None
-    found = []
+    results = []
     with torch.inference_mode():
         for images in DataLoader(data, batch, num_workers=workers, collate_fn=collate):
             if protocol == "multi-scale":
-                found.append(convolutional_scores(net, [image[None].to(device) for image in images]))
+                results.append(convolutional_scores(net, [image[None].to(device) for image in images]))
             elif protocol == "ten-crop":
                 scores = net(images.flatten(0, 1).to(device)).softmax(1)
-                found.append(scores.view(len(images), 10, -1).mean(1))
+                results.append(scores.view(len(images), 10, -1).mean(1))
             else:
-                found.append(net(images.to(device)).softmax(1))
-        return torch.cat(found).cpu().numpy()
+                results.append(net(images.to(device)).softmax(1))
+        return torch.cat(results).cpu().numpy()
 
 
 def convolutional_scores(net: nn.Module, scales: list[Tensor]) -> Tensor:
-    """One image at every scale, and its flip, through a torchvision net: [1, classes]."""
+    """Return a torchvision net's mean softmax, [1, classes], of one image and its flip at every scale."""
     averages_of_scales = []
     body, linear = nn.Sequential(*list(net.children())[:-2]), net.fc
     assert isinstance(linear, nn.Linear)
     for image in scales:
-        for shown in (image, image.flip(3)):
-            pooled = F.avg_pool2d(body(shown), 7, stride=1)
+        for view in (image, image.flip(3)):
+            pooled = F.avg_pool2d(body(view), 7, stride=1)
             averages_of_scales.append(
                 F.conv2d(pooled, linear.weight[:, :, None, None], linear.bias).softmax(1).mean(dim=(2, 3))
             )
@@ -111,10 +112,10 @@ def convolutional_scores(net: nn.Module, scales: list[Tensor]) -> Tensor:
 def our_scores(
     net: nn.Module, data: Path, protocol: str, device: torch.device, threads: int, precision: Any
 ) -> np.ndarray:
-    """Softmax scores [N, classes] by pipeline.evaluation."""
+    """Return softmax scores [N, classes] made by pipeline.evaluation."""
     dataset = Dataset(data)
     normalization = Normalization(*(255 * np.array(values, np.float32) for values in (MEAN, STD)))
-    showing = Showing(
+    settings = EvaluationSettings(
         short_side=256, crop=224, normalization=normalization, loader=LoaderConfig(threads=threads), precision=precision
     )
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
@@ -122,7 +123,7 @@ def our_scores(
         net,
         dataset.split("train"),
         find(protocol),
-        showing,
+        settings,
         world=world,
         classes=CLASSES,
         provenance=provenance("bench"),
@@ -140,10 +141,10 @@ def provenance(weights: str) -> Provenance:
 
 
 def prepare(folder: Path, count: int) -> tuple[Path, list[Path]]:
-    """(dataset folder, image files) of `count` of the 140 sample images, spread over them."""
+    """Return the dataset folder and the image files of `count` of the 140 sample images, evenly spaced."""
     source = folder / f"source-{count}"
     with tarfile.open(SAMPLES) as tar:
-        members = sorted((one for one in tar if one.isfile()), key=lambda one: one.name)
+        members = sorted((member for member in tar if member.isfile()), key=lambda member: member.name)
         for member in members[:: len(members) // count][:count]:
             member.name = f"train/{Path(member.name).parent.name}/{Path(member.name).name}"
             tar.extract(member, source)
@@ -154,7 +155,7 @@ def prepare(folder: Path, count: int) -> tuple[Path, list[Path]]:
 
 
 def nets(arch: str, device: torch.device) -> tuple[nn.Module, nn.Module]:
-    """(torchvision's net, ours) with the same random weights."""
+    """Return torchvision's net and ours, with the same random weights."""
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(arch, weights=None).eval()
     ours = build(arch, classes=CLASSES, shortcut="B", stride="v1.5")
@@ -163,16 +164,16 @@ def nets(arch: str, device: torch.device) -> tuple[nn.Module, nn.Module]:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of the workers that have ended, user and system."""
-    spent = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in spent)
+    """Return the CPU seconds, user and system, of this process and of the workers that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-Rates = dict[str, dict[str, list[tuple[float, float]]]]  # by protocol and way, a round each
+Rates = dict[str, dict[str, list[tuple[float, float]]]]  # by protocol and way, one value per round
 
 
 def measure(options: argparse.Namespace, folder: Path, device: torch.device) -> Rates:
-    """(images/s, images per CPU second) of each way under each protocol; the ways take turns within a round."""
+    """Return (images/s, images per CPU second) of each way under each protocol; the ways take turns in a round."""
     theirs, ours = nets(options.arch, device)
     cores = options.threads
     rates: Rates = {}
@@ -197,9 +198,9 @@ def measure(options: argparse.Namespace, folder: Path, device: torch.device) -> 
 
 
 def time_ensemble(folder: Path, images: int, members: int) -> tuple[float, float]:
-    """(seconds, GB of memory at most) of `python -m pipeline.ensemble` over score files of `images` x 1000."""
+    """Return seconds and peak memory in GB of `python -m pipeline.ensemble` over score files of `images` x 1000."""
     files = list(write_scores(folder, images, members))
-    # The peak is read inside: getrusage would count this process's own memory, from before the child's exec.
+    # The child reads its own peak, because getrusage would count this process's memory from before the child's exec.
     script = "import sys; from pipeline import ensemble; ensemble.main(sys.argv[1:]); print(open('/proc/self/status').read())"
     started = time.perf_counter()
     command = [sys.executable, "-c", script, *map(str, files), "--no-tracking"]
@@ -210,7 +211,7 @@ def time_ensemble(folder: Path, images: int, members: int) -> tuple[float, float
 
 
 def write_scores(folder: Path, images: int, members: int) -> Iterator[Path]:
-    """Score files as six good ImageNet nets give them: about 17% top-1 error, mistakes largely in common."""
+    """Write score files like those of good ImageNet nets: about 17% top-1 error, mistakes largely in common."""
     random = np.random.default_rng(0)
     labels = random.integers(0, CLASSES, images)
     common = random.normal(0, 1.3, (images, CLASSES)).astype(np.float32)
@@ -219,8 +220,8 @@ def write_scores(folder: Path, images: int, members: int) -> Iterator[Path]:
         logits = common + np.random.default_rng(member + 1).normal(0, 0.9, common.shape).astype(np.float32)
         powers = np.exp(1.6 * (logits - logits.max(axis=1, keepdims=True)))
         table = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float16)
-        made = provenance(f"{member}")
-        save(Scores(scores=table, ids=np.arange(images), labels=labels, provenance=made), folder / f"{member}.npz")
+        scores = Scores(scores=table, ids=np.arange(images), labels=labels, provenance=provenance(f"{member}"))
+        save(scores, folder / f"{member}.npz")
         yield folder / f"{member}.npz"
 
 
@@ -232,11 +233,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--arch", default="resnet18", help="default resnet18")
     parser.add_argument("--protocols", nargs="+", choices=list(IMAGES), default=list(IMAGES), metavar="PROTOCOL")
-    parser.add_argument("--threads", type=int, default=available_cores(), help="default: the cores at hand")
+    parser.add_argument("--threads", type=int, default=available_cores(), help="default: one per available core")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=int, default=1, help="so many times the images (140 at most)")
-    parser.add_argument("--ensemble-images", type=int, default=50_000, help="rows of the six score files; 0: leave out")
+    parser.add_argument("--scale", type=int, default=1, help="multiplies the numbers of images (140 at most)")
+    parser.add_argument("--ensemble-images", type=int, default=50_000, help="rows of the six score files; 0: skip them")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
     return parser.parse_args(arguments)
 
@@ -245,16 +246,16 @@ COLUMNS = ("protocol", "images/s, median", "/ torchvision loop", "images per CPU
 
 
 def tabulate(rates: Rates) -> tuple[list[tuple[str, ...]], dict[str, float]]:
-    """(rows of COLUMNS, each ratio by name)."""
+    """Return the rows of COLUMNS, and each ratio by name."""
     rows, ratios = [], {}
     for protocol, ways in rates.items():
-        for way, found in ways.items():
+        for way, rounds in ways.items():
             cells = []
             for column, measured in enumerate(("images/s", "images per CPU second")):
-                own, loop = ([turn[column] for turn in one] for one in (found, ways["torchvision"]))
-                # A ratio of one round's neighbours, then the median over rounds: a busy machine slows neighbours alike.
-                ratio = averages.median(a / b for a, b in zip(own, loop, strict=True))
-                cells += [f"{averages.median(own):,.2f}", f"{ratio:.2f}"]
+                values, loop = ([turn[column] for turn in turns] for turns in (rounds, ways["torchvision"]))
+                # The median over rounds of the ratio within a round, because a busy machine slows neighbours alike.
+                ratio = averages.median(a / b for a, b in zip(values, loop, strict=True))
+                cells += [f"{averages.median(values):,.2f}", f"{ratio:.2f}"]
                 if way != "torchvision":
                     ratios[f"{measured}, {way}/torchvision {protocol}"] = round(ratio, 3)
             rows.append((f"{protocol}, {way}", *cells))
@@ -264,7 +265,7 @@ def tabulate(rates: Rates) -> tuple[list[tuple[str, ...]], dict[str, float]]:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     if not SAMPLES.is_file():
-        raise UserError(f"{SAMPLES} is not there: this bench needs the sample images")
+        raise UserError(f"{SAMPLES} does not exist: this bench needs the sample images")
     gpu = options.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
     torch.set_num_threads(options.threads)
@@ -281,8 +282,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"six score files of {options.ensemble_images:,} x 1000: {ensemble[0]:.1f} s, {ensemble[1]:.2f} GB")
     if options.json:
         medians = {
-            p: {way: averages.median(rate for rate, _ in found) for way, found in ways.items()}
-            for p, ways in rates.items()
+            protocol: {way: averages.median(rate for rate, _ in rounds) for way, rounds in ways.items()}
+            for protocol, ways in rates.items()
         }
         figures = {"images_per_second": medians, "cores": os.cpu_count(), "threads": options.threads}
         print_json({"ratios": ratios, **figures, "ensemble_seconds_gb": ensemble})

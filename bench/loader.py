@@ -29,7 +29,7 @@ from pipeline.data.loader import LoaderConfig, training_batches  # noqa: E402
 from pipeline.data.order import Order  # noqa: E402
 
 SAMPLES = ROOT.parent / "shared/data/imagenet-samples.tar"
-COPIES = 8  # the sample images are few: every epoch and every shuffle buffer would be over at once
+COPIES = 8  # of the few sample images; without copies every epoch and every shuffle buffer would end at once
 LOADERS = ("ours", "torchvision", "webdataset", "dali")
 OPPONENTS = {"torchvision": torchvision_loader, "webdataset": webdataset_loader, "dali": dali_loader}
 
@@ -41,7 +41,7 @@ def ours(split: Split, statistics: Statistics, config: AugmentConfig, batch: int
     loading = LoaderConfig(threads=threads)
     device, rows = torch.device("cpu"), slice(0, batch)
     with training_batches(split, order, config, statistics, rows, 0, sys.maxsize, device, loading) as batches:
-        yield ((one.images, one.labels) for one in batches)
+        yield ((batch.images, batch.labels) for batch in batches)
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def opened(name: str, split: Split, statistics: Statistics, config: AugmentConfi
 
 
 def timed_rate(batches: Batches, batch: int, warm_up: int, timed: int) -> tuple[float, float]:
-    """Images/s that a consumer that does nothing receives from a loader at its steady state, and CPU-ms per image."""
+    """Return the images/s that an idle consumer gets from a loader in its steady state, and CPU-ms per image."""
     iterator = iter(batches)
     for images, labels in itertools.islice(iterator, warm_up):
         assert images.shape == (batch, 224, 224, 3) and images.dtype == torch.float32 and len(labels) == batch
@@ -65,7 +65,7 @@ def timed_rate(batches: Batches, batch: int, warm_up: int, timed: int) -> tuple[
 
 
 def cpu_seconds() -> float:
-    """Processor time of this process and of its live workers."""
+    """Return the CPU time of this process and of its live workers."""
     total = time.process_time()
     for child in multiprocessing.active_children():
         fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
@@ -74,9 +74,9 @@ def cpu_seconds() -> float:
 
 
 def shard_samples(folder: Path, copies: int = COPIES) -> Path:
-    """The 140 real images, each several times, through data_prep/."""
+    """Make a dataset folder of the 140 sample images, `copies` of each, with data_prep/."""
     if not SAMPLES.is_file():
-        raise UserError(f"{SAMPLES} is not there: name a dataset folder (of data_prep/shard_imagenet.py) instead")
+        raise UserError(f"{SAMPLES} does not exist: give a dataset folder (of data_prep/shard_imagenet.py) instead")
     with tarfile.open(SAMPLES) as tar:
         tar.extractall(folder / "images")
     for image in sorted((folder / "images").rglob("*.*")):
@@ -97,7 +97,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("dataset", nargs="?", type=Path, help="dataset folder (default: the 140 sample images)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: the cores at hand")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=cores, help="default: one per available core")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--images", type=int, default=1024, help="images timed in each round (default 1024)")
     parser.add_argument("--rounds", type=int, default=5)
@@ -112,9 +113,9 @@ def main(arguments: list[str] | None = None) -> None:
         dataset = Dataset(options.dataset or shard_samples(Path(folder)))
         split, statistics, config = dataset.split("train"), dataset.statistics, AugmentConfig()
         rates, costs = measure(split, statistics, config, options)
-    medians = {name: averages.median(found) for name, found in rates.items()}
-    cpu = {name: averages.median(found) for name, found in costs.items()}
-    # A ratio of one round's neighbours, then the median over rounds: a busy machine slows neighbours alike.
+    medians = {name: averages.median(values) for name, values in rates.items()}
+    cpu = {name: averages.median(values) for name, values in costs.items()}
+    # The median over rounds of the ratio within a round, because a busy machine slows neighbours alike.
     ratios = {
         f"ours/{name}": averages.median(a / b for a, b in zip(rates["ours"], rates[name], strict=True))
         for name in rates
@@ -126,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name in rates
     ]  # fmt: skip
     title = f"loaders, {options.threads} threads or workers, batch {options.batch}, {options.rounds} rounds"
-    print_table(title, ("loader", "images/s, median", "lowest", "highest", "CPU-ms/image", "ours / it"), rows)
+    print_table(title, ("loader", "images/s, median", "lowest", "highest", "CPU-ms/image", "ours / this"), rows)
     if options.json:
         figures = {"images_per_second": medians, "cpu_ms_per_image": cpu}
         setting = {"threads": options.threads, "cores": len(os.sched_getaffinity(0)), "rounds": options.rounds}
@@ -136,10 +137,10 @@ def main(arguments: list[str] | None = None) -> None:
 def measure(
     split: Split, statistics: Statistics, config: AugmentConfig, options: argparse.Namespace
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Images/s and CPU-ms per image of each loader, one value a round; the loaders take turns within a round."""
+    """Return images/s and CPU-ms per image of each loader, one value per round; the loaders take turns in a round."""
     rates: dict[str, list[float]] = {name: [] for name in options.loaders}
     costs: dict[str, list[float]] = {name: [] for name in options.loaders}
-    # DataLoader's workers hold two batches each before they wait: those must be used up before the clock starts.
+    # DataLoader's workers prefetch two batches each, which must be used up before the clock starts.
     warm_up, timed = 2 * options.threads + 2, max(options.images // options.batch, 1)
     with Progress(options.rounds * len(rates), "rounds", "loaders") as progress:
         for _ in range(options.rounds):

@@ -1,7 +1,7 @@
-"""The loaders that bench/loader.py compares ours with, each as its own documentation would have it written.
+"""The loaders that bench/loader.py compares with ours, each written as its documentation recommends.
 
-All read the same shards and give float32 [N, 224, 224, 3] torch tensors and labels, augmented alike: shorter side
-uniform in 256..480, random crop, flip, PCA colour, per-pixel mean subtracted.
+All read the same shards and give float32 [N, 224, 224, 3] torch tensors and labels, with the same augmentation: shorter
+side uniform in 256..480, random crop, flip, PCA colour, per-pixel mean subtracted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
 class PillowAugmentation:
-    """torchvision's functions on Pillow images (resize, crop, flip), then colour and mean in NumPy."""
+    """Applies torchvision's functions to Pillow images (resize, crop, flip), then colour and mean in NumPy."""
 
     def __init__(self, config: AugmentConfig, statistics: Statistics) -> None:
         self.config, self.mean = config, statistics.mean_image
@@ -52,7 +52,7 @@ class PillowAugmentation:
 
 
 class MapStyle(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-    """The samples of a split by index, as torchvision.datasets.ImageFolder gives them, read from the same shards."""
+    """The samples of a split by index, like torchvision.datasets.ImageFolder, but read from the same shards."""
 
     def __init__(self, split: Split, augmentation: PillowAugmentation) -> None:
         self.split, self.augmentation = split, augmentation
@@ -69,7 +69,7 @@ def torchvision_loader(
     split: Split, statistics: Statistics, config: AugmentConfig, batch: int, workers: int
 ) -> Batches:
     dataset = MapStyle(split, PillowAugmentation(config, statistics))
-    # With replacement, so that no end of an epoch empties its queues: DataLoader starts each epoch anew.
+    # With replacement, so that no end of an epoch empties the queues: DataLoader restarts in each epoch.
     sampler = RandomSampler(dataset, replacement=True, num_samples=2**40)
     return DataLoader(dataset, batch, sampler=sampler, num_workers=workers)
 
@@ -87,7 +87,7 @@ def webdataset_loader(split: Split, statistics: Statistics, config: AugmentConfi
 
 
 def dali_loader(split: Split, statistics: Statistics, config: AugmentConfig, batch: int, threads: int) -> Batches:
-    """Decode, resize, crop with DALI's own reader and random operators, two batches ahead."""
+    """Read, decode, resize and crop with DALI's own reader and random operators, two batches ahead."""
     pipeline = _decode_resize_crop(split, statistics, config, batch_size=batch, num_threads=threads)
     pipeline.build()
     iterator = DALIGenericIterator(
@@ -124,7 +124,7 @@ def _decode_resize_crop(split: Split, statistics: Statistics, config: AugmentCon
         * fn.reshape(coefficients, shape=[1, 3]),
         axes=[1],
     )
-    # Crop, flip, conversion and colour in DALI's fused operator; it takes no mean image, so that is subtracted after.
+    # Crop, flip, conversion and colour in DALI's fused operator, which takes no mean image: that is subtracted after it.
     images = fn.crop_mirror_normalize(
         images,
         crop=(config.crop, config.crop),

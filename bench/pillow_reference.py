@@ -1,6 +1,6 @@
-"""The slow, obvious reference: resize the whole image with Pillow, then crop, flip, add the colour, subtract the mean.
+"""The slow, simple reference: resize the whole image with Pillow, then crop, flip, add the colour, subtract the mean.
 
-Uses of a view only what was drawn (resized size, crop corner, mirror, colour), nothing of the window geometry.
+It uses only what was drawn of a view (resized size, crop corner, mirror, colour), and not its window geometry.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def crop(image: Image.Image, start: NDArray[np.int64], side: int) -> Image.Image
 def exact_crop(
     encoded: bytes, shape: NDArray[np.int64], start: NDArray[np.int64], side: int, mirror: bool
 ) -> NDArray[np.float64]:
-    """Resize, crop and flip by torch in float64, never rounded (Pillow rounds after each of its two passes)."""
+    """Resize, crop and flip with torch in float64, without rounding (Pillow rounds after each of its two passes)."""
     pixels = torch.from_numpy(np.array(decoded(encoded))).permute(2, 0, 1)[None].double()
     height, width = (int(length) for length in shape)
     whole = torch.nn.functional.interpolate(pixels, size=(height, width), mode="bilinear", antialias=True)
@@ -55,6 +55,6 @@ def scale_crop(
 
 
 def psnr(images: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    """Peak signal-to-noise ratio in dB, peak 255."""
+    """Return the peak signal-to-noise ratio in dB, for a peak of 255."""
     error = float(np.mean((images.astype(np.float64) - reference) ** 2))
     return float("inf") if error == 0 else 10 * np.log10(255**2 / error)

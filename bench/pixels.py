@@ -1,4 +1,4 @@
-"""States how closely each of the loader's graphs agrees with Pillow (resize whole, then crop) on real images."""
+"""Measures how closely each of the loader's graphs agrees with Pillow (resize whole, then crop) on real images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pipeline.data.graphs import Normalization  # noqa: E402
 from pipeline.data.loader import LoaderConfig, evaluation_batches, training_batches  # noqa: E402
 from pipeline.data.order import Order  # noqa: E402
 
-RAW = Normalization(np.zeros(3, np.float32))  # grey levels as they are
+RAW = Normalization(np.zeros(3, np.float32))  # leaves the pixels as they are
 CPU = torch.device("cpu")
 BATCH = 64
 Pair = tuple[int, np.ndarray, np.ndarray]  # sample id, the graph's image, Pillow's
@@ -52,8 +52,8 @@ def training(split: Split, dataset: Dataset, config: LoaderConfig) -> Iterator[P
         split, order, augment, statistics, rows, 0, stop, CPU, config, normalization=RAW
     ) as batches:  # fmt: skip
         for iteration, batch in enumerate(batches):
-            shown, sizes = order.minibatch(iteration), shapes[batch.ids]
-            views = training_views(0, shown.epochs, shown.ids, sizes[:, 0], sizes[:, 1], augment, statistics)
+            rows_of, sizes = order.minibatch(iteration), shapes[batch.ids]
+            views = training_views(0, rows_of.epochs, rows_of.ids, sizes[:, 0], sizes[:, 1], augment, statistics)
             for row, sample in enumerate(batch.ids):
                 image = reference.crop(
                     reference.resized(split.read(sample), views.resized[row]), views.crop_start[row], augment.crop
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("dataset", nargs="?", type=Path, help="dataset folder (default: the 140 sample images)")
-    parser.add_argument("--images", action="store_true", help="state every image's worst PSNR over the graphs too")
+    parser.add_argument("--images", action="store_true", help="also print every image's worst PSNR over the graphs")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="bench-pixels-") as folder:
@@ -108,20 +108,20 @@ def report(dataset: Dataset, options: argparse.Namespace) -> None:
     }
     rows, figures, worst = [], {}, dict.fromkeys(range(len(split)), float("inf"))
     for name, pairs in graphs.items():
-        found = [
+        crops = [
             (reference.psnr(image, expected), sample, float(np.abs(image - expected)[1:-1, 1:-1].max()))
             for sample, image, expected in pairs
         ]
-        for quality, sample, _ in found:
+        for quality, sample, _ in crops:
             worst[sample] = min(worst[sample], quality)
-        low, at, _ = min(found)
-        middle, levels = averages.median(one[0] for one in found), max(one[2] for one in found)
+        low, at, _ = min(crops)
+        median, levels = averages.median(quality for quality, _, _ in crops), max(levels for _, _, levels in crops)
         rows.append(
-            (name, len(found), f"{low:.1f}", f"{middle:.1f}", f"{levels:.0f}", split.samples[at]["key"].decode())
+            (name, len(crops), f"{low:.1f}", f"{median:.1f}", f"{levels:.0f}", split.samples[at]["key"].decode())
         )
-        figures[name] = {"psnr_min": low, "psnr_median": middle, "grey_levels_max": levels}
+        figures[name] = {"psnr_min": low, "psnr_median": median, "grey_levels_max": levels}
     if options.images:
-        ordered = sorted(worst.items(), key=lambda one: one[1])
+        ordered = sorted(worst.items(), key=lambda item: item[1])
         keys = [(split.samples[sample]["key"].decode(), f"{quality:.1f}") for sample, quality in ordered]
         print_table("worst PSNR of each image", ("image", "dB"), keys)
     columns = ("graph", "crops", "PSNR, worst", "median", "grey levels off, inside", "worst image")

@@ -1,7 +1,7 @@
 """Measures what 1.28 million samples cost the loader: start-up, memory, and reaching any iteration.
 
-Writes datasets of both sizes whose sample tables and shard counts are real (the shards are hard links to a few written
-ones, so that they fit on any disk), and runs the training loader on each in a process of its own.
+It writes datasets of both sizes with sample tables and shard counts of real size (the shards are hard links to a few
+files, so that they fit on any disk), and runs the training loader on each in a process of its own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BATCH = 256
 
 
 def write_shard(path: Path, seed: int) -> list[tuple[int, int]]:
-    """A shard of tiny JPEG images; returns where each lies: (offset, size)."""
+    """Write a shard of tiny JPEG images; return (offset, size) of each."""
     import webdataset
 
     random = np.random.default_rng(seed)
@@ -90,10 +90,10 @@ def write_dataset(folder: Path, samples: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """Seconds, except memory in MB; `before`: once the libraries are imported.
+    """Seconds, and memory in MB; `before`: after the libraries are imported.
 
-    resident: what ps shows. private: without the pages of mapped files (libraries, the sample table), which the
-    processes of a machine share and the kernel takes back when it needs them.
+    resident: as ps shows it. private: without the pages of mapped files (libraries, the sample table), which the
+    processes of a machine share and the kernel can take back.
     """
 
     dataset: float
@@ -107,7 +107,7 @@ class Figures:
 
 
 def measure(folder: Path, iteration: int, iterations: int) -> Figures:
-    """Open the dataset, take the batches from `iteration` on; runs in a process of its own."""
+    """Open the dataset and take `iterations` batches from `iteration` on; runs in a process of its own."""
     import torch
 
     from pipeline.data.augment import AugmentConfig
@@ -146,7 +146,7 @@ def measure(folder: Path, iteration: int, iterations: int) -> Figures:
 
 
 def memory() -> tuple[float, float]:
-    """Resident and private MB of this process."""
+    """Return the resident and the private memory of this process in MB."""
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     resident, private = (int(lines[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "RssAnon"))
     return resident, private
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
         "1.28M, from 0": (LARGE, 0),
         "1.28M, from 599,999": (LARGE, LAST_ITERATION),
     }
-    found: dict[str, list[Figures]] = {name: [] for name in cases}
+    runs: dict[str, list[Figures]] = {name: [] for name in cases}
     with tempfile.TemporaryDirectory(prefix="bench-scale-") as name:
         folders = {samples: Path(name) / str(samples) for samples in (SMALL, LARGE)}
         for samples, folder in folders.items():
@@ -189,12 +189,13 @@ def main(arguments: list[str] | None = None) -> None:
         with Progress(options.rounds * len(cases), "processes", "runs") as progress:
             for _ in range(options.rounds):
                 for case, (samples, iteration) in cases.items():
-                    found[case].append(in_own_process(folders[samples], iteration, options.iterations))
+                    runs[case].append(in_own_process(folders[samples], iteration, options.iterations))
                     progress.advance()
     fields = [field.name for field in dataclasses.fields(Figures)]
-    # The least of the rounds: what the work takes when nothing else runs.
+    # The least of the rounds is what the work takes when nothing else runs.
     least = {
-        case: {field: min(getattr(one, field) for one in runs) for field in fields} for case, runs in found.items()
+        case: {field: min(getattr(figures, field) for figures in rounds) for field in fields}
+        for case, rounds in runs.items()
     }
     small, large, late = least.values()
     ratios = {
@@ -207,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     rows = [(case, *(f"{values[field]:,.3f}" for field in fields)) for case, values in least.items()]
     print_table("training loader, batch 256; seconds and MB", ("samples", *fields), rows)
-    print_table("ratios", ("", "found"), [(name, f"{ratio:.2f}") for name, ratio in ratios.items()])
+    print_table("ratios", ("", "ratio"), [(name, f"{ratio:.2f}") for name, ratio in ratios.items()])
     if options.json:
         print_json({"ratios": {name: round(ratio, 3) for name, ratio in ratios.items()}, "cases": least})
 

@@ -1,7 +1,7 @@
 """Compares gloo ranks with unsynchronised copies and with the plan's prediction, and the tree reduction with all-reduce.
 
-Within one set of processes the ways take turns, one update each: `copies` (nobody waits for anybody), `tree`, `allreduce`.
-Stores the rates and links of this host for the plan of launch/slurm.py --dry-run (configs/rates.yaml).
+Within one set of processes the ways take turns, one update each: `copies` (no rank waits for another), `tree`, `allreduce`.
+The rates and links of this host are stored for the plan of launch/slurm.py --dry-run (configs/rates.yaml).
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from pipeline.run.config import Config  # noqa: E402
 from pipeline.training.reduction import tree_all_reduce  # noqa: E402
 
 COPIES, TREE, ALLREDUCE = "copies", "tree", "allreduce"
-WALL, CPU = "", " CPU"  # which clock a list of seconds is by: the end of its name
-LINK_BYTES = (400, 25 << 20)  # a small sum, whose time is latency, and one of DDP's buckets
+WALL, CPU = "", " CPU"  # suffix of the name of a list of seconds: the clock
+LINK_BYTES = (400, 25 << 20)  # a small sum, whose time is latency, and the size of a DDP bucket
 Figures = dict[str, list[float]]
 
 
 def work(options: argparse.Namespace) -> None:
-    """One rank: the seconds of each of its updates, by way, in a file of its own; and of sums alone, by size."""
+    """Run one rank: write the seconds of each of its updates, by way, and of sums alone, by size, to a file of its own."""
     with open_world("cpu") as world:
         set_threads(world, options.threads)
         batch = options.rows * world.size
@@ -50,9 +50,9 @@ def work(options: argparse.Namespace) -> None:
         if world.size > 1:
             for way in (TREE, ALLREDUCE):
                 steps[way] = our_step(options.arch, batch, options.bn_group, options.precision, world, way)
-        found: dict[str, Any] = {way: [] for way in steps}
+        times: dict[str, Any] = {way: [] for way in steps}
         for number in range(options.rounds + 1):
-            # Each round starts with another way: none always follows the same neighbour.
+            # Each round starts with another way, so that no way always follows the same one.
             turn = number % len(steps)
             for way in [*list(steps)[turn:], *list(steps)[:turn]]:
                 if world.size > 1:
@@ -60,22 +60,22 @@ def work(options: argparse.Namespace) -> None:
                 started, cpu = time.perf_counter(), time.process_time()
                 steps[way].step(images, labels, 1e-3)
                 steps[way].take_metrics()
-                if number:  # the first of each warms up
-                    found[way].append(time.perf_counter() - started)
-                    found.setdefault(way + CPU, []).append(time.process_time() - cpu)
+                if number:  # the first update of each way warms up
+                    times[way].append(time.perf_counter() - started)
+                    times.setdefault(way + CPU, []).append(time.process_time() - cpu)
             if number and world.size > 1:
                 for way in (TREE, ALLREDUCE):
                     for size in LINK_BYTES:
                         wall, cpu = sum_seconds(way, size)
-                        found.setdefault(f"{way} {size}", []).append(wall)
-                        found.setdefault(f"{way} {size}{CPU}", []).append(cpu)
+                        times.setdefault(f"{way} {size}", []).append(wall)
+                        times.setdefault(f"{way} {size}{CPU}", []).append(cpu)
         for step in steps.values():
             step.close()
-    options.worker.joinpath(f"{world.rank}.json").write_text(json.dumps(found))
+    options.worker.joinpath(f"{world.rank}.json").write_text(json.dumps(times))
 
 
 def sum_seconds(way: str, size: int) -> tuple[float, float]:
-    """Seconds, and CPU seconds of this rank, of one sum of `size` bytes over the ranks."""
+    """Return the seconds, and the CPU seconds of this rank, of one sum of `size` bytes over the ranks."""
     buffer = torch.ones(size // 4)
     dist.barrier()
     started, cpu = time.perf_counter(), time.process_time()
@@ -87,7 +87,7 @@ def sum_seconds(way: str, size: int) -> tuple[float, float]:
 
 
 def measure(options: argparse.Namespace, size: int) -> list[Figures]:
-    """What each of `size` ranks found."""
+    """Return what each of `size` ranks measured."""
     with tempfile.TemporaryDirectory(prefix="bench-scaling-") as folder, reserve_port() as port:
         command = [sys.executable, __file__, *options.given, "--worker", folder]
         ranks = [subprocess.Popen(command, env=rank_environment(rank, size, port)) for rank in range(size)]
@@ -102,9 +102,9 @@ def measure(options: argparse.Namespace, size: int) -> list[Figures]:
 
 
 def step_seconds(ranks: list[Figures], way: str) -> list[float]:
-    """Seconds of an update, a value a round: ranks end together; of copies, what makes their rates' sum."""
+    """Return the seconds of an update, one value per round: the harmonic mean over ranks, because rates of copies add up."""
     rounds = zip(*(rank[way] for rank in ranks), strict=True)
-    return [len(one) / sum(1 / seconds for seconds in one) for one in rounds]
+    return [len(turn) / sum(1 / seconds for seconds in turn) for turn in rounds]
 
 
 def link_of(ranks: list[Figures], way: Any, clock: str) -> rates.Link:
@@ -116,7 +116,7 @@ def link_of(ranks: list[Figures], way: Any, clock: str) -> rates.Link:
         device=rates.device_name(torch.device("cpu")),
         reduction=way,
         ranks=size,
-        bytes_per_second=round(moved / (large - small if large > small else large)),  # noise can turn them round
+        bytes_per_second=round(moved / (large - small if large > small else large)),  # noise can reverse the two
         latency_seconds=round(small, 6),
         **rates.stamp(),
     )
@@ -140,7 +140,7 @@ def rate_of(options: argparse.Namespace, ranks: list[Figures], clock: str) -> ra
 
 
 def predicted(options: argparse.Namespace, size: int, reduction: Any, file: Path) -> float:
-    """Seconds of an update by the plan of launch/slurm.py --dry-run, from what `file` holds."""
+    """Return the seconds of an update as the plan of launch/slurm.py --dry-run predicts them from `file`."""
     config = Config(
         arch=options.arch, stride="v1.5", shortcut="B", batch=options.rows * size, bn_group=options.bn_group,
         precision=options.precision, reduction=reduction, augment=AugmentConfig(crop=options.crop),
@@ -165,13 +165,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--crop", type=int, default=224, help=argparse.SUPPRESS)
     parser.add_argument("--precision", choices=["bf16", "float32"], default="bf16")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="default 1 2 4")
-    parser.add_argument("--threads", type=int, default=1, help="of each rank (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="per rank (default 1)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--rates", type=Path, default=rates.RATES_FILE, help="file that the plan reads (configs/rates.yaml)"
     )
     parser.add_argument(
-        "--store", action=argparse.BooleanOptionalAction, default=True, help="store what was measured there"
+        "--store", action=argparse.BooleanOptionalAction, default=True, help="store the results in that file"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -189,10 +189,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.worker:
         work(options)
         return
-    found: dict[int, list[Figures]] = {}
+    worlds: dict[int, list[Figures]] = {}
     with Progress(len(options.ranks), "scaling", "worlds") as progress:
         for size in options.ranks:
-            found[size] = measure(options, size)
+            worlds[size] = measure(options, size)
             progress.advance()
     where = f"{rates.cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}"
     title = (
@@ -208,52 +208,53 @@ def main(arguments: list[str] | None = None) -> None:
     )
     figures = {}
     for clock, name in ((WALL, "by the clock"), (CPU, "in CPU time of each rank, its waiting left out")):
-        figures[name] = compare(options, found, clock)
-        rows = [(processes, *cells(one)) for processes, one in figures[name].items()]
+        figures[name] = compare(options, worlds, clock)
+        rows = [(processes, *cells(row)) for processes, row in figures[name].items()]
         print_table(f"{title}; {name}", (*columns, "tree / all-reduce"), rows)
-    entries = measurements(options, found, WALL)
+    entries = measurements(options, worlds, WALL)
     if options.store:
         rates.store(entries, options.rates)
         print(f"stored for the plan of launch/slurm.py --dry-run: {options.rates}")
     if options.json:
-        links = {f"{one.ranks} {one.reduction}": one.bytes_per_second for one in entries if isinstance(one, rates.Link)}
+        link_entries = [entry for entry in entries if isinstance(entry, rates.Link)]
+        links = {f"{link.ranks} {link.reduction}": link.bytes_per_second for link in link_entries}
         print_json({"figures": figures, "link_bytes_per_second": links, "load": os.getloadavg()[0]})
 
 
 def measurements(
-    options: argparse.Namespace, found: dict[int, list[Figures]], clock: str
+    options: argparse.Namespace, worlds: dict[int, list[Figures]], clock: str
 ) -> list[rates.Rate | rates.Link]:
-    """What the plan needs, by one of the two clocks."""
-    entries: list[rates.Rate | rates.Link] = [rate_of(options, ranks, clock) for ranks in found.values()]
-    shared = [ranks for size, ranks in found.items() if size > 1]
+    """Return the rates and links that the plan needs, by one of the two clocks."""
+    entries: list[rates.Rate | rates.Link] = [rate_of(options, ranks, clock) for ranks in worlds.values()]
+    shared = [ranks for size, ranks in worlds.items() if size > 1]
     return [*entries, *(link_of(ranks, way, clock) for ranks in shared for way in (TREE, ALLREDUCE))]
 
 
-def compare(options: argparse.Namespace, found: dict[int, list[Figures]], clock: str) -> dict[str, dict[str, float]]:
-    """By processes and way: seconds of an update, ratios of one round's neighbours (median over rounds), predictions."""
+def compare(options: argparse.Namespace, worlds: dict[int, list[Figures]], clock: str) -> dict[str, dict[str, float]]:
+    """Return by processes and way: seconds of an update, ratios within a round (median over rounds), predictions."""
     figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-rates-") as folder:
         file, only_one = Path(folder, "rates.yaml"), Path(folder, "one.yaml")
-        entries = measurements(options, found, clock)
+        entries = measurements(options, worlds, clock)
         rates.store(entries, file)
-        rates.store([one for one in entries if not isinstance(one, rates.Rate) or one.processes == 1], only_one)
-        for size, ranks in found.items():
+        rates.store([entry for entry in entries if not isinstance(entry, rates.Rate) or entry.processes == 1], only_one)
+        for size, ranks in worlds.items():
             copies = step_seconds(ranks, COPIES + clock)
             figures[f"{size} copies" if size > 1 else "1 alone"] = {"seconds": averages.median(copies)}
             for way in (TREE, ALLREDUCE) if size > 1 else ():
                 step = step_seconds(ranks, way + clock)
                 seconds = averages.median(step)
-                figures[f"{size} ranks, {way}"] = one = {
+                figures[f"{size} ranks, {way}"] = row = {
                     "seconds": seconds,
                     "over_copies": median_ratio(copies, step),
-                    # What other work on the machine can only lengthen is closest to the truth where it is shortest.
+                    # Other work on the machine can only lengthen an update, so the shortest is closest to the truth.
                     "fastest": min(copies) / min(step),
                     "predicted": predicted(options, size, way, file) / seconds,
                 }
-                if 1 in found:
-                    one["predicted_from_one"] = predicted(options, size, way, only_one) / seconds
+                if 1 in worlds:
+                    row["predicted_from_one"] = predicted(options, size, way, only_one) / seconds
                 if way == TREE:
-                    one["tree_cost"] = median_ratio(step, step_seconds(ranks, ALLREDUCE + clock))
+                    row["tree_cost"] = median_ratio(step, step_seconds(ranks, ALLREDUCE + clock))
     return figures
 
 
@@ -261,9 +262,9 @@ def median_ratio(over: list[float], under: list[float]) -> float:
     return averages.median(a / b for a, b in zip(over, under, strict=True))
 
 
-def cells(one: dict[str, float]) -> list[str]:
+def cells(row: dict[str, float]) -> list[str]:
     ratios = ("over_copies", "fastest", "predicted", "predicted_from_one", "tree_cost")
-    return [f"{one['seconds']:.2f}", *(f"{one[name]:.3f}" if name in one else "" for name in ratios)]
+    return [f"{row['seconds']:.2f}", *(f"{row[name]:.3f}" if name in row else "" for name in ratios)]
 
 
 if __name__ == "__main__":

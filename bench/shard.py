@@ -1,7 +1,7 @@
-"""Sharding throughput against `tar` of the same files, and its growth with the number of workers.
+"""Measures sharding throughput against `tar` of the same files, and how it grows with the number of workers.
 
-Runs are interleaved, every file is out of the page cache when a run starts, and what a run wrote is on the disk when it
-ends. Where the disk is the limit is shown by a limit on reading that both sides are held to (cgroups v1, root).
+Runs are interleaved. No file is in the page cache when a run starts, and all output is on the disk when the run ends. A
+limit on the reading rate of both sides (cgroups v1, root) shows the case in which the disk is the bottleneck.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BLKIO = Path("/sys/fs/cgroup/blkio")
 
 
 def write_source(samples: Path, folder: Path, copies: int) -> int:
-    """Class folders of `copies` copies of every image in the tar `samples`; their size in bytes."""
+    """Write class folders with `copies` copies of every image in the tar `samples`; return their size in bytes."""
     size = 0
     with tarfile.open(samples) as tar:
         for member in tar:
@@ -56,7 +56,7 @@ def forget(folder: Path) -> None:
 
 @contextmanager
 def read_limit(folder: Path, megabytes_per_second: float) -> Iterator[list[str] | None]:
-    """A command prefix that holds a process and its children to a reading rate; None where that cannot be had."""
+    """Yield a command prefix that limits the reading rate of a process and its children; None if that is not possible."""
     group = BLKIO / f"bench-shard-{os.getpid()}"
     device = os.stat(folder).st_dev
     try:
@@ -76,12 +76,12 @@ def read_limit(folder: Path, megabytes_per_second: float) -> Iterator[list[str] 
         while group.exists() and time.monotonic() < deadline:
             try:
                 group.rmdir()
-            except OSError:  # a process that just ended is still counted
+            except OSError:  # a process that has just ended is still counted
                 time.sleep(0.1)
 
 
 def seconds_of(command: list[str], source: Path, output: Path) -> float:
-    """Wall-clock seconds of a cold run of `command`, whose output is removed."""
+    """Return the wall-clock seconds of a cold run of `command`; its output is removed."""
     forget(source)
     started = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)
@@ -98,12 +98,12 @@ def shard_command(source: Path, output: Path, workers: int) -> list[str]:
 
 
 def tar_command(source: Path, output: Path) -> list[str]:
-    # Flushed to the disk like the shards are.
+    # Flushed to the disk, as the shards are.
     return ["sh", "-c", 'tar -cf "$1" -C "$2" . && sync "$1"', "sh", str(output), str(source)]
 
 
 def interleaved(sides: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """The median seconds of each side."""
+    """Return the median seconds of each side."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     with Progress(repeats * len(sides), " / ".join(sides), "runs") as progress:
         for _, (name, side) in itertools.product(range(repeats), sides.items()):
@@ -119,14 +119,14 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--samples", type=Path, default=SAMPLES, help="a tar of JPEGs in class folders")
-    parser.add_argument("--copies", type=int, default=20, metavar="N", help="of every image (default 20: 326 MB)")
+    parser.add_argument("--copies", type=int, default=20, metavar="N", help="per image (default 20: 326 MB)")
     parser.add_argument("--folder", type=Path, help="where to read and write (default: the system's temporary folder)")
-    parser.add_argument("--limit", type=float, default=20.0, metavar="MB/S", help="of reading (default 20)")
+    parser.add_argument("--limit", type=float, default=20.0, metavar="MB/S", help="reading rate (default 20)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each side (default 3)")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
     options = parser.parse_args()
     if not options.samples.is_file():
-        raise UserError(f"{options.samples} does not exist: name a tar of JPEGs in class folders with --samples")
+        raise UserError(f"{options.samples} does not exist: give a tar of JPEGs in class folders with --samples")
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench-shard-") as temporary:
         work = Path(temporary)

@@ -1,6 +1,6 @@
-"""Compares our training step with fp32 NCHW eager and with torchvision's net under plain AMP; says what limits it.
+"""Compares our training step with fp32 NCHW eager and with torchvision's net under plain AMP, and shows what limits it.
 
-Stores the rate of this device where the plan of launch/slurm.py --dry-run finds it (configs/rates.yaml).
+The rate of this device is stored for the plan of launch/slurm.py --dry-run (configs/rates.yaml).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SGD: dict[str, dict[str, bool]] = {
     "foreach": {"foreach": True},
     "for-loop": {"foreach": False},
 }
-# Dense bf16 FLOP/s by the vendor's data sheet, by a part of the device's name. H200 first: it is no H100.
+# Dense bf16 FLOP/s from the vendor's data sheet, by a part of the device's name; the first match counts.
 BF16_PEAK = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -49,7 +49,7 @@ BF16_PEAK = {
     "L40S": 362e12,
     "A10": 125e12,
 }
-# Operators of ATen (after `aten::`), by what they are about; the first pattern that fits.
+# Patterns of ATen operators (after `aten::`) by kind; the first match counts.
 PARTS = {
     "convolutions, classifier": r"conv|mm$|linear",
     "batch norm, elementwise": r"batch_norm|relu|threshold|add|mul|div|pool|sum|mean|where|softmax|nll|norm|finite|^eq$|^ne$",
@@ -60,7 +60,7 @@ PARTS = {
 
 @dataclass
 class Way:
-    """One way to train: `update` makes one, `rate` collects images/s, a value a round; `micro_batch` where it is ours."""
+    """One way to train: `update` makes one update; `rate` collects images/s, one value per round; `step` if it is ours."""
 
     update: Callable[[], Any]
     finish: Callable[[], Any] = lambda: None
@@ -68,11 +68,11 @@ class Way:
     precision: str = ""
     rate: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)  # CPU seconds of this process per image
-    memory: float = 0.0  # bytes at most, weights and optimizer included; 0 on the CPU
+    memory: float = 0.0  # peak bytes, with weights and optimizer; 0 on the CPU
 
 
 def plain(arch: str, batch: int, crop: int, device: torch.device, amp: bool) -> Way:
-    """torchvision's net in NCHW, as its users write the loop."""
+    """Return torchvision's net in NCHW, in the loop that its users write."""
     torch.manual_seed(0)
     net = torchvision.models.get_model(arch, weights=None).to(device).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
@@ -90,7 +90,7 @@ def plain(arch: str, batch: int, crop: int, device: torch.device, amp: bool) -> 
 
 
 def ours(arch: str, batch: int, crop: int, device: torch.device, bn_group: int, precision: str, **more: Any) -> Way:
-    """The step of `pipeline.train`, metrics fetched as at its log points."""
+    """Return the step of `pipeline.train`, whose metrics are fetched as at its log points."""
     step = our_step(arch, batch, bn_group, precision, alone(device), **more)
     dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
     images, labels = synthetic(batch, crop, device, dtype)
@@ -99,27 +99,27 @@ def ours(arch: str, batch: int, crop: int, device: torch.device, bn_group: int, 
 
 def makers(options: argparse.Namespace, batch: int, device: torch.device) -> dict[str, Callable[[], Way]]:
     arch, crop, group = options.arch, options.crop, min(options.bn_group, batch)
-    found: dict[str, Callable[[], Way]] = {
+    ways: dict[str, Callable[[], Way]] = {
         FP32: lambda: plain(arch, batch, crop, device, amp=False),
         AMP: lambda: plain(arch, batch, crop, device, amp=True),
         "ours float32": lambda: ours(arch, batch, crop, device, group, "float32"),
         "ours bf16": lambda: ours(arch, batch, crop, device, group, "bf16"),
     }
     if group < batch:
-        found["ours bf16, one BN group"] = lambda: ours(arch, batch, crop, device, batch, "bf16")
+        ways["ours bf16, one BN group"] = lambda: ours(arch, batch, crop, device, batch, "bf16")
     if options.compile:
-        found["ours bf16, compiled"] = lambda: ours(arch, batch, crop, device, group, "bf16", compile_crop=crop)
+        ways["ours bf16, compiled"] = lambda: ours(arch, batch, crop, device, group, "bf16", compile_crop=crop)
     if recorder := cuda_graphs(True, alone(device)):
-        found["ours bf16, CUDA graph"] = lambda: ours(arch, batch, crop, device, group, "bf16", recorder=recorder)
-    return found
+        ways["ours bf16, CUDA graph"] = lambda: ours(arch, batch, crop, device, group, "bf16", recorder=recorder)
+    return ways
 
 
 def measure(options: argparse.Namespace, batch: int, device: torch.device) -> dict[str, Way]:
-    """Images/s of each way, one value a round; the ways take turns within a round."""
-    made = makers(options, batch, device)
+    """Measure images/s of each way, one value per round; the ways take turns in a round."""
+    makers_by_name = makers(options, batch, device)
     ways: dict[str, Way] = {}
-    with Progress((options.rounds + 1) * len(made), f"batch {batch}", "runs") as progress:
-        for name, make in made.items():  # the first update of each is not timed
+    with Progress((options.rounds + 1) * len(makers_by_name), f"batch {batch}", "runs") as progress:
+        for name, make in makers_by_name.items():  # the first updates of each way are not timed
             before = allocated(device)
             way = make()
             try:
@@ -149,7 +149,7 @@ def allocated(device: torch.device) -> int:
 
 
 def limits(way: Way, device: torch.device) -> dict[str, float]:
-    """Shares of the device's time of one update, by kind of operator (torch.profiler)."""
+    """Return the shares of the device's time in one update, by kind of operator (torch.profiler)."""
     gpu = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if gpu else [])]
     with torch.profiler.profile(activities=activities) as profile:
@@ -158,7 +158,7 @@ def limits(way: Way, device: torch.device) -> dict[str, float]:
     shares = dict.fromkeys((*PARTS, "other"), 0.0)
     for event in profile.key_averages():
         spent = event.self_device_time_total if gpu else event.self_cpu_time_total
-        # With a GPU the kernels stand beside the operators that launched them: count each once.
+        # With a GPU the list holds kernels beside the operators that launched them: count each once.
         if gpu and not event.key.startswith("aten::"):
             continue
         name = event.key.removeprefix("aten::")
@@ -169,7 +169,7 @@ def limits(way: Way, device: torch.device) -> dict[str, float]:
 
 
 def sgd_milliseconds(arch: str, rounds: int, device: torch.device) -> dict[str, float]:
-    """One update by torch.optim.SGD (momentum, weight decay), by implementation; medians of interleaved runs."""
+    """Return the median ms of an update of torch.optim.SGD (momentum, weight decay) by implementation, interleaved."""
     optimizers = {}
     for name, switch in SGD.items():
         net = build(arch, classes=CLASSES).to(device).to(memory_format=torch.channels_last)
@@ -181,7 +181,7 @@ def sgd_milliseconds(arch: str, rounds: int, device: torch.device) -> dict[str, 
     for _ in range(4 * rounds):
         for name, optimizer in optimizers.items():
             times[name].append(1000 * seconds(optimizer.step, 3, device))
-    return {name: averages.median(found) for name, found in times.items()}
+    return {name: averages.median(values) for name, values in times.items()}
 
 
 def multiply_adds(arch: str, crop: int) -> int:
@@ -191,13 +191,13 @@ def multiply_adds(arch: str, crop: int) -> int:
 
 
 def show(options: argparse.Namespace, batch: int, ways: dict[str, Way], device: torch.device) -> dict[str, Any]:
-    """Print the table of one batch size; its figures."""
+    """Print the table of one batch size; return its figures."""
     peak = next((peak for part, peak in BF16_PEAK.items() if part in rates.device_name(device)), None)
-    flops = 6 * multiply_adds(options.arch, options.crop)  # a multiply-add is two; backward costs two forwards
+    flops = 6 * multiply_adds(options.arch, options.crop)  # a multiply-add is two FLOPs; backward costs two forwards
     rows, figures = [], {}
     for name, way in ways.items():
         rate = averages.median(way.rate)
-        # A ratio of one round's neighbours, then the median over rounds: a busy machine slows neighbours alike.
+        # The median over rounds of the ratio within a round, because a busy machine slows neighbours alike.
         ratio = {
             opponent: averages.median(a / b for a, b in zip(way.rate, ways[opponent].rate, strict=True))
             for opponent in (FP32, AMP)
@@ -208,18 +208,18 @@ def show(options: argparse.Namespace, batch: int, ways: dict[str, Way], device: 
         figures[name] = {"images_per_second": rate, "ratios": ratio, "cpu_seconds_per_image": cpu}
         figures[name] |= {"memory_gb": way.memory / 1e9, "peak_share": share}
         spread = f"{min(way.rate):,.1f} to {max(way.rate):,.1f}"
-        cells = [f"{ratio[one]:.2f}" if one in ratio else "" for one in (FP32, AMP)]
+        cells = [f"{ratio[opponent]:.2f}" if opponent in ratio else "" for opponent in (FP32, AMP)]
         gpu = [f"{way.memory / 1e9:.1f}", f"{100 * share:.1f}%" if share else ""]
         rows.append((name, f"{rate:,.1f}", spread, *cells, *(gpu if device.type == "cuda" else [f"{1000 * cpu:,.0f}"])))
     columns = ["way", "images/s, median", "range", "/ fp32 NCHW", "/ plain AMP"]
-    columns += ["GB at most", "of the bf16 peak"] if device.type == "cuda" else ["CPU-ms/image"]
+    columns += ["GB, peak", "of the bf16 peak"] if device.type == "cuda" else ["CPU-ms/image"]
     where = rates.device_name(device) + ("" if device.type == "cuda" else f", {options.threads} CPU threads")
     print_table(f"{options.arch}, batch {batch} at {options.crop} px, {where}, {options.rounds} rounds", columns, rows)
     return figures
 
 
 def store(options: argparse.Namespace, ways: dict[str, Way], device: torch.device) -> None:
-    """Our rates in the file of the plan."""
+    """Store our rates in the file that the plan reads."""
     entries = [
         rates.Rate(
             kind="cuda" if device.type == "cuda" else "cpu",
@@ -236,7 +236,7 @@ def store(options: argparse.Namespace, ways: dict[str, Way], device: torch.devic
             **rates.stamp(),
         )
         for name, way in ways.items()
-        if way.step is not None and "CUDA graph" not in name  # a plan is of many GPUs, which train without
+        if way.step is not None and "CUDA graph" not in name  # plans are for many GPUs, which train without graphs
     ]
     rates.store(entries, options.rates)
     print(f"stored for the plan of launch/slurm.py --dry-run: {options.rates}")
@@ -253,14 +253,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--batch", type=int, nargs="+", default=[64, 128, 256] if gpu else [16], help="default %(default)s"
     )
-    parser.add_argument("--bn-group", type=int, default=32, help="images of a forward pass of ours (default 32)")
+    parser.add_argument("--bn-group", type=int, default=32, help="images per forward pass of ours (default 32)")
     parser.add_argument("--crop", type=int, default=224, help="pixels (default 224)")
     parser.add_argument(
-        "--threads", type=int, default=available_cores(), help="CPU threads; default: the cores at hand"
+        "--threads", type=int, default=available_cores(), help="CPU threads; default: one per available core"
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=20 if gpu else 1, help="of a round (default %(default)s)")
+    parser.add_argument("--updates", type=int, default=20 if gpu else 1, help="per round (default %(default)s)")
     parser.add_argument(
         "--warm-up", type=int, default=5 if gpu else 1, help="updates before the clock (default %(default)s)"
     )
@@ -268,7 +268,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rates", type=Path, default=rates.RATES_FILE, help="file that the plan reads (configs/rates.yaml)"
     )
-    parser.add_argument("--store", action=argparse.BooleanOptionalAction, default=True, help="store our rates there")
+    parser.add_argument("--store", action=argparse.BooleanOptionalAction, default=True, help="store our rates in it")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
     return parser.parse_args(arguments)
 
@@ -284,13 +284,13 @@ def main(arguments: list[str] | None = None) -> None:
     if "ours bf16" in ways:
         shares = limits(ways["ours bf16"], device)
         figures["limits"] = shares
-        rows = [(part, f"{100 * share:.0f}%") for part, share in sorted(shares.items(), key=lambda one: -one[1])]
-        print_table(f"Where a step of ours in bf16 goes, batch {options.batch[-1]}", ("part", "of its time"), rows)
+        rows = [(part, f"{100 * share:.0f}%") for part, share in sorted(shares.items(), key=lambda item: -item[1])]
+        print_table(f"Time of our step in bf16 by part, batch {options.batch[-1]}", ("part", "share"), rows)
     if options.store:
         store(options, ways, device)
     ways.clear()
     figures["sgd_ms"] = sgd = sgd_milliseconds(options.arch, options.rounds, device)
-    times = [(name, f"{one:.2f}", f"{one / sgd['fused']:.2f}") for name, one in sgd.items()]
+    times = [(name, f"{ms:.2f}", f"{ms / sgd['fused']:.2f}") for name, ms in sgd.items()]
     print_table(f"An update of torch.optim.SGD, {options.arch}", ("implementation", "ms, median", "/ fused"), times)
     if options.json:
         load = os.getloadavg()[0]

@@ -1,4 +1,4 @@
-"""Measures what tracking costs a training step: none, ours (a process beside the run), and MLflow in a thread or inline."""
+"""Measures what tracking costs a training step: none, ours (a process beside the run), MLflow in a thread, MLflow inline."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ours(folder: Path) -> Iterator[Log]:
 
 @contextmanager
 def thread(folder: Path) -> Iterator[Log]:
-    """MLflow imported and fed by a thread of the training process."""
+    """MLflow, imported and fed by a thread of the training process."""
     waiting: list[tuple[int, dict[str, float]]] = []
     closed = threading.Event()
 
@@ -50,8 +50,8 @@ def thread(folder: Path) -> Iterator[Log]:
         client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
         mlflow_run = client.create_run(client.create_experiment("bench")).info.run_id
         while not closed.wait(0.5) or waiting:
-            taken, waiting[:] = list(waiting), []
-            points = [Metric(name, value, 0, step) for step, values in taken for name, value in values.items()]
+            lines, waiting[:] = list(waiting), []
+            points = [Metric(name, value, 0, step) for step, values in lines for name, value in values.items()]
             client.log_batch(mlflow_run, metrics=points[:1000])
 
     feeder = threading.Thread(target=feed)
@@ -63,7 +63,7 @@ def thread(folder: Path) -> Iterator[Log]:
 
 @contextmanager
 def inline(folder: Path) -> Iterator[Log]:
-    """MLflow called by the training loop itself, as its tutorials do; its import is not counted."""
+    """MLflow, called by the training loop itself as in its tutorials; its import is not counted."""
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
@@ -75,7 +75,7 @@ WAYS = {"nothing": nothing, "ours": ours, "thread": thread, "inline": inline}
 
 
 def measure(way: str, seconds: float, every: int) -> dict[str, float]:
-    """Steps of ResNet-20 (batch 8, one CPU thread) for so long, from the first step on."""
+    """Time the steps of ResNet-20 (batch 8, one CPU thread) for `seconds`, from the first step on."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = build("resnet20", classes=10)
@@ -110,9 +110,9 @@ def measure(way: str, seconds: float, every: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=f"{__doc__} Example: python bench/tracking.py --rounds 3")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each run, its start included (%(default)g)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="per run, with its start (%(default)g)")
     parser.add_argument("--every", type=int, default=10, help="steps between two log lines (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON at the end")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
@@ -121,18 +121,18 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with Progress(options.rounds * len(WAYS), "tracking", "run") as progress:
         for _ in range(options.rounds):
-            for way in WAYS:  # each in a process of its own: an import is paid once per process
+            for way in WAYS:  # each in a process of its own, because a process pays for an import only once
                 command = [sys.executable, __file__, "--way", way]
                 command += ["--seconds", str(options.seconds), "--every", str(options.every)]
                 done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
                 results[way].append(json.loads(done.stdout.splitlines()[-1]))
                 progress.advance()
     medians = {
-        way: {name: float(np.median([one[name] for one in ones])) for name in ones[0]} for way, ones in results.items()
+        way: {name: float(np.median([run[name] for run in runs])) for name in runs[0]} for way, runs in results.items()
     }
     rows = [
-        (way, f"{one['mean_ms']:.2f}", f"{one['longest_ms']:.1f}", f"{one['log_us']:.0f}")
-        for way, one in medians.items()
+        (way, f"{median['mean_ms']:.2f}", f"{median['longest_ms']:.1f}", f"{median['log_us']:.0f}")
+        for way, median in medians.items()
     ]
     title = f"A training step's time, a log line every {options.every} steps, the first {options.seconds:g} s of a run"
     print_table(title, ("tracking", "mean ms", "longest ms", "log call µs"), rows)

@@ -1,4 +1,4 @@
-"""What the benches of training share: a step of ours on synthetic images, timing, the sample images as a dataset."""
+"""Shared by the benches of training: our step, synthetic images, timing."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ CLASSES = 1000
 
 
 def alone(device: torch.device) -> World:
-    """The world of a process that trains by itself."""
+    """Return the world of a process that trains alone."""
     return World(rank=0, size=1, local_rank=0, local_size=1, device=device)
 
 
 def our_step(
     arch: str, batch: int, bn_group: int, precision: Any, world: World, reduction: Any = "allreduce", **more: Any
 ) -> TrainingStep:
-    """The step of `pipeline.train` on a net with torchvision's multiply-adds (v1.5 stride, B shortcuts), random weights.
+    """Return the step of `pipeline.train` on a random net with torchvision's multiply-adds (v1.5 stride, B shortcuts).
 
-    more: of `TrainingStep`, such as compile_crop.
+    more: further arguments of `TrainingStep`, such as compile_crop.
     """
     generator = torch.Generator().manual_seed(0)
     return TrainingStep(
@@ -46,14 +46,14 @@ def our_step(
 def synthetic(
     rows: int, crop: int, device: torch.device, dtype: torch.dtype = torch.float32, classes: int = CLASSES
 ) -> tuple[Tensor, Tensor]:
-    """(images [rows, crop, crop, 3], labels int64 [rows]) as the loader gives them."""
+    """Return images [rows, crop, crop, 3] and labels int64 [rows], like those of the loader."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(rows, crop, crop, 3, generator=generator).to(device, dtype)
     return images, torch.randint(classes, (rows,), generator=generator).to(device)
 
 
 def seconds(call: Callable[[], Any], times: int, device: torch.device) -> float:
-    """Seconds of one of `times` calls in a row, the device's work included."""
+    """Return the mean seconds of `times` calls in a row, with the device's work."""
     synchronize(device)
     started = time.perf_counter()
     for _ in range(times):

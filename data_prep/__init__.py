@@ -1,1 +1,1 @@
-"""Images to dataset folders (contract 1)."""
+"""Turns images into dataset folders (contract 1)."""

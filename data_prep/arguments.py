@@ -1,4 +1,4 @@
-"""What the preparing commands' command lines share."""
+"""The options and the closing table that the preparing commands share."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from pipeline.data.dataset import MANIFEST
 
 def add_preparing_options(parser: CommandParser, name: str) -> None:
     defaults = Settings()
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the training split's shuffle (default 0)")
-    parser.add_argument("--name", default=name, help=f"begins the shards' file names (default {name})")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="shuffles the training split (default 0)")
+    parser.add_argument("--name", default=name, help=f"prefix of the shards' file names (default {name})")
     parser.add_argument(
         "--samples-per-shard", type=int, default=defaults.samples_per_shard, metavar="N", help="default 1000"
     )
     parser.add_argument(
-        "--workers", type=int, default=available_cores(), metavar="N", help="default: the cores at hand"
+        "--workers", type=int, default=available_cores(), metavar="N", help="default: one per available core"
     )
     parser.add_argument(
-        "--skip-corrupt", action="store_true", help="leave images out that do not decode; the manifest lists them"
+        "--skip-corrupt", action="store_true", help="leave out images that do not decode; the manifest lists them"
     )
     parser.add_json_option()
 
 
 def count_or_all(text: str) -> int | None:
-    """A number of images; None for 'all'."""
+    """Parse a number of images; None for 'all'."""
     if text == "all":
         return None
     try:
@@ -58,19 +58,19 @@ def add_statistics_options(parser: argparse.ArgumentParser) -> None:
         type=count_or_all,
         default=None,
         metavar="N|all",
-        help="training images in the mean image and the covariance: a seeded sample of N, or all (default)",
+        help="training images for the mean image and the covariance: a seeded sample of N, or all (default)",
     )
 
 
 def print_recognised(listings: dict[str, Listing]) -> None:
-    """Say what was recognised, one line for each split."""
+    """Print what was recognised, one line for each split."""
     for split, listing in listings.items():
-        passed_over = f"; {listing.ignored:,} other files passed over" if listing.ignored else ""
-        print(f"{split}: {len(listing):,} images, {listing.kind}{passed_over}", file=sys.stderr)
+        ignored = f"; {listing.ignored:,} other files ignored" if listing.ignored else ""
+        print(f"{split}: {len(listing):,} images, {listing.kind}{ignored}", file=sys.stderr)
 
 
 def report(summary: Summary, destination: Path, as_json: bool) -> None:
-    """Print what was made: a table, and with `as_json` the same figures."""
+    """Print the dataset's figures as a table, and with `as_json` as JSON too."""
     manifest = summary.dataset.manifest
     rows, splits = [], {}
     for name, split in manifest.splits.items():
@@ -95,7 +95,7 @@ def report(summary: Summary, destination: Path, as_json: bool) -> None:
     }
     print_table("dataset", ("split", "images", "shards", "MB"), rows)
     if summary.already:
-        print(f"already done: {destination} holds this very dataset")
+        print(f"already done: {destination} holds exactly this dataset")
     else:
         rates = f"{figures['images_per_second']:,} images/s, {figures['megabytes_per_second']:,} MB/s"
         print(f"made {destination} ({len(manifest.classes):,} classes) in {summary.seconds:,.1f} s: {rates}")

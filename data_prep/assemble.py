@@ -1,4 +1,4 @@
-"""From the shards' records to the rest of the dataset folder: sample tables, statistics, manifest."""
+"""Writes sample tables, statistics and manifest of a dataset folder from the shards' records."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from data_prep.image_statistics import PixelSums
-from data_prep.plan import Settings, SplitPlan, shard_count, shard_file
+from data_prep.plan import Settings, SplitOrder, shard_count, shard_file
 from data_prep.record import read_record, record_path
 from pipeline.base.command import UserError
 from pipeline.base.files import replacing
 from pipeline.data.dataset import MANIFEST, STATISTICS, ClassInfo, Manifest, ShardInfo, SplitInfo, sample_dtype
 
-# In the form of sha256sum: the manifest holds the hash of every other file, this file the manifest's.
+# In the format of sha256sum. The manifest holds the hash of every other file; this file holds the manifest's.
 MANIFEST_CHECKSUM = f"{MANIFEST}.sha256"
 
 
@@ -30,7 +30,7 @@ def checksum_line(digest: str) -> bytes:
 
 
 def write_dataset(
-    plans: list[SplitPlan],
+    orders: list[SplitOrder],
     classes: tuple[ClassInfo, ...],
     workspace: Path,
     settings: Settings,
@@ -40,10 +40,10 @@ def write_dataset(
     splits: dict[str, SplitInfo] = {}
     sums = PixelSums(settings.statistics.size)
     notes: dict[str, Any] = {"preparation": prepared}
-    for plan in plans:
-        splits[plan.name], split_notes = assemble_split(plan, workspace, settings, sums)
+    for order in orders:
+        splits[order.name], split_notes = assemble_split(order, workspace, settings, sums)
         for kind, entries in split_notes.items():
-            notes.setdefault(kind, {})[plan.name] = entries
+            notes.setdefault(kind, {})[order.name] = entries
     described = write_statistics(workspace / STATISTICS, sums, settings)
     manifest = Manifest(seed=settings.seed, classes=classes, splits=splits, statistics=described, notes=notes)
     text = manifest.to_json().encode()
@@ -52,7 +52,7 @@ def write_dataset(
 
 
 def write_statistics(path: Path, sums: PixelSums, settings: Settings) -> dict[str, Any]:
-    """Write the statistics; what the manifest says of them."""
+    """Write the statistics; return their entry for the manifest."""
     if sums.images == 0:
         raise UserError("no image of the training split decodes: check the source")
     statistics, plan = sums.statistics(), settings.statistics
@@ -71,13 +71,13 @@ def write_statistics(path: Path, sums: PixelSums, settings: Settings) -> dict[st
 
 
 def assemble_split(
-    plan: SplitPlan, workspace: Path, settings: Settings, sums: PixelSums
+    order: SplitOrder, workspace: Path, settings: Settings, sums: PixelSums
 ) -> tuple[SplitInfo, dict[str, Any]]:
-    """The split's table and shards from the records, and its notes; its pixel sums are added to `sums`."""
+    """Write the split's table from the records; return its manifest entry and its notes. Its pixel sums go into `sums`."""
     shards: list[ShardInfo] = []
     tables, changed, left_out, shrunk = [], [], [], 0
-    for index in range(shard_count(plan, settings)):
-        file = shard_file(settings, plan.name, index)
+    for index in range(shard_count(order, settings)):
+        file = shard_file(settings, order.name, index)
         record = read_record(record_path(workspace, file))
         facts = record.facts
         changed += [{"key": key, "change": why} for key, why in facts.changed]
@@ -101,17 +101,17 @@ def assemble_split(
         if record.sums:
             sums.merge(record.sums.images, record.sums.pixels, record.sums.products)
     if not tables:
-        raise UserError(f"no image of the {plan.name} split decodes: check the source")
+        raise UserError(f"no image of the {order.name} split decodes: check the source")
     width = max(table.dtype["key"].itemsize for table in tables)
     table = np.concatenate([rows.astype(sample_dtype(width)) for rows in tables])
-    digest = write_hashed(workspace / table_name(plan.name), lambda file: np.save(file, table))
-    info = SplitInfo(samples=len(table), table=table_name(plan.name), table_sha256=digest, shards=tuple(shards))
+    digest = write_hashed(workspace / table_name(order.name), lambda file: np.save(file, table))
+    info = SplitInfo(samples=len(table), table=table_name(order.name), table_sha256=digest, shards=tuple(shards))
     notes = {"changed": changed, "left_out": left_out, "shrunk": shrunk}
     return info, {kind: entries for kind, entries in notes.items() if entries}
 
 
 def write_hashed(path: Path, write: Callable[[io.BytesIO], Any]) -> str:
-    """Write a file at once or not at all; its SHA-256."""
+    """Write a file, whole or not at all; return its SHA-256."""
     buffer = io.BytesIO()
     write(buffer)
     with replacing(path) as file:

@@ -1,4 +1,4 @@
-"""CIFAR-10's sources: the Python archive, or PNGs in class folders."""
+"""Lists the images of CIFAR-10, from its Python archive or from PNGs in class folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.base.command import Progress, UserError
 
 ARCHIVE = "cifar-10-python.tar.gz"
 BATCHES = "cifar-10-batches-py"
-# CIFAR's own order, which is also the alphabet's.
+# CIFAR's own order, which is alphabetical.
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FOLDERS = {"train": "train", "val": "test"}  # the 10,000 test images are the dataset's val
 
@@ -29,10 +29,10 @@ FOLDERS = {"train": "train", "val": "test"}  # the 10,000 test images are the da
 def recognise(source: Path) -> Iterator[dict[str, Listing]]:
     """List the splits "train" and "val" of `source`: the archive, a folder that holds it or its batches, or PNG folders.
 
-    Raises UserError where it is none of them. The listing is good inside the `with` statement.
+    Raises UserError if `source` is none of them. The listings are valid inside the `with` statement.
     """
     if not source.exists():
-        raise UserError(f"the source {source} does not exist: name {ARCHIVE} or a folder of PNGs")
+        raise UserError(f"the source {source} does not exist: give {ARCHIVE} or a folder of PNGs")
     archive = source / ARCHIVE if source.is_dir() else source
     with TemporaryDirectory(prefix="cifar-") as temporary:
         if source.is_dir() and (source / "train").is_dir() and (source / "test").is_dir():
@@ -49,14 +49,14 @@ def recognise(source: Path) -> Iterator[dict[str, Listing]]:
 
 
 def hold_out(listings: dict[str, Listing], count: int, seed: int) -> dict[str, Listing]:
-    """`count` training images, drawn by `seed`, as "val", the others as "train", CIFAR's test images as "test".
+    """Hold out `count` training images, drawn by `seed`, as "val"; the others are "train", CIFAR's test images "test".
 
     The 45k/5k split of section 4.2 is `count` 5,000. Which images are drawn does not depend on the kind of source. Raises
-    UserError where training images would not remain.
+    UserError if no training images would remain.
     """
     whole = listings["train"]
     if not 0 < count < len(whole):
-        raise UserError(f"--hold-out {count} cannot be: there are {len(whole):,} training images, 5000 is the paper's")
+        raise UserError(f"--hold-out must be from 1 to {len(whole) - 1:,} training images (got {count}; paper: 5000)")
     rows = whole.rows[by_class_and_name(whole.rows["label"], whole.rows["name"])]
     drawn = np.zeros(len(rows), bool)
     drawn[permutation(len(rows), seed)[:count]] = True
@@ -76,7 +76,7 @@ def png_folders(source: Path) -> dict[str, Listing]:
 
 
 def unpack_batches(archive: Path, folder: Path) -> None:
-    """Copy the batch files out of the archive, by the names that torchvision's reader wants and no others."""
+    """Copy out of the archive only the batch files that torchvision's reader needs."""
     from torchvision.datasets import CIFAR10
 
     names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list] + [CIFAR10.meta["filename"]]
@@ -93,10 +93,10 @@ def unpack_batches(archive: Path, folder: Path) -> None:
 
 
 def batches(root: Path, spool: Path, stamp: int) -> dict[str, Listing]:
-    """The images of the batch files, by torchvision's reader, encoded as PNGs into one file per split in `spool`.
+    """List the images of the batch files; torchvision reads them, and they are encoded as PNGs, one file per split in `spool`.
 
-    The reader unpickles, so it checks the files' MD5 sums first. An image is named by its class and its position in
-    CIFAR's order. `stamp`: the source's modification time.
+    The reader unpickles, so it checks the files' MD5 sums first. An image is named by its position in CIFAR's order.
+    `stamp`: the source's modification time.
     """
     from torchvision.datasets import CIFAR10
 

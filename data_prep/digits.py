@@ -1,4 +1,4 @@
-"""Writes scikit-learn's 1,797 handwritten digits as JPEG files in class folders: a small, real "ImageNet"."""
+"""Writes scikit-learn's 1,797 handwritten digits as JPEG files in class folders: a small "ImageNet" of real images."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from pipeline.base.command import CommandParser, UserError, print_json, print_ta
 SIDE = 48  # pixels; the digits are 8 x 8
 LEVELS = 16  # the digits' grey levels are 0..16
 QUALITY = 95
-VAL_EVERY = 5  # of each class's digits, every fifth is held out
+VAL_EVERY = 5  # every fifth digit of each class is held out
 
 
 def write_digits(folder: Path) -> None:
     """Write FOLDER/train/DIGIT/NNNN.jpg and FOLDER/val/DIGIT/NNNN.jpg (NNNN: position in scikit-learn's set).
 
-    48 x 48 greyscale JPEGs, the same bytes on every call; the folder appears when complete, and is left alone where it
-    exists. Raises UserError where another folder of that name stands there.
+    The files are 48 x 48 greyscale JPEGs, the same bytes on every call. The folder appears when complete, and is kept if it
+    exists already. Raises UserError if the folder holds anything else.
     """
-
     if (folder / "train").is_dir() and (folder / "val").is_dir():
         return
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds other files: name an empty or a new folder")
-    from sklearn.datasets import load_digits  # takes seconds: not where the digits are there already
+        raise UserError(f"{folder} holds other files: give an empty or a new folder")
+    from sklearn.datasets import load_digits  # takes seconds, so only if the digits do not exist yet
 
     temporary = folder.with_name(f"{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""ILSVRC 2012 as it is handed out: tars and the development kit, or the layout of Kaggle's archive."""
+"""Lists ILSVRC 2012 as it is distributed: tars and the development kit, or the layout of Kaggle's archive."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KAGGLE_NAMES = "LOC_synset_mapping.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class Devkit:
-    """The development kit: its classes by ILSVRC2012_ID, their training image counts, and the ids of the val images."""
+    """The development kit: classes by ILSVRC2012_ID, numbers of training images by wnid, and the ids of the val images."""
 
     place: Path
     classes: dict[int, ClassInfo]
@@ -42,7 +42,7 @@ class Devkit:
 
 
 def read_devkit(source: Path) -> Devkit | None:
-    """The development kit in `source`, unpacked or as it is handed out (.tar.gz); None where there is none."""
+    """Read the development kit in `source`, unpacked or as .tar.gz; None if there is none."""
     folder, archive = source / DEVKIT, source / f"{DEVKIT}.tar.gz"
     try:
         if folder.is_dir():
@@ -60,35 +60,35 @@ def read_devkit(source: Path) -> Devkit | None:
 
 
 def _parse_devkit(place: Path, meta: bytes, truth: bytes) -> Devkit:
-    import scipy.io  # type: ignore[import-untyped] # half a second: only where there is a development kit
+    import scipy.io  # type: ignore[import-untyped] # takes half a second, so only if there is a development kit
 
     synsets = np.atleast_1d(scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
-    # The file holds the inner nodes of the hierarchy too, numbered after the classes: they have children.
+    # The file also holds the inner nodes of the hierarchy, numbered after the classes; only inner nodes have children.
     leaves = [synset for synset in synsets if int(synset["num_children"]) == 0]
     classes = {
-        int(one["ILSVRC2012_ID"]): ClassInfo(
-            wnid=str(one["WNID"]), name=str(one["words"]), ilsvrc2012_id=int(one["ILSVRC2012_ID"])
+        int(leaf["ILSVRC2012_ID"]): ClassInfo(
+            wnid=str(leaf["WNID"]), name=str(leaf["words"]), ilsvrc2012_id=int(leaf["ILSVRC2012_ID"])
         )
-        for one in leaves
+        for leaf in leaves
     }
     val_ids = tuple(int(line) for line in truth.split())
     if unknown := sorted(set(val_ids) - classes.keys()):
-        raise ValueError(f"its ground truth names the id {unknown[0]}, which meta.mat has no class for")
-    counts = {str(one["WNID"]): int(one["num_train_images"]) for one in leaves}
+        raise ValueError(f"its ground truth has the id {unknown[0]}, for which meta.mat has no class")
+    counts = {str(leaf["WNID"]): int(leaf["num_train_images"]) for leaf in leaves}
     return Devkit(place=place, classes=classes, train_images=counts, val_ids=val_ids)
 
 
 def train_tar(path: Path) -> Listing:
-    """The training tar: a tar of one tar per class, named CLASS.tar. Raises UserError where it is damaged."""
+    """List the training tar: a tar of one tar per class, named CLASS.tar. Raises UserError if it is damaged."""
     stamp = path.stat().st_mtime_ns
     with open_for_ranges(path) as (descriptor, size):
         inner = sorted(members(descriptor, 0, size, str(path), marked=True))
-        if not inner or any(not one.name.endswith(".tar") for one in inner):
+        if not inner or any(not tar.name.endswith(".tar") for tar in inner):
             raise UserError(f"{path} is not the training tar (a tar of one tar per class): get it again")
 
         def index(tar: Member) -> list[Member]:
-            found = members(descriptor, tar.offset, tar.size, f"{path}: {tar.name}", marked=False)
-            return [one for one in found if is_image_name(one.name)]
+            files = members(descriptor, tar.offset, tar.size, f"{path}: {tar.name}", marked=False)
+            return [file for file in files if is_image_name(file.name)]
 
         rows = []
         with (
@@ -106,21 +106,21 @@ def train_tar(path: Path) -> Listing:
 
 
 def _tar_rows(images: list[Member], stamp: int, label: int) -> NDArray[Any]:
-    return pack_rows([ImageRow(0, one.offset, one.size, stamp, label, os.fsencode(one.name)) for one in images])
+    return pack_rows([ImageRow(0, image.offset, image.size, stamp, label, os.fsencode(image.name)) for image in images])
 
 
 def flat_tar(path: Path) -> Listing:
-    """A tar of images without classes (val and test, whose labels lie elsewhere or nowhere)."""
+    """List a tar of images without classes (val, whose labels are elsewhere, and test, which has none)."""
     with open_for_ranges(path) as (descriptor, size):
-        found = [one for one in members(descriptor, 0, size, str(path), marked=True) if is_image_name(one.name)]
-    if not found:
+        images = [file for file in members(descriptor, 0, size, str(path), marked=True) if is_image_name(file.name)]
+    if not images:
         raise UserError(f"{path} has no images: get it again")
-    rows = _tar_rows(found, path.stat().st_mtime_ns, UNLABELLED)
+    rows = _tar_rows(images, path.stat().st_mtime_ns, UNLABELLED)
     return Listing(kind=f"tar {path}", classes=(), containers=(str(path),), rows=rows)
 
 
 def flat_folder(folder: Path) -> Listing:
-    """A folder of images without classes."""
+    """List a folder of images without classes."""
     rows, ignored = list_folder(folder, 0, UNLABELLED)
     if not len(rows):
         raise UserError(f"{folder} has no images: put them there or remove the folder")
@@ -129,16 +129,18 @@ def flat_folder(folder: Path) -> Listing:
 
 
 def labelled(listing: Listing, wnids: dict[str, str], truth: str) -> Listing:
-    """`listing` with the class of every file from `wnids` (file stem -> class). `truth` is where those come from."""
+    """Return `listing` with the class of every file from `wnids` (file stem -> class), which come from `truth`."""
     names = [os.fsdecode(name) for name in listing.rows["name"].tolist()]
     stems = [name.rpartition(".")[0] for name in names]
     if missing := wnids.keys() - set(stems):
         raise UserError(
-            f"{listing.kind} lacks {len(missing):,} of the {len(wnids):,} images that {truth} names "
-            f"({min(missing)} is one): get it again"
+            f"{listing.kind} lacks {len(missing):,} of the {len(wnids):,} images that {truth} lists "
+            f"(for example {min(missing)}): get it again"
         )
     if unknown := [name for name, stem in zip(names, stems, strict=True) if stem not in wnids]:
-        raise UserError(f"{listing.kind} has images that {truth} does not name ({min(unknown)} is one): remove them")
+        raise UserError(
+            f"{listing.kind} has images that {truth} does not list (for example {min(unknown)}): remove them"
+        )
     classes = tuple(sorted(set(wnids.values())))
     rank = {wnid: label for label, wnid in enumerate(classes)}
     rows = listing.rows.copy()
@@ -153,7 +155,7 @@ def labelled(listing: Listing, wnids: dict[str, str], truth: str) -> Listing:
 
 
 def devkit_labels(devkit: Devkit) -> dict[str, str]:
-    """Classes of the val images by file stem: line n of the ground truth is image n's ILSVRC2012_ID."""
+    """Return the classes of the val images by file stem: line n of the ground truth is the ILSVRC2012_ID of image n."""
     return {
         f"ILSVRC2012_val_{number:08d}": devkit.classes[class_id].wnid
         for number, class_id in enumerate(devkit.val_ids, start=1)
@@ -161,9 +163,9 @@ def devkit_labels(devkit: Devkit) -> dict[str, str]:
 
 
 def check_val_folders(val: Listing, devkit: Devkit) -> None:
-    """Raise UserError where class folders put val images into other classes than the ground truth does.
+    """Raise UserError if class folders put val images into other classes than the ground truth does.
 
-    Scripts that sort the val images have taken the ground truth's ids for ranks of the sorted wnids.
+    Some scripts that sort the val images mistake the ids of the ground truth for ranks of the sorted wnids.
     """
     truth = devkit_labels(devkit)
     wrong = []
@@ -174,12 +176,12 @@ def check_val_folders(val: Listing, devkit: Devkit) -> None:
     if wrong:
         raise UserError(
             f"{val.kind}: {len(wrong):,} images lie in another class's folder than {devkit.place} says "
-            f"({min(wrong)}): sort them anew"
+            f"(for example {min(wrong)}): sort them again"
         )
 
 
 def kaggle_labels(path: Path) -> dict[str, str]:
-    """Classes of the val images by file stem, from LOC_val_solution.csv: `ImageId,CLASS x y x y CLASS ...`."""
+    """Read the classes of the val images by file stem, from LOC_val_solution.csv: `ImageId,CLASS x y x y CLASS ...`."""
     try:
         with open(path, newline="") as file:
             return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
@@ -188,13 +190,13 @@ def kaggle_labels(path: Path) -> dict[str, str]:
 
 
 def kaggle_names(path: Path) -> dict[str, ClassInfo]:
-    """Class names by wnid, from LOC_synset_mapping.txt: `CLASS name, name, ...`."""
+    """Read the class names by wnid, from LOC_synset_mapping.txt: `CLASS name, name, ...`."""
     pairs = [line.split(" ", 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     return {pair[0]: ClassInfo(wnid=pair[0], name=pair[-1] if len(pair) > 1 else None) for pair in pairs}
 
 
 def warn_of_missing_images(train: Listing, devkit: Devkit) -> None:
-    """Say where the training set is smaller than the development kit's count of it."""
+    """Warn if the training set has fewer images than the development kit counts."""
     counts = np.bincount(train.rows["label"], minlength=len(train.classes))
     short = {
         wnid: devkit.train_images[wnid] - int(count)

@@ -1,6 +1,6 @@
-"""Pixel statistics of the training split: per-pixel mean image and RGB covariance (paper: section 3.4).
+"""Computes the pixel statistics of the training split: per-pixel mean image and RGB covariance (paper: section 3.4).
 
-Everything is summed in integers, so the result is the same to the last bit for any number of workers, in any order.
+All sums are integers, so the result is the same to the last bit for any number of workers, in any order.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pipeline.data.dataset import Statistics
 class StatisticsPlan:
     """What is averaged: centre crops of `size` pixels of images resized to shorter side `short_side`.
 
-    short_side None: no resizing, every image is `size` x `size` already (CIFAR-10). images: how many of the shuffled
-    training split, from its start, which is a seeded random sample; None is all.
+    short_side None: no resizing, every image is `size` x `size` already (CIFAR-10). images: how many images from the start
+    of the shuffled training split (a seeded random sample); None is all.
     """
 
     size: int = 224
@@ -28,7 +28,7 @@ class StatisticsPlan:
 
 
 def centre_crop(image: Image.Image, size: int, short_side: int | None) -> NDArray[np.uint8]:
-    """uint8 [size, size, 3], 0..255, RGB: the centre crop of the resized image (bilinear, antialiased).
+    """Return the centre crop of the resized image (bilinear, antialiased): uint8 [size, size, 3], 0..255, RGB.
 
     Only the crop is resampled: its window is mapped back to source pixels.
     """
@@ -50,7 +50,7 @@ def centre_crop(image: Image.Image, size: int, short_side: int | None) -> NDArra
 
 @dataclass
 class PixelSums:
-    """Integer sums over crops. pixels uint64 [S, S, 3]; products uint64 [3, 3], of RGB 0..255; images: how many."""
+    """Integer sums over `images` crops: pixels uint64 [S, S, 3]; products uint64 [3, 3], of RGB 0..255."""
 
     size: int
     images: int = 0
@@ -64,8 +64,8 @@ class PixelSums:
     def add(self, crop: NDArray[np.uint8]) -> None:
         """Count one crop: uint8 [S, S, 3]."""
         self.pixels += crop
-        # Integers in float64 stay exact up to 2**53 (here at most 255**2 * S**2). einsum, as BLAS would start threads of
-        # its own in every worker; dot products of contiguous colours, as the skinny matrix product takes thrice as long.
+        # Integers in float64 stay exact up to 2**53 (here at most 255**2 * S**2). einsum, because BLAS would start threads
+        # in every worker; dot products of contiguous colours, because the narrow matrix product takes three times as long.
         colours = crop.reshape(-1, 3).T.astype(np.float64, order="C")
         for row in range(3):
             for column in range(row, 3):
@@ -81,17 +81,17 @@ class PixelSums:
         self.products += products
 
     def statistics(self) -> Statistics:
-        """The mean image and the eigen-decomposition of the [0, 1] RGB covariance, eigenvalues in descending order.
+        """Return the mean image and the eigen-decomposition of the [0, 1] RGB covariance, eigenvalues in descending order.
 
-        The sign of an eigenvector is free; its largest component (by absolute value) is made positive.
+        The sign of an eigenvector is arbitrary; its largest component (by absolute value) is made positive.
         """
         mean_image = (self.pixels / self.images).astype(np.float32)
         count = self.images * self.size**2
-        sums = [int(one) for one in self.pixels.sum(axis=(0, 1))]
+        sums = [int(channel) for channel in self.pixels.sum(axis=(0, 1))]
         covariance = np.empty((3, 3))
         for row in range(3):
             for column in range(3):
-                # Python's integers: exact, where float64 would cancel digits.
+                # In Python's integers, which are exact; float64 would cancel digits.
                 exact = count * int(self.products[row, column]) - sums[row] * sums[column]
                 covariance[row, column] = exact / (count**2 * 255**2)
         eigenvalues, eigenvectors = np.linalg.eigh(covariance)

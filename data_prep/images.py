@@ -1,6 +1,6 @@
-"""One image on its way into a shard: decoded once in full, so that size, mode and soundness are known.
+"""Prepares one image for a shard: decodes it once in full, so that size, mode and soundness are known.
 
-Bytes go through untouched, except where a decoder on the path cannot read them (see `prepare_image`).
+The image keeps its bytes, unless a decoder on the path cannot read them (see `prepare_image`).
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from PIL import Image
 
 MAX_SIDE = 65535  # the sample table's height and width are uint16
 PNG_END = b"IEND\xaeB`\x82"  # the chunk that ends every PNG
-# Re-encoding must not be seen: libjpeg's best quality, colour at full resolution (4:4:4).
+# Re-encoding must not be visible: libjpeg's best quality, colour at full resolution (4:4:4).
 LOSSLESS_ENOUGH = {"format": "JPEG", "quality": 100, "subsampling": 0}
 SHRUNK = {"format": "JPEG", "quality": 95}
 
 
 class UnreadableImageError(Exception):
-    """An image that does not decode; the text says why."""
+    """An image that does not decode; the text is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRules:
-    """What images must be and what is done to them.
+    """Requirements on images, and changes to them.
 
-    max_short_side: a larger image is shrunk until its shorter side is this many pixels; None leaves all as they are.
+    max_short_side: larger images are shrunk until their shorter side has this many pixels; None shrinks none.
     exact_side: every image must be this many pixels wide and high; None accepts all sizes.
     """
 
@@ -38,10 +38,10 @@ class ImageRules:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedImage:
-    """`data`: the encoded image for the shard, `extension` its component's ("jpg" or "png"); `pixels`: decoded.
+    """An encoded image for the shard, with the `extension` of its component ("jpg" or "png") and its decoded `pixels`.
 
-    height, width: of the decoded array, EXIF orientation ignored. change: why it was re-encoded, None if it was not
-    or only because it was shrunk.
+    height, width: of the decoded array, EXIF orientation ignored. change: why it was re-encoded; None if it was not, or
+    only to shrink it.
     """
 
     data: bytes
@@ -65,16 +65,16 @@ def decode(data: bytes) -> Image.Image:
         raise UnreadableImageError("it has no bytes")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged EXIF blocks: nothing here reads them
+            warnings.simplefilter("ignore")  # about damaged EXIF blocks, which nothing here reads
             image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
             image.load()
-    # Pillow's decoders raise many kinds on damaged files (OSError, SyntaxError, ValueError, struct.error, ...).
+    # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, ValueError, struct.error, ...).
     except Exception as error:
         reason = str(error) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "it is neither JPEG nor PNG"
         raise UnreadableImageError(reason) from None
-    if image.format == "PNG" and PNG_END not in data:  # Pillow shows it, DALI does not
+    if image.format == "PNG" and PNG_END not in data:  # Pillow decodes such a PNG, DALI does not
         raise UnreadableImageError("the PNG is cut off before its end")
     if max(image.size) > MAX_SIDE:
         raise UnreadableImageError(f"it is larger than {MAX_SIDE:,} pixels")
@@ -82,16 +82,16 @@ def decode(data: bytes) -> Image.Image:
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
-    """Greyscale PNGs of 16 bits scaled to 8 as DALI does; Pillow's conversion would clip them."""
+    """Scale a 16-bit greyscale PNG to 8 bits as DALI does; Pillow's conversion would clip it."""
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).astype(np.uint32) * 255 // 65535).astype(np.uint8))
     return image
 
 
 def prepare_image(data: bytes, name: str, rules: ImageRules) -> PreparedImage:
-    """Examine one encoded image, called `name`, and make what goes into the shard. Raises UnreadableImageError.
+    """Check one encoded image with the file name `name`, and prepare it for the shard. Raises UnreadableImageError.
 
-    CMYK and YCCK JPEGs, and PNGs that are called JPEG, are re-encoded as RGB JPEGs: GPU decoders and the loader, which
+    CMYK and YCCK JPEGs, and PNGs with a JPEG's file name, are re-encoded as RGB JPEGs: GPU decoders, and the loader, which
     goes by the name, could not read them. All others keep their bytes, unless they are shrunk.
     """
     image = decode(data)
@@ -115,12 +115,12 @@ def prepare_image(data: bytes, name: str, rules: ImageRules) -> PreparedImage:
     if shrunk or change:
         data = encode(image, {"format": "PNG"} if keep_png else LOSSLESS_ENOUGH if change else SHRUNK)
         if not keep_png:
-            image = decode(data)  # what readers of the shard will see
+            image = decode(data)  # as readers of the shard will get it
     return PreparedImage(data=data, extension="png" if keep_png else "jpg", pixels=image, change=change, shrunk=shrunk)
 
 
 def shrink(image: Image.Image, short_side: int) -> Image.Image:
-    """`image`, greyscale or RGB, resized until its shorter side is `short_side` pixels (Lanczos, antialiased)."""
+    """Resize `image`, as greyscale or RGB, to a shorter side of `short_side` pixels (Lanczos, antialiased)."""
     if image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
     scale = short_side / min(image.size)

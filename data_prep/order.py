@@ -1,4 +1,4 @@
-"""What a dataset's samples are called and in which order they stand: pure functions of (listing, seed)."""
+"""Keys and order of a dataset's samples: pure functions of (listing, seed)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# A key and its suffix fit the 100 bytes of a plain tar header's name; dots would end the key for WebDataset,
-# spaces would break DALI's index.
+# A key and its suffix fit the 100 bytes of a name in a plain tar header. For WebDataset a dot would end the key, and a
+# space would break DALI's index.
 MAX_KEY = 96
 NOT_IN_KEY = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def stem(name: bytes) -> str:
-    """A file name without its suffix."""
+    """Return a file name without its suffix."""
     return os.fsdecode(name).rpartition(".")[0] or os.fsdecode(name)
 
 
 def sample_key(name: bytes, class_name: str | None) -> str:
-    """KEY of an image: its stem where that starts with `CLASS_` or there is no class, else `CLASS_STEM`; ASCII."""
+    """Return an image's key in ASCII: its stem if that starts with `CLASS_` or there is no class, else `CLASS_STEM`."""
     text = stem(name)
     if class_name is not None and not text.startswith(f"{class_name}_"):
         text = f"{class_name}_{text}"
@@ -34,24 +34,24 @@ def sample_key(name: bytes, class_name: str | None) -> str:
 
 
 def by_class_and_name(labels: NDArray[np.int16], names: NDArray[np.bytes_]) -> NDArray[np.int64]:
-    """int64 [N]: the order that does not depend on how the source was listed."""
+    """Return an order that does not depend on how the source was listed, int64 [N]."""
     return np.lexsort((names, labels)).astype(np.int64)
 
 
 def by_stem(labels: NDArray[np.int16], names: NDArray[np.bytes_]) -> NDArray[np.int64]:
-    """int64 [N]: order of val and test. ILSVRC's names count up, so this is the order of the official ground truth."""
+    """Return the order of val and test, int64 [N]: with ILSVRC's numbered names, the order of the official ground truth."""
     stems = np.array([os.fsencode(stem(name)) for name in names.tolist()])
     return np.lexsort((names, labels, stems)).astype(np.int64)
 
 
 def permutation(count: int, seed: int) -> NDArray[np.int64]:
-    """int64 [count]: a seeded permutation. Raw Philox words and a stable sort: NumPy keeps both, not its shuffles."""
+    """Return a seeded permutation, int64 [count], by Philox words and a stable sort, which NumPy keeps, unlike its shuffles."""
     words = np.random.Philox(key=seed).random_raw(count)
     return np.argsort(words, kind="stable").astype(np.int64)
 
 
 def unique_keys(keys: list[str]) -> NDArray[np.bytes_]:
-    """S [N]: `keys` with repetitions told apart: the first stays, the next become KEY-2, KEY-3, ..."""
+    """Return `keys` without repetitions, bytes [N]: the first of equal keys stays, the next become KEY-2, KEY-3, ..."""
     packed: NDArray[Any] = np.array(keys, dtype=np.bytes_)
     values, counts = np.unique(packed, return_counts=True)
     repeated = set(values[counts > 1].tolist())

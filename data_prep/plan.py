@@ -1,4 +1,4 @@
-"""What is to be made: the settings of a preparation, and each split's samples in their order, cut into shards."""
+"""Plans a preparation: its settings, and each split's samples in their order, cut into shards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RECORD_SIZE = tarfile.RECORDSIZE
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a preparation is told. `workers` does not reach the dataset, `skip_corrupt` by the images it left out."""
+    """Settings of a preparation. `workers` does not affect the dataset; `skip_corrupt` does only by the images left out."""
 
     name: str = "imagenet"
     seed: int = 0
@@ -39,7 +39,7 @@ class Settings:
 
     def check(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
-            raise UserError(f"--name '{self.name}' would not make good file names: use letters, digits, '-' and '_'")
+            raise UserError(f"--name '{self.name}' does not suit file names: use letters, digits, '-' and '_'")
         if self.samples_per_shard < 1 or self.workers < 1 or self.seed < 0:
             raise UserError("--samples-per-shard and --workers must be at least 1, --seed at least 0")
         if self.rules.max_short_side is not None and self.rules.max_short_side < 1:
@@ -55,8 +55,8 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitPlan:
-    """One split, put in order: row i of `keys` and `labels` is sample i, listed in row `order[i]` of the listing."""
+class SplitOrder:
+    """One split in order: row i of `keys` and `labels` is sample i, which is row `order[i]` of the listing."""
 
     name: str
     listing: Listing
@@ -68,7 +68,7 @@ class SplitPlan:
         return len(self.order)
 
     def images(self, start: int, stop: int) -> tuple[SourceImage, ...]:
-        """Samples [start, stop), ready to be read."""
+        """Return the samples [start, stop), ready to be read."""
         result = []
         for sample in range(start, min(stop, len(self))):
             row = self.listing.rows[self.order[sample]]
@@ -89,49 +89,48 @@ class SplitPlan:
         return tuple(result)
 
 
-def plan_split(name: str, listing: Listing, classes: tuple[str, ...], seed: int) -> SplitPlan:
-    """Order a split: the training images by a seeded permutation, all others by their files' stems.
+def order_split(name: str, listing: Listing, classes: tuple[str, ...], seed: int) -> SplitOrder:
+    """Order a split: the training images by a seeded permutation, all others by their file stems.
 
-    Both start from an order by names, so that nothing depends on how the source was listed.
+    Both start from an order by name, so that the result does not depend on how the source was listed.
     """
     labels, names = labels_among(listing, classes, name), listing.rows["name"]
     sorted_rows = by_class_and_name(labels, names)
     class_names = [classes[label] if label >= 0 else None for label in labels[sorted_rows].tolist()]
-    sorted_keys = unique_keys(
-        [sample_key(one, class_name) for one, class_name in zip(names[sorted_rows].tolist(), class_names, strict=True)]
-    )
+    pairs = zip(names[sorted_rows].tolist(), class_names, strict=True)
+    sorted_keys = unique_keys([sample_key(file_name, class_name) for file_name, class_name in pairs])
     keys = np.empty_like(sorted_keys)
     keys[sorted_rows] = sorted_keys
     order = sorted_rows[permutation(len(listing), seed)] if name == TRAIN else by_stem(labels, names)
-    return SplitPlan(name=name, listing=listing, order=order, keys=keys[order], labels=labels[order])
+    return SplitOrder(name=name, listing=listing, order=order, keys=keys[order], labels=labels[order])
 
 
 def shard_file(settings: Settings, split: str, index: int) -> str:
     return f"{split}/{settings.name}-{split}-{index:06d}.tar"
 
 
-def shard_count(plan: SplitPlan, settings: Settings) -> int:
-    return -(-len(plan) // settings.samples_per_shard)
+def shard_count(order: SplitOrder, settings: Settings) -> int:
+    return -(-len(order) // settings.samples_per_shard)
 
 
-def averaged_images(plan: SplitPlan, settings: Settings) -> int:
-    """How many of the split's images, from its start, are in the statistics."""
-    if plan.name != TRAIN:
+def averaged_images(order: SplitOrder, settings: Settings) -> int:
+    """Return how many of the split's images, from its start, are in the statistics."""
+    if order.name != TRAIN:
         return 0
-    return len(plan) if settings.statistics.images is None else min(settings.statistics.images, len(plan))
+    return len(order) if settings.statistics.images is None else min(settings.statistics.images, len(order))
 
 
-def shard_tasks(plan: SplitPlan, settings: Settings) -> Iterator[ShardTask]:
-    """The split's shards. The statistics are taken over the first images of the training split, all by default."""
-    averaged = averaged_images(plan, settings)
-    for index in range(shard_count(plan, settings)):
+def shard_tasks(order: SplitOrder, settings: Settings) -> Iterator[ShardTask]:
+    """Yield the split's shards. The statistics cover the first images of the training split, by default all."""
+    averaged = averaged_images(order, settings)
+    for index in range(shard_count(order, settings)):
         start = index * settings.samples_per_shard
-        images = plan.images(start, start + settings.samples_per_shard)
+        images = order.images(start, start + settings.samples_per_shard)
         in_shard = max(0, min(averaged - start, len(images)))
         yield ShardTask(
-            split=plan.name,
+            split=order.name,
             index=index,
-            file=shard_file(settings, plan.name, index),
+            file=shard_file(settings, order.name, index),
             images=images,
             statistics=settings.statistics if in_shard else None,
             averaged=in_shard,
@@ -140,28 +139,28 @@ def shard_tasks(plan: SplitPlan, settings: Settings) -> Iterator[ShardTask]:
         )
 
 
-def bytes_needed(plans: list[SplitPlan], settings: Settings) -> int:
-    """The disk that the dataset takes while it is made, where no image changes size."""
+def bytes_needed(orders: list[SplitOrder], settings: Settings) -> int:
+    """Return the disk space that the dataset takes while it is made, if no image changes size."""
     total = 0
-    for plan in plans:
-        sizes = plan.listing.rows["size"]
-        total += int((-(-sizes // TAR_BLOCK) * TAR_BLOCK).sum()) + 3 * TAR_BLOCK * len(plan)  # two headers, the label
-        total += len(plan) * 4 * plan.keys.dtype.itemsize  # the index, the sample table and its pieces
-        total += shard_count(plan, settings) * RECORD_SIZE  # a tar is filled up to 10,240 bytes
-        averaged_shards = -(-averaged_images(plan, settings) // settings.samples_per_shard)
+    for order in orders:
+        sizes = order.listing.rows["size"]
+        total += int((-(-sizes // TAR_BLOCK) * TAR_BLOCK).sum()) + 3 * TAR_BLOCK * len(order)  # two headers, the label
+        total += len(order) * 4 * order.keys.dtype.itemsize  # the index, the sample table and its pieces
+        total += shard_count(order, settings) * RECORD_SIZE  # a tar is filled up to 10,240 bytes
+        averaged_shards = -(-averaged_images(order, settings) // settings.samples_per_shard)
         total += averaged_shards * settings.statistics.size**2 * 3 * 8  # pixel sums
     return total
 
 
-def preparation(plans: list[SplitPlan], settings: Settings) -> dict[str, Any]:
-    """What the manifest keeps of a preparation, so that the same one is recognised: settings and a hash of the images.
+def preparation(orders: list[SplitOrder], settings: Settings) -> dict[str, Any]:
+    """Return the manifest's entry by which the same preparation is recognised: settings and a hash of the images.
 
-    The hash is over every sample's key, label and size in bytes: it does not depend on where the images lay.
+    The hash covers every sample's key, label and size in bytes. It does not depend on where the images were.
     """
     listed = hashlib.sha256()
-    for plan in plans:
-        listed.update(f"{plan.name} {len(plan)} {plan.keys.dtype.itemsize}\n".encode())
-        for column in (plan.keys, plan.labels, plan.listing.rows["size"][plan.order]):
+    for order in orders:
+        listed.update(f"{order.name} {len(order)} {order.keys.dtype.itemsize}\n".encode())
+        for column in (order.keys, order.labels, order.listing.rows["size"][order.order]):
             listed.update(np.ascontiguousarray(column).tobytes())
     kept = asdict(settings)
     del kept["workers"], kept["skip_corrupt"]

@@ -1,4 +1,4 @@
-"""From listed images to a dataset folder: what every preparing command does once it knows its source."""
+"""Makes a dataset folder from listed images: the part that all preparing commands share."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 from data_prep.assemble import MANIFEST_CHECKSUM, table_name, write_dataset
 from data_prep.plan import (
     Settings,
-    SplitPlan,
+    SplitOrder,
     bytes_needed,
-    plan_split,
+    order_split,
     preparation,
     shard_count,
     shard_file,
@@ -35,12 +35,12 @@ from data_prep.workspace import PARTIAL, check_destination, discard, locked_work
 from pipeline.base.command import UserError
 from pipeline.data.dataset import MANIFEST, STATISTICS, ClassInfo, Dataset
 
-SHOWN = 20  # of a long list of images, these many are printed
+SHOWN = 20  # images of a long list that are printed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a preparation did: the finished dataset, and whether it was there before."""
+    """The finished dataset, and whether it existed before."""
 
     dataset: Dataset
     seconds: float
@@ -51,27 +51,27 @@ class Summary:
 def prepare(
     listings: dict[str, Listing], classes: tuple[ClassInfo, ...], destination: Path, settings: Settings
 ) -> Summary:
-    """Make the dataset folder `destination` of the listed splits ("train" and others); `classes` in label order.
+    """Make the dataset folder `destination` of the listed splits ("train" and others); `classes` are in label order.
 
-    Raises UserError where the destination is taken or in use, a class is unknown or images do not decode.
+    Raises UserError if the destination is taken or in use, a class is unknown or images do not decode.
     """
     started = time.monotonic()
     settings.check()
     check_destination(destination)
-    names = tuple(one.wnid for one in classes)
-    plans = [plan_split(split, listing, names, settings.seed) for split, listing in listings.items()]
-    prepared = preparation(plans, settings)
+    wnids = tuple(info.wnid for info in classes)
+    orders = [order_split(split, listing, wnids, settings.seed) for split, listing in listings.items()]
+    prepared = preparation(orders, settings)
     source_bytes = sum(listing.bytes for listing in listings.values())
     already = already_prepared(destination, prepared, classes)
-    if not already or (destination / PARTIAL).exists():  # or it was cut off while it tidied up
+    if not already or (destination / PARTIAL).exists():  # or the last run was interrupted while it cleaned up
         with locked_workspace(destination) as workspace:
             already = already_prepared(destination, prepared, classes)  # by the process that held the lock until now
             if not already:
-                published = published_names(plans)
-                recover(destination, workspace, published, shard_files(plans, settings))
-                check_free_disk(workspace, plans, settings)
-                make_shards(plans, workspace, settings)
-                write_dataset(plans, classes, workspace, settings, prepared)
+                published = published_names(orders)
+                recover(destination, workspace, published, shard_files(orders, settings))
+                check_free_disk(workspace, orders, settings)
+                make_shards(orders, workspace, settings)
+                write_dataset(orders, classes, workspace, settings, prepared)
                 publish(destination, workspace, published)
             discard(workspace)
     seconds = time.monotonic() - started
@@ -79,58 +79,58 @@ def prepare(
 
 
 def already_prepared(destination: Path, prepared: dict[str, Any], classes: tuple[ClassInfo, ...]) -> bool:
-    """Whether `destination` is the dataset that would be made. Raises UserError where it is another one."""
+    """Return whether `destination` is already the dataset to make. Raises UserError if it is another dataset."""
     if not (destination / MANIFEST).exists():
         return False
     manifest = Dataset(destination).manifest
-    have = manifest.notes.get("preparation", {})
+    existing = manifest.notes.get("preparation", {})
     names = {"images_sha256": "images"}
-    different = [names.get(key, key) for key, value in prepared.items() if have.get(key) != value]
+    different = [names.get(key, key) for key, value in prepared.items() if existing.get(key) != value]
     if manifest.classes != classes:
         different.append("classes, class names or ids")
     if different:
         raise UserError(
             f"the destination {destination} already holds a dataset, with other {' and '.join(different)}: "
-            "name another folder or remove this one"
+            "give another folder or remove this one"
         )
     return True
 
 
-def check_free_disk(workspace: Path, plans: list[SplitPlan], settings: Settings) -> None:
-    """Raise UserError where the dataset will not fit. Shrinking makes it smaller by what is not known before."""
+def check_free_disk(workspace: Path, orders: list[SplitOrder], settings: Settings) -> None:
+    """Raise UserError if the dataset will not fit. If images are shrunk, its size is not known before, nor checked."""
     if settings.rules.max_short_side is not None:
         return
-    have = sum(path.stat().st_size for path in workspace.rglob("*") if path.is_file())
-    needed, free = bytes_needed(plans, settings) - have, shutil.disk_usage(workspace).free
+    written = sum(path.stat().st_size for path in workspace.rglob("*") if path.is_file())
+    needed, free = bytes_needed(orders, settings) - written, shutil.disk_usage(workspace).free
     if needed > free:
         raise UserError(
             f"the dataset needs {needed / 1e9:,.2f} GB and the disk of {workspace.parent} has {free / 1e9:,.2f} GB "
-            "free: free some space or name a folder on another disk"
+            "free: free some space or give a folder on another disk"
         )
 
 
-def published_names(plans: list[SplitPlan]) -> list[str]:
-    """Everything in a dataset folder, in the order in which it is moved there: the manifest last."""
-    splits = [name for plan in plans for name in (plan.name, table_name(plan.name))]
+def published_names(orders: list[SplitOrder]) -> list[str]:
+    """Return the names in a dataset folder, in the order in which they are moved there: the manifest last."""
+    splits = [name for order in orders for name in (order.name, table_name(order.name))]
     return [*splits, STATISTICS, MANIFEST_CHECKSUM, MANIFEST]
 
 
-def shard_files(plans: list[SplitPlan], settings: Settings) -> set[str]:
-    """The tars and indices of every split, relative to the dataset folder."""
-    tars = [shard_file(settings, plan.name, index) for plan in plans for index in range(shard_count(plan, settings))]
+def shard_files(orders: list[SplitOrder], settings: Settings) -> set[str]:
+    """Return the tars and indices of every split, relative to the dataset folder."""
+    tars = [shard_file(settings, order.name, i) for order in orders for i in range(shard_count(order, settings))]
     return {*tars, *(tar.removesuffix(".tar") + ".idx" for tar in tars)}
 
 
-def make_shards(plans: list[SplitPlan], workspace: Path, settings: Settings) -> None:
-    """Make every shard of every split. Raises UserError that lists the images that do not decode."""
-    for plan in plans:
-        (workspace / plan.name).mkdir(exist_ok=True)
-        (workspace / RECORDS / plan.name).mkdir(parents=True, exist_ok=True)
+def make_shards(orders: list[SplitOrder], workspace: Path, settings: Settings) -> None:
+    """Make every shard of every split. Raises a UserError that lists the images that do not decode."""
+    for order in orders:
+        (workspace / order.name).mkdir(exist_ok=True)
+        (workspace / RECORDS / order.name).mkdir(parents=True, exist_ok=True)
     results = run_tasks(
         bind(shard_or_unreadable, workspace),
-        (task for plan in plans for task in shard_tasks(plan, settings)),
+        (task for order in orders for task in shard_tasks(order, settings)),
         workers=settings.workers,
-        total=sum(len(plan) for plan in plans),
+        total=sum(len(order) for order in orders),
         description="preparing",
         preload=WORKER_MODULES,
     )
@@ -140,7 +140,7 @@ def make_shards(plans: list[SplitPlan], workspace: Path, settings: Settings) -> 
 
 
 def shard_or_unreadable(workspace: Path, task: ShardTask, advance: Advance) -> tuple[Unreadable, ...]:
-    """What a worker does with a task: the images that kept the shard from being made."""
+    """Make the shard of a task in a worker; return the images that prevented it."""
     try:
         if is_finished(task, workspace):
             advance(len(task.images), sum(image.size for image in task.images))

@@ -1,4 +1,4 @@
-"""Reading the images of a shard from files and from tars, ahead of their use."""
+"""Reads the images of a shard from files and tars, ahead of their use."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from data_prep.sources import WHOLE_FILE
 
-READ_AHEAD = 8  # images being read while one is decoded: hides the latency of shared storage
+READ_AHEAD = 8  # images being read while one is decoded, which hides the latency of shared storage
 
 
 class SourceImage(NamedTuple):
-    """One image of a source: bytes [offset, offset + size) of `path` (offset WHOLE_FILE: all of it)."""
+    """One image of a source: the bytes [offset, offset + size) of `path`, or all bytes if offset is WHOLE_FILE."""
 
     path: str
     offset: int
@@ -23,11 +23,11 @@ class SourceImage(NamedTuple):
     stamp: int  # modification time of the file, ns
     label: int
     key: str
-    name: str  # what a message calls it
+    name: str  # in messages
 
 
 class ImageReader:
-    """Reads images; a tar, once opened, stays open until the reader is closed."""
+    """Reads images; keeps tars open until it is closed."""
 
     def __init__(self) -> None:
         self.tars: dict[str, int] = {}
@@ -45,7 +45,7 @@ class ImageReader:
             self.tars[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, image: SourceImage) -> bytes | OSError:
-        """The encoded image, or the error that reading it gave. Thread-safe once its tar is open."""
+        """Return the encoded image, or the error of reading it. Thread-safe once its tar is open."""
         try:
             if image.offset == WHOLE_FILE:
                 return Path(image.path).read_bytes()
@@ -57,7 +57,7 @@ class ImageReader:
         return data
 
     def read_all(self, images: Iterable[SourceImage]) -> Iterator[tuple[SourceImage, bytes | OSError]]:
-        """Every image with its bytes or the error, in order; at most READ_AHEAD of them are held ahead."""
+        """Yield every image with its bytes or the error, in order, reading at most READ_AHEAD images ahead."""
         waiting: deque[tuple[SourceImage, Future[bytes | OSError]]] = deque()
         with ThreadPoolExecutor(READ_AHEAD) as pool:
             for image in images:

@@ -1,4 +1,4 @@
-"""What a source folder holds: recognised from what lies in it, split by split, and never asked for."""
+"""Recognises the layout of a source folder from its content, split by split, without options."""
 
 from __future__ import annotations
 
@@ -35,33 +35,33 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A source folder's splits, and its classes in label order (train's, with names and ids where it has them)."""
+    """The splits of a source folder, and its classes in label order (those of train, with names and ids if it has them)."""
 
     listings: dict[str, Listing]
     classes: tuple[ClassInfo, ...]
 
 
 def recognise(source: Path) -> Source:
-    """List the splits of `source`. Raises UserError where it is missing, empty, ambiguous or of no known layout."""
+    """List the splits of `source`. Raises UserError if it is missing, empty, ambiguous or of no known layout."""
     if not source.exists():
-        raise UserError(f"the source {source} does not exist: name the folder that holds the images")
+        raise UserError(f"the source {source} does not exist: give the folder that holds the images")
     if not source.is_dir():
-        raise UserError(f"the source {source} is a file: name the folder that holds it")
+        raise UserError(f"the source {source} is a file: give the folder that holds it")
     if not any(source.iterdir()):
-        raise UserError(f"the source {source} is empty: name the folder that holds the images")
-    found = {split: split_in(source, split) for split in SPLITS}
-    if found["train"] is None:
+        raise UserError(f"the source {source} is empty: give the folder that holds the images")
+    places = {split: split_in(source, split) for split in SPLITS}
+    if places["train"] is None:
         raise UserError(
             f"the source {source} has no training images: looked for train/CLASS/, {TRAIN_TAR} and {KAGGLE_IMAGES}/train"
         )
     devkit = read_devkit(source)
     listings: dict[str, Listing] = {}
-    for split, path in found.items():
+    for split, path in places.items():
         if path is not None:
             listings[split] = list_split(source, split, path, devkit)
     names: dict[str, ClassInfo] = {}
     if devkit:
-        names = {one.wnid: one for one in devkit.classes.values()}
+        names = {info.wnid: info for info in devkit.classes.values()}
         warn_of_missing_images(listings["train"], devkit)
     elif (source / KAGGLE_NAMES).is_file():
         names = kaggle_names(source / KAGGLE_NAMES)
@@ -70,17 +70,17 @@ def recognise(source: Path) -> Source:
 
 
 def split_in(source: Path, split: str) -> Path | None:
-    """Where `source` holds a split: a folder or a tar. Raises UserError where it does so twice."""
+    """Return the folder or tar of a split in `source`; None if there is none. Raises UserError if there are two."""
     tars = {"train": TRAIN_TAR, "val": VAL_TAR, "test": TEST_TARS}
     candidates = [source / split, source / KAGGLE_IMAGES / split]
-    found = [path for path in candidates if path.is_dir()] + sorted(source.glob(tars[split]))
-    if len(found) > 1:
-        raise UserError(f"the source {source} holds {split} twice, {found[0]} and {found[1]}: move one of them away")
-    return found[0] if found else None
+    paths = [path for path in candidates if path.is_dir()] + sorted(source.glob(tars[split]))
+    if len(paths) > 1:
+        raise UserError(f"the source {source} holds {split} twice, {paths[0]} and {paths[1]}: move one of them away")
+    return paths[0] if paths else None
 
 
 def list_split(source: Path, split: str, path: Path, devkit: Devkit | None) -> Listing:
-    """List a split that lies at `path`, by the layout that is found there."""
+    """List the split at `path` according to its layout."""
     if path.is_file():
         listing = train_tar(path) if split == "train" else flat_tar(path)
     elif split == "train" or has_folders(path):
@@ -101,12 +101,12 @@ def has_folders(folder: Path) -> bool:
 
 
 def val_labels(source: Path, devkit: Devkit | None, listing: Listing) -> tuple[dict[str, str], str]:
-    """The val images' classes by file stem, and where they come from. Raises UserError where there are none."""
+    """Return the classes of the val images by file stem, and their origin. Raises UserError if there are none."""
     if devkit:
         return devkit_labels(devkit), str(devkit.place)
     if (source / KAGGLE_VAL).is_file():
         return kaggle_labels(source / KAGGLE_VAL), str(source / KAGGLE_VAL)
     raise UserError(
-        f"{listing.kind} says no classes: put {DEVKIT}.tar.gz or {KAGGLE_VAL} into {source}, "
+        f"{listing.kind} has no classes: put {DEVKIT}.tar.gz or {KAGGLE_VAL} into {source}, "
         "or the images into one folder per class"
     )

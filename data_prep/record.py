@@ -1,4 +1,4 @@
-"""What a finished shard leaves beside itself: all that the manifest, the sample table and the statistics need of it."""
+"""The record beside a finished shard: all that the manifest, the sample table and the statistics need of the shard."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from data_prep.image_statistics import PixelSums
 from pipeline.base.files import replacing
 
-RECORDS = "records"  # the working folder's part that is not published
+RECORDS = "records"  # folder in the working folder, not published
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardFacts:
-    """fingerprint: what the shard was made from. changed, left_out: (key, why). shrunk: how many images were."""
+    """Facts of a shard. fingerprint: of its inputs. changed, left_out: (key, reason). shrunk: number of shrunk images."""
 
     fingerprint: str
     bytes: int
@@ -32,7 +32,7 @@ class ShardFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """rows: the shard's rows of the sample table. sums: of its averaged images, None where there are none."""
+    """A shard's facts, its `rows` of the sample table, and the pixel `sums` of its averaged images (None if it has none)."""
 
     facts: ShardFacts
     rows: NDArray[Any]
@@ -40,11 +40,11 @@ class ShardRecord:
 
 
 class NoRecordError(Exception):
-    """There is no record that can be read."""
+    """There is no readable record."""
 
 
 def record_path(folder: Path, file: str) -> Path:
-    """Where the record of a shard lies in the working folder; `file` is the tar, relative to it."""
+    """Return the path of a shard's record in the working folder; `file` is the tar, relative to that folder."""
     return (folder / RECORDS / file).with_suffix(".npz")
 
 
@@ -59,7 +59,7 @@ def write_record(path: Path, record: ShardRecord) -> None:
 
 
 def read_record(path: Path) -> ShardRecord:
-    """The record of a finished shard. Raises NoRecordError."""
+    """Read the record of a finished shard. Raises NoRecordError."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             fields = json.loads(arrays["facts"].tobytes())

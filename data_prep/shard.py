@@ -1,6 +1,6 @@
-"""One shard, made by one worker process: images in, a tar with its DALI index and its record out.
+"""Makes one shard in one worker process: images in, a tar with its DALI index and its record out.
 
-The record is written last: a shard without one is unfinished, and one whose record does not fit is made again.
+The record is written last: a shard without a record is unfinished, and a shard whose record does not match is made again.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pipeline.base.files import file_sha256, replacing
 from pipeline.data.dataset import sample_dtype
 
 TAR_BLOCK = 512
-WORKER_MODULES = ["data_prep.tar_writer", "data_prep.shard"]  # what makes shards; imported once, before workers part
+WORKER_MODULES = ["data_prep.tar_writer", "data_prep.shard"]  # imported once, before the workers are forked
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
     """One shard to make: `file` (relative to the working folder), number `index` in its split.
 
-    statistics: None where no image is averaged; else the plan, by which the first `averaged` images are.
-    skip_corrupt: leave images out that do not decode, where they would stop the run.
+    statistics: how the first `averaged` images are averaged; None if none are. skip_corrupt: leave out images that do not
+    decode, instead of stopping.
     """
 
     split: str
@@ -45,8 +45,8 @@ class ShardTask:
 
     @property
     def fingerprint(self) -> str:
-        """What the shard is made from: a finished shard of the same fingerprint need not be made again."""
-        content = [(one.key, one.label, one.size, one.stamp) for one in self.images]
+        """Hash of the shard's inputs: a finished shard with the same fingerprint is not made again."""
+        content = [(image.key, image.label, image.size, image.stamp) for image in self.images]
         settings = (self.split, self.index, self.file, repr(self.statistics), self.averaged, repr(self.rules))
         return hashlib.sha256(repr((settings, content)).encode()).hexdigest()
 
@@ -60,7 +60,7 @@ class Unreadable(NamedTuple):
 
 
 class UnreadableImagesError(Exception):
-    """A shard cannot be made: these of its images do not decode."""
+    """A shard cannot be made because these of its images do not decode."""
 
     def __init__(self, images: tuple[Unreadable, ...]) -> None:
         super().__init__(images)
@@ -68,7 +68,7 @@ class UnreadableImagesError(Exception):
 
 
 class HashingFile:
-    """A file for writing that hashes what passes through."""
+    """A file for writing that hashes all bytes written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.hash, self.size = file, hashlib.sha256(), 0
@@ -80,13 +80,13 @@ class HashingFile:
 
 
 class ShardWriter:
-    """A tar being written by `webdataset.TarWriter`, with its DALI index and its rows of the sample table."""
+    """Writes a tar with `webdataset.TarWriter`, and collects its DALI index and its rows of the sample table."""
 
     def __init__(self, file: IO[bytes], index: int) -> None:
-        from data_prep.tar_writer import TarWriter  # only workers import it, before they part: see WORKER_MODULES
+        from data_prep.tar_writer import TarWriter  # only workers import it, before they are forked: see WORKER_MODULES
 
         self.file = HashingFile(file)
-        # mtime must be an int: a float adds a PAX header to every member. The encoder would re-encode images.
+        # mtime must be an int, because a float adds a PAX header to every member. The encoder would re-encode images.
         self.tar = TarWriter(self.file, mtime=0, encoder=False)
         self.shard = index
         self.rows: list[tuple[Any, ...]] = []
@@ -112,7 +112,7 @@ class ShardWriter:
 
     @property
     def index_text(self) -> bytes:
-        """DALI's index: `v1.2 N`, then for each sample `extension offset size name` of each of its components."""
+        """DALI's index: `v1.2 N`, then one line per sample with `extension offset size name` of each component."""
         return "\n".join([f"v1.2 {len(self.index_lines)}", *self.index_lines, ""]).encode("ascii")
 
     @property
@@ -122,7 +122,7 @@ class ShardWriter:
 
 
 def is_finished(task: ShardTask, folder: Path) -> bool:
-    """Whether an earlier run made this very shard, and its files still hold what it wrote."""
+    """Return whether an earlier run made exactly this shard and its files are unchanged."""
     try:
         facts = read_record(record_path(folder, task.file)).facts
     except NoRecordError:
@@ -136,7 +136,7 @@ def is_finished(task: ShardTask, folder: Path) -> bool:
 
 @dataclass
 class _Filling:
-    """What has come of a shard's images so far."""
+    """The results of a shard's images so far."""
 
     sums: PixelSums | None
     unreadable: list[Unreadable] = field(default_factory=list)
@@ -145,10 +145,10 @@ class _Filling:
 
 
 def make_shard(task: ShardTask, folder: Path, advance: Advance) -> None:
-    """Make one shard in the working folder, its record last. `advance` is called after each image.
+    """Make one shard in the working folder, its record last. Calls `advance` after each image.
 
-    Raises UnreadableImagesError, after all images were examined, where some do not decode and may not be left out;
-    OSError where the shard cannot be written. Either leaves no file of the shard.
+    Raises UnreadableImagesError, after all images were checked, if some do not decode and must not be left out; OSError if
+    the shard cannot be written. Either leaves no file of the shard.
     """
     path, record_file = folder / task.file, record_path(folder, task.file)
     record_file.unlink(missing_ok=True)
@@ -158,7 +158,7 @@ def make_shard(task: ShardTask, folder: Path, advance: Advance) -> None:
         try:
             _fill(writer, task, filling, advance)
         except BaseException:
-            with suppress(OSError):  # the tar is thrown away; unclosed, it would complain when collected
+            with suppress(OSError):  # the tar is discarded; if it stayed open, it would warn when collected
                 writer.tar.close()
             raise
         writer.tar.close()

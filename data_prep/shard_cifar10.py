@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--hold-out",
         type=int,
         metavar="N",
-        help="N training images, drawn by --seed, become val, CIFAR's test images the split test; 5000 is the paper's",
+        help="N training images, drawn by --seed, become val, and CIFAR's test images the split test; 5000 in the paper",
     )
     options = parser.parse_args(arguments)
     settings = Settings(

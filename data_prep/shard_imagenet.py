@@ -1,4 +1,4 @@
-"""Makes a dataset folder (WebDataset shards, index, sample table, statistics) of ImageNet's tars or class folders."""
+"""Makes a dataset folder (WebDataset shards, index, sample table, statistics) from ImageNet's tars or class folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.base.command import CommandParser, run
 
 def main(arguments: list[str] | None = None) -> None:
     parser = CommandParser(
-        "Make a dataset folder (WebDataset shards, index, sample table, statistics) of ImageNet's tars or class folders.",
+        "Make a dataset folder (WebDataset shards, index, sample table, statistics) from ImageNet's tars or class folders.",
         "python data_prep/shard_imagenet.py /data/imagenet datasets/imagenet",
     )
     parser.add_argument("source", type=Path, help="folder with class folders, the ILSVRC tars or Kaggle's ILSVRC/")
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--max-short-side",
         type=int,
         metavar="PIXELS",
-        help="shrink images whose shorter side is longer (default: none)",
+        help="shrink images to this shorter side if theirs is longer (default: shrink none)",
     )
     options = parser.parse_args(arguments)
     settings = Settings(

@@ -1,4 +1,4 @@
-"""Tars read in place: one pass over their headers, then every member is a byte range. Nothing is ever extracted."""
+"""Reads tars in place: one pass over the headers makes every member a byte range. Nothing is extracted."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import NamedTuple
 from pipeline.base.command import UserError
 
 BLOCK = tarfile.BLOCKSIZE
-HEADER_BUFFER = 4096  # a header and what tarfile looks at around it, in one read
+HEADER_BUFFER = 4096  # a header and the bytes around it that tarfile needs, in one read
 
 
 class Member(NamedTuple):
-    """A regular file in a tar: bytes [offset, offset + size) of the file that holds the tar. name: its base name."""
+    """A regular file in a tar: its base name, and its bytes [offset, offset + size) of the file that holds the tar."""
 
     name: str
     offset: int
@@ -25,7 +25,7 @@ class Member(NamedTuple):
 
 
 class Window(io.RawIOBase):
-    """Bytes [start, start + size) of an open file as a file of their own. Any number of them may be read at once."""
+    """The bytes [start, start + size) of an open file as a file. Several windows may be read at once."""
 
     def __init__(self, descriptor: int, start: int, size: int) -> None:
         self.descriptor, self.start, self.size, self.position = descriptor, start, size, 0
@@ -54,7 +54,7 @@ class Window(io.RawIOBase):
 
 @contextmanager
 def open_for_ranges(path: Path) -> Iterator[tuple[int, int]]:
-    """An open file's (descriptor, size)."""
+    """Open a file; yield its descriptor and its size."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield descriptor, os.fstat(descriptor).st_size
@@ -63,21 +63,21 @@ def open_for_ranges(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def members(descriptor: int, start: int, size: int, place: str, *, marked: bool) -> list[Member]:
-    """The regular files of the tar in bytes [start, start + size) of an open file. `place` is what messages call it.
+    """List the regular files of the tar in the bytes [start, start + size) of an open file; `place`: its name in messages.
 
-    marked: the tar must have the end marker that tar writes, as else a tar that was cut off between two members would
-    pass for a whole one. Raises UserError where the tar is cut off, damaged or holds files that are no byte ranges.
+    marked: whether the tar must have tar's end marker; without one, a tar that is cut off between two members would pass as
+    whole. Raises UserError if the tar is cut off, damaged or holds files that are no byte ranges.
     """
-    found = []
+    files = []
     with io.BufferedReader(Window(descriptor, start, size), HEADER_BUFFER) as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined] # it would keep every header in memory
+                    tar.members = []  # type: ignore[attr-defined] # else tarfile would keep every header in memory
                     if member.islnk() or member.issym() or member.issparse():
                         raise UserError(f"{place} holds a link or a sparse file ({member.name}): pack its files whole")
                     if member.isreg():
-                        found.append(Member(os.path.basename(member.name), start + member.offset_data, member.size))
+                        files.append(Member(os.path.basename(member.name), start + member.offset_data, member.size))
                         if member.offset_data + member.size > size:
                             raise tarfile.ReadError("its last file goes beyond its end")
                 end = tar.offset
@@ -86,5 +86,5 @@ def members(descriptor: int, start: int, size: int, place: str, *, marked: bool)
         file.seek(end)
         tail = file.read(BLOCK)
     if tail != bytes(BLOCK) and (marked or tail):
-        raise UserError(f"{place} is cut off or damaged after {len(found):,} files: get it again")
-    return found
+        raise UserError(f"{place} is cut off or damaged after {len(files):,} files: get it again")
+    return files

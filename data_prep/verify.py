@@ -1,4 +1,4 @@
-"""Audits a finished dataset folder: counts, checksums, indices against tars, labels, every image's decoding."""
+"""Audits a finished dataset folder: counts, checksums, indices against tars, labels, the decoding of every image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.data.dataset import MANIFEST, STATISTICS, Dataset, SplitInfo, Stat
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What was looked at, and every fault found, each in words that name its place."""
+    """The numbers of samples and shards by split, and a sentence for every fault, which names its place."""
 
     samples: dict[str, int]
     shards: dict[str, int]
@@ -29,17 +29,17 @@ class Audit:
 
 
 def verify(folder: Path, *, fast: bool, workers: int) -> Audit:
-    """Audit a dataset folder; `fast` leaves out the decoding. Raises UserError where there is no manifest to go by."""
+    """Audit a dataset folder; `fast` skips the decoding. Raises UserError if there is no manifest."""
     if (folder / MANIFEST).is_file() and (problem := check_manifest(folder)):
-        return Audit(samples={}, shards={}, problems=(problem,))  # nothing that it says can be relied on
+        return Audit(samples={}, shards={}, problems=(problem,))  # nothing in a damaged manifest can be relied on
     dataset = Dataset(folder)
     splits = dataset.manifest.splits
     problems = [*check_statistics(dataset), *check_files(dataset)]
     checks: list[ShardCheck] = []
     for name, split in splits.items():
-        found = list(check_table(dataset, name, split))
-        problems += found
-        if not found:
+        table_problems = list(check_table(dataset, name, split))
+        problems += table_problems
+        if not table_problems:
             checks += shard_checks(dataset, name, split, fast)
     results = run_tasks(
         check_shard,
@@ -49,7 +49,7 @@ def verify(folder: Path, *, fast: bool, workers: int) -> Audit:
         description="verifying",
         preload=["data_prep.verify_shard"],
     )
-    problems += sorted(problem for found in results for problem in found)
+    problems += sorted(problem for shard_problems in results for problem in shard_problems)
     return Audit(
         samples={name: split.samples for name, split in splits.items()},
         shards={name: len(split.shards) for name, split in splits.items()},
@@ -63,12 +63,12 @@ def check_manifest(folder: Path) -> str | None:
     if not checksum.is_file():
         return f"{checksum} is missing"
     if checksum.read_bytes() != checksum_line(digest):
-        return f"{folder / MANIFEST} and {checksum.name} do not fit each other: one of them is damaged"
+        return f"{folder / MANIFEST} does not match {checksum.name}: one of them is damaged"
     return None
 
 
 def check_files(dataset: Dataset) -> Iterator[str]:
-    """Files that the manifest does not know: a reader that takes every tar would read them."""
+    """Find files that the manifest does not list: a reader that takes every tar would read them."""
     known = {MANIFEST, MANIFEST_CHECKSUM, STATISTICS}
     for split in dataset.manifest.splits.values():
         known.add(split.table)
@@ -88,7 +88,7 @@ def check_statistics(dataset: Dataset) -> Iterator[str]:
         yield f"{path} is missing"
         return
     if file_sha256(path) != described["sha256"]:
-        yield f"{path} does not have the manifest's checksum"
+        yield f"{path} does not match the SHA-256 in the manifest"
         return
     try:
         statistics = dataset.statistics
@@ -107,20 +107,20 @@ def implausible_statistics(path: Path, statistics: Statistics, size: int) -> Ite
 
 
 def check_table(dataset: Dataset, name: str, split: SplitInfo) -> Iterator[str]:
-    """The sample table against the manifest: checksum, counts, labels, keys."""
+    """Check the sample table against the manifest: checksum, counts, labels, keys."""
     path = dataset.folder / split.table
     if not path.is_file():
         yield f"{path} is missing"
         return
     if file_sha256(path) != split.table_sha256:
-        yield f"{path} does not have the manifest's checksum"
+        yield f"{path} does not match the SHA-256 in the manifest"
         return
     table = dataset.split(name).samples
     if sum(shard.samples for shard in split.shards) != split.samples:
         yield f"{path}: the shards' samples do not add up to the split's {split.samples:,}"
     counts = np.bincount(table["shard"], minlength=len(split.shards)).tolist()
     if counts != [shard.samples for shard in split.shards]:
-        yield f"{path}: the rows of each shard are not as many as the manifest says"
+        yield f"{path}: the numbers of rows of the shards are not those in the manifest"
     labels = table["label"]
     unlabelled = bool((labels == -1).all())
     if not unlabelled and (labels.min() < 0 or labels.max() >= dataset.classes):
@@ -131,7 +131,7 @@ def check_table(dataset: Dataset, name: str, split: SplitInfo) -> Iterator[str]:
 
 def shard_checks(dataset: Dataset, name: str, split: SplitInfo, fast: bool) -> Iterator[ShardCheck]:
     table = dataset.split(name).samples
-    wnids = tuple(one.wnid for one in dataset.manifest.classes)
+    wnids = tuple(info.wnid for info in dataset.manifest.classes)
     ends = np.cumsum([shard.samples for shard in split.shards])
     for number, (shard, end) in enumerate(zip(split.shards, ends.tolist(), strict=True)):
         rows = np.array(table[end - shard.samples : end])
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("dataset", type=Path, help="the dataset folder")
     parser.add_argument("--fast", action="store_true", help="do not decode the images")
     parser.add_argument(
-        "--workers", type=int, default=available_cores(), metavar="N", help="default: the cores at hand"
+        "--workers", type=int, default=available_cores(), metavar="N", help="default: one per available core"
     )
     parser.add_json_option()
     options = parser.parse_args(arguments)

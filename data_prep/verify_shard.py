@@ -1,4 +1,4 @@
-"""The audit of one shard, by one worker: its bytes, its index, its rows of the sample table, its images."""
+"""Audits one shard in one worker: its bytes, its index, its rows of the sample table, its images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.data.dataset import UNLABELLED, ShardInfo
 
 @dataclass(frozen=True, kw_only=True)
 class ShardCheck:
-    """One shard: where it lies, what the manifest says of it, its number in the split, its rows of the sample table."""
+    """One shard: its path, its manifest entry, its number in the split, and its rows of the sample table."""
 
     path: Path
     info: ShardInfo
@@ -32,7 +32,7 @@ class ShardCheck:
 
 
 def check_shard(check: ShardCheck, advance: Advance) -> list[str]:
-    """Every fault of one shard, in words that name its place."""
+    """Return a sentence for every fault of one shard, which names its place."""
     if problems := list(check_checksums(check)):
         advance(len(check.rows), check.info.bytes)
         return problems
@@ -54,30 +54,30 @@ def check_checksums(check: ShardCheck) -> Iterator[str]:
         if not path.is_file():
             yield f"{path} is missing"
         elif path == check.path and path.stat().st_size != check.info.bytes:
-            yield f"{path} has {path.stat().st_size:,} bytes where the manifest says {check.info.bytes:,}"
+            yield f"{path} has {path.stat().st_size:,} bytes, but the manifest says {check.info.bytes:,}"
         elif file_sha256(path) != digest:
-            yield f"{path} does not have the manifest's checksum"
+            yield f"{path} does not match the SHA-256 in the manifest"
 
 
 def check_members(check: ShardCheck, descriptor: int, size: int) -> Iterator[str]:
-    """The tar's members against the sample table and the index, the labels in the tar against the table's."""
-    found = {
+    """Check the tar's members against the sample table and the index, and the labels in the tar against the table's."""
+    places = {
         member.name: (member.offset, member.size)
         for member in members(descriptor, 0, size, str(check.path), marked=True)
     }
     indexed = read_index(check.path.with_suffix(".idx"))
-    if indexed != found:
+    if indexed != places:
         yield f"{check.path.with_suffix('.idx')} is not the index of its tar"
-    if len(found) != 2 * len(check.rows):
-        yield f"{check.path} holds {len(found):,} files where its {len(check.rows):,} samples have two each"
+    if len(places) != 2 * len(check.rows):
+        yield f"{check.path} holds {len(places):,} files, but its {len(check.rows):,} samples should have two each"
     if (check.rows["shard"] != check.number).any():
-        yield f"{check.path}: rows of the sample table that should be its own name another shard"
+        yield f"{check.path}: some of its rows in the sample table name another shard"
     for row in check.rows:
         key, label = row["key"].decode(), int(row["label"])
         place = (int(row["offset"]), int(row["size"]))
-        if place not in (found.get(f"{key}.jpg"), found.get(f"{key}.png")):
+        if place not in (places.get(f"{key}.jpg"), places.get(f"{key}.png")):
             yield f"{check.path}: the image of {key} is not where the sample table says"
-        offset, length = found.get(f"{key}.cls", (0, 0))
+        offset, length = places.get(f"{key}.cls", (0, 0))
         if os.pread(descriptor, length, offset) != str(label).encode():
             yield f"{check.path}: {key}.cls is not the sample table's label {label}"
         if label != UNLABELLED and not has_class(key, check.wnids[label]):
@@ -85,13 +85,13 @@ def check_members(check: ShardCheck, descriptor: int, size: int) -> Iterator[str
 
 
 def has_class(key: str, wnid: str) -> bool:
-    """Whether a key begins with its class's name, as far as long keys keep it."""
+    """Return whether a key begins with the name of its class; of a long name only the first MAX_KEY / 2 characters count."""
     prefix = f"{NOT_IN_KEY.sub('-', wnid)}_"[: MAX_KEY // 2]
     return key.startswith(prefix)
 
 
 def read_index(path: Path) -> dict[str, tuple[int, int]] | None:
-    """Members by name, (offset, size), of a DALI index; None where it is none."""
+    """Read the members of a DALI index: name -> (offset, size); None if the file is no index."""
     try:
         head, *lines = path.read_text(encoding="ascii").splitlines()
         if head != f"v1.2 {len(lines)}":

@@ -1,4 +1,4 @@
-"""Shards made side by side by processes, with one progress bar. The result does not depend on their number."""
+"""Runs tasks in parallel processes with one progress bar. The results do not depend on the number of processes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Result = TypeVar("Result")
 
 
 class StoppedError(Exception):
-    """A worker was told to stop between two images."""
+    """A worker was asked to stop between two images."""
 
 
 class Counters:
-    """What the workers have done so far, shared between processes, and whether they are to stop."""
+    """The workers' progress, shared between processes, and whether they should stop."""
 
     def __init__(self, context: multiprocessing.context.BaseContext) -> None:
         self.images = context.Value("q", 0)
@@ -55,7 +55,7 @@ def _start_worker(counters: Counters) -> None:
 
     def follow() -> None:
         parent.join()
-        os._exit(1)  # killed parents leave no worker behind that goes on writing
+        os._exit(1)  # so that no worker goes on writing after its parent was killed
 
     threading.Thread(target=follow, daemon=True).start()
 
@@ -76,9 +76,9 @@ def run_tasks(
 ) -> Iterator[Result]:
     """Yield `work(task, advance)` of every task, in the order in which they finish, computed by `workers` processes.
 
-    With one worker the tasks run in this process; with several, at most two tasks per worker are held at once. `total`
-    images move the progress bar; `preload` are modules that several workers share from their start. An exception of `work` ends
-    the run, after the other workers have stopped.
+    One worker runs the tasks in this process; with several, at most two tasks per worker are held at once. `total`: images
+    in the progress bar. `preload`: modules that the workers share from their start. An exception of `work` ends the run,
+    after the other workers have stopped.
     """
     with Progress(total, description, "images") as progress:
         if workers == 1:
@@ -90,13 +90,13 @@ def run_tasks(
 def _in_this_process(
     work: Callable[[Task, Advance], Result], tasks: Iterable[Task], progress: Progress
 ) -> Iterator[Result]:
-    images, size, shown = 0, 0, time.monotonic()
+    images, size, last_shown = 0, 0, time.monotonic()
 
     def advance(more_images: int, more_bytes: int) -> None:
-        nonlocal images, size, shown
+        nonlocal images, size, last_shown
         images, size = images + more_images, size + more_bytes
-        if time.monotonic() - shown >= POLL_SECONDS:
-            shown = time.monotonic()
+        if time.monotonic() - last_shown >= POLL_SECONDS:
+            last_shown = time.monotonic()
             _show(progress, images, size)
 
     for task in tasks:
@@ -112,7 +112,7 @@ def _in_a_pool(
     preload: list[str],
     progress: Progress,
 ) -> Iterator[Result]:
-    # forkserver: a fork of this process could copy a lock that a thread holds, and spawn would import for each worker.
+    # forkserver: a fork of this process could copy a lock that a thread holds, and with spawn each worker would import.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(preload)
     counters = Counters(context)
@@ -130,7 +130,7 @@ def _in_a_pool(
                 yield future.result()
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, most likely because the memory ran out: "
+            "a worker process was killed, probably because the memory ran out: "
             "start the same command again with fewer --workers"
         ) from None
     finally:

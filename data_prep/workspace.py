@@ -1,6 +1,6 @@
 """The dataset folder while it is being made.
 
-Everything is written into DEST/.partial and moved to its place when all of it is complete and on the disk; the
+All files are written into DEST/.partial and moved to their places when all of them are complete and on the disk; the
 manifest, which makes a folder a dataset, is moved last.
 """
 
@@ -20,7 +20,7 @@ from pipeline.data.dataset import MANIFEST
 
 PARTIAL = ".partial"
 LOCK = "lock"
-NOT_OURS = ("lost+found",)  # a file system's own, in the root of a volume
+NOT_OURS = ("lost+found",)  # made by a file system in the root of a volume
 
 
 def check_destination(destination: Path) -> None:
@@ -28,18 +28,18 @@ def check_destination(destination: Path) -> None:
     if not destination.exists() and not destination.is_symlink():
         return
     if not destination.is_dir():
-        raise UserError(f"the destination {destination} is a file: name a folder")
+        raise UserError(f"the destination {destination} is a file: give a folder")
     names = {entry.name for entry in destination.iterdir()} - set(NOT_OURS)
     if names and MANIFEST not in names and PARTIAL not in names:
         raise UserError(
-            f"the destination {destination} holds other files ('{min(names)}' is one) and no dataset: "
-            "name an empty or a new folder"
+            f"the destination {destination} holds other files (for example '{min(names)}') and no dataset: "
+            "give an empty or a new folder"
         )
 
 
 @contextmanager
 def locked_workspace(destination: Path) -> Iterator[Path]:
-    """DEST/.partial, held by this process alone and kept for the next run. UserError where another process holds it."""
+    """Lock DEST/.partial for this process and yield it; it is kept for the next run. Raises UserError if it is locked."""
     workspace = destination / PARTIAL
     workspace.mkdir(parents=True, exist_ok=True)
     with open(workspace / LOCK, "w") as file:
@@ -52,9 +52,9 @@ def locked_workspace(destination: Path) -> Iterator[Path]:
 
 
 def recover(destination: Path, workspace: Path, published: list[str], files: set[str]) -> None:
-    """Bring the folder back to where work goes on.
+    """Restore the state from which an interrupted preparation continues.
 
-    Undoes a publication that was cut off; drops half-written files and those of other settings (`files` are wanted).
+    Undoes an interrupted publication, and removes half-written files and those of other settings (not in `files`).
     """
     for name in published:
         if (destination / name).exists():
@@ -69,7 +69,7 @@ def recover(destination: Path, workspace: Path, published: list[str], files: set
 
 
 def publish(destination: Path, workspace: Path, names: list[str]) -> None:
-    """Move finished folders and files into place, `names` in this order, the manifest last. Their bytes are synced."""
+    """Move finished folders and files into place in the order of `names`, the manifest last. Their bytes are on the disk."""
     for name in names:
         if (workspace / name).is_dir():
             sync_folder(workspace / name)

@@ -20,7 +20,7 @@ from pipeline.evaluation.figures import Curve
 from pipeline.run.config import Config, differences, trajectory
 from pipeline.run.folder import read_facts as read_run_file
 from pipeline.tracking import Record, mlflow_run_id, read_metrics
-from pipeline.tracking.state import read_delivered
+from pipeline.tracking.state import Delivered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ def _unit_hours(train: Sequence[Record], attempts: Sequence[Hardware], batch: in
 
 
 def _mlflow(folder: Path) -> str | None:
-    identity, delivered = mlflow_run_id(folder), read_delivered(folder)
+    identity, delivered = mlflow_run_id(folder), Delivered.read(folder)
     if identity and delivered.uri.startswith("http"):
         return f"{delivered.uri.rstrip('/')}/#/experiments/{delivered.experiment_id}/runs/{identity}"
     return identity

@@ -33,7 +33,7 @@ from pipeline.evaluation.options import (
 )  # fmt: skip
 from pipeline.evaluation.protocols import PROTOCOLS, Protocol, find
 from pipeline.evaluation.score_files import ScoreFile, make, metric_kind, score_path, trial_suffix
-from pipeline.evaluation.scoring import Showing
+from pipeline.evaluation.scoring import EvaluationSettings
 from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.options import load
 from pipeline.tracking import is_delivered, log_evaluations
@@ -133,7 +133,7 @@ def evaluate(subject: TrainedNet, names: Sequence[str], own: Namespace, world: W
     """The score file of each protocol, on rank 0; nothing on the others. Every rank calls it."""
     dataset = tested_on(subject)
     threads = subject.loader.threads or max(1, available_cores() // world.local_size)
-    showing = Showing(
+    showing = EvaluationSettings(
         short_side=own.short_side or subject.short_side,
         crop=subject.crop,
         normalization=normalization(subject, dataset, own),
@@ -153,7 +153,7 @@ def evaluate_protocol(
     split: Split,
     dataset: Dataset,
     protocol: Protocol,
-    showing: Showing,
+    showing: EvaluationSettings,
     own: Namespace,
     world: World,
 ) -> ScoreFile | None:

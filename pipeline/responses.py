@@ -23,7 +23,7 @@ from pipeline.evaluation.figures import responses_figure
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import add_weights_option
 from pipeline.evaluation.responses import Responses, measure, save
-from pipeline.evaluation.scoring import Showing
+from pipeline.evaluation.scoring import EvaluationSettings
 from pipeline.process.world import World, open_world, set_threads
 from pipeline.run.options import load
 from pipeline.tracking import log_evaluations
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def responses_of(subject: TrainedNet, dataset: Dataset, split: str, world: World) -> Responses | None:
     """The responses of a trained net, on rank 0. Every rank calls it."""
-    showing = Showing(
+    showing = EvaluationSettings(
         short_side=subject.short_side,
         crop=subject.crop,
         normalization=trained_on(subject, dataset).statistics,

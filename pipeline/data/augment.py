@@ -1,8 +1,8 @@
-"""Contract 3: augmentation is data. Scale, crop, flip and colour of a presentation as numbers, drawn ahead of decoding.
+"""Contract 3: augmentation is data. Scale, crop, flip and colour of a presentation are numbers, drawn before decoding.
 
-A presentation is (seed, epoch, sample id); its draws come from a counter-based generator, so they do not depend on the
-batch it is in, the rank that decodes it, or what was drawn before. The geometry is that of resize-then-crop, and the
-window of the source that the crop needs is known before decoding, so the loader decodes and resamples that alone.
+A presentation is (seed, epoch, sample id). Its draws come from a counter-based generator, so they do not depend on its
+batch, on the rank that decodes it, or on earlier draws. The geometry is that of resize-then-crop. The window of the source
+that the crop needs is known before decoding, so the loader decodes and resamples that window alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Int = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeStage:
-    """Progressive resizing: training images of another size in the iterations below `until`.
+    """Progressive resizing: the size of training images in the iterations below `until`.
 
     Args:
         until: the first iteration after the stage.
@@ -45,13 +45,13 @@ class AugmentConfig:
 
     Args:
         kind: scale-crop (ImageNet, section 3.4 of the paper): shorter side uniform in `short_side`, random `crop` square,
-            flip, colour. pad-crop (CIFAR, section 4.2): the per-pixel mean subtracted from the whole `crop` square
-            image, `pad` zeros on each side, random `crop` square of that, flip. none: the centre `crop` of the image
-            resized to the first `short_side`, neither flipped nor coloured.
+            flip, colour. pad-crop (CIFAR, section 4.2): the per-pixel mean is subtracted from the whole `crop` square
+            image, then `pad` zeros on each side, a random `crop` square of the result, flip. none: the centre `crop` of
+            the image resized to the first `short_side`, without flip or colour.
         short_side: minimum and maximum of the shorter side in pixels, inclusive; 256 and 480 in section 3.4.
         crop: side of the square that the net sees, pixels.
         flip: mirror half of the presentations.
-        colour: standard deviation of AlexNet's PCA colour coefficients (0.1 there); 0 switches it off.
+        colour: standard deviation of AlexNet's PCA colour coefficients (0.1 there); 0 turns them off.
         pad: pixels of zeros on each side, for pad-crop; 4 in section 4.2.
         stages: progressive resizing, a list such as [{until: 1000, crop: 128, short_side: [146, 274]}], in rising order
             of `until`; after the last stage `crop` and `short_side` hold. None in the paper.
@@ -78,14 +78,12 @@ class AugmentConfig:
         if ends != sorted({max(1, end) for end in ends}):
             raise UserError(f"augment.stages end at {ends}: give their `until` in rising order, each at least 1")
         if ends and self.kind == "pad-crop":
-            raise UserError(
-                "augment.stages resize images, and pad-crop takes them as they are: use kind scale-crop, or no stages"
-            )
+            raise UserError("augment.stages resize images, and pad-crop does not: use kind scale-crop, or no stages")
         for stage in self.stages:
-            self._in(stage)  # its sizes are checked
+            self._in(stage)  # checks the stage's sizes
 
     def spans(self, start: int, stop: int) -> list[tuple[range, AugmentConfig]]:
-        """The iterations [start, stop) in parts of one size each, with what holds in them; at least one part."""
+        """Split the iterations [start, stop) by stage: at least one (range, configuration), each of one image size."""
         parts = []
         for stage in self.stages:
             if start < min(stage.until, stop):
@@ -114,7 +112,7 @@ class CenterCrop:
 class TenCrop:
     """Evaluation: four corners and centre of the image resized to shorter side `short_side`, as five crops.
 
-    The other five are their mirror images: `images.flip(-2)` of NHWC on the device gives them for nothing.
+    The other five are their mirror images; `images.flip(-2)` of NHWC on the device costs nothing.
     """
 
     short_side: int = 256
@@ -136,12 +134,12 @@ class WholeImage:
 
 @dataclass(frozen=True)
 class Views:
-    """How each of N presentations is to be seen. Rows and columns are (y, x), in pixels.
+    """Geometry and colour of N presentations. All positions and sizes are (y, x), in pixels.
 
-    resized int64 [N, 2]: size of the whole resized image (pad-crop: of the padded one).
+    resized int64 [N, 2]: size of the whole resized image (pad-crop: of the padded image).
     crop_start int64 [N, 2]: corner of the crop in it. mirror bool [N]: whether the crop is flipped left to right.
-    colour float32 [N, 3]: shift of RGB on the 0..255 scale, to be added.
-    window_start, window_shape int64 [N, 2]: the part of the source that has to be decoded.
+    colour float32 [N, 3]: shift of RGB on the 0..255 scale, which is added.
+    window_start, window_shape int64 [N, 2]: the part of the source that is decoded.
     roi_start, roi_end float32 [N, 2]: where the crop lies in the decoded window (edges, not pixel centres).
     """
 
@@ -158,16 +156,16 @@ class Views:
         return len(self.mirror)
 
     def rows(self, rows: slice | Int) -> Views:
-        return Views(*(getattr(self, one.name)[rows] for one in dataclasses.fields(self)))
+        return Views(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
 
 def training_views(
     seed: int, epochs: Int, ids: Int, heights: Int, widths: Int, config: AugmentConfig, statistics: Statistics
 ) -> Views:
-    """The views of N presentations; row i depends on (seed, epochs[i], ids[i], heights[i], widths[i]) alone.
+    """Draw the views of N presentations; row i depends on (seed, epochs[i], ids[i], heights[i], widths[i]) alone.
 
-    heights, widths int64 [N]: of the decoded source images. statistics: its covariance gives the colour directions.
-    Raises UserError where an image does not fit the configuration.
+    heights, widths int64 [N]: of the decoded source images. statistics: their covariance gives the colour directions.
+    Raises UserError if an image does not fit the configuration.
     """
     shapes = np.stack([heights, widths], axis=1).astype(np.int64)
     n = len(shapes)
@@ -200,7 +198,7 @@ def training_views(
 
 
 def centre_views(shapes: Int, short_side: int, crop: int) -> Views:
-    """The centre crop of each image (shapes int64 [N, 2]) resized to a shorter side; no flip, no colour."""
+    """Return the centre crop of each image (shapes int64 [N, 2]) resized to shorter side `short_side`; no flip, no colour."""
     n = len(shapes)
     resized = resized_shapes(shapes, np.full(n, short_side))
     crop_start = five_crop_starts(resized, crop)[:, 4]
@@ -208,7 +206,7 @@ def centre_views(shapes: Int, short_side: int, crop: int) -> Views:
 
 
 def whole_views(shapes: Int, short_side: int) -> Views:
-    """The whole of each image (shapes int64 [N, 2]) resized to a shorter side; no flip, no colour."""
+    """Return the whole of each image (shapes int64 [N, 2]) resized to shorter side `short_side`; no flip, no colour."""
     n = len(shapes)
     resized = resized_shapes(shapes, np.full(n, short_side))
     zeros = np.zeros((n, 2), np.int64)
@@ -217,10 +215,10 @@ def whole_views(shapes: Int, short_side: int) -> Views:
 
 
 def shape_blocks(shapes: Int, short_sides: Sequence[int], size: int) -> list[Int]:
-    """The samples 0..N-1 in blocks of at most `size` whose images, resized to any of `short_sides`, are of one shape.
+    """Split the samples 0..N-1 into blocks of at most `size` images that have equal shapes at each of `short_sides`.
 
-    shapes: int64 [N, 2], all the samples' heights and widths. Every sample is in one block; the blocks depend on nothing
-    else, so they are the same on any number of processes.
+    shapes: int64 [N, 2], heights and widths of all samples. Every sample is in one block. The blocks depend on the
+    arguments alone, so they are the same on any number of processes.
     """
     resized = [resized_shapes(shapes, np.full(len(shapes), short_side)) for short_side in short_sides]
     _, group = np.unique(np.concatenate(resized, axis=1), axis=0, return_inverse=True)
@@ -230,13 +228,13 @@ def shape_blocks(shapes: Int, short_sides: Sequence[int], size: int) -> list[Int
 
 
 def resized_shapes(shapes: Int, short_sides: Int) -> Int:
-    """int64 [N, 2]: sizes with the shorter side `short_sides` [N], the longer one to the nearest pixel."""
+    """Return int64 [N, 2]: sizes with the shorter side `short_sides` [N], the longer side rounded to the nearest pixel."""
     shorter = shapes.min(axis=1, keepdims=True)
     return (2 * shapes * np.asarray(short_sides, np.int64)[:, None] + shorter) // (2 * shorter)
 
 
 def five_crop_starts(resized: Int, crop: int) -> Int:
-    """int64 [N, 5, 2]: corners of the crops top left, top right, bottom left, bottom right, centre, as torchvision's."""
+    """Return int64 [N, 5, 2]: corners of the crops top left, top right, bottom left, bottom right, centre (torchvision's)."""
     free = resized - crop
     assert (free >= 0).all()
     corners = [free * np.array(corner) for corner in ((0, 0), (0, 1), (1, 0), (1, 1))]
@@ -244,9 +242,9 @@ def five_crop_starts(resized: Int, crop: int) -> Int:
 
 
 def pca_colour(coefficients: NDArray[np.float64], statistics: Statistics) -> NDArray[np.float32]:
-    """Shift of RGB on the 0..255 scale, float32 [N, 3], for coefficients a, float64 [N, 3]: 255 P (a l).
+    """Return the shift of RGB on the 0..255 scale, float32 [N, 3], for coefficients a, float64 [N, 3]: 255 P (a l).
 
-    AlexNet (Krizhevsky et al., section 4.1) states it for pixels in [0, 1], whence the 255.
+    AlexNet (Krizhevsky et al., section 4.1) states the formula for pixels in [0, 1], hence the 255.
     """
     weighted = coefficients * statistics.eigenvalues
     # Written out, because a matrix product may round differently with N and with the machine's BLAS.
@@ -257,8 +255,8 @@ def pca_colour(coefficients: NDArray[np.float64], statistics: Statistics) -> NDA
 def _views(
     shapes: Int, resized: Int, crop_start: Int, crop: int, mirror: NDArray[np.bool_], colour: NDArray[np.float32]
 ) -> Views:
-    """Map crops of resized images back to the source: which window to decode, and where the crop lies in it."""
-    scale = shapes / resized  # per axis, as Pillow and torchvision resize: the rounded size spans the whole image
+    """Map crops of resized images back to the source: the window to decode, and where the crop lies in it."""
+    scale = shapes / resized  # per axis, as in Pillow and torchvision: the rounded size spans the whole image
     start, end = crop_start * scale, (crop_start + crop) * scale
     # The triangular filter reaches max(1, scale) beyond the crop, libjpeg's chroma upsampling one pixel more.
     margin = 2 + np.ceil(scale)
@@ -271,7 +269,7 @@ def _views(
 
 
 def _integers(uniforms: NDArray[np.float64], maximum: Int | int) -> Int:
-    """Uniform integers in [0, maximum] from uniforms in [0, 1)."""
+    """Turn uniforms in [0, 1) into uniform integers in [0, maximum]."""
     return np.floor(uniforms * (np.asarray(maximum) + 1)).astype(np.int64)
 
 

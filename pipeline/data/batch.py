@@ -1,4 +1,4 @@
-"""What the loader is asked for and what it gives: its configuration, the plan of a stream of batches, the batches."""
+"""Types at the loader's boundary: LoaderConfig and BatchStream go in, Batch comes out."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from pipeline.data.order import Presentations
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """How batches are made. Nothing here changes their content, but for `on_decode_error` where an image is damaged.
+    """How batches are made. No key changes their content, except `on_decode_error` if an image is damaged.
 
     Args:
-        threads: threads that decode; one per core that this process may use where null.
+        threads: threads that decode; null: one per core that this process may use.
         read_threads: reads in flight at once.
         read_ahead: batches being read before DALI asks for them.
         decode_ahead: batches that DALI works on at once.
         ready: finished batches waiting for the consumer.
-        stage_to: folder on a disk of this machine where the shards are copied before the first batch; null reads them
+        stage_to: folder on a disk of this machine to which the shards are copied before the first batch; null reads them
             where they are. Processes of one machine share the copies.
-        in_memory_mb: a split whose images need no resizing (CIFAR) is decoded once and kept in memory, on the GPU where
-            batches go to one, if it takes at most so many MB; 0 never. Every process keeps its own.
+        in_memory_mb: a split whose images need no resizing (CIFAR) is decoded once and kept in memory (of the GPU, if the
+            batches go there), if it takes at most this many MB; 0: never. Every process keeps its own copy.
         on_decode_error: stop at a training image that does not decode, or substitute the next sample for it.
             Evaluation always stops.
-        decode_on: gpu decodes where the batches are wanted, cpu sends uint8 images across the bus; auto is the GPU
-            for batches on a GPU.
+        decode_on: gpu decodes on the GPU that gets the batches, cpu sends uint8 images across the bus; auto is gpu for
+            batches on a GPU.
         hw_decoder_load: share of the images that go to the GPU's hardware JPEG decoder, 0..1; 0.65 is DALI's default.
         fancy_upsampling: whether the GPU interpolates chroma as libjpeg-turbo does on the CPU.
     """
@@ -64,48 +64,50 @@ class LoaderConfig:
         return self.threads or available_cores()
 
     def decoding_device(self, device: torch.device) -> torch.device:
-        """Where images for batches on `device` are decoded."""
+        """Return the device that decodes images for batches on `device`."""
         if self.decode_on == "gpu" and device.type != "cuda":
-            raise UserError("loader: decode_on is gpu, but the batches are wanted on the CPU: set decode_on to auto")
+            raise UserError("loader: decode_on is gpu, but the batches go to the CPU: set decode_on to auto")
         return torch.device("cpu") if self.decode_on == "cpu" else device
 
 
 @dataclass(frozen=True)
-class Work:
-    """A batch to be made: its rows, their labels int64 [N] and how they are to be seen."""
+class BatchRequest:
+    """A batch to make: its presentations, their labels int64 [N] and their views."""
 
-    shown: Presentations
+    presentations: Presentations
     labels: Int
     views: Views
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The batches to be made of a split, each of at most `size` rows; `look(shown, shapes)` gives their views.
+class BatchStream:
+    """The batches to make of a split, each of at most `size` rows; iteration yields their requests.
 
-    shapes: int64 [N, 2], height and width of the decoded images.
+    views_of(presentations, shapes) gives crop, flip and colour of each row; shapes: int64 [N, 2], height and width of the
+    decoded images.
     """
 
     split: Split
     size: int
     batches: Iterable[Presentations]
-    look: Callable[[Presentations, Int], Views]
+    views_of: Callable[[Presentations, Int], Views]
 
-    def __iter__(self) -> Iterator[Work]:
-        return map(self.work, self.batches)
+    def __iter__(self) -> Iterator[BatchRequest]:
+        return map(self.request, self.batches)
 
-    def work(self, shown: Presentations) -> Work:
-        table = self.split.samples[shown.ids]
-        shapes = np.stack([table["height"], table["width"]], axis=1).astype(np.int64)
-        return Work(shown, table["label"].astype(np.int64), self.look(shown, shapes))
+    def request(self, presentations: Presentations) -> BatchRequest:
+        rows = self.split.samples[presentations.ids]
+        shapes = np.stack([rows["height"], rows["width"]], axis=1).astype(np.int64)
+        return BatchRequest(presentations, rows["label"].astype(np.int64), self.views_of(presentations, shapes))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """images: [N, H, W, 3] on the device (ten crops: [N, 5, H, W, 3]), float32 or bfloat16, mean subtracted.
+    """Images and labels on the device, with the sample ids on the host.
 
-    labels: int64 [N] on the device, -1 where unlabelled. ids: int64 [N], sample ids, on the host.
-    substitutions: a sentence for each sample that did not decode and whose place another one (in `ids`) took.
+    images: [N, H, W, 3] (ten crops: [N, 5, H, W, 3]), float32 or bfloat16, mean subtracted. labels: int64 [N], -1 if
+    unlabelled. ids: int64 [N]. substitutions: a sentence for each sample that did not decode and was replaced by another,
+    whose id is in `ids`.
     """
 
     images: torch.Tensor

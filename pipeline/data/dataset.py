@@ -1,12 +1,12 @@
-"""Contract 1: a dataset is a folder. The one place that knows its format; data_prep/ writes it, the loader reads it.
+"""Contract 1: a dataset is a folder. This module alone knows its format; data_prep/ writes it, the loader reads it.
 
     manifest.json        Manifest: format version, classes, splits with their shards (samples, bytes, sha256), seed
-    manifest.json.sha256 the manifest's own hash (sha256sum form), for data_prep/verify.py; readers need it not
+    manifest.json.sha256 hash of the manifest (sha256sum format), for data_prep/verify.py; readers do not need it
     statistics.npz       Statistics: per-pixel mean image and RGB covariance of the training split
     SPLIT.samples.npy    one row per sample (see `sample_dtype`), in sample-id order
     SPLIT/NAME-SPLIT-000000.tar (+ .idx)   WebDataset: KEY.jpg + KEY.cls; the index is DALI's
 
-Nothing in it depends on when or where it was made: equal sources and seeds give equal bytes.
+Its bytes do not depend on when or where it was made: equal sources and seeds give equal bytes.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ UNLABELLED = -1
 
 
 def sample_dtype(key_bytes: int) -> np.dtype[Any]:
-    """One sample: its image's bytes are [offset, offset + size) of the shard; height and width are the decoded array's.
+    """Return the type of a row of the sample table: a sample's image is the bytes [offset, offset + size) of the shard.
 
-    `label` is the class index, or -1 in an unlabelled (test) split; `key` is ASCII, at most `key_bytes` long.
+    `height` and `width` are those of the decoded array; `label` is the class index, or -1 in an unlabelled (test) split;
+    `key` is ASCII, at most `key_bytes` long.
     """
     fields = [
         ("shard", "<u4"),
@@ -53,11 +54,11 @@ def sample_dtype(key_bytes: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassInfo:
-    """One class. `wnid` is the folder's name (ImageNet: the WordNet id); the list's index is the label."""
+    """One class. `wnid` is the name of its folder (ImageNet: the WordNet id); its index in the list is the label."""
 
     wnid: str
-    name: str | None = None  # readable name, where the source has one
-    ilsvrc2012_id: int | None = None  # the development kit's id, 1..1000: what a submission file names
+    name: str | None = None  # readable name, if the source has one
+    ilsvrc2012_id: int | None = None  # id of the development kit, 1..1000, as submission files need it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +84,9 @@ class SplitInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What the dataset holds. `statistics` says how statistics.npz was computed (sizes in pixels, image count, sha256).
+    """The content of a dataset. `statistics` states how statistics.npz was computed (sizes in pixels, image count, sha256).
 
-    `notes` lists what preparation changed or left out, each entry with the sample's key.
+    `notes` lists the samples that preparation changed or left out, by key.
     """
 
     seed: int
@@ -99,7 +100,7 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str, place: Path) -> Manifest:
-        """Read a manifest. Raises UserError where `text` is not one, or one of another version."""
+        """Read a manifest. Raises UserError if `text` is no manifest, or one of another version."""
         try:
             fields = json.loads(text)
             if fields.pop("format") != FORMAT:
@@ -109,9 +110,9 @@ class Manifest:
                     f"{place} has dataset format version {version}, this code reads version {VERSION}: "
                     "prepare the dataset again with data_prep/shard_imagenet.py, or use the code that wrote it"
                 )
-            fields["classes"] = tuple(ClassInfo(**one) for one in fields["classes"])
+            fields["classes"] = tuple(ClassInfo(**info) for info in fields["classes"])
             for name, split in fields["splits"].items():
-                shards = tuple(ShardInfo(**one) for one in split.pop("shards"))
+                shards = tuple(ShardInfo(**info) for info in split.pop("shards"))
                 fields["splits"][name] = SplitInfo(**split, shards=shards)
             return Manifest(**fields)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -134,12 +135,12 @@ class Statistics:
 
     @property
     def mean_colour(self) -> NDArray[np.float32]:
-        """float32 [3], 0..255: the mean image's mean, for images of another size (fully convolutional tests)."""
+        """float32 [3], 0..255: the mean over the mean image, for images of another size (fully convolutional tests)."""
         return self.mean_image.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
 
 
 class Split:
-    """The samples of one split, each one `pread` away. Thread-safe; holds one open file per shard once read."""
+    """The samples of one split; reading one is a single `pread`. Thread-safe. Keeps every shard open once it was read."""
 
     def __init__(self, folder: Path, name: str, info: SplitInfo) -> None:
         self.folder, self.name, self.info = folder, name, info
@@ -150,7 +151,7 @@ class Split:
             raise UserError(f"the sample table {table} cannot be read ({error}): prepare the dataset again") from None
         if len(self.samples) != info.samples:
             raise UserError(
-                f"{table} has {len(self.samples)} rows where the manifest says {info.samples}: prepare it again"
+                f"{table} has {len(self.samples)} rows but the manifest says {info.samples}: prepare the dataset again"
             )
         self._files: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -161,11 +162,11 @@ class Split:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """int64 [N]: class indices, -1 where unlabelled."""
+        """int64 [N]: class indices, -1 if unlabelled."""
         return self.samples["label"].astype(np.int64)
 
     def read(self, sample: int) -> bytes:
-        """The encoded image of one sample id. Raises UserError naming key, shard and offset where it cannot be read."""
+        """Return the encoded image of a sample id. Raises UserError, with key, shard and offset, if it cannot be read."""
         row = self.samples[sample]
         offset, size = int(row["offset"]), int(row["size"])
         try:
@@ -173,11 +174,11 @@ class Split:
         except OSError as error:
             raise UserError(f"{self.describe(sample)} cannot be read ({error.strerror}): check the storage") from None
         if len(data) != size:
-            raise UserError(f"{self.describe(sample)} ends early: the shard was cut off, prepare or copy it again")
+            raise UserError(f"{self.describe(sample)} ends early: the shard is truncated, prepare or copy it again")
         return data
 
     def describe(self, sample: int) -> str:
-        """`sample KEY (bytes A to B of SHARD)`: where an image lies, for messages."""
+        """Return `sample KEY (bytes A to B of SHARD)`: the place of an image, for messages."""
         row = self.samples[sample]
         shard = self.folder / self.info.shards[int(row["shard"])].file
         start = int(row["offset"])
@@ -203,7 +204,7 @@ class Split:
 
 
 class Dataset:
-    """A dataset folder, opened. Raises UserError where `folder` is not one."""
+    """A dataset folder, opened. Raises UserError if `folder` is no dataset."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -213,9 +214,9 @@ class Dataset:
                 f"{self.folder} is not a dataset folder (it has no {MANIFEST}): "
                 "prepare one with 'python data_prep/shard_imagenet.py SOURCE DEST'"
             )
-        text = manifest.read_bytes().decode(errors="replace")  # damage shows in the parser's or the checksum's words
+        text = manifest.read_bytes().decode(errors="replace")  # the parser or the checksum reports any damage
         self.manifest = Manifest.from_json(text, manifest)
-        # The identity of the dataset: the manifest holds the hash of everything else.
+        # This hash identifies the dataset: the manifest holds the hashes of everything else.
         self.sha256 = hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -224,8 +225,8 @@ class Dataset:
 
     def split(self, name: str) -> Split:
         if name not in self.manifest.splits:
-            have = ", ".join(self.manifest.splits)
-            raise UserError(f"the dataset {self.folder} has no split '{name}' (it has: {have})")
+            splits = ", ".join(self.manifest.splits)
+            raise UserError(f"the dataset {self.folder} has no split '{name}' (it has: {splits})")
         return Split(self.folder, name, self.manifest.splits[name])
 
     @cached_property
@@ -239,7 +240,7 @@ class Dataset:
 
 
 def _allow_open_files(files: int) -> None:
-    """ImageNet at 1,000 samples per shard is 1,282 files; the usual soft limit is 1,024, the hard one far above."""
+    """Raise the soft limit of open files: ImageNet at 1,000 samples per shard is 1,282 files, the usual limit 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = files + 512
     if soft != resource.RLIM_INFINITY and soft < wanted:

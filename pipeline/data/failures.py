@@ -1,7 +1,7 @@
-"""Images that do not decode: which ones they are, and what takes their place.
+"""Finds the images that do not decode, and substitutes other samples for them.
 
-DALI says that a batch failed, not which image, and its pipeline is of no use afterwards. So each image of the batches
-in flight is passed through the same graph alone. Whether an image fails depends on the image and its view only: neither
+DALI reports that a batch failed, not which image, and its pipeline is unusable afterwards. So each image of the batches
+in flight passes through the same graph alone. Whether an image fails depends only on the image and its view, so neither
 the batch nor the world size decides what is substituted.
 """
 
@@ -13,16 +13,16 @@ import torch
 
 from pipeline.base.command import UserError
 from pipeline.data.augment import Views
-from pipeline.data.batch import Plan, Work
+from pipeline.data.batch import BatchRequest, BatchStream
 from pipeline.data.graphs import Graph, Inputs
 from pipeline.data.order import Presentations
 
-_TRIES = 100  # neighbours that all fail are no accident
+_TRIES = 100  # so many neighbours do not all fail by accident
 
 
 def failures(graph: Graph, encoded: Sequence[bytes], views: Views, device: torch.device) -> dict[int, str]:
-    """The rows whose images do not pass through `graph`, each with DALI's reason."""
-    found: dict[int, str] = {}
+    """Return the rows whose images do not pass through `graph`, each with DALI's reason."""
+    reasons: dict[int, str] = {}
     row = -1
 
     def next_image() -> Inputs:
@@ -42,28 +42,31 @@ def failures(graph: Graph, encoded: Sequence[bytes], views: Views, device: torch
         except StopIteration:
             break
         except RuntimeError as error:
-            found[row] = _reason(str(error))
-    return found
+            reasons[row] = _reason(str(error))
+    return reasons
 
 
-def substitute(plan: Plan, graph: Graph, work: Work, encoded: list[bytes], row: int, device: torch.device) -> Work:
-    """`work` with the next sample that decodes in a row's place, in the same epoch; replaces `encoded[row]` too."""
+def substitute(
+    stream: BatchStream, graph: Graph, request: BatchRequest, encoded: list[bytes], row: int, device: torch.device
+) -> BatchRequest:
+    """Return `request` with the next sample that decodes in place of `row`, in the same epoch; replace `encoded[row]` too."""
+    original, split = request.presentations, stream.split
     for step in range(1, _TRIES + 1):
-        ids = work.shown.ids.copy()
-        ids[row] = (ids[row] + step) % len(plan.split)
-        candidate = plan.work(Presentations(work.shown.epochs, ids))
-        image = plan.split.read(int(ids[row]))
+        ids = original.ids.copy()
+        ids[row] = (ids[row] + step) % len(split)
+        candidate = stream.request(Presentations(original.epochs, ids))
+        image = split.read(int(ids[row]))
         if not failures(graph, [image], candidate.views.rows(slice(row, row + 1)), device):
             encoded[row] = image
             return candidate
     raise UserError(
-        f"{plan.split.describe(int(work.shown.ids[row]))} and the {_TRIES} samples after it do not decode: "
+        f"{split.describe(int(original.ids[row]))} and the {_TRIES} samples after it do not decode: "
         "check the dataset with data_prep/verify.py"
     )
 
 
 def _reason(message: str) -> str:
-    """The informative lines of a DALI error: not where in its own graph and C++ sources the operator stands."""
+    """Return the informative lines of a DALI error, without the operator's place in DALI's graph and C++ sources."""
     lines = [line.strip() for line in message.splitlines()]
     start = lines.index("encountered:") + 1 if "encountered:" in lines else 0
     kept = [line for line in lines[start:] if line and not line.startswith(("C++ context", "Current pipeline"))]

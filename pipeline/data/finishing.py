@@ -1,24 +1,35 @@
-"""The last stage of the loader: DALI's uint8 images become a Batch on its device."""
+"""The last stage of the loader: turns DALI's uint8 images into a Batch on its device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipeline.data.augment import Views
-from pipeline.data.batch import Batch, Work
+from pipeline.data.batch import Batch, BatchRequest
 from pipeline.data.graphs import Normalization, pad_and_crop
 
 _CHUNK = 8  # images that one thread finishes at a time
 
+Finished = tuple[Batch, torch.cuda.Event | None]  # the event, on a GPU, is when the batch is complete
+
+
+class Finisher(Protocol):
+    """The last stage of a DaliProducer."""
+
+    stream: torch.cuda.Stream | None
+
+    def __call__(self, images: Any, request: BatchRequest, workers: ThreadPoolExecutor) -> Finished:
+        """Make a batch of `images`, DALI's TensorList."""
+
 
 class Finish:
-    """Normalizes, colours, and for CIFAR (`pad` given) pads and crops. Works on `stream` where batches go to a GPU."""
+    """Normalizes, colours, and for CIFAR (`pad` given) pads and crops. Works on `stream` if batches go to a GPU."""
 
     def __init__(
         self, normalization: Normalization, device: torch.device, dtype: torch.dtype, pad: int | None = None
@@ -27,46 +38,46 @@ class Finish:
         self.normalization, self.device, self.dtype, self.pad = normalization, device, dtype, pad
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, images: Any, work: Work, workers: ThreadPoolExecutor) -> tuple[Batch, torch.cuda.Event | None]:
-        """images: DALI's TensorList. The event, on a GPU, is when the batch is complete."""
+    def __call__(self, images: Any, request: BatchRequest, workers: ThreadPoolExecutor) -> Finished:
         if self.stream is None:
-            return self._on_cpu(np.asarray(images.as_tensor()), work, workers), None
+            return self._on_cpu(np.asarray(images.as_tensor()), request, workers), None
         with torch.cuda.stream(self.stream):
-            return self._on_gpu(self._on_device(images), work, self.stream)
+            return self._on_gpu(self._on_device(images), request, self.stream)
 
-    def from_memory(self, pixels: torch.Tensor, work: Work) -> tuple[Batch, torch.cuda.Event | None]:
-        """As a call, from a whole decoded split on the device: uint8 [samples, S, S, 3]."""
+    def from_memory(self, pixels: torch.Tensor, request: BatchRequest) -> Finished:
+        """Make a batch as a call does, from a whole decoded split on the device: uint8 [samples, S, S, 3]."""
+        ids = request.presentations.ids
         if self.stream is None:
-            return self._on_cpu(pixels.numpy()[work.shown.ids], work, None), None
+            return self._on_cpu(pixels.numpy()[ids], request, None), None
         with torch.cuda.stream(self.stream):
-            return self._on_gpu(pixels[self._send(work.shown.ids)], work, self.stream)
+            return self._on_gpu(pixels[self._send(ids)], request, self.stream)
 
-    def _on_cpu(self, source: NDArray[np.uint8], work: Work, workers: ThreadPoolExecutor | None) -> Batch:
+    def _on_cpu(self, source: NDArray[np.uint8], request: BatchRequest, workers: ThreadPoolExecutor | None) -> Batch:
         """The float arithmetic also makes the copy out of DALI's memory."""
         result = np.empty(source.shape, np.float32)
 
         def convert(rows: slice) -> None:
-            self.normalization.on_cpu(source[rows], work.views.colour[rows], result[rows])
+            self.normalization.on_cpu(source[rows], request.views.colour[rows], result[rows])
 
         _in_parallel(convert, len(source), workers)
-        pixels = self._crop(torch.from_numpy(result), work.views)
-        return Batch(pixels, torch.from_numpy(work.labels), work.shown.ids)
+        pixels = self._crop(torch.from_numpy(result), request.views)
+        return Batch(pixels, torch.from_numpy(request.labels), request.presentations.ids)
 
-    def _on_gpu(self, source: torch.Tensor, work: Work, stream: torch.cuda.Stream) -> tuple[Batch, torch.cuda.Event]:
-        pixels = self.normalization.on_gpu(source, self._send(work.views.colour))
-        pixels = self._crop(pixels, work.views).to(self.dtype)
-        batch = Batch(pixels, self._send(work.labels), work.shown.ids)
+    def _on_gpu(self, source: torch.Tensor, request: BatchRequest, stream: torch.cuda.Stream) -> Finished:
+        pixels = self.normalization.on_gpu(source, self._send(request.views.colour))
+        pixels = self._crop(pixels, request.views).to(self.dtype)
+        batch = Batch(pixels, self._send(request.labels), request.presentations.ids)
         event = torch.cuda.Event()
         event.record(stream)
         return batch, event
 
     def _on_device(self, images: Any) -> torch.Tensor:
-        """uint8 on the GPU: as DALI decoded it there, or sent from the CPU."""
+        """Return uint8 images on the GPU, whether DALI decoded them there or on the CPU."""
         tensor = images.as_tensor()
         return torch.from_dlpack(tensor) if "GPU" in type(tensor).__name__ else self._send(np.asarray(tensor))
 
     def _send(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
-        """Through page-locked memory, so that the copy overlaps with the CPU's and the GPU's work."""
+        """Copy to the device through page-locked memory, so that the copy overlaps with the CPU's and the GPU's work."""
         return torch.from_numpy(array).pin_memory().to(self.device, non_blocking=True)
 
     def _crop(self, images: torch.Tensor, views: Views) -> torch.Tensor:

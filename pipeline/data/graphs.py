@@ -1,13 +1,13 @@
-"""DALI graphs: encoded images and their views -> uint8 images. One code for CPU and GPU, no random state inside.
+"""DALI graphs turn encoded images and their views into uint8 images. The same code serves CPU and GPU, without random state.
 
 Every graph decodes as RGB (greyscale is expanded, EXIF orientation ignored) and resamples with the triangular filter,
-widened when shrinking: Pillow's BILINEAR, torchvision's antialias=True. The result is uint8, which is what crosses the
-bus to a GPU; `Normalization` turns it into float32 on the device. (On the CPU the float arithmetic inside DALI cost
-four times as much as in NumPy: 0.45 ms an image against 0.12.)
+widened when shrinking: Pillow's BILINEAR, torchvision's antialias=True. The result is uint8, the smallest to send to a GPU;
+`Normalization` turns it into float32 on the device. (On the CPU the float arithmetic inside DALI cost four times as much as
+in NumPy: 0.45 ms an image against 0.12.)
 
 Decoding at a reduced DCT scale was measured and left out: 3.6% of the presentations of real images shrink by two or
-more, and for those Pillow's half-scale decode alone took 7.3 ms, the window's decode and resize here 7.9; the images
-differ by 36 to 46 dB.
+more, and for those Pillow's half-scale decode alone took 7.3 ms, where the window's decode and resize here take 7.9; the
+images differ by 36 to 46 dB.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from nvidia.dali import Pipeline, fn, types
 from pipeline.data.augment import Int, Views, five_crop_starts
 from pipeline.data.dataset import Statistics
 
-Inputs = tuple[Any, ...]  # per input of the pipeline a list of arrays, or an array [N, ...]
+Inputs = tuple[Any, ...]  # for each input of the pipeline a list of arrays, or an array [N, ...]
 Source = Callable[[], Inputs]
 GraphKind = Literal["crop", "five-crops", "whole", "source"]
 
 
 @dataclass(frozen=True)
 class Graph:
-    """What is done to each image; `inputs` gives the arrays that its pipeline takes, one row per image.
+    """The operations on each image; `inputs` gives the arrays that its pipeline takes, one row per image.
 
-    kind: "crop": decode a window, resample the crop in it: uint8 [crop, crop, 3], mirrored where the view says so.
+    kind: "crop": decode a window, resample the crop in it: uint8 [crop, crop, 3], mirrored if the view says so.
           "five-crops": decode and resize the whole image: uint8 [5, crop, crop, 3], in `five_crop_starts`' order.
           "whole": decode and resize the whole image: uint8 [H, W, 3], of the view's `resized` shape.
-          "source": decode the whole image, uint8 [crop, crop, 3] as it is.
+          "source": decode the whole image, which is uint8 [crop, crop, 3] already.
     """
 
     kind: GraphKind
-    crop: int  # side of the square, pixels; of no meaning for "whole"
+    crop: int  # side of the square, pixels; unused by "whole"
     hw_decoder_load: float = 0.65
     fancy_upsampling: bool = True
 
     def inputs(self, encoded: Sequence[bytes], views: Views) -> Inputs:
-        data = [np.frombuffer(one, np.uint8) for one in encoded]
+        data = [np.frombuffer(image, np.uint8) for image in encoded]
         if self.kind == "source":
             return (data,)
         if self.kind == "whole":
@@ -53,13 +53,13 @@ class Graph:
         if self.kind == "five-crops":
             starts = five_crop_starts(views.resized, self.crop).astype(np.int32)
             return data, views.resized.astype(np.float32), starts
-        # DALI mirrors where the region's end lies before its start.
+        # DALI mirrors an image if the region's end lies before its start.
         start, end = views.roi_start.copy(), views.roi_end.copy()
         start[views.mirror, 1], end[views.mirror, 1] = views.roi_end[views.mirror, 1], views.roi_start[views.mirror, 1]
         return data, views.window_start.astype(np.int32), views.window_shape.astype(np.int32), start, end
 
     def build(self, source: Source, batch: int, device: torch.device, threads: int, queue: int) -> Pipeline:
-        """A pipeline that draws batches of up to `batch` images from `source` until that raises StopIteration."""
+        """Return a pipeline that draws batches of up to `batch` images from `source` until that raises StopIteration."""
         gpu = device.type == "cuda"
         pipeline = Pipeline(
             batch_size=batch,
@@ -90,7 +90,7 @@ class Graph:
         decoding: dict[str, Any] = {"device": decoder, "output_type": types.RGB, "adjust_orientation": False}
         if decoder == "mixed":
             decoding["hw_decoder_load"] = self.hw_decoder_load
-            decoding["jpeg_fancy_upsampling"] = self.fancy_upsampling  # as libjpeg-turbo does: nearer the CPU's pixels
+            decoding["jpeg_fancy_upsampling"] = self.fancy_upsampling  # as libjpeg-turbo: closer to the CPU's pixels
         resampling: dict[str, Any] = {
             "interp_type": types.INTERP_LINEAR, "antialias": True, "subpixel_scale": False, "minibatch_size": batch,
         }  # fmt: skip
@@ -113,9 +113,9 @@ class Graph:
 
 @dataclass(frozen=True)
 class Normalization:
-    """(image - mean + colour) / std, in float32.
+    """Computes (image - mean + colour) / std in float32.
 
-    mean: float32 [S, S, 3], subtracted pixel by pixel, or [3]; 0..255. std: float32 [3] or None for no division.
+    mean: float32 [S, S, 3], subtracted pixel by pixel, or [3]; 0..255. std: float32 [3], or None for no division.
     """
 
     mean: NDArray[np.float32]
@@ -123,19 +123,19 @@ class Normalization:
 
     @staticmethod
     def of(statistics: Statistics, side: int | None, std: Sequence[float] | None = None) -> Normalization:
-        """The mean image where images are `side` pixels square as it is, else (or where side is None) its channels' mean.
+        """Subtract the mean image if images have its size, `side` pixels square; else (or if side is None) its channel mean.
 
-        The paper subtracts the per-pixel mean (section 3.4); at other sizes its channel mean is the inference here.
+        The paper subtracts the per-pixel mean (section 3.4); that other sizes need its channel mean is inferred.
         """
         fits = side is not None and statistics.mean_image.shape[:2] == (side, side)
         mean = statistics.mean_image if fits else statistics.mean_colour
         return Normalization(np.asarray(mean, np.float32), None if std is None else np.asarray(std, np.float32))
 
     def on_cpu(self, images: NDArray[np.uint8], colour: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """images uint8 [N, ..., H, W, 3], colour float32 [N, 3]; writes out, float32 of the images' shape.
+        """Normalize images uint8 [N, ..., H, W, 3] with colour float32 [N, 3] into `out`, float32 of the images' shape.
 
-        Image by image, so that each stays in the processor's cache; the last two axes as one, because NumPy's loops
-        over an axis of 3 are slow.
+        This works image by image, so that each stays in the processor's cache, with the last two axes merged, because
+        NumPy's loops over an axis of 3 are slow.
         """
         *_, height, width, _ = images.shape
         mean = np.broadcast_to(self.mean, (height, width, 3)).reshape(height, width * 3)
@@ -148,7 +148,7 @@ class Normalization:
                 flat /= np.tile(self.std, width)
 
     def on_gpu(self, images: torch.Tensor, colour: torch.Tensor) -> torch.Tensor:
-        """The same operations in the same order, on the device of `images` and `colour`."""
+        """Apply the same operations in the same order, on the device of `images` and `colour`."""
         middle = (1,) * (images.ndim - 2)
         result = images.to(torch.float32).sub_(torch.from_numpy(self.mean).to(images.device))
         result += colour.reshape(-1, *middle, 3)
@@ -158,9 +158,9 @@ class Normalization:
 
 
 def pad_and_crop(images: torch.Tensor, starts: Int, mirror: NDArray[np.bool_], pad: int) -> torch.Tensor:
-    """Section 4.2's crop: `pad` zeros around each image, then the square of the images' side at `starts`, mirrored.
+    """Crop as in section 4.2: put `pad` zeros around each image, take the S x S square at `starts`, and mirror it.
 
-    images float32 [N, S, S, 3], already without their mean; starts int64 [N, 2] in 0..2*pad; mirror bool [N].
+    images float32 [N, S, S, 3], mean already subtracted; starts int64 [N, 2] in 0..2*pad; mirror bool [N].
     """
     n, side = images.shape[0], images.shape[1]
     padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))

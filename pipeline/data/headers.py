@@ -1,7 +1,7 @@
-"""A first look at encoded images, before DALI has them.
+"""Checks the headers of encoded images before DALI gets them.
 
-DALI (2.4, the CPU's decoder) may crash the process where one image of a batch has no readable header: it gives up while
-its threads still read the others. So images whose header looks wrong are tried one by one first (`data/failures.py`).
+DALI (2.4, the CPU's decoder) may crash the process if one image of a batch has no readable header: it gives up while
+its threads still read the others. So images whose header looks wrong are first decoded one by one (`data/failures.py`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _OTHERS = (
     b"\0\0\0\x0cjP  ",
     b"\xff\x4f\xff\x51",
 )
-_START_OF_SCAN = 0xDA  # T.81, Table B.1: the header's last marker; the frame's size stands before it
+_START_OF_SCAN = 0xDA  # T.81, Table B.1: the header's last marker, after the frame's size
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a segment
 
 
 def is_doubtful(encoded: bytes) -> bool:
-    """Whether the header of an encoded image looks damaged: True may be wrong, False for what DALI cannot read may not."""
+    """Return whether the header of an encoded image looks damaged. There may be false positives, but no false negatives."""
     if encoded.startswith(b"\xff\xd8"):
         return not _jpeg_reaches_its_scan(encoded)
     if encoded.startswith(_PNG):

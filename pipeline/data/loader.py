@@ -1,7 +1,7 @@
-"""The loader: binds the dataset's bytes, the order, the views and the DALI graphs into prefetched batches.
+"""The loader: makes prefetched batches of the dataset's bytes, the order, the views and the DALI graphs.
 
-A batch is a function of (split, seed, iteration) and of its rows alone: neither the number of threads, nor the other
-rows, nor the world size changes a bit of an image.
+A batch is a function of (split, seed, iteration, rows) alone: neither the number of threads, nor the other rows, nor the
+world size changes a bit of an image.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -27,7 +26,7 @@ from pipeline.data.augment import (
     training_views,
     whole_views,
 )
-from pipeline.data.batch import Batch, LoaderConfig, Plan
+from pipeline.data.batch import Batch, BatchStream, LoaderConfig
 from pipeline.data.dataset import Split, Statistics
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, GraphKind, Normalization
@@ -53,34 +52,34 @@ def training_batches(
     normalization: Normalization | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> BatchIterator:
-    """One Batch for each iteration in [start_iteration, stop_iteration): the `rows` of its mini-batch.
+    """Return one Batch for each iteration in [start_iteration, stop_iteration): the `rows` of its mini-batch.
 
-    Its images have the size of the iteration's stage (`augment.stages`). The draws are keyed by `order.seed`.
-    normalization: None subtracts the statistics' mean (section 3.4).
+    Its images have the size of the iteration's stage (`augment.stages`). `order.seed` keys the draws.
+    normalization: None subtracts the mean of `statistics` (section 3.4).
     dtype: float32, or on a GPU bfloat16 (the float32 result, rounded).
     Raises UserError, here or from the iterator, for data that cannot be read, decoded or used as configured.
     """
 
     def producer(iterations: range, augment: AugmentConfig) -> Producer:
-        def look(shown: Presentations, shapes: Int) -> Views:
-            heights, widths = shapes[:, 0], shapes[:, 1]
-            return training_views(order.seed, shown.epochs, shown.ids, heights, widths, augment, statistics)
+        def views_of(presentations: Presentations, shapes: Int) -> Views:
+            epochs, ids, (heights, widths) = presentations.epochs, presentations.ids, shapes.T
+            return training_views(order.seed, epochs, ids, heights, widths, augment, statistics)
 
         padded = augment.kind == "pad-crop"
-        subtracted = normalization or Normalization.of(statistics, augment.crop)
-        finish = Finish(subtracted, device, dtype, augment.pad if padded else None)
+        normalized = normalization or Normalization.of(statistics, augment.crop)
+        finish = Finish(normalized, device, dtype, augment.pad if padded else None)
         in_memory = padded and fits_in_memory(split, augment.crop, config)
         source = split if in_memory else staged(split, config.stage_to)
         batches = (order.minibatch(iteration).rows(rows) for iteration in iterations)
-        plan = Plan(source, len(range(order.batch)[rows]), batches, look)
+        stream = BatchStream(source, len(range(order.batch)[rows]), batches, views_of)
         if in_memory:
-            return MemoryProducer(plan, augment.crop, finish, config)
+            return MemoryProducer(stream, augment.crop, finish, config)
         graph = Graph("source" if padded else "crop", augment.crop, config.hw_decoder_load, config.fancy_upsampling)
         substitutes = config.on_decode_error == "substitute"
-        decoder, own = config.decoding_device(device), source is not split
-        return DaliProducer(plan, graph, finish, decoder, config, substitutes=substitutes, owns_split=own)
+        decoder, owns_split = config.decoding_device(device), source is not split
+        return DaliProducer(stream, graph, finish, decoder, config, substitutes=substitutes, owns_split=owns_split)
 
-    # A DALI graph makes crops of one size: each stage has its own.
+    # A DALI graph makes crops of one size, so each stage has a graph of its own.
     first, *later = (partial(producer, *span) for span in augment.spans(start_iteration, stop_iteration))
     return BatchIterator(first(), later)
 
@@ -95,44 +94,43 @@ def evaluation_batches(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> BatchIterator:
-    """One Batch for each block of sample ids (int64 [n], n > 0), of exactly its samples; nothing is padded.
+    """Return one Batch for each block of sample ids (int64 [n], n > 0), with exactly its samples; nothing is padded.
 
     normalization: the dataset's statistics, or an explicit mean and standard deviation. WholeImage needs blocks of
-    images that are resized to equal shapes (`augment.shape_blocks`). dtype and errors as of `training_batches`.
+    images that are resized to equal shapes (`augment.shape_blocks`). dtype and errors: see `training_batches`.
     """
     crop = None if isinstance(view, WholeImage) else view.crop
     if isinstance(normalization, Statistics):
         normalization = Normalization.of(normalization, crop)
 
-    def look(shown: Presentations, shapes: Int) -> Views:
+    def views_of(_: Presentations, shapes: Int) -> Views:
         views = whole_views(shapes, view.short_side) if crop is None else centre_views(shapes, view.short_side, crop)
         assert crop is not None or (views.resized == views.resized[0]).all(), "use shape_blocks for whole images"
         return views
 
-    # Neither resized nor cropped: the images as they are.
+    # Only images that are neither resized nor cropped can be kept in memory.
     in_memory = isinstance(view, CenterCrop) and view.short_side == crop and fits_in_memory(split, view.crop, config)
     source = split if in_memory else staged(split, config.stage_to)
     batches = (Presentations(np.zeros(len(block), np.int64), np.asarray(block, np.int64)) for block in blocks)
-    plan = Plan(source, max((len(block) for block in blocks), default=1), batches, look)
+    stream = BatchStream(source, max((len(block) for block in blocks), default=1), batches, views_of)
     finish = Finish(normalization, device, dtype)
     if in_memory:
-        return BatchIterator(MemoryProducer(plan, crop or 0, finish, config))
+        return BatchIterator(MemoryProducer(stream, crop or 0, finish, config))
     kind: GraphKind = "whole" if crop is None else "five-crops" if isinstance(view, TenCrop) else "crop"
     graph = Graph(kind, crop or 0, config.hw_decoder_load, config.fancy_upsampling)
-    decoder, own = config.decoding_device(device), source is not split
-    return BatchIterator(DaliProducer(plan, graph, finish, decoder, config, substitutes=False, owns_split=own))
+    decoder, owns_split = config.decoding_device(device), source is not split
+    producer = DaliProducer(stream, graph, finish, decoder, config, substitutes=False, owns_split=owns_split)
+    return BatchIterator(producer)
 
 
 class BatchIterator(Iterator[Batch]):
-    """Iterator over batches; a context manager.
+    """Iterates over the batches of `producer`, then of those that `later` makes when they are needed; a context manager.
 
-    wait_seconds: how long the consumer has waited for batches, in all. substituted: samples replaced so far because they
+    wait_seconds: how long the consumer has waited for batches in total. substituted: samples replaced so far because they
     did not decode (`on_decode_error: substitute`); each Batch names its own.
 
-    The batches are those of `producer`, then those of each that `later` makes once it is needed.
-
-    Closing (also by garbage collection and at exit) stops the background thread and gives back threads and memory;
-    batches already handed out stay valid.
+    Closing (also by garbage collection and at exit) stops the background thread and frees threads and memory; batches
+    already handed out stay valid.
     """
 
     def __init__(self, producer: Producer, later: Iterable[Callable[[], Producer]] = ()) -> None:
@@ -170,14 +168,12 @@ class BatchIterator(Iterator[Batch]):
         return item.batch
 
     def close(self) -> None:
-        """Stop early. Idempotent."""
+        """Stop early. A second call does nothing."""
         self._later = iter(())
         self._closer()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

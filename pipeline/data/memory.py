@@ -1,6 +1,6 @@
-"""Small splits (CIFAR) decoded once and kept in memory, on the device where batches are wanted.
+"""Decodes small splits (CIFAR) once and keeps them in memory, on the device that gets the batches.
 
-The batches are those of the DALI path to the bit: order, views and arithmetic are the same, decoding alone happens once.
+The batches equal those of the DALI path bit by bit: order, views and arithmetic are the same.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from pipeline.data.augment import Int, Views, centre_views
-from pipeline.data.batch import Batch, LoaderConfig, Plan, Work
+from pipeline.data.batch import Batch, BatchRequest, BatchStream, LoaderConfig
 from pipeline.data.dataset import Split
-from pipeline.data.finishing import Finish
+from pipeline.data.finishing import Finish, Finished
 from pipeline.data.graphs import Graph
 from pipeline.data.order import Presentations
 from pipeline.data.producer import DaliProducer, Item, Producer
@@ -28,14 +28,14 @@ _KEEPING = threading.Lock()
 
 
 def fits_in_memory(split: Split, side: int, config: LoaderConfig) -> bool:
-    """Whether `split` is to be kept decoded: images of `side` pixels square, within `config.in_memory_mb`."""
+    """Return whether to keep `split` decoded: if its images are `side` pixels square and take `config.in_memory_mb` at most."""
     if config.on_decode_error == "substitute" or len(split) * side * side * 3 > config.in_memory_mb * 1e6:
         return False
     return bool((split.samples["height"] == side).all() and (split.samples["width"] == side).all())
 
 
 def decoded(split: Split, side: int, device: torch.device, config: LoaderConfig) -> torch.Tensor:
-    """uint8 [N, side, side, 3] on `device`: the whole split, decoded at the first call and kept as long as `split` is.
+    """Return the whole split, uint8 [N, side, side, 3] on `device`, decoded by the first call and kept as long as `split`.
 
     Raises UserError for an image that does not decode.
     """
@@ -47,18 +47,18 @@ def decoded(split: Split, side: int, device: torch.device, config: LoaderConfig)
 
 
 class MemoryProducer(Producer):
-    """Makes batches from a decoded split. Its images are `side` pixels square: as they are, or padded, cropped, mirrored."""
+    """Makes batches from a decoded split whose images are `side` pixels square, with or without pad, crop and mirror."""
 
-    def __init__(self, plan: Plan, side: int, finish: Finish, config: LoaderConfig) -> None:
+    def __init__(self, stream: BatchStream, side: int, finish: Finish, config: LoaderConfig) -> None:
         super().__init__(config.ready)
-        self.plan, self.side, self.finish, self.config = plan, side, finish, config
+        self.stream, self.side, self.finish, self.config = stream, side, finish, config
 
     def _produce(self) -> None:
-        pixels = decoded(self.plan.split, self.side, self.finish.device, self.config)
-        for work in self.plan:
+        pixels = decoded(self.stream.split, self.side, self.finish.device, self.config)
+        for request in self.stream:
             if self.stopping.is_set():
                 return
-            batch, event = self.finish.from_memory(pixels, work)
+            batch, event = self.finish.from_memory(pixels, request)
             self._put(Item(batch, event=event))
 
 
@@ -67,14 +67,15 @@ def _decode(split: Split, side: int, config: LoaderConfig) -> torch.Tensor:
     blocks = np.array_split(np.arange(len(split)), -(-len(split) // _DECODED_AT_ONCE))
     batches = (Presentations(np.zeros(len(block), np.int64), block) for block in blocks)
 
-    def look(shown: Presentations, shapes: Int) -> Views:
+    def views_of(_: Presentations, shapes: Int) -> Views:
         return centre_views(shapes, side, side)
 
-    plan = Plan(split, _DECODED_AT_ONCE, batches, look)
-    keep: Any = _Keep(pixels)
-    producer = DaliProducer(
-        plan, Graph("source", side), keep, torch.device("cpu"), config, substitutes=False, owns_split=False
+    stream, graph, cpu = (
+        BatchStream(split, _DECODED_AT_ONCE, batches, views_of),
+        Graph("source", side),
+        torch.device("cpu"),
     )
+    producer = DaliProducer(stream, graph, _Keep(pixels), cpu, config, substitutes=False, owns_split=False)
     producer.thread.start()
     try:
         while (item := producer.ready.get()).batch is not None:
@@ -86,14 +87,14 @@ def _decode(split: Split, side: int, config: LoaderConfig) -> torch.Tensor:
     return pixels
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Keep:
-    """Finishes a batch of decoded images by keeping them."""
+    """A Finisher that copies decoded images to `pixels`; its batches are empty."""
 
     pixels: torch.Tensor
-    stream: None = None
+    stream: torch.cuda.Stream | None = None
 
-    def __call__(self, images: Any, work: Work, workers: ThreadPoolExecutor) -> tuple[Batch, None]:
-        ids = work.shown.ids
+    def __call__(self, images: Any, request: BatchRequest, workers: ThreadPoolExecutor) -> Finished:
+        ids = request.presentations.ids
         self.pixels[torch.from_numpy(ids)] = torch.from_numpy(np.asarray(images.as_tensor()))
         return Batch(torch.empty(0), torch.empty(0), ids), None

@@ -1,8 +1,8 @@
-"""Contract 2: the order is a function. Which samples make up the mini-batch of an iteration, on any cluster.
+"""Contract 2: the order is a function. It gives the samples of each iteration's mini-batch, the same on any cluster.
 
 The training stream is the concatenation of seeded permutations of the training set, one per epoch ("reshuffled at the
 start of every epoch", section 3.4 of the paper). Mini-batch t is `stream[t*B : (t+1)*B]`: it may straddle epochs;
-nothing is dropped, padded or repeated. Nothing here depends on the world size, the launcher, or an interruption:
+nothing is dropped, padded or repeated. The order does not depend on the world size, the launcher, or an interruption:
 resuming needs one integer, and any iteration is reached in the time of one permutation.
 """
 
@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-# The second half of the Philox key keeps the streams of the project's random draws apart.
+# The second half of the Philox key separates the streams of the project's random draws.
 ORDER_STREAM = 1
-_CACHED_EPOCHS = 2  # a mini-batch seldom spans more than the epoch that ends and the one that begins
+_CACHED_EPOCHS = 2  # a mini-batch seldom spans more than two epochs
 
 
 @dataclass(frozen=True)
 class Presentations:
-    """Rows of a mini-batch: sample `ids` int64 [N] (0..samples-1) as presented in `epochs` int64 [N] (0-based)."""
+    """Rows of a mini-batch: sample `ids` int64 [N] (0..samples-1), each in its epoch (`epochs` int64 [N], 0-based)."""
 
     epochs: NDArray[np.int64]
     ids: NDArray[np.int64]
@@ -30,7 +30,7 @@ class Presentations:
         return len(self.ids)
 
     def rows(self, rows: slice) -> Presentations:
-        """The rows of one rank, or of one micro-batch."""
+        """Return the rows of one rank or of one micro-batch."""
         return Presentations(self.epochs[rows], self.ids[rows])
 
 
@@ -38,8 +38,8 @@ class Presentations:
 class Order:
     """The training stream of `samples` samples in mini-batches of `batch`, drawn from `seed` (0..2**64-1).
 
-    block: 1 permutes single samples. b > 1, for storage that hates random reads, permutes chunks of b neighbouring
-    samples and the samples inside each chunk: any b consecutive rows lie in two chunks (three where the last is short).
+    block: 1 permutes single samples. b > 1, for storage with slow random reads, permutes chunks of b neighbouring samples
+    and the samples inside each chunk: any b consecutive rows lie in two chunks (three if the last chunk is short).
     """
 
     samples: int
@@ -53,7 +53,7 @@ class Order:
         assert 0 < self.samples < 2**32 and self.batch > 0 and self.block > 0 and 0 <= self.seed < 2**64
 
     def minibatch(self, iteration: int) -> Presentations:
-        """The global mini-batch of an iteration (0-based): `batch` rows."""
+        """Return the global mini-batch of an iteration (0-based): `batch` rows."""
         assert iteration >= 0
         positions = np.arange(iteration * self.batch, (iteration + 1) * self.batch, dtype=np.int64)
         epochs, places = np.divmod(positions, self.samples)
@@ -64,7 +64,7 @@ class Order:
         return Presentations(epochs, ids)
 
     def permutation(self, epoch: int) -> NDArray[np.uint32]:
-        """uint32 [samples], read-only: the order of an epoch. The two latest are kept. Thread-safe."""
+        """Return the order of an epoch, uint32 [samples], read-only. The latest two epochs are cached. Thread-safe."""
         with self._lock:
             if epoch not in self._cache:
                 while len(self._cache) >= _CACHED_EPOCHS:
@@ -73,13 +73,13 @@ class Order:
             return self._cache[epoch]
 
     def _permute(self, epoch: int) -> NDArray[np.uint32]:
-        """Sorting raw Philox words gives a uniform permutation that no NumPy release can change."""
+        """Sort raw Philox words: this gives a uniform permutation that no NumPy release can change."""
         words = np.random.Philox(
             key=np.array([self.seed, ORDER_STREAM], np.uint64), counter=np.array([0, epoch, 0, 0], np.uint64)
         )
         permutation = np.argsort(words.random_raw(self.samples), kind="stable")
         if self.block > 1:
-            # The random order inside the chunks is in `permutation`; a stable sort by the chunks' ranks keeps it.
+            # `permutation` has the random order inside the chunks; a stable sort by the chunks' ranks keeps it.
             chunks = -(-self.samples // self.block)
             rank = np.argsort(np.argsort(words.random_raw(chunks), kind="stable"), kind="stable")
             permutation = permutation[np.argsort(rank[permutation // self.block], kind="stable")]

@@ -1,8 +1,8 @@
 """Philox4x64-10, a counter-based random generator: word = f(key, counter), with no state between draws.
 
 Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC11). The words are those of `numpy.random.Philox`; this
-vectorised form draws the words of many counters, in any order, in one call. Only raw words and the two transforms below
-are used anywhere: they are stable for ever, while the methods of `numpy.random.Generator` may change between releases.
+vectorised form draws the words of many counters, in any order, in one call. The project uses only raw words and the two
+transforms below: they never change, while the methods of `numpy.random.Generator` may change between releases.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _32 = np.uint64(32)
 
 
 def philox(key: tuple[int, int], counters: Words) -> Words:
-    """The four words of each counter.
+    """Return the four words of each counter: uint64 [N, 4], uniform over all 64-bit values.
 
-    key: two integers in [0, 2**64). counters: uint64 [N, 4]. Returns uint64 [N, 4], uniform over all 64-bit values.
+    key: two integers in [0, 2**64). counters: uint64 [N, 4].
     """
     assert counters.dtype == np.uint64 and counters.ndim == 2 and counters.shape[1] == 4
     assert all(0 <= half <= _MASK64 for half in key)
@@ -38,12 +38,12 @@ def philox(key: tuple[int, int], counters: Words) -> Words:
 
 
 def uniform(words: Words) -> NDArray[np.float64]:
-    """Words to float64 in [0, 1): the upper 53 bits, as every float64 generator does."""
+    """Turn words into float64 in [0, 1) by their upper 53 bits, as every float64 generator does."""
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def standard_normal(words: Words) -> NDArray[np.float64]:
-    """Words uint64 [N, 2k] to 2k standard normals each, float64 [N, 2k], by Box and Muller's transform."""
+    """Turn words uint64 [N, 2k] into standard normals float64 [N, 2k], by the Box-Muller transform."""
     u = uniform(words)
     radius = np.sqrt(-2.0 * np.log(1.0 - u[:, 0::2]))  # 1 - u is in (0, 1]: the logarithm is finite
     angle = 2.0 * np.pi * u[:, 1::2]
@@ -54,7 +54,7 @@ def standard_normal(words: Words) -> NDArray[np.float64]:
 
 
 def _multiply(constant: int, words: Words) -> tuple[Words, Words]:
-    """Upper and lower 64 bits of the 128-bit products, by the schoolbook method on 32-bit halves."""
+    """Return the upper and lower 64 bits of the 128-bit products, by the schoolbook method on 32-bit halves."""
     a1, a0 = np.uint64(constant >> 32), np.uint64(constant & 0xFFFFFFFF)
     b1, b0 = words >> _32, words & _LOW32
     cross = a1 * b0 + ((a0 * b0) >> _32)

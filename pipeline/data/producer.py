@@ -1,8 +1,6 @@
-"""The loader's background thread. It walks the stages
+"""The loader's background thread, which has batches ready before the consumer asks for them:
 
-    plan (ids, views) -> concurrent reads, ahead -> DALI, ahead -> float32 on the device -> bounded queue -> consumer
-
-so that a batch is ready when it is asked for.
+requests (ids, views) -> concurrent reads, ahead -> DALI, ahead -> float32 on the device -> bounded queue -> consumer
 """
 
 from __future__ import annotations
@@ -22,18 +20,18 @@ import torch
 
 from pipeline.base.command import UserError
 from pipeline.data.augment import Int
-from pipeline.data.batch import Batch, LoaderConfig, Plan, Work
+from pipeline.data.batch import Batch, BatchRequest, BatchStream, LoaderConfig
 from pipeline.data.failures import failures, substitute
-from pipeline.data.finishing import Finish
+from pipeline.data.finishing import Finisher
 from pipeline.data.graphs import Graph, Inputs
 from pipeline.data.headers import is_doubtful
 
-_POLL_SECONDS = 0.1  # how often a blocked producer looks whether it should stop
+_POLL_SECONDS = 0.1  # how often a blocked producer checks whether it should stop
 
 
 @dataclass(frozen=True)
 class Item:
-    """What travels to the consumer: a batch, an error, or neither at the end."""
+    """What the consumer gets: a batch, an error, or neither at the end."""
 
     batch: Batch | None = None
     error: BaseException | None = None
@@ -44,11 +42,11 @@ class Item:
 class _Reading:
     """A batch whose images are being read."""
 
-    work: Work
+    request: BatchRequest
     parts: list[Future[None]]
     encoded: list[bytes]
     substitutions: tuple[str, ...] = ()
-    tried: bool = False  # image by image: what is left in it decodes
+    tried: bool = False  # decoded image by image: every image left in it decodes
 
     def wait(self) -> list[bytes]:
         for part in self.parts:
@@ -61,17 +59,17 @@ class _BatchError(Exception):
 
 
 class _DoubtfulImageError(RuntimeError):
-    """An image of the next batch looks damaged: it is not for DALI to find out among others."""
+    """An image of the next batch looks damaged: DALI must not decode it together with others."""
 
 
 class Producer(ABC):
-    """A background thread that makes items for a BatchIterator; `_produce` of a subclass makes them, to the end.
+    """A background thread that makes the items of a BatchIterator; a subclass's `_produce` makes all of them.
 
-    Holds no reference to the BatchIterator, which may thus be collected.
+    It holds no reference to the BatchIterator, so that the garbage collector can free the BatchIterator.
     """
 
     def __init__(self, ready: int) -> None:
-        """ready: finished batches that may wait for the consumer."""
+        """ready: number of finished batches that may wait for the consumer."""
         self.ready: queue.Queue[Item] = queue.Queue(ready)
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._run, name="loader", daemon=True)
@@ -85,14 +83,14 @@ class Producer(ABC):
         try:
             self._produce()
             self._put(Item())
-        except BaseException as error:  # whatever happened belongs to the consumer
+        except BaseException as error:  # the consumer raises it
             self._put(Item(error=error))
 
     @abstractmethod
     def _produce(self) -> None: ...
 
     def _put(self, item: Item) -> None:
-        """Hand an item to the consumer, waiting for its place unless all is stopping."""
+        """Hand an item to the consumer; wait for a free place in the queue unless the thread is stopping."""
         while not self.stopping.is_set():
             try:
                 return self.ready.put(item, timeout=_POLL_SECONDS)
@@ -101,27 +99,27 @@ class Producer(ABC):
 
 
 class DaliProducer(Producer):
-    """Reads and decodes ahead, by DALI."""
+    """Reads and decodes ahead, with DALI."""
 
     def __init__(
         self,
-        plan: Plan,
+        stream: BatchStream,
         graph: Graph,
-        finish: Finish,
+        finish: Finisher,
         device: torch.device,
         config: LoaderConfig,
         *,
         substitutes: bool,
         owns_split: bool,
     ) -> None:
-        """device: where images are decoded. substitutes: whether a sample that does not decode may be replaced.
+        """device: decodes the images. substitutes: whether a sample that does not decode may be replaced.
 
-        owns_split: whether to close the plan's split at the end.
+        owns_split: whether to close the stream's split at the end.
         """
         super().__init__(config.ready)
-        self.plan, self.graph, self.finish, self.device, self.config = plan, graph, finish, device, config
+        self.stream, self.graph, self.finish, self.device, self.config = stream, graph, finish, device, config
         self.substitutes, self.owns_split = substitutes, owns_split
-        self.todo: Iterator[Work] = iter(plan)
+        self.todo: Iterator[BatchRequest] = iter(stream)
         self.reading: deque[_Reading] = deque()
         self.decoding: deque[_Reading] = deque()
 
@@ -132,7 +130,7 @@ class DaliProducer(Producer):
             self.reading.clear()
             self.decoding.clear()
             if self.owns_split:
-                self.plan.split.close()
+                self.stream.split.close()
 
     def _produce(self) -> None:
         with (
@@ -154,9 +152,9 @@ class DaliProducer(Producer):
             self._mend(cause)
 
     def _decode(self) -> None:
-        """Batch after batch, to the end of the plan. Raises _BatchError; the batches in flight are in `decoding`."""
+        """Decode batches to the end of the stream. Raises _BatchError; the batches in flight are then in `decoding`."""
         config = self.config
-        pipeline = self.graph.build(self._next_inputs, self.plan.size, self.device, config.cores, config.decode_ahead)
+        pipeline = self.graph.build(self._next_inputs, self.stream.size, self.device, config.cores, config.decode_ahead)
         self._call(pipeline.schedule_run)  # starts `decode_ahead` batches
         while not self.stopping.is_set():
             try:
@@ -168,23 +166,23 @@ class DaliProducer(Producer):
             done = self.decoding.popleft()
             try:
                 self._call(pipeline.schedule_run)
-            finally:  # this batch is sound, whatever becomes of the next one
-                batch, event = self.finish(outputs, done.work, self.finishers)
+            finally:  # this batch is sound, even if the next one fails
+                batch, event = self.finish(outputs, done.request, self.finishers)
                 self._put(Item(dataclasses.replace(batch, substitutions=done.substitutions), event=event))
 
     def _call(self, function: Any, *arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except RuntimeError as error:  # all that DALI raises
+        except RuntimeError as error:  # the only type that DALI raises
             raise _BatchError from error
 
     def _next_inputs(self) -> Inputs:
-        """Called by DALI when it starts a batch. Raises StopIteration at the end of the plan."""
+        """Return the inputs of the next batch, when DALI starts it. Raises StopIteration at the end of the stream."""
         while len(self.reading) < self.config.read_ahead + 1 and not self.stopping.is_set():
-            work = next(self.todo, None)
-            if work is None:
+            request = next(self.todo, None)
+            if request is None:
                 break
-            self.reading.append(self._read(work))
+            self.reading.append(self._read(request))
         if not self.reading or self.stopping.is_set():
             raise StopIteration
         batch = self.reading.popleft()
@@ -192,11 +190,11 @@ class DaliProducer(Producer):
         self.decoding.append(batch)
         if not batch.tried and any(map(is_doubtful, encoded)):
             raise _DoubtfulImageError
-        return self.graph.inputs(encoded, batch.work.views)
+        return self.graph.inputs(encoded, batch.request.views)
 
-    def _read(self, work: Work) -> _Reading:
-        """Start reading a batch: each of the parallel parts walks neighbouring samples in the order of the disk."""
-        ids, split = work.shown.ids, self.plan.split
+    def _read(self, request: BatchRequest) -> _Reading:
+        """Start to read a batch in parallel parts; each part reads neighbouring samples in their order on the disk."""
+        ids, split = request.presentations.ids, self.stream.split
         encoded = [b""] * len(ids)
 
         def read(part: Int) -> None:
@@ -205,25 +203,26 @@ class DaliProducer(Producer):
 
         on_disk = np.argsort(ids, kind="stable")
         parts = np.array_split(on_disk, min(self.config.read_threads, len(on_disk)))
-        return _Reading(work, [self.readers.submit(read, part) for part in parts], encoded)
+        return _Reading(request, [self.readers.submit(read, part) for part in parts], encoded)
 
     def _mend(self, cause: BaseException) -> None:
-        """After a failure: replace what does not decode and put the batches in flight back, or say what it was."""
-        mended = isinstance(cause, _DoubtfulImageError)  # it may have been groundless
+        """Replace the images that do not decode and put the batches in flight back; or raise the reason."""
+        mended = isinstance(cause, _DoubtfulImageError)  # the doubt may have been groundless
+        split = self.stream.split
         for batch in self.decoding:
             if self.stopping.is_set():
                 return
-            found = failures(self.graph, batch.encoded, batch.work.views, self.device)
-            for row, reason in found.items():
-                split, sample = self.plan.split, int(batch.work.shown.ids[row])
+            for row, reason in failures(self.graph, batch.encoded, batch.request.views, self.device).items():
+                sample = int(batch.request.presentations.ids[row])
                 sentence = f"{split.describe(sample)} does not decode ({reason})"
                 if not self.substitutes:
                     raise UserError(
                         f"{sentence}: check the dataset with data_prep/verify.py, and prepare or copy that shard again "
-                        "(training can go on without it: loader.on_decode_error: substitute)"
+                        "(to train without it, set loader.on_decode_error: substitute)"
                     ) from cause
-                batch.work = substitute(self.plan, self.graph, batch.work, batch.encoded, row, self.device)
-                batch.substitutions += (f"{sentence}, substituted by sample {batch.work.shown.ids[row]}",)
+                batch.request = substitute(self.stream, self.graph, batch.request, batch.encoded, row, self.device)
+                substitute_id = batch.request.presentations.ids[row]
+                batch.substitutions += (f"{sentence}, substituted by sample {substitute_id}",)
                 mended = True
             batch.tried = True
         if not mended:

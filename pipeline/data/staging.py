@@ -1,10 +1,10 @@
-"""`stage_to`: copies of a split's shards on a disk of this machine, made once and shared by its processes.
+"""`stage_to`: copies a split's shards to a disk of this machine, once for all its processes.
 
     FOLDER/NAME-TABLEHASH/NAME.samples.npy, NAME/*.tar     as in the dataset folder
                           NAME/*.tar.checked               hash, size and modification time of the copy beside it
 
-A copy is written under another name, checked against the manifest's sha256 and renamed. It is taken for sound later
-while its size and time are those that were noted; so starting again costs no reading.
+A copy is written under another name, checked against the SHA-256 in the manifest and renamed. Later it counts as sound
+while its size and time equal those in the .checked file, so that another start need not read it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _CHECKED = ".checked"
 
 @dataclass(frozen=True)
 class _File:
-    """A file of the split: its place below the folder, and what the manifest says of it."""
+    """A file of the split: its path below the folder, with size and hash as the manifest states them."""
 
     name: str
     bytes: int
@@ -41,10 +41,10 @@ class _File:
 
 
 def staged(split: Split, folder: str | None) -> Split:
-    """The same split, read from copies in `folder`; `split` itself where that is None.
+    """Return the same split, read from copies in `folder`; `split` itself if `folder` is None.
 
-    One process of the machine copies what is missing, with progress; the others wait for it. Raises UserError where the
-    disk is too small or a copy does not have the manifest's sha256.
+    One process of the machine copies the missing files, with a progress bar; the others wait for it. Raises UserError if
+    the disk is too small or a copy does not match the SHA-256 in the manifest.
     """
     if folder is None:
         return split
@@ -70,12 +70,12 @@ def _is_sound(home: Path, file: _File) -> bool:
 
 
 def _note(home: Path, file: _File) -> str:
-    found = (home / file.name).stat()
-    return f"{file.sha256} {found.st_size} {found.st_mtime_ns}\n"
+    status = (home / file.name).stat()
+    return f"{file.sha256} {status.st_size} {status.st_mtime_ns}\n"
 
 
 def _copy_all(split: Split, home: Path, files: list[_File]) -> None:
-    for leftover in home.rglob(f"*{_PARTIAL}"):  # of a copy that was interrupted
+    for leftover in home.rglob(f"*{_PARTIAL}"):  # of interrupted copies
         leftover.unlink()
     _check_space(home, files)
     megabytes = sum(file.bytes for file in files) // 10**6
@@ -85,7 +85,7 @@ def _copy_all(split: Split, home: Path, files: list[_File]) -> None:
         ThreadPoolExecutor(_COPIES_AT_ONCE, "staging") as pool,
     ):
         try:
-            for file, _ in zip(files, pool.map(lambda one: _copy(split, home, one), files), strict=True):
+            for file, _ in zip(files, pool.map(lambda file: _copy(split, home, file), files), strict=True):
                 done += file.bytes
                 progress.advance(done // 10**6 - progress.done)
         finally:
@@ -97,7 +97,7 @@ def _check_space(home: Path, files: list[_File]) -> None:
     free = shutil.disk_usage(home).free
     if needed > free:
         raise UserError(
-            f"{home} has {free / 1e9:.1f} GB free, the shards to stage need {needed / 1e9:.1f} GB: "
+            f"{home} has {free / 1e9:.1f} GB free, but the shards to stage need {needed / 1e9:.1f} GB: "
             "free some space, choose another loader.stage_to, or train without it"
         )
 
@@ -114,7 +114,7 @@ def _copy(split: Split, home: Path, file: _File) -> None:
     if digest.hexdigest() != file.sha256:
         partial.unlink()
         raise UserError(
-            f"{split.folder / file.name} has not the sha256 that the manifest states: "
+            f"{split.folder / file.name} does not match the SHA-256 in the manifest: "
             "check the dataset with data_prep/verify.py, and prepare or copy that shard again"
         )
     partial.rename(target)
@@ -129,7 +129,7 @@ def _open(split: Split, file: _File) -> IO[bytes]:
 
 @contextmanager
 def _only_process(path: Path) -> Iterator[None]:
-    """Hold a lock among the processes of this machine; the kernel gives it back whatever becomes of its holder."""
+    """Hold a lock among the processes of this machine; the kernel frees it even if its holder is killed."""
     with open(path, "w") as file:
         if not lock(file, elsewhere="choose another loader.stage_to"):
             print(f"waiting for another process to stage the shards in {path.parent}", file=sys.stderr)

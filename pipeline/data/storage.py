@@ -1,7 +1,7 @@
-"""Datasets on object storage (s3://BUCKET/FOLDER and whatever else fsspec knows), read by byte ranges.
+"""Reads datasets on object storage (s3://BUCKET/FOLDER and all other addresses that fsspec knows) by byte ranges.
 
-The small files (manifest, statistics, sample tables) are kept in a cache folder, checked against the manifest; an image
-is one ranged request. Addresses and credentials are the library's usual ones: for S3, AWS_ENDPOINT_URL,
+The small files (manifest, statistics, sample tables) are kept in a cache folder and checked against the manifest; an image
+is one ranged request. fsspec takes addresses and credentials from its usual places: for S3, AWS_ENDPOINT_URL,
 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or ~/.aws.
 """
 
@@ -19,10 +19,10 @@ from pipeline.data.dataset import MANIFEST, STATISTICS, Dataset, Manifest, Split
 
 
 def open_dataset(location: str | Path, cache: Path | None = None) -> Dataset:
-    """The dataset at a local path, or at a URL such as s3://bucket/imagenet.
+    """Open the dataset at a local path, or at a URL such as s3://bucket/imagenet.
 
-    cache: where the small files of a remote dataset are kept; None is $XDG_CACHE_HOME or ~/.cache.
-    Raises UserError where there is no dataset, or none that can be reached.
+    cache: folder for the small files of a remote dataset; None is $XDG_CACHE_HOME or ~/.cache.
+    Raises UserError if there is no dataset, or if it cannot be reached.
     """
     return RemoteDataset(str(location), cache) if "://" in str(location) else Dataset(location)
 
@@ -58,7 +58,7 @@ class RemoteDataset(Dataset):
             return
         data = self._fetch(name)
         if hashlib.sha256(data).hexdigest() != digest:
-            raise UserError(f"{self.url}/{name} has not the sha256 that the manifest states: upload the dataset again")
+            raise UserError(f"{self.url}/{name} does not match the SHA-256 in the manifest: upload the dataset again")
         _write(path, data)
 
     def _fetch(self, name: str) -> bytes:
@@ -68,7 +68,7 @@ class RemoteDataset(Dataset):
             raise UserError(
                 f"{self.url} is not a dataset (it has no {name}): upload a dataset folder made by data_prep/ there"
             ) from None
-        except Exception as error:  # each of fsspec's implementations raises its own library's errors
+        except Exception as error:  # each implementation of fsspec raises the errors of its own library
             raise UserError(
                 f"{self.url}/{name} cannot be read ({_sentence(error)}): check address and rights"
             ) from error
@@ -82,7 +82,7 @@ class RemoteSplit(Split):
         self.filesystem, self.root, self.url = filesystem, root, url
 
     def read(self, sample: int) -> bytes:
-        """As Split.read; the library's own retries have been made when it raises."""
+        """Read as Split.read does; fsspec has retried already when this raises."""
         row = self.samples[sample]
         start, size = int(row["offset"]), int(row["size"])
         path = f"{self.root}/{self.info.shards[int(row['shard'])].file}"
@@ -93,14 +93,14 @@ class RemoteSplit(Split):
                 f"{self.describe(sample)} cannot be read ({_sentence(error)}): check the storage"
             ) from error
         if len(data) != size:
-            raise UserError(f"{self.describe(sample)} ends early: the shard was cut off, upload it again")
+            raise UserError(f"{self.describe(sample)} ends early: the shard is truncated, upload it again")
         return data
 
     def describe(self, sample: int) -> str:
         return super().describe(sample).replace(str(self.folder), self.url)
 
     def open_shard(self, file: str) -> IO[bytes]:
-        """A shard as a stream, for copying it whole."""
+        """Open a shard as a stream, to copy it whole."""
         return cast("IO[bytes]", self.filesystem.open(f"{self.root}/{file}", "rb"))
 
 
@@ -113,7 +113,7 @@ def _default_cache() -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Under another name first: several processes may do this at once."""
+    """Write under another name first, because several processes may do this at once."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(data)
     partial.replace(path)

@@ -1,4 +1,4 @@
-"""The dataset that a net is tested on, and the one it was trained on, which is known by its content wherever it lies."""
+"""Opens the dataset that a net is tested on, and the one it was trained on, which is identified by its content."""
 
 from __future__ import annotations
 
@@ -8,53 +8,54 @@ from pipeline.data.storage import open_dataset
 from pipeline.evaluation.nets import TrainedNet
 
 
-def tested_on(subject: TrainedNet) -> Dataset:
-    """The dataset to test the net on. Raises UserError where it is not there, or its classes are not the net's.
+def tested_on(trained: TrainedNet) -> Dataset:
+    """Open the dataset to test the net on. Raises UserError if it is missing or its classes are not the net's.
 
-    Which class is which is compared with the training dataset, where that can be read.
+    The classes are compared with those of the training dataset, if that can be read.
     """
-    dataset = open_dataset(subject.data)
-    if dataset.classes != subject.classes:
+    dataset = open_dataset(trained.data)
+    if dataset.classes != trained.classes:
         raise UserError(
-            f"{subject.name} tells {subject.classes} classes apart, the dataset {subject.data} has {dataset.classes}: "
+            f"{trained.name} has {trained.classes} classes, but the dataset {trained.data} has {dataset.classes}: "
             "give the dataset that the net was trained for"
         )
     try:
-        trained = trained_on(subject, dataset)
+        training_dataset = trained_on(trained, dataset)
     except UserError:
         return dataset
-    for label, (known, given) in enumerate(zip(trained.manifest.classes, dataset.manifest.classes, strict=False)):
+    pairs = zip(training_dataset.manifest.classes, dataset.manifest.classes, strict=False)
+    for label, (known, given) in enumerate(pairs):
         if known.wnid != given.wnid:
             raise UserError(
-                f"class {label} of the dataset {subject.data} is {given.wnid}, {subject.name} was trained with "
+                f"class {label} of the dataset {trained.data} is {given.wnid}, but {trained.name} was trained with "
                 f"{known.wnid}: give a dataset with the same classes in the same order"
             )
     return dataset
 
 
-def on_training_data(subject: TrainedNet, dataset: Dataset) -> bool:
-    """Whether `dataset`, opened from `subject.data`, is what the net was trained on; by place where no hash is known."""
-    if subject.training_sha256 is None:
-        return subject.data == subject.training_data
-    return dataset.sha256 == subject.training_sha256
+def on_training_data(trained: TrainedNet, dataset: Dataset) -> bool:
+    """Return whether the net was trained on `dataset` (from `trained.data`), by its hash, or by its path if none is known."""
+    if trained.training_sha256 is None:
+        return trained.data == trained.training_data
+    return dataset.sha256 == trained.training_sha256
 
 
-def data_suffix(subject: TrainedNet, dataset: Dataset) -> str:
-    """What the names of files and metrics say of the dataset a net was tested on: nothing of its training dataset."""
-    return "" if on_training_data(subject, dataset) else f"-data{dataset.sha256[:8]}"
+def data_suffix(trained: TrainedNet, dataset: Dataset) -> str:
+    """Return the part of file and metric names that states the test dataset: empty for the net's training dataset."""
+    return "" if on_training_data(trained, dataset) else f"-data{dataset.sha256[:8]}"
 
 
-def trained_on(subject: TrainedNet, dataset: Dataset) -> Dataset:
-    """The dataset whose mean is the net's: `dataset` where it is that one, else the one that the run's config names.
+def trained_on(trained: TrainedNet, dataset: Dataset) -> Dataset:
+    """Return the dataset whose mean the net needs: `dataset` if it is the training dataset, else the one in the run's config.
 
-    Raises UserError where that is not there, or another lies in its place.
+    Raises UserError if that dataset is missing or is another one.
     """
-    if on_training_data(subject, dataset):
+    if on_training_data(trained, dataset):
         return dataset
-    trained = open_dataset(subject.training_data)
-    if subject.training_sha256 not in (None, trained.sha256):
+    training_dataset = open_dataset(trained.training_data)
+    if trained.training_sha256 not in (None, training_dataset.sha256):
         raise UserError(
-            f"{subject.training_data} is not the dataset that {subject.name} was trained on (its manifest differs), whose mean "
-            "is the net's: give that dataset with --data, or pipeline.evaluate the mean with --mean"
+            f"{trained.training_data} is not the dataset that {trained.name} was trained on (its manifest differs), and the "
+            "net needs the mean of that one: give that dataset with --data, or the mean with --mean"
         )
-    return trained
+    return training_dataset

@@ -1,8 +1,8 @@
-"""Ensembles: the average of softmax scores (section 4.1, Table 5), exactly, as arithmetic on score files.
+"""Ensembles average softmax scores (section 4.1, Table 5): exact arithmetic on score files.
 
-The scores are float16, whole multiples of 2^-24, so their sums are exact integers: an ensemble's errors depend neither on
-the order of its members nor on the machine. A class can come before the true one only where some member says so;
-only such (image, class) pairs are looked at, which makes hundreds of ensembles of the same members cheap.
+The scores are float16, whole multiples of 2^-24, so their sums are exact integers: the errors of an ensemble depend neither
+on the order of its members nor on the machine. A class can rank before the true class only if at least one member ranks it
+so; only such (image, class) pairs are computed, which makes hundreds of ensembles of the same members cheap.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pipeline.base.command import UserError
 from pipeline.evaluation.scores import ROWS, Scores
 
 Subset = tuple[int, ...]
-UNITS = 2**24  # of float16 numbers: the smallest is 2^-24 and all are its multiples
-MAX_MEMBERS = 127  # int32 sums of UNITS
+UNITS = 2**24  # float16 1.0 in units of the smallest float16 number, 2^-24; all are its multiples
+MAX_MEMBERS = 127  # so many sums of UNITS fit int32
 MAX_SUBSETS = 5000  # searched one by one
-CURVE_SUBSETS = 200  # per size, for the error against ensemble size
+CURVE_SUBSETS = 200  # per size, for the curve of error against ensemble size
 BOOTSTRAP_SAMPLES = 10_000
 INTERVAL = (2.5, 97.5)  # percentiles: a 95% interval
 
@@ -50,94 +50,94 @@ class SizeErrors:
 def check_members(members: Sequence[Scores], names: Sequence[str]) -> None:
     """Raise UserError unless these are score files of the same images under one protocol, by different nets.
 
-    Labels in sample-id order tell whether the images are the same. Where there are none, only the dataset folder does.
+    Equal labels in sample-id order show that the images are the same; without labels, only the dataset folder does.
     """
     first = members[0]
-    for name, one in zip(names, members, strict=True):
+    for name, member in zip(names, members, strict=True):
         pairs = {
-            "classes": (first.classes, one.classes),
-            "split": (first.provenance.split, one.provenance.split),
-            "protocol": (first.provenance.protocol, one.provenance.protocol),
-            "images": (len(first), len(one)),
+            "classes": (first.classes, member.classes),
+            "split": (first.provenance.split, member.provenance.split),
+            "protocol": (first.provenance.protocol, member.provenance.protocol),
+            "images": (len(first), len(member)),
         }
-        for what, (wanted, found) in pairs.items():
-            if found != wanted:
+        for what, (expected, actual) in pairs.items():
+            if actual != expected:
                 raise UserError(
-                    f"{names[0]} and {name} cannot be averaged: their {what} differ ({wanted} and {found}); "
+                    f"{names[0]} and {name} cannot be averaged: their {what} differ ({expected} and {actual}); "
                     "evaluate both on the same dataset and split"
                 )
-        if one.labels_sha256 != first.labels_sha256:
+        if member.labels_sha256 != first.labels_sha256:
             raise UserError(
                 f"{names[0]} and {name} cannot be averaged: the labels of their images differ; "
                 "evaluate both on the same dataset folder"
             )
-        if not first.labelled and one.provenance.dataset_sha256 != first.provenance.dataset_sha256:
+        if not first.labelled and member.provenance.dataset_sha256 != first.provenance.dataset_sha256:
             raise UserError(
                 f"{names[0]} and {name} cannot be averaged: they come from two dataset folders, and without labels nothing "
-                "says that their images are the same; evaluate both on the same dataset folder"
+                "shows that their images are the same; evaluate both on the same dataset folder"
             )
-    fingerprints = [one.provenance.fingerprint for one in members]
+    fingerprints = [member.provenance.fingerprint for member in members]
     for i, j in itertools.combinations(range(len(members)), 2):
         if fingerprints[i] == fingerprints[j]:
             raise UserError(
-                f"{names[i]} and {names[j]} are the same net under the same protocol: name each member once"
+                f"{names[i]} and {names[j]} are the same net under the same protocol: give each member once"
             )
     if len(members) > MAX_MEMBERS:
         raise UserError(f"{len(members)} members are too many: average at most {MAX_MEMBERS}")
 
 
 def average(members: Sequence[Scores], rows: slice) -> NDArray[np.float64]:
-    """float64 [rows, classes]: the average softmax of some images; the sum in it is exact."""
+    """Return the average softmax of some images, float64 [rows, classes]; the sum over the members is exact."""
     total = np.zeros((len(range(*rows.indices(len(members[0])))), members[0].classes))
-    for one in members:
-        total += one.scores[rows]
+    for member in members:
+        total += member.scores[rows]
     return total / len(members)
 
 
 def subset_ranks(members: Sequence[Scores], subsets: Sequence[Subset]) -> Iterator[NDArray[np.int64]]:
-    """The rank of the true class (as `scores.ranks`) in the average of each subset: int64 [subsets, rows], by rows.
+    """Yield the rank of the true class (see `scores.ranks`) in the average of each subset, int64 [subsets, ROWS].
 
-    Members are named by their position. The rows follow each other in sample-id order.
+    A subset holds positions in `members`. The slices of ROWS images follow each other in sample-id order.
     """
     for start in range(0, len(members[0]), ROWS):
-        yield _Contest(members, slice(start, start + ROWS)).ranks(subsets)
+        yield _Rivals(members, slice(start, start + ROWS)).ranks(subsets)
 
 
 def all_ranks(members: Sequence[Scores], subsets: Sequence[Subset]) -> NDArray[np.int64]:
-    """int64 [subsets, N]: `subset_ranks` of all images."""
+    """Return `subset_ranks` of all images, int64 [subsets, N]."""
     return np.concatenate(list(subset_ranks(members, subsets)), axis=1)
 
 
 def error_counts(members: Sequence[Scores], subsets: Sequence[Subset]) -> NDArray[np.int64]:
-    """int64 [subsets, 2]: how many images each subset's average gets wrong, top-1 and top-5."""
+    """Return how many images the average of each subset gets wrong, top-1 and top-5: int64 [subsets, 2]."""
     counts = np.zeros((len(subsets), 2), dtype=np.int64)
     for ranks in subset_ranks(members, subsets):
         counts += np.stack([(ranks >= 1).sum(axis=1), (ranks >= 5).sum(axis=1)], axis=1)
     return counts
 
 
-class _Contest:
-    """Some images, with the classes that come before the true one, or equal it, in at least one member."""
+class _Rivals:
+    """For a slice of images, all (image, class) pairs where at least one member scores the class at or above the true one."""
 
     def __init__(self, members: Sequence[Scores], rows: slice) -> None:
         labels = members[0].labels[rows]
-        # Non-negative float16 numbers are ordered as their bits are, and NumPy compares integers much faster.
-        bits = [np.ascontiguousarray(one.scores[rows]).view(np.uint16) for one in members]
-        true = [np.take_along_axis(one, labels[:, None], axis=1) for one in bits]
+        # The bits of non-negative float16 numbers order as the numbers do, and NumPy compares integers much faster.
+        bits = [np.ascontiguousarray(member.scores[rows]).view(np.uint16) for member in members]
+        true_scores = [np.take_along_axis(scores, labels[:, None], axis=1) for scores in bits]
         rival = np.zeros(bits[0].shape, dtype=bool)
-        for scores, own in zip(bits, true, strict=True):
-            rival |= scores >= own
+        for scores, true in zip(bits, true_scores, strict=True):
+            rival |= scores >= true
         rival[np.arange(len(labels)), labels] = False
         image, rival_class = np.nonzero(rival)
         self.images, self.image = len(labels), image
         self.wins_ties = rival_class < labels[image]
         self.lead = np.stack([  # int32 [members, pairs]: of the rival over the true class
-            _units(scores[image, rival_class]) - _units(own[image, 0])
-            for scores, own in zip(bits, true, strict=True)
+            _units(scores[image, rival_class]) - _units(true[image, 0])
+            for scores, true in zip(bits, true_scores, strict=True)
         ])  # fmt: skip
 
     def ranks(self, subsets: Sequence[Subset]) -> NDArray[np.int64]:
-        """int64 [subsets, images]."""
+        """Return the rank of the true class in the average of each subset, int64 [subsets, images]."""
         result = np.empty((len(subsets), self.images), dtype=np.int64)
         for row, subset in enumerate(subsets):
             total = self.lead[list(subset)].sum(axis=0, dtype=np.int32)
@@ -151,7 +151,7 @@ def _units(bits: NDArray[np.uint16]) -> NDArray[np.int32]:
 
 
 def errors_of(ranks: NDArray[np.int64], seed: int = 0) -> Errors:
-    """Errors and their bootstrap intervals from the true class's rank in each image, int64 [N]."""
+    """Return the errors with their bootstrap intervals from the rank of the true class in each image, int64 [N]."""
     wrong = [int((ranks >= k).sum()) for k in (1, 5)]
     intervals = [bootstrap_interval(count, len(ranks), seed) for count in wrong]
     return Errors(
@@ -163,9 +163,9 @@ def errors_of(ranks: NDArray[np.int64], seed: int = 0) -> Errors:
 
 
 def bootstrap_interval(wrong: int, images: int, seed: int = 0) -> tuple[float, float]:
-    """95% percentile bootstrap interval of an error rate in percent.
+    """Return the 95% percentile bootstrap interval of an error rate in percent.
 
-    Drawing `images` images with replacement, the number of wrong ones among them is binomial: it is drawn directly.
+    The number of wrong images among `images` draws with replacement is binomial, so that number is drawn directly.
     """
     draws = np.random.default_rng(seed).binomial(images, wrong / images, BOOTSTRAP_SAMPLES)
     low, high = np.percentile(100 * draws / images, INTERVAL)
@@ -173,10 +173,10 @@ def bootstrap_interval(wrong: int, images: int, seed: int = 0) -> tuple[float, f
 
 
 def gain_interval(better: NDArray[np.bool_], worse: NDArray[np.bool_], seed: int = 0) -> tuple[float, float]:
-    """95% bootstrap interval of error(worse) - error(better) in percent, the images paired.
+    """Return the 95% bootstrap interval of error(worse) - error(better) in percent, over paired images.
 
-    better, worse: bool [N], whether each gets an image wrong. Only images on which they differ matter; how many of
-    either kind a resample holds is multinomial.
+    better, worse: bool [N], whether each gets an image wrong. Only images on which they differ matter; their numbers in a
+    resample are multinomial.
     """
     n = len(better)
     lost, won = int((better & ~worse).sum()), int((worse & ~better).sum())
@@ -186,21 +186,21 @@ def gain_interval(better: NDArray[np.bool_], worse: NDArray[np.bool_], seed: int
 
 
 def overlap(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
-    """float64 [members, members]: percent of the images that both members get wrong (top-k). ranks: [members, N]."""
+    """Return the percent of images that both members get wrong (top-k), float64 [members, members]. ranks: [members, N]."""
     wrong = (ranks >= k).astype(np.float64)
     return 100 * (wrong @ wrong.T) / ranks.shape[1]
 
 
 def size_curve(members: Sequence[Scores], seed: int = 0) -> list[SizeErrors]:
-    """Error against ensemble size: over all ensembles of each size, or a seeded sample where there are very many."""
+    """Return the errors of each ensemble size, over all ensembles of that size or a seeded sample of CURVE_SUBSETS."""
     generator = np.random.default_rng(seed)
     sizes = range(1, len(members) + 1)
     subsets = [_subsets(len(members), size, generator) for size in sizes]
     counts = error_counts(members, list(itertools.chain(*subsets)))
-    errors = np.split(100 * counts / len(members[0]), np.cumsum([len(one) for one in subsets])[:-1])
+    errors = np.split(100 * counts / len(members[0]), np.cumsum([len(of_size) for of_size in subsets])[:-1])
     return [
-        SizeErrors(size=size, ensembles=len(one), top1=_summary(one[:, 0]), top5=_summary(one[:, 1]))
-        for size, one in zip(sizes, errors, strict=True)
+        SizeErrors(size=size, ensembles=len(of_size), top1=_summary(of_size[:, 0]), top5=_summary(of_size[:, 1]))
+        for size, of_size in zip(sizes, errors, strict=True)
     ]
 
 
@@ -216,18 +216,18 @@ def _subsets(members: int, size: int, generator: np.random.Generator) -> list[Su
 
 
 def search(members: Sequence[Scores], size: int, k: int) -> tuple[Subset, bool]:
-    """(the `size` members whose average has the lowest top-k error, whether all ensembles were tried).
+    """Return the `size` members whose average has the lowest top-k error, and whether all ensembles were tried.
 
-    Ties go to the lower other error, then to the members named first. Where there are more than 5,000 ensembles, members
-    are added greedily, one by one. The winner is chosen on the images it is measured on, which flatters it.
+    Ties go to the lower other error, then to the members given first. If there are more than 5,000 ensembles, members are
+    added greedily. The winner is chosen on the images on which its error is measured, which flatters that error.
     """
     assert 1 <= size <= len(members) and k in (1, 5)
     if math.comb(len(members), size) <= MAX_SUBSETS:
         return _best(members, list(itertools.combinations(range(len(members)), size)), k), True
     chosen: Subset = ()
     while len(chosen) < size:
-        rest = (one for one in range(len(members)) if one not in chosen)
-        chosen = _best(members, [tuple(sorted((*chosen, one))) for one in rest], k)
+        rest = (member for member in range(len(members)) if member not in chosen)
+        chosen = _best(members, [tuple(sorted((*chosen, member))) for member in rest], k)
     return chosen, False
 
 

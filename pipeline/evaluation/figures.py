@@ -1,7 +1,7 @@
-"""The paper's figures as SVG, drawn by matplotlib: colours follow the reader's light or dark setting, text stays text.
+"""Draws the paper's figures as SVG with matplotlib: colours follow the reader's light or dark setting, text stays text.
 
-A figure is a row of `Panel`s. matplotlib draws in placeholder colours, which become CSS variables: `svg` is for a page
-that defines them (`COLOURS`), `standalone` brings its own.
+A figure is a row of `Panel`s. matplotlib draws in placeholder colours, which become CSS variables: the page that embeds
+`svg` must define them (`COLOURS`); `standalone` defines them itself.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-WIDTH, HEIGHT = 5.0, 3.6  # inches of one panel; at 72 units an inch, 360 x 259: a phone shows it about 1:1
+WIDTH, HEIGHT = 5.0, 3.6  # inches of one panel; at 72 units an inch, 360 x 259, which a phone shows about 1:1
 FONT_SIZE = 11.0
-POINTS = 400  # per curve: a longer one is averaged over equal stretches, which the page's reader could not tell apart
-LABEL_GAP = 0.062  # of the axis' height: the least distance between two labels at the curves' ends
+POINTS = 400  # per curve; longer curves are averaged over equal stretches, which a reader could not tell apart
+LABEL_GAP = 0.062  # least distance between two labels at the curves' ends, as a share of the axis' height
 
-# Okabe and Ito's colours for all kinds of colour vision, darkened (light page) or lightened (dark page) to a contrast of
-# at least 4.5 with the page's background, because the labels are written in them.
+# Okabe and Ito's colours, for all kinds of colour vision, darkened (light page) or lightened (dark page) to a contrast of
+# at least 4.5 with the page's background, because labels are written in these colours.
 COLOURS = {
     "page": ("#ffffff", "#14181d"),
     "ink": ("#1b1f24", "#e6e8eb"),
@@ -49,7 +49,7 @@ _STYLES: dict[str, dict[str, object]] = {  # Figs. 1, 4 and 6: training error th
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One line: x, y float [N]. net: whose it is; the curves of a net share a colour, and the bold one bears its label."""
+    """One line: x, y float [N]. The curves of a net share a colour; its bold curve is labelled."""
 
     net: str
     kind: Literal["train", "test", "responses"]
@@ -59,7 +59,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One pair of axes. nets: in the order of their colours. marks: the paper's figure of a net, (net, y) at the right end.
+    """One pair of axes. nets: in the order of their colours. marks: the paper's end point of a net, (net, y) at the right.
 
     x_limits, y_limits: of the axes; None fits the curves, from zero.
     """
@@ -75,7 +75,7 @@ class Panel:
 
 
 def binned(x: NDArray[np.float64], y: NDArray[np.float64], most: int = POINTS) -> tuple[NDArray, NDArray]:
-    """(x, y) averaged over stretches of equal length, so that at most `most` points are left; the last may be shorter."""
+    """Average (x, y) over stretches of equal length (the last may be shorter), so that at most `most` points are left."""
     size = -(-len(x) // most) if len(x) else 1
     starts = np.arange(0, len(x), size)
     if size == 1:
@@ -85,7 +85,7 @@ def binned(x: NDArray[np.float64], y: NDArray[np.float64], most: int = POINTS) -
 
 
 def response_panels(std: Mapping[str, Sequence[float]]) -> list[Panel]:
-    """Fig. 7: the layers in their order, and sorted by falling magnitude. std: by net, in layer order."""
+    """Return Fig. 7: the layers in their order, and sorted by falling magnitude. std: by net, in layer order."""
     panels = []
     for title, label, order in (
         ("in layer order", "layer index (original)", list),
@@ -105,31 +105,30 @@ def response_panels(std: Mapping[str, Sequence[float]]) -> list[Panel]:
 
 
 def responses_figure(std: Mapping[str, Sequence[float]]) -> str:
-    """Fig. 7 as a file of its own."""
+    """Return Fig. 7 as a standalone file."""
     return standalone(response_panels(std), "Standard deviation of the responses of each 3x3 layer", "responses")
 
 
 def svg(panels: Sequence[Panel], title: str, name: str) -> str:
-    """An <svg> element for a page that defines the variables of `COLOURS`. name: unique on the page. title: for readers
-    who do not see it."""
+    """Return an <svg> element for a page that defines `COLOURS`. name: unique there. title: for readers who cannot see it."""
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": FONT_SIZE}):
         figure = Figure(figsize=(WIDTH * len(panels), HEIGHT), layout="constrained")
         for number, panel in enumerate(panels):
             _draw(figure.add_subplot(1, len(panels), number + 1), panel)
         file = io.StringIO()
-        # Without a date equal figures are equal files.
+        # Without a date, equal figures are equal files.
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _as_element(file.getvalue(), title, name)
 
 
 def standalone(panels: Sequence[Panel], title: str, name: str) -> str:
-    """An SVG file with its own colours for light and dark."""
+    """Return an SVG file that defines its colours for light and dark."""
     style = f"<style>{css()} svg {{ background: var(--page) }} text {{ font-family: sans-serif !important }}</style>"
     return svg(panels, title, name).replace(">", f">{style}", 1) + "\n"
 
 
 def css() -> str:
-    """The colours as CSS variables, for light and for dark."""
+    """Return the colours as CSS variables, for light and for dark."""
     light, dark = (" ".join(f"--{name}: {pair[i]};" for name, pair in COLOURS.items()) for i in (0, 1))
     return f":root {{ {light} }} @media screen and (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}"
 
@@ -166,12 +165,12 @@ def _draw(axes: Axes, panel: Panel) -> None:
 
 
 def _label(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
-    """Write each net's name at the end of its bold curve, moved up or down where two would overlap."""
+    """Write each net's name at the end of its bold curve, moved up or down where two names would overlap."""
     low, high = axes.get_ylim()
     ends: dict[str, float] = {}
-    for one in sorted(panel.curves, key=lambda curve: curve.kind != "train"):  # the bold one has the last word
-        ends[one.net] = float(one.y[-max(1, len(one.y) // 40) :].mean())
-    for net, value in panel.marks:  # a curve that ends outside the axes leaves its label to the paper's end point
+    for curve in sorted(panel.curves, key=lambda curve: curve.kind != "train"):  # bold curves last, so that they count
+        ends[curve.net] = float(curve.y[-max(1, len(curve.y) // 40) :].mean())
+    for net, value in panel.marks:  # if a curve ends outside the axes, its label stands at the paper's end point
         if not low <= ends.get(net, np.inf) <= high:
             ends[net] = value
     heights = sorted((float(np.clip((value - low) / (high - low), 0, 1)), net) for net, value in ends.items())
@@ -179,7 +178,7 @@ def _label(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     for height, _ in heights:
         places.append(max(height, places[-1] + LABEL_GAP) if places else height)
     overflow = max(0.0, places[-1] - 1) if places else 0.0
-    for i in reversed(range(len(places))):  # those pushed out at the top come back down
+    for i in reversed(range(len(places))):  # labels pushed out at the top move back down
         above = places[i + 1] - LABEL_GAP if i + 1 < len(places) else 1.0
         places[i] = min(places[i], above) if overflow else places[i]
     for place, (_, net) in zip(places, heights, strict=True):
@@ -187,7 +186,7 @@ def _label(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
 
 
 def _as_element(text: str, title: str, name: str) -> str:
-    """matplotlib's file as an element: no prologue, no size of its own, ids of its own, colours by name."""
+    """Turn matplotlib's file into an element without prologue and size, with unique ids, and colours as variables."""
     text = text[text.index("<svg ") :].rstrip()
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     start, rest = text.split(">", 1)

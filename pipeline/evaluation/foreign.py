@@ -1,4 +1,4 @@
-"""Weights from elsewhere: state dicts in torchvision's naming, in the wrappings they come in."""
+"""Loads third-party weights: state dicts with torchvision's names, with or without `module.` and `state_dict` wrappers."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def open_weights(
     short_side: int | None = None,
     crop: int | None = None,
 ) -> TrainedNet:
-    """The net named `arch` with the weights in `path`, to be tested on the dataset `data`, a folder or a URL.
+    """Open the net `arch` with the weights in `path`, to test it on the dataset `data`, a folder or a URL.
 
-    short_side, crop: pixels; the paper's for the net's family by default. Raises UserError where the file holds no
-    weights, or those of another net.
+    short_side, crop: pixels; default: the paper's for the net's family. Raises UserError if the file holds no weights, or
+    those of another net.
     """
     architecture = parse_arch(arch)
     state = read_weights(path)
@@ -64,9 +64,9 @@ def open_weights(
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file or a file of torch.save: unwrapped, in torchvision's names, on the CPU.
+    """Read the state dict in a .safetensors or torch.save file: unwrapped, with torchvision's names, on the CPU.
 
-    Nothing in the file is executed. Raises UserError where it holds no state dict.
+    Nothing in the file is executed. Raises UserError if it holds no state dict.
     """
     if not path.is_file():
         raise UserError(f"there is no weights file {path}: give a state dict (.pt, .pth, .safetensors)")
@@ -96,17 +96,17 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a zip file that was cut off
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a truncated zip file
             raise
         more = "Unsupported" in str(error) and _is_pickled(path)
         reason = "it holds more than weights" if more else "it is damaged or of another format"
         raise UserError(
-            f"{path} cannot be read as weights ({reason}): save the state dict alone, by torch.save or as safetensors"
+            f"{path} cannot be read as weights ({reason}): save the state dict alone, with torch.save or as safetensors"
         ) from None
 
 
 def _is_pickled(path: Path) -> bool:
-    """Whether a file starts as those of torch.save: a zip file, before torch 1.6 a pickle. A web page, say, does not."""
+    """Return whether a file starts as those of torch.save: as a zip file, or (before torch 1.6) as a pickle."""
     with open(path, "rb") as file:
         return file.read(2).startswith((b"PK", b"\x80"))
 

@@ -1,4 +1,4 @@
-"""The members of an ensemble, as a user names them: run folders, score files, MLflow run ids."""
+"""Finds the members of an ensemble that a user gives: run folders, score files or MLflow run ids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MLFLOW_RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One member: what it is called, its run folder (None for a score file that stands alone), its score files."""
+    """One member: its name, its run folder (None for a score file outside a run) and its score files."""
 
     name: str
     run: Path | None
@@ -30,49 +30,50 @@ class Member:
 
 
 def find_members(texts: Sequence[str], *, runs: Path, split: str, weights: str) -> list[Member]:
-    """The members that `texts` name. Of a run, the newest score files of `split` with `weights` are taken.
+    """Return the members that `texts` name. Of a run, the newest score files of `split` with `weights` are taken.
 
-    runs: where run folders are looked for by MLflow run id. Members whose usual names are the same are called as in
-    `texts`. Raises UserError for a member that is not there, has no scores, or is named twice.
+    runs: the folder of the run folders among which MLflow run ids are looked up. Members whose usual names are equal are
+    named as in `texts`. Raises UserError for a member that is missing, has no scores, or is given twice.
     """
     members = [_find(text, runs, split, weights) for text in texts]
-    names = [one.name for one in members]
-    places = [{path.resolve() for path in one.files.values()} for one in members]
+    names = [member.name for member in members]
+    places = [{path.resolve() for path in member.files.values()} for member in members]
     for i, place in enumerate(places):
         if place in places[:i]:
-            raise UserError(f"{names[i]} is named twice: name each member once")
+            raise UserError(f"{names[i]} is given twice: give each member once")
     return [
-        replace(one, name=text) if names.count(one.name) > 1 else one for text, one in zip(texts, members, strict=True)
+        replace(member, name=text) if names.count(member.name) > 1 else member
+        for text, member in zip(texts, members, strict=True)
     ]
 
 
 def shared_protocols(members: Sequence[Member], wanted: Sequence[str]) -> list[str]:
-    """The protocols that all members have scores of, or the `wanted` ones. Raises UserError where a member lacks one."""
-    have = [name for name in PROTOCOLS if all(name in one.files for one in members)]
+    """Return the `wanted` protocols, or all that all members have scores of. Raises UserError if a member lacks one."""
+    shared = [name for name in PROTOCOLS if all(name in member.files for member in members)]
     for name in wanted:
-        lacking = [one.name for one in members if name not in one.files]
+        lacking = [member.name for member in members if name not in member.files]
         if lacking:
             raise UserError(
                 f"{lacking[0]} has no {name} scores: write them with 'python -m pipeline.evaluate ... --protocol {name}'"
             )
-    if not have:
-        each = "; ".join(f"{one.name}: {', '.join(one.files)}" for one in members)
+    if not shared:
+        each = "; ".join(f"{member.name}: {', '.join(member.files)}" for member in members)
         raise UserError(f"the members have no protocol in common ({each}): evaluate them under the same one")
-    return list(wanted) or have
+    return list(wanted) or shared
 
 
 def read_members(members: Sequence[Member], protocol: str) -> list[ScoreFile]:
-    """Every member's score file under one protocol."""
-    return [read(one.files[protocol]) for one in members]
+    """Read every member's score file under one protocol."""
+    return [read(member.files[protocol]) for member in members]
 
 
 def dataset_of(members: Sequence[Member], data: str | None) -> Dataset:
-    """The dataset: the one given, a folder or a URL, or that of the first run among the members."""
-    runs = [one.run for one in members if one.run is not None]
+    """Open the dataset `data`, a folder or a URL; by default that of the first run among the members."""
+    runs = [member.run for member in members if member.run is not None]
     if data is not None:
         return open_dataset(data)
     if not runs:
-        raise UserError("score files do not say where their dataset lies: give it with --data")
+        raise UserError("score files do not state where their dataset lies: give it with --data")
     return open_dataset(load(runs[0] / CONFIG).data)
 
 
@@ -95,5 +96,5 @@ def _find(text: str, runs: Path, split: str, weights: str) -> Member:
         for config in sorted(runs.glob(f"*/{CONFIG}")):
             if mlflow_run_id(config.parent) == text:
                 return Member(name=config.parent.name, run=config.parent, files=newest(config.parent, split, weights))
-        raise UserError(f"no run folder in {runs} is the MLflow run {text}: give --runs, or the run's folder itself")
-    raise UserError(f"the member {text} is not there: give a run folder, a score file or an MLflow run id")
+        raise UserError(f"no run folder in {runs} is the MLflow run {text}: give --runs, or the run folder itself")
+    raise UserError(f"the member {text} does not exist: give a run folder, a score file or an MLflow run id")

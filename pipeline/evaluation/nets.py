@@ -1,4 +1,4 @@
-"""Where a trained net comes from: a run folder or one of its checkpoints, ready to be tested."""
+"""Opens a trained net for testing, from a run folder or one of its checkpoints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.training.checkpoint import Checkpoints, read_verified
 FIND_ATTEMPTS = 5  # a training removes a checkpoint only after it has published a newer one
 Weights = Literal["final", "recomputed-bn", "ema"]
 STATE_KEYS = {"final": "model", "recomputed-bn": "model_recomputed_bn", "ema": "model_ema"}
-MISSING = {  # what a checkpoint without those weights is told
+MISSING = {  # the end of the message for a checkpoint without those weights
     "recomputed-bn": "holds no weights with recomputed batch normalization statistics: they are made at the end of a training",
     "ema": "holds no moving average of the weights: a training with ema_decay above 0 keeps one",
 }
@@ -32,12 +32,17 @@ MISSING = {  # what a checkpoint without those weights is told
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedNet:
-    """A net with its weights, on the CPU, and what has to be known to test it.
+    """A net with its weights, on the CPU, and all that is needed to test it.
 
-    stride: where a downsampling bottleneck strides; the weights do not tell. checkpoint: the file. iteration: updates
-    done, None where unknown. run: the run folder, None where the weights come from elsewhere. data: the dataset to test
-    on, a folder or a URL. training_data: the one whose mean is the net's; training_sha256: of its manifest, None where
-    unknown. short_side, crop: pixels of the centre-crop test.
+    Attributes:
+        stride: the layer at which a downsampling bottleneck strides, which the weights do not show.
+        checkpoint: the file of the weights.
+        iteration: updates done; None if unknown.
+        run: the run folder; None for third-party weights.
+        data: the dataset to test on, a folder or a URL.
+        training_data: the dataset whose mean is subtracted.
+        training_sha256: of that dataset's manifest; None if unknown.
+        short_side, crop: pixels of the centre-crop test.
     """
 
     net: ResNet
@@ -57,7 +62,7 @@ class TrainedNet:
 
     @property
     def name(self) -> str:
-        """How tables call it: the run's folder, or the file."""
+        """The name in tables: that of the run folder, or of the file."""
         return self.run.name if self.run else self.checkpoint.stem
 
     @property
@@ -66,7 +71,7 @@ class TrainedNet:
 
 
 def find_checkpoint(target: Path) -> Path:
-    """The checkpoint file that `target` means: itself, or the newest sound one of a run folder. Raises UserError."""
+    """Return the checkpoint `target`, or the newest sound one of the run folder `target`. Raises UserError if there is none."""
     if target.is_dir():
         if not (target / CONFIG).is_file():
             raise UserError(f"{target} is not a run folder (it has no {CONFIG}): give one that a training wrote")
@@ -85,30 +90,31 @@ def find_checkpoint(target: Path) -> Path:
 
 
 class CheckpointRemovedError(UserError):
-    """A checkpoint was removed between its being found and its being read."""
+    """A checkpoint was removed after it was found and before it was read."""
 
 
 def open_target(target: Path, weights: Weights, data: str | None, world: World) -> TrainedNet:
-    """The net that a run folder or a checkpoint holds, the same on every rank; arguments and errors as below. A collective.
+    """Open the net of a run folder or a checkpoint, the same on every rank. A collective: every rank calls it.
 
-    A training may remove the checkpoint that was found: in a run folder the newest is then looked for again.
+    A training may remove the checkpoint that was found; of a run folder the newest is then looked up again. For arguments
+    and errors see `open_checkpoint`.
     """
     for _ in range(FIND_ATTEMPTS if on_main(world, target.is_dir) else 1):
         path = on_main(world, lambda: find_checkpoint(target))
-        subject: TrainedNet | None = None
+        trained: TrainedNet | None = None
         with suppress(CheckpointRemovedError):
-            subject = open_checkpoint(path, weights, data)
-        removed = sum_over_ranks(world, int(subject is None))
-        if subject is not None and not removed:
-            return subject
+            trained = open_checkpoint(path, weights, data)
+        removed = sum_over_ranks(world, int(trained is None))
+        if trained is not None and not removed:
+            return trained
     raise _removed(path)
 
 
 def open_checkpoint(path: Path, weights: Weights, data: str | None = None) -> TrainedNet:
-    """The net in one checkpoint file of a run.
+    """Open the net in one checkpoint file of a run.
 
-    data: the dataset, where it is not the one that the run's config names. Raises UserError where the file is damaged or
-    has no such weights, CheckpointRemovedError where it is gone.
+    data: the dataset to test on; None is the one in the run's config. Raises UserError if the file is damaged or has no such
+    weights, CheckpointRemovedError if it is gone.
     """
     run, state = _run_of(path), read_verified(path)
     if state is None and not path.exists():
@@ -140,7 +146,7 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None) -> Tr
 
 
 def load_weights(net: ResNet, state: Mapping[str, Tensor], place: Path) -> None:
-    """Put `state` (torchvision's names) into `net`. Raises UserError, naming the first misfit, where it does not fit."""
+    """Load `state` (torchvision's names) into `net`. Raises UserError, with the first misfit, if it does not fit."""
     wanted = net.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in wanted]
@@ -150,28 +156,28 @@ def load_weights(net: ResNet, state: Mapping[str, Tensor], place: Path) -> None:
         what = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}"
         raise UserError(f"the weights in {place} are not those of {name} ({what}): give the net's own --arch")
     if misshapen:
-        have, want = (list(one[misshapen[0]].shape) for one in (state, wanted))
-        raise UserError(f"{misshapen[0]} in {place} is {have} where {name} has {want}: give the net's own --arch")
+        given, needed = (list(weights[misshapen[0]].shape) for weights in (state, wanted))
+        raise UserError(f"{misshapen[0]} in {place} is {given} but {name} has {needed}: give the net's own --arch")
     net.load_state_dict(dict(state), strict=False)  # only num_batches_tracked may be missing
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of a state dict's contents, whatever file they came from: names, dtypes, shapes and values.
+    """Return the SHA-256 of a state dict's contents, whatever file they came from: names, dtypes, shapes and values.
 
-    num_batches_tracked is left out: it has no part in evaluation, and files from elsewhere may lack it.
+    num_batches_tracked is left out, because evaluation does not use it and third-party files may lack it.
     """
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for key in sorted(state):
         if not key.endswith("num_batches_tracked"):
             value = state[key].detach().cpu().contiguous()
-            found.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
-            found.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+            hashed.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+            hashed.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
 
 
 def _removed(path: Path) -> CheckpointRemovedError:
     return CheckpointRemovedError(
-        f"{path} was removed before it could be read (a training keeps its newest): give the run folder again"
+        f"{path} was removed before it could be read (a training keeps only its newest): give the run folder instead"
     )
 
 
@@ -180,7 +186,7 @@ def _run_of(checkpoint: Path) -> Path:
 
 
 def classes_of(state: Mapping[str, Any], place: Path) -> int:
-    """How many classes the net with these weights tells apart. Raises UserError where it has no fc layer."""
+    """Return the number of classes of the net with these weights. Raises UserError if it has no fc layer."""
     bias = state.get("fc.bias")
     if not isinstance(bias, Tensor) or bias.ndim != 1:
         raise UserError(f"the weights in {place} have no fc.bias: they are not those of a net of the ResNet family")

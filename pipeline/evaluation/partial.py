@@ -1,4 +1,4 @@
-"""What an evaluation has scored so far, kept in a file beside the score file to be, so that it can be interrupted."""
+"""Keeps the scores of an unfinished evaluation in a file beside the future score file, so that it can be interrupted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -15,13 +14,13 @@ from numpy.typing import NDArray
 
 from pipeline.base.files import replacing
 
-WRITE_SECONDS = 30.0  # between two writes: what a kill can lose
+WRITE_SECONDS = 30.0  # between two writes; a kill loses at most so much
 
 
 class PartialScores:
-    """Scores float16 [samples, classes] that fill up row by row; a context manager that writes them when it is left.
+    """Scores float16 [samples, classes] that fill up row by row; a context manager that writes them if an error ends it.
 
-    path: the file, None for none. What is found there is taken over where its fingerprint is this evaluation's.
+    path: the file; None keeps none. Scores already in the file are taken over if it has this evaluation's fingerprint.
     """
 
     def __init__(self, samples: int, classes: int, fingerprint: str, path: Path | None) -> None:
@@ -33,11 +32,11 @@ class PartialScores:
             self._take_over(path)
 
     def has(self, ids: NDArray[np.int64]) -> bool:
-        """Whether all of these samples are scored."""
+        """Return whether all of these samples are scored."""
         return bool(self._scored[ids].all())
 
     def add(self, ids: NDArray[np.int64], rows: NDArray[np.float16]) -> None:
-        """Take the scores of samples `ids`: the first len(ids) rows."""
+        """Add the scores of the samples `ids`: the first len(ids) rows."""
         self.scores[ids] = rows[: len(ids)]
         self._scored[ids] = True
         if time.monotonic() - self._written >= WRITE_SECONDS:
@@ -46,12 +45,10 @@ class PartialScores:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            return  # the score file comes next
-        with suppress(OSError):  # the error that stopped the evaluation is the one to tell
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            return  # the caller writes the score file next
+        with suppress(OSError):  # report the error that stopped the evaluation, not this one
             self._write()
 
     def _write(self) -> None:

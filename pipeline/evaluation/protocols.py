@@ -1,11 +1,11 @@
-"""The protocols of section 3.4: how an image is shown to a net, and how one softmax comes of it.
+"""The test protocols of section 3.4: the views of an image that a net gets, and how they become one softmax.
 
 center       the centre crop of the resized image: the 1-crop test (CIFAR: the image itself)
 ten-crop     four corners and the centre and their flips; the average of the ten softmax scores (AlexNet's test)
 multi-scale  the whole image, fully convolutionally, at five sizes, and its flips; softmax per position, averaged over
              positions, flips and sizes
 
-A protocol works on evaluation blocks: fixed lists of sample ids that never depend on the number of processes, so every
+A protocol works on evaluation blocks: lists of sample ids that do not depend on the number of processes, so that every
 batch is the same everywhere. The last block is short; nothing is padded, repeated or dropped.
 """
 
@@ -37,11 +37,11 @@ SCALES_CROP = 224
 
 
 @dataclass(frozen=True)
-class Seeing:
-    """What a protocol must know beside the images of one view.
+class ViewContext:
+    """What a protocol needs beside the images of one view.
 
-    mirror: makes their mirror images. window: side of the last feature map that the net was trained with, 7 for a crop
-    of 224; what its average pooling covers.
+    mirror: makes their mirror images. window: side of the last feature map of the net's training crop, which its average
+    pooling covers; 7 for a crop of 224.
     """
 
     mirror: Mirror
@@ -50,25 +50,25 @@ class Seeing:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One way of testing. `views(short_side, crop)`: the sets of images wanted, whose softmax scores are averaged.
+    """A way of testing. `views(short_side, crop)`: the views of each image, whose softmax scores are averaged.
 
-    `classify(net, images, seeing)`: one view's batch, float32 [N, ..., 3] normalized -> softmax float32 [N, classes].
-    `blocks(split, views)`: the sample ids of each batch; every id in one block.
+    `classify(net, images, context)`: one view's batch, float32 [N, ..., 3] normalized -> softmax float32 [N, classes].
+    `blocks(split, views)`: the sample ids of each batch; every id is in one block.
     """
 
     name: str
     views: Callable[[int, int], tuple[View, ...]]
-    classify: Callable[[nn.Module, Tensor, Seeing], Tensor]
+    classify: Callable[[nn.Module, Tensor, ViewContext], Tensor]
     blocks: Callable[[Split, tuple[View, ...]], list[Block]]
 
 
 def channels_first(images: Tensor) -> Tensor:
-    """[N, H, W, 3] as [N, 3, H, W] without a copy: what torch calls the channels_last layout."""
+    """View [N, H, W, 3] as [N, 3, H, W] without a copy, in the layout that torch calls channels_last."""
     return images.permute(0, 3, 1, 2)
 
 
 def softmax(net: nn.Module, images: Tensor) -> Tensor:
-    """images float32 [N, H, W, 3] -> softmax scores float32 [N, classes]."""
+    """Return the softmax scores, float32 [N, classes], of images float32 [N, H, W, 3]."""
 
     def piece(images: Tensor) -> Tensor:
         scores: Tensor = net(channels_first(images))
@@ -77,42 +77,42 @@ def softmax(net: nn.Module, images: Tensor) -> Tensor:
     return in_pieces(piece, images)
 
 
-def ten_crop_softmax(net: nn.Module, images: Tensor, seeing: Seeing) -> Tensor:
-    """images float32 [N, 5, S, S, 3] -> mean of the softmax scores of the five crops and their flips, [N, classes]."""
+def ten_crop_softmax(net: nn.Module, images: Tensor, context: ViewContext) -> Tensor:
+    """Return the mean softmax, [N, classes], over the five crops and their flips; images float32 [N, 5, S, S, 3]."""
     n, crops = images.shape[:2]
-    views = torch.cat([images, seeing.mirror(images)], dim=1)
+    views = torch.cat([images, context.mirror(images)], dim=1)
     return softmax(net, views.flatten(0, 1)).view(n, 2 * crops, -1).mean(dim=1)
 
 
-def fully_convolutional_softmax(net: nn.Module, images: Tensor, seeing: Seeing) -> Tensor:
-    """images float32 [N, H, W, 3] -> softmax scores [N, classes], averaged over all positions, of the image and its flip.
+def fully_convolutional_softmax(net: nn.Module, images: Tensor, context: ViewContext) -> Tensor:
+    """Return the mean softmax, [N, classes], over all positions of an image and its flip; images float32 [N, H, W, 3].
 
-    The net as a convolution: its average pooling, `window` wide, moves in steps of one over the last feature map, fc is a
-    1x1 convolution, and each position has its softmax. One position is what the net sees of one crop.
+    The net runs as a convolution: its average pooling, `window` wide, moves in steps of one over the last feature map, fc
+    is a 1x1 convolution, and each position has its softmax. One position corresponds to one crop.
     """
     fc: nn.Linear = net.fc  # type: ignore[assignment]
 
     def piece(images: Tensor) -> Tensor:
         maps: Tensor = net.features(channels_first(images))  # type: ignore[operator]
-        pooled = F.avg_pool2d(maps, seeing.window, stride=1)
+        pooled = F.avg_pool2d(maps, context.window, stride=1)
         scores = F.conv2d(pooled, fc.weight[:, :, None, None], fc.bias)
         return scores.float().softmax(dim=1).mean(dim=(2, 3))
 
-    both = torch.cat([images, seeing.mirror(images)])
+    both = torch.cat([images, context.mirror(images)])
     return in_pieces(piece, both).view(2, len(images), -1).mean(dim=0)
 
 
 @torch.inference_mode()
 def feature_side(net: nn.Module, crop: int, device: torch.device) -> int:
-    """Side of the last feature map of a `crop` square; the net in eval mode."""
+    """Return the side of the last feature map of a `crop` square; the net is in eval mode."""
     maps: Tensor = net.features(torch.zeros(1, 3, crop, crop, device=device))  # type: ignore[operator]
     return int(maps.shape[-1])
 
 
 def mirror_of(normalization: Normalization, device: torch.device) -> Mirror:
-    """Mirrors normalized images as if the mean were subtracted after the flip, as in training: flip(image) - mean.
+    """Return what mirrors normalized images as training does, with the mean subtracted after the flip: flip(image) - mean.
 
-    A per-pixel mean is no mirror image of itself, so flipping `image - mean` alone would be wrong by flip(mean) - mean.
+    A per-pixel mean is not symmetric, so flipping `image - mean` alone would be wrong by flip(mean) - mean.
     """
     mean = torch.from_numpy(np.asarray(normalization.mean, np.float64)).to(device)
     if mean.ndim == 1:
@@ -124,12 +124,12 @@ def mirror_of(normalization: Normalization, device: torch.device) -> Mirror:
 
 
 def even_blocks(size: int) -> Callable[[Split, tuple[View, ...]], list[Block]]:
-    """Blocks of `size` consecutive samples, the last one short."""
+    """Return blocks of `size` consecutive samples; the last one may be short."""
     return lambda split, _: [np.arange(start, min(start + size, len(split))) for start in range(0, len(split), size)]
 
 
 def like_shaped_blocks(size: int) -> Callable[[Split, tuple[View, ...]], list[Block]]:
-    """Blocks of up to `size` images that have one shape in every view."""
+    """Return blocks of up to `size` images that have equal shapes in every view."""
 
     def blocks(split: Split, views: tuple[View, ...]) -> list[Block]:
         shapes = np.stack([split.samples["height"], split.samples["width"]], axis=1).astype(np.int64)
@@ -139,20 +139,20 @@ def like_shaped_blocks(size: int) -> Callable[[Split, tuple[View, ...]], list[Bl
 
 
 def scaled_views(short_side: int, crop: int) -> tuple[View, ...]:
-    """The whole image at the paper's five sizes; for another crop than 224 (CIFAR, the demo) in proportion."""
+    """Return the whole image at the paper's five sizes, in proportion for other crops than 224 (CIFAR, the demo)."""
     return tuple(WholeImage(short_side=round(scale * crop / SCALES_CROP)) for scale in SCALES)
 
 
-# The block sizes decide the shapes that the kernels see, hence the last bits of every score: changing one changes score
+# The block sizes decide the shapes that the kernels get, hence the last bits of every score: changing a size changes score
 # files. 64 crops fill a GPU and keep a CPU's activations in tens of megabytes; ten crops of 16 images are 160 crops, and
-# 8 images of 640 x 853 and their flips hold the pixels of 174.
+# 8 images of 640 x 853 and their flips have the pixels of 174 crops.
 PROTOCOLS = {
-    one.name: one
-    for one in (
+    protocol.name: protocol
+    for protocol in (
         Protocol(
             name="center",
             views=lambda short_side, crop: (CenterCrop(short_side=short_side, crop=crop),),
-            classify=lambda net, images, seeing: softmax(net, images),
+            classify=lambda net, images, context: softmax(net, images),
             blocks=even_blocks(64),
         ),
         Protocol(
@@ -172,7 +172,7 @@ PROTOCOLS = {
 
 
 def find(name: str) -> Protocol:
-    """The protocol of that name. Raises UserError for any other name."""
+    """Return the protocol of that name. Raises UserError if there is none."""
     if name not in PROTOCOLS:
         raise UserError(f"there is no protocol '{name}': {nearest(name, PROTOCOLS)}")
     return PROTOCOLS[name]

@@ -29,7 +29,7 @@ from pipeline.base.layout import RESPONSES
 from pipeline.data.dataset import Split
 from pipeline.data.loader import evaluation_batches
 from pipeline.evaluation.protocols import channels_first, find
-from pipeline.evaluation.scoring import Showing
+from pipeline.evaluation.scoring import EvaluationSettings
 from pipeline.models.pairs import response_layers
 from pipeline.process.world import World
 
@@ -74,7 +74,7 @@ def standard_deviation(parts: NDArray[np.float64]) -> float:
 
 
 def measure(
-    net: nn.Module, split: Split, showing: Showing, *, world: World, show_progress: bool = False
+    net: nn.Module, split: Split, showing: EvaluationSettings, *, world: World, show_progress: bool = False
 ) -> dict[str, float] | None:
     """The standard deviation of each 3x3 layer's responses over `split`; None on ranks other than 0. A collective.
 

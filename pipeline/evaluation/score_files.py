@@ -1,9 +1,9 @@
-"""The score files of a run: where they stand, made once, found again.
+"""Makes and finds the score files of a run.
 
-runs/NAME/scores/PROTOCOL-SPLIT-ITERATION[-recomputed-bn|-ema].npz    the run's own scores: canonical
-...-bf16.npz, ...-short-side300.npz and so on                         a trial (`trial_suffix`)
-....json                                                              how fast it was made (`Speed`)
-....partial.npz                                                       an evaluation that was interrupted
+runs/NAME/scores/PROTOCOL-SPLIT-ITERATION[-recomputed-bn|-ema].npz    canonical: scores under the run's own settings
+...-bf16.npz, ...-short-side300.npz and so on                         a trial under other settings (`trial_suffix`)
+....json                                                              how fast the file was made (`Speed`)
+....partial.npz                                                       an interrupted evaluation
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pipeline.evaluation.datasets import data_suffix
 from pipeline.evaluation.nets import TrainedNet
 from pipeline.evaluation.protocols import PROTOCOLS, Protocol
 from pipeline.evaluation.scores import Provenance, Scores, load, read_provenance, save
-from pipeline.evaluation.scoring import Showing, score_split
+from pipeline.evaluation.scoring import EvaluationSettings, score_split
 from pipeline.process.world import World, on_main
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """How fast a score file was made. It stands beside the file, because the file itself must not depend on it."""
+    """How fast a score file was made; kept beside the file, whose bytes must not depend on it."""
 
     images: int
     seconds: float
@@ -45,12 +45,11 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreFile:
-    """A score file and its speed, None where that is not known. `made`: now, not found."""
+    """A score file and its speed (None if unknown)."""
 
     scores: Scores
     path: Path
     speed: Speed | None
-    made: bool = False
 
     @property
     def images_per_second(self) -> float | None:
@@ -58,58 +57,58 @@ class ScoreFile:
 
 
 def metric_kind(protocol: str, split: str, weights: str, trial: str = "") -> str:
-    """What metrics.jsonl and MLflow call the errors of a net or an ensemble. trial: as `trial_suffix` gives it."""
+    """Return the kind under which metrics.jsonl and MLflow list the errors of a net or an ensemble. trial: a `trial_suffix`."""
     return f"{protocol}-{split}{weights_suffix(weights)}{trial}"
 
 
-def trial_suffix(subject: TrainedNet, dataset: Dataset, protocol: Protocol, showing: Showing) -> str:
-    """What names a trial by where it differs from the run's own test, such as "-bf16-short-side300"; else "".
+def trial_suffix(trained: TrainedNet, dataset: Dataset, protocol: Protocol, settings: EvaluationSettings) -> str:
+    """Return how a trial differs from the run's own test, such as "-bf16-short-side300"; "" if it does not.
 
-    The run's own: float32, at its short side, less its training dataset's mean, on that dataset (by content).
+    The run's own test is float32, at its short side, with its training dataset's mean, on that dataset (by content).
     """
-    own, shown = (protocol.views(side, showing.crop) for side in (subject.short_side, showing.short_side))
-    parts = [] if showing.precision == "float32" else [str(showing.precision)]
-    if shown != own:
-        parts.append(f"short-side{showing.short_side}")
-    if isinstance(showing.normalization, Normalization):
-        parts.append(f"mean{hashlib.sha256(_describe(showing.normalization).encode()).hexdigest()[:8]}")
-    return "".join(f"-{part}" for part in parts) + data_suffix(subject, dataset)
+    usual, views = (protocol.views(side, settings.crop) for side in (trained.short_side, settings.short_side))
+    parts = [] if settings.precision == "float32" else [str(settings.precision)]
+    if views != usual:
+        parts.append(f"short-side{settings.short_side}")
+    if isinstance(settings.normalization, Normalization):
+        parts.append(f"mean{hashlib.sha256(_describe(settings.normalization).encode()).hexdigest()[:8]}")
+    return "".join(f"-{part}" for part in parts) + data_suffix(trained, dataset)
 
 
-def score_path(subject: TrainedNet, protocol: str, split: str, trial: str = "") -> Path:
-    """Where the score file of a net stands: in its run folder, or in the working directory where it has none."""
-    if subject.run is None:
-        return Path(f"{subject.name}-{protocol}-{split}.npz")
-    return score_path_in(subject.run, protocol, split, subject.iteration or 0, subject.weights, trial)
+def score_path(trained: TrainedNet, protocol: str, split: str, trial: str = "") -> Path:
+    """Return the path of a net's score file: in its run folder, or in the working directory if it has none."""
+    if trained.run is None:
+        return Path(f"{trained.name}-{protocol}-{split}.npz")
+    return score_path_in(trained.run, protocol, split, trained.iteration or 0, trained.weights, trial)
 
 
-def is_canonical(path: Path, made: Provenance) -> bool:
-    """Whether a file in a run's scores/ is one of the run's own, no trial, by its name."""
-    return path.name == score_path_in(Path(), made.protocol, made.split, made.iteration or 0, made.weights).name
+def is_canonical(path: Path, origin: Provenance) -> bool:
+    """Return whether a file in a run's scores/ is canonical, no trial, by its name."""
+    return path.name == score_path_in(Path(), origin.protocol, origin.split, origin.iteration or 0, origin.weights).name
 
 
 def make(
-    subject: TrainedNet, split: Split, dataset: Dataset, protocol: Protocol, showing: Showing, path: Path,
+    trained: TrainedNet, split: Split, dataset: Dataset, protocol: Protocol, settings: EvaluationSettings, path: Path,
     *, world: World, again: bool = False, guarded: bool = False,
 ) -> ScoreFile | None:  # fmt: skip
-    """Score `split` and write the score file `path`; None on ranks other than 0. Every rank calls it.
+    """Score `split` and write the score file `path`; None on ranks other than 0. A collective: every rank calls it.
 
-    Where `path` holds the same scores already they are read, unless `again`. guarded: where it holds others (another
+    If `path` holds the same scores already, they are read, unless `again`. guarded: if it holds others (another
     fingerprint), raise UserError instead of replacing them, unless `again`.
     """
-    provenance = provenance_of(subject, split, dataset, protocol, showing)
-    found: ScoreFile | None = None
+    provenance = provenance_of(trained, split, dataset, protocol, settings)
+    existing: ScoreFile | None = None
 
-    def stands() -> bool:
-        nonlocal found
-        found = None if again else _standing(path, provenance, guarded)
-        return found is not None
+    def exists() -> bool:
+        nonlocal existing
+        existing = None if again else _existing(path, provenance, guarded)
+        return existing is not None
 
-    if on_main(world, stands):
-        return found
+    if on_main(world, exists):
+        return existing
     partial = path.with_suffix(PARTIAL_SCORES)
     scored = score_split(
-        subject.net, split, protocol, showing, world=world, classes=subject.classes, provenance=provenance,
+        trained.net, split, protocol, settings, world=world, classes=trained.classes, provenance=provenance,
         partial=partial, show_progress=True,
     )  # fmt: skip
     if scored is None:
@@ -126,60 +125,60 @@ def make(
         )
         write_text(path.with_suffix(SPEED), json.dumps(asdict(speed)) + "\n")
     partial.unlink(missing_ok=True)
-    return ScoreFile(scores=scored.scores, path=path, speed=speed, made=True)
+    return ScoreFile(scores=scored.scores, path=path, speed=speed)
 
 
-def _standing(path: Path, provenance: Provenance, guarded: bool) -> ScoreFile | None:
-    """The score file where it stands already, sound and with the same origin."""
+def _existing(path: Path, provenance: Provenance, guarded: bool) -> ScoreFile | None:
+    """Return the score file `path` if it exists, is sound and has the same origin."""
     try:
-        standing = read_provenance(path)[0] if path.exists() else None
-        if standing == provenance:
+        other = read_provenance(path)[0] if path.exists() else None
+        if other == provenance:
             return read(path)
     except UserError:
         return None  # damaged: it is made again
-    if guarded and standing is not None and standing.fingerprint != provenance.fingerprint:
+    if guarded and other is not None and other.fingerprint != provenance.fingerprint:
         raise UserError(
-            f"{path} holds other scores already ({standing.checkpoint}, {standing.protocol} on {standing.split}): "
-            "name another file with --scores, or have them replaced with --again"
+            f"{path} holds other scores already ({other.checkpoint}, {other.protocol} on {other.split}): "
+            "name another file with --scores, or replace them with --again"
         )
     return None
 
 
 def read(path: Path) -> ScoreFile:
-    """A score file with its speed where that is known. Raises UserError as `scores.load` does."""
+    """Read a score file with its speed, if that is known. Raises UserError as `scores.load` does."""
     return ScoreFile(scores=load(path), path=path, speed=_read_speed(path))
 
 
 def provenance_of(
-    subject: TrainedNet, split: Split, dataset: Dataset, protocol: Protocol, showing: Showing
+    trained: TrainedNet, split: Split, dataset: Dataset, protocol: Protocol, settings: EvaluationSettings
 ) -> Provenance:
     return Provenance(
-        arch=subject.arch,
-        stride=subject.stride,
-        checkpoint=subject.checkpoint.name,
-        iteration=subject.iteration,
-        weights=subject.weights,
-        weights_sha256=subject.weights_sha256,
+        arch=trained.arch,
+        stride=trained.stride,
+        checkpoint=trained.checkpoint.name,
+        iteration=trained.iteration,
+        weights=trained.weights,
+        weights_sha256=trained.weights_sha256,
         dataset_sha256=dataset.sha256,
         split=split.name,
         protocol=protocol.name,
-        short_sides=tuple(view.short_side for view in protocol.views(showing.short_side, showing.crop)),
-        crop=showing.crop,
-        normalization=_describe(showing.normalization),
-        precision=showing.precision,
+        short_sides=tuple(view.short_side for view in protocol.views(settings.short_side, settings.crop)),
+        crop=settings.crop,
+        normalization=_describe(settings.normalization),
+        precision=settings.precision,
     )
 
 
 def newest(run: Path, split: str, weights: str) -> dict[str, Path]:
-    """The newest canonical score file of a run under each protocol. Raises UserError where it has none for that split."""
-    standing = {protocol: score_files_in(run, protocol, split, weights) for protocol in PROTOCOLS}
-    found = {protocol: files[-1][1] for protocol, files in standing.items() if files}
-    if not found:
+    """Return a run's newest canonical score file by protocol. Raises UserError if the run has none of that split."""
+    candidates = {protocol: score_files_in(run, protocol, split, weights) for protocol in PROTOCOLS}
+    files = {protocol: found[-1][1] for protocol, found in candidates.items() if found}
+    if not files:
         raise UserError(
             f"the run {run} has no scores of the split '{split}' ({weights} weights): "
             f"write them with 'python -m pipeline.evaluate {run} --split {split}'"
         )
-    return found
+    return files
 
 
 def _describe(normalization: Statistics | Normalization) -> str:

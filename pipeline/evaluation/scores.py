@@ -1,11 +1,11 @@
-"""The score file: what one net says about every image of one split under one protocol.
+"""The score file: one net's softmax scores of every image of one split under one protocol.
 
-Every error rate that this project reports is computed from score files, so that anyone can check it. Equal weights,
-data and protocol give equal bytes on the CPU, whatever the number of processes: times and hosts stand beside the file.
+Every error rate that this project reports is computed from score files, so that anyone can check it. Equal weights, data
+and protocol give equal bytes on the CPU, whatever the number of processes; times and hosts are in a file beside it.
 
     scores       float16 [N, classes]   softmax scores, 0..1, rows in sample-id order
     ids          int64 [N]              sample ids
-    labels       int64 [N]              true classes, -1 where the split has none
+    labels       int64 [N]              true classes, -1 if the split has none
     provenance   JSON text              `Provenance`, and labels_sha256
 """
 
@@ -30,44 +30,37 @@ from pipeline.base.files import replacing
 from pipeline.data.dataset import UNLABELLED
 
 FORMAT = "imagenet-pipeline-scores"
-VERSION = 2  # 2: stride
-ONE = 0x3C00  # the bits of float16 1.0: non-negative float16 numbers are ordered as their bits are
-# Rounding to float16 changes a score by at most 2^-11 of itself, and by 2^-25 where it underflows: a true softmax sums
+VERSION = 2  # 2 added `stride`
+ONE = 0x3C00  # the bits of float16 1.0; the bits of non-negative float16 numbers order as the numbers do
+# Rounding to float16 changes a score by at most 2^-11 of itself, and by 2^-25 if it underflows: a true softmax sums
 # to 1 within 5e-4 + classes * 3e-8.
 SUM_TOLERANCE = 2e-3
-ROWS = 1024  # rows worked on at a time: bounds the memory of 50,000 x 1000 arithmetic
+ROWS = 1024  # rows computed at a time, which bounds the memory of 50,000 x 1000 arithmetic
 
 FloatArray = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where scores come from: everything that decides their values.
-
-    arch: the net's name. stride: "paper" or "v1.5". checkpoint: the file's name. iteration: updates done, None where
-    unknown. weights: "final", "recomputed-bn", "ema" or "file". weights_sha256: of the state dict's contents (`nets.digest`).
-    dataset_sha256: of the manifest. split: its name. protocol: its name. short_sides: pixels of the resized images'
-    shorter sides. crop: pixels of a crop's side (fully convolutional: of the net's training crop). normalization:
-    "per-pixel mean" or "mean R,G,B std R,G,B" on the 0..255 scale. precision: "float32" or "bf16".
-    """
+    """The origin of scores: everything that decides their values."""
 
     arch: str
-    stride: str
-    checkpoint: str
-    iteration: int | None
-    weights: str
-    weights_sha256: str
-    dataset_sha256: str
+    stride: str  # "paper" or "v1.5"
+    checkpoint: str  # file name
+    iteration: int | None  # updates done; None if unknown
+    weights: str  # "final", "recomputed-bn", "ema" or "file"
+    weights_sha256: str  # of the state dict's contents (`nets.digest`)
+    dataset_sha256: str  # of the manifest
     split: str
     protocol: str
-    short_sides: tuple[int, ...]
-    crop: int
-    normalization: str
-    precision: str
+    short_sides: tuple[int, ...]  # of the resized images, pixels
+    crop: int  # side in pixels; of the net's training crop if fully convolutional
+    normalization: str  # "per-pixel mean HASH" or "mean R,G,B std R,G,B" on the 0..255 scale
+    precision: str  # "float32" or "bf16"
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for equal computations (file names aside): scores with it can be continued and need no second making."""
+        """Equal for equal computations, whatever the file names: such scores can be continued or read instead of remade."""
         fields = dataclasses.asdict(self)
         del fields["checkpoint"], fields["iteration"], fields["weights"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
@@ -75,7 +68,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """A score file in memory (see the module's table); `path` where it was read from a file."""
+    """A score file in memory (see the module's table); `path` if it was read from a file."""
 
     scores: NDArray[np.float16]
     ids: NDArray[np.int64]
@@ -100,54 +93,54 @@ class Scores:
         return labels_digest(self.ids, self.labels)
 
     def errors(self, k: int) -> float | None:
-        """Top-k error in percent, None where the split has no labels."""
+        """Return the top-k error in percent; None if the split has no labels."""
         if not self.labelled:
             return None
         return percent(top_k_errors(self.scores, self.labels, k))
 
 
 def labels_digest(ids: NDArray[np.int64], labels: NDArray[np.int64]) -> str:
-    """SHA-256 over (sample id, label) pairs, little-endian int64."""
+    """Return the SHA-256 of the (sample id, label) pairs, little-endian int64."""
     pairs = np.stack([ids, labels], axis=1).astype("<i8")
     return hashlib.sha256(pairs.tobytes()).hexdigest()
 
 
 def ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """int64 [N]: how many classes come before the true one, 0 for a right top-1 answer; on the scores' device.
+    """Return how many classes rank before the true one (0: the top-1 answer is right), int64 [N] on the scores' device.
 
-    scores: [N, classes], any float dtype. labels: int64 [N], 0..classes-1. Before the true class come those with a
-    strictly greater score and, of those with an equal score, the ones with a lower index: the answer order of a stable
-    sort by falling score. So it is exact, and the same on every machine. A NaN for the true class puts it last.
+    scores: [N, classes], any float dtype. labels: int64 [N], 0..classes-1. Classes with a greater score rank before the true
+    class, and of those with an equal score the ones with a lower index: the order of a stable sort by falling score. The
+    ranks are exact, and the same on every machine. A NaN for the true class ranks it last.
     """
     classes = torch.arange(scores.shape[1], device=scores.device)
-    found = [torch.empty(0, dtype=torch.int64, device=scores.device)]
+    result = [torch.empty(0, dtype=torch.int64, device=scores.device)]
     for start in range(0, len(scores), ROWS):
         rows = scores[start : start + ROWS]
         rows = rows.float() if rows.dtype == torch.float16 else rows  # exact; CPUs have no float16 comparison
         label = labels[start : start + ROWS, None]
         true = rows.gather(1, label)
         before = (rows > true).sum(1) + ((rows == true) & (classes < label)).sum(1)
-        found.append(torch.where(true.isnan()[:, 0], rows.shape[1], before))
-    return torch.cat(found)
+        result.append(torch.where(true.isnan()[:, 0], rows.shape[1], before))
+    return torch.cat(result)
 
 
 def top_k_errors(scores: FloatArray, labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    """bool [N]: True where the true class is not among the first k answers; order and arguments as in `ranks`."""
+    """Return bool [N], True if the true class is not among the first k answers; order and arguments as in `ranks`."""
     return (ranks(torch.from_numpy(scores), torch.from_numpy(labels)) >= k).numpy()
 
 
 def ranks_of(scores: Scores) -> NDArray[np.int64]:
-    """int64 [N]: `ranks` of a labelled score file."""
+    """Return the `ranks` of a labelled score file, int64 [N]."""
     return ranks(torch.from_numpy(scores.scores), torch.from_numpy(scores.labels)).numpy()
 
 
 def percent(wrong: NDArray[np.bool_]) -> float:
-    """The share of True, in percent."""
+    """Return the share of True in percent."""
     return 100.0 * int(wrong.sum()) / len(wrong)
 
 
 def save(scores: Scores, path: Path) -> None:
-    """Write a score file so that it is there whole or not at all. Equal scores give equal bytes."""
+    """Write a score file, whole or not at all. Equal scores give equal bytes."""
     provenance = {**dataclasses.asdict(scores.provenance), "labels_sha256": scores.labels_sha256}
     text = json.dumps({"format": FORMAT, "version": VERSION, **provenance}, sort_keys=True)
     arrays: dict[str, Any] = {
@@ -162,20 +155,20 @@ def save(scores: Scores, path: Path) -> None:
 
 
 def read_provenance(path: Path) -> tuple[Provenance, str]:
-    """(provenance, labels_sha256) of a score file, without reading its scores. Raises UserError as `load` does."""
+    """Read provenance and labels_sha256 of a score file, without its scores. Raises UserError as `load` does."""
     with _open(path) as arrays:
         return _provenance(arrays, path)
 
 
 def load(path: Path) -> Scores:
-    """Read and check a score file. Raises UserError where it is missing, damaged or not a table of softmax scores."""
+    """Read and check a score file. Raises UserError if it is missing, damaged or not a table of softmax scores."""
     with _open(path) as arrays:
         provenance, labels_sha256 = _provenance(arrays, path)
         try:
-            read = {key: arrays[key] for key in ("scores", "ids", "labels")}
+            columns = {key: arrays[key] for key in ("scores", "ids", "labels")}
         except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise _damaged(path, error) from None
-    scores = Scores(**read, provenance=provenance, path=path)
+    scores = Scores(**columns, provenance=provenance, path=path)
     _check(scores, labels_sha256, path)
     return scores
 
@@ -185,7 +178,7 @@ def _open(path: Path) -> Any:
         arrays = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"there is no score file {path}: write one with 'python -m pipeline.evaluate'") from None
-    except ValueError:  # NumPy takes what has neither of its formats for a pickle, and would explain how to open that
+    except ValueError:  # NumPy takes any other format for a pickle, and its message would explain how to open that
         raise _damaged(path, "it is no NumPy archive") from None
     except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise _damaged(path, error) from None
@@ -223,7 +216,7 @@ def _check(scores: Scores, labels_sha256: str, path: Path) -> None:
             path, f"its {len(table)} rows of scores do not fit its ids {ids.shape} and labels {labels.shape}"
         )
     if len(table) == 0:
-        raise UserError(f"{path} holds no scores at all: its split is empty, evaluate one that has images")
+        raise UserError(f"{path} holds no scores because its split is empty: evaluate one that has images")
     if not np.array_equal(ids, np.arange(len(ids))):
         raise _damaged(path, "its ids are not 0 to N - 1 in order")
     if labels.min() < UNLABELLED or labels.max() >= table.shape[1]:
@@ -234,7 +227,7 @@ def _check(scores: Scores, labels_sha256: str, path: Path) -> None:
 
 
 def check_softmax(table: NDArray[np.float16], place: str) -> None:
-    """Raise UserError where a row is not a softmax: NaN, a value outside 0..1, or a sum that is not near 1."""
+    """Raise UserError if a row is not a softmax: NaN, a value outside 0..1, or a sum that is not near 1."""
     for start in range(0, len(table), ROWS):
         rows = np.ascontiguousarray(table[start : start + ROWS])
         outside = rows.view(np.uint16).max(axis=1) > ONE  # NaN, infinity, negative (the sign bit) and above 1

@@ -1,8 +1,8 @@
-"""A net over a split under a protocol, on one process or many: `score_split` makes scores, `evaluate_errors` counts.
+"""Runs a net over a split under a protocol, on one process or many: `score_split` makes scores, `evaluate_errors` counts.
 
-Rank r of W takes every W-th evaluation block, whole. The blocks are the protocol's, so no batch depends on W, and W = 1
-makes the same bytes as W = 3 (on the CPU; a GPU's kernels may differ with its kind). Scores travel to rank 0 every few
-rounds; rank 0 keeps them in a partial file, from which an interrupted evaluation goes on.
+Rank r of W takes every W-th evaluation block, whole. The protocol decides the blocks, so no batch depends on W, and W = 1
+gives the same bytes as W = 3 (on the CPU; kernels of other GPUs may differ). Every few rounds the scores go to rank 0,
+which keeps them in a partial file, from which an interrupted evaluation continues.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from pipeline.data.graphs import Normalization
 from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches
 from pipeline.evaluation.inference import inference_net
 from pipeline.evaluation.partial import PartialScores
-from pipeline.evaluation.protocols import PROTOCOLS, Block, Protocol, Seeing, View, feature_side, mirror_of
+from pipeline.evaluation.protocols import PROTOCOLS, Block, Protocol, View, ViewContext, feature_side, mirror_of
 from pipeline.evaluation.scores import Provenance, Scores, check_softmax, ranks
 from pipeline.process.world import World
 
 Precision = Literal["float32", "bf16"]
-GATHER_ROUNDS = 4  # rounds (a block on every rank) between two gathers: a GPU does not stop for every block
+GATHER_ROUNDS = 4  # rounds (a block on every rank) between two gathers, so that a GPU does not stop for every block
 
 
 @dataclass(frozen=True, kw_only=True)
-class Showing:
+class EvaluationSettings:
     """How images come to the net, whatever the protocol.
 
     short_side, crop: pixels; 256 and 224 in the paper. normalization: the dataset's statistics, or an explicit mean and
-    standard deviation. precision: "bf16" is autocast; the softmax and its averages are float32 always.
+    standard deviation. precision: "bf16" is autocast; the softmax and its averages are always float32.
     """
 
     short_side: int
@@ -51,7 +51,7 @@ class Showing:
     precision: Precision = "float32"
 
     def normalization_of(self, view: View) -> Normalization:
-        """What is subtracted in one view: the per-pixel mean where its size is the view's, else its channels' mean."""
+        """Return the normalization of one view: by the per-pixel mean if its size is the view's, else by its channel mean."""
         if isinstance(self.normalization, Normalization):
             return self.normalization
         return Normalization.of(self.normalization, None if isinstance(view, WholeImage) else view.crop)
@@ -59,7 +59,7 @@ class Showing:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Scores, and what making them took: `images` scored in `seconds`, those of an interrupted attempt not counted."""
+    """Scores, and the `images` scored in `seconds`, without those of an interrupted attempt."""
 
     scores: Scores
     images: int
@@ -70,7 +70,7 @@ def score_split(
     net: nn.Module,
     split: Split,
     protocol: Protocol,
-    showing: Showing,
+    settings: EvaluationSettings,
     *,
     world: World,
     classes: int,
@@ -78,16 +78,16 @@ def score_split(
     partial: Path | None = None,
     show_progress: bool = False,
 ) -> Scored | None:
-    """The softmax scores of every sample of `split`; None on ranks other than 0. Every rank calls it.
+    """Return the softmax scores of every sample of `split`; None on ranks other than 0. A collective: every rank calls it.
 
-    net: on the world's device, the same on all ranks, without a DDP wrapper; logits [N, classes]. provenance: stored
-    with the scores. partial: where rank 0 keeps what is scored so far and finds what an evaluation with the same
-    fingerprint left there; the caller removes it once the score file stands.
+    net: on the world's device, the same on all ranks, without a DDP wrapper; gives logits [N, classes]. provenance: stored
+    with the scores. partial: the file in which rank 0 keeps the scores so far, and from which it continues if the
+    fingerprints are equal; the caller removes it after the score file is written.
     Raises UserError for an empty split, an image that does not decode, and scores that are no softmax (NaN).
     """
     _check_not_empty(split)
     started = time.monotonic()
-    blocks = protocol.blocks(split, protocol.views(showing.short_side, showing.crop))
+    blocks = protocol.blocks(split, protocol.views(settings.short_side, settings.crop))
     kept = PartialScores(len(split), classes, provenance.fingerprint, partial) if world.is_main else None
     todo = _agreed_todo(kept, blocks, world)
     done = len(split) - sum(len(blocks[i]) for i in todo)
@@ -96,7 +96,7 @@ def score_split(
     with (
         kept or nullcontext(),
         Progress(len(split), text, "images", start=done, enabled=show_progress and world.is_main) as progress,
-        _softmaxes(net, split, protocol, showing, mine, world) as results,
+        _softmaxes(net, split, protocol, settings, mine, world) as results,
     ):
         for step in _steps(todo, world):
             rows = [next(results)[0] for _ in step[world.rank :: world.size]]
@@ -114,8 +114,8 @@ def score_split(
     return Scored(scores=scores, images=len(split) - done, seconds=time.monotonic() - started)
 
 
-class GivenUp(Exception):  # noqa: N818 - not an error: it was asked for
-    """An evaluation was given up before its end: there are no errors."""
+class GivenUp(Exception):  # noqa: N818 - not an error, but requested
+    """An evaluation was given up before its end, on request: there are no error rates."""
 
 
 def evaluate_errors(
@@ -130,30 +130,30 @@ def evaluate_errors(
     precision: Precision = "float32",
     give_up: Callable[[], bool] = lambda: False,
 ) -> tuple[float, float]:
-    """(top-1 error, top-5 error) of the centre crop in percent, on every rank.
+    """Return top-1 and top-5 error of the centre crop in percent, on every rank. A collective: every rank calls it.
 
     On a CPU, in float32 and with as many threads, these are the errors of the score file that `pipeline.evaluate` makes:
-    scores are rounded as the file rounds them, and wrong answers are summed over the ranks as integers. A few images may
-    differ where `precision` is bf16, since score files are float32, and on a GPU, where a training leaves TF32 on for
-    convolutions and `pipeline.evaluate` switches it off.
-    give_up: asked on every rank equally often, once before each round of evaluation blocks, with the same answer on all
-    of them; True raises GivenUp. Other arguments as in `Showing` and `score_split`. Raises UserError for a split that is
-    empty or has no labels, and for an image that does not decode.
+    scores are rounded as in the file, and wrong answers are summed over the ranks as integers. A few images may differ if
+    `precision` is bf16, since score files are float32, and on a GPU, where a training leaves TF32 on for convolutions and
+    `pipeline.evaluate` switches it off.
+    give_up: called equally often on every rank, once before each round of evaluation blocks, with the same answer on all;
+    True raises GivenUp. For the other arguments see `EvaluationSettings` and `score_split`. Raises UserError for a split
+    that is empty or has no labels, and for an image that does not decode.
     """
     _check_not_empty(split)
     if (split.labels == UNLABELLED).any():
         raise UserError(f"the split '{split.name}' of {split.folder} has no labels: evaluate on one that has")
-    showing = Showing(
+    settings = EvaluationSettings(
         short_side=short_side, crop=crop, normalization=statistics, loader=loader_config, precision=precision
     )
     protocol = PROTOCOLS["center"]
     wrong = torch.zeros(2, dtype=torch.int64, device=world.device)
     blocks = protocol.blocks(split, protocol.views(short_side, crop))
-    with _softmaxes(net, split, protocol, showing, blocks[world.rank :: world.size], world) as results:
+    with _softmaxes(net, split, protocol, settings, blocks[world.rank :: world.size], world) as results:
         for _ in range(0, len(blocks), world.size):
             if give_up():
                 raise GivenUp
-            for scores, labels in islice(results, 1):  # in the last round some ranks have none
+            for scores, labels in islice(results, 1):  # some ranks have no block in the last round
                 rank = ranks(scores, labels)
                 wrong += torch.stack([(rank >= 1).sum(), (rank >= 5).sum()])
     if world.size > 1:
@@ -168,7 +168,7 @@ def _check_not_empty(split: Split) -> None:
 
 
 def _agreed_todo(kept: PartialScores | None, blocks: Sequence[Block], world: World) -> list[int]:
-    """The blocks that still have to be scored, by number: rank 0 knows, the others are told."""
+    """Return the numbers of the blocks that still have to be scored, as rank 0 broadcasts them."""
     missing = torch.ones(len(blocks), dtype=torch.uint8)
     if kept is not None:
         missing = torch.tensor([not kept.has(block) for block in blocks], dtype=torch.uint8)
@@ -179,48 +179,54 @@ def _agreed_todo(kept: PartialScores | None, blocks: Sequence[Block], world: Wor
 
 
 def _steps(todo: Sequence[int], world: World) -> Iterator[Sequence[int]]:
-    """What all ranks together score between two gathers; rank r takes every W-th from the r-th on."""
+    """Yield the blocks that all ranks together score between two gathers; rank r takes every W-th, starting at r."""
     size = GATHER_ROUNDS * world.size
     return (todo[start : start + size] for start in range(0, len(todo), size))
 
 
 @contextmanager
 def _softmaxes(
-    net: nn.Module, split: Split, protocol: Protocol, showing: Showing, blocks: Sequence[Block], world: World
+    net: nn.Module,
+    split: Split,
+    protocol: Protocol,
+    settings: EvaluationSettings,
+    blocks: Sequence[Block],
+    world: World,
 ) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """An iterator over (softmax float16 [N, classes], labels int64 [N]) of each block, on the device; net stays as it is."""
+    """Yield an iterator over (softmax float16 [N, classes], labels int64 [N]) of each block, on the device; `net` is kept."""
     net = inference_net(net)
     with ExitStack() as stack:
-        loaders, seeing = [], []
-        for view in protocol.views(showing.short_side, showing.crop) if blocks else ():
-            normalization = showing.normalization_of(view)
-            batches = evaluation_batches(split, view, normalization, blocks, world.device, showing.loader)
+        loaders, contexts = [], []
+        for view in protocol.views(settings.short_side, settings.crop) if blocks else ():
+            normalization = settings.normalization_of(view)
+            batches = evaluation_batches(split, view, normalization, blocks, world.device, settings.loader)
             loaders.append(stack.enter_context(batches))
-            window = feature_side(net, showing.crop, world.device) if isinstance(view, WholeImage) else 0
-            seeing.append(Seeing(mirror_of(normalization, world.device), window))
+            window = feature_side(net, settings.crop, world.device) if isinstance(view, WholeImage) else 0
+            contexts.append(ViewContext(mirror_of(normalization, world.device), window))
 
         def results() -> Iterator[tuple[Tensor, Tensor]]:
             for batches in zip(*loaders, strict=True):
                 world.watchdog.tick()
-                yield _classify(net, protocol, showing, batches, seeing)
+                yield _classify(net, protocol, settings.precision, batches, contexts)
 
         yield results()
 
 
 @torch.inference_mode()
 def _classify(
-    net: nn.Module, protocol: Protocol, showing: Showing, batches: Sequence[Batch], seeing: Sequence[Seeing]
+    net: nn.Module, protocol: Protocol, precision: Precision, batches: Sequence[Batch], contexts: Sequence[ViewContext]
 ) -> tuple[Tensor, Tensor]:
-    """One block, seen in each of the protocol's views: the mean of their softmax scores, rounded to float16; labels."""
+    """Return the mean of one block's softmax scores over the protocol's views, rounded to float16, and the labels."""
     device = batches[0].images.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=showing.precision == "bf16"):
-        softmaxes = [protocol.classify(net, batch.images, one) for batch, one in zip(batches, seeing, strict=True)]
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        pairs = zip(batches, contexts, strict=True)
+        softmaxes = [protocol.classify(net, batch.images, context) for batch, context in pairs]
     mean = softmaxes[0] if len(softmaxes) == 1 else torch.stack(softmaxes).mean(dim=0)
     return mean.half(), batches[0].labels
 
 
 def _gather(rows: Sequence[Tensor], block_size: int, classes: int, world: World) -> list[NDArray[np.float16]]:
-    """float16 [rows of the rank, classes] of each rank, on rank 0; elsewhere nothing. The rows may be longer by padding."""
+    """Return float16 [rows, classes] of each rank, perhaps with padding after its rows; on other ranks than 0 nothing."""
     if world.size == 1:
         return [torch.cat(list(rows)).cpu().numpy()]
     sent = torch.zeros(GATHER_ROUNDS * block_size, classes, dtype=torch.float16, device=world.device)

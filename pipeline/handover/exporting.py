@@ -1,6 +1,7 @@
-"""A trained net in forms that need nothing of this project: safetensors, torch.export, ONNX. Each is read back and compared.
+"""Exports a trained net to formats that need no code of this project: safetensors, torch.export, ONNX.
 
-model.safetensors holds the weights in torchvision's names. model.pt2 and model.onnx are whole: pixels in, softmax out.
+model.safetensors holds the weights with torchvision's names. model.pt2 and model.onnx hold the whole net: pixels in,
+softmax out. Each file is read back and compared with the net.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from pipeline.data.graphs import Normalization
 from pipeline.evaluation.protocols import channels_first
 
 TOLERANCE = 1e-5  # of softmax scores; other runtimes order their float32 sums differently
-EXAMPLE_BATCH = 2  # torch.export takes a batch of 1 for a constant
+EXAMPLE_BATCH = 2  # torch.export would treat a batch of 1 as a constant
 CHECKED_BATCHES = (1, 3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One form. `write(path, deployed)`; `read(path, deployed)`: the file as a function, images -> softmax."""
+    """A file format. `write(path, deployed)` writes it; `read(path, deployed)` returns the file as images -> softmax."""
 
     file: str
     write: Callable[[Path, Deployed], None]
@@ -38,7 +39,7 @@ class Format:
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """A file that was written, read back and compared: the largest difference of a softmax score from the net's own."""
+    """An exported file, and the largest `difference` of its softmax scores from the net's when it was read back."""
 
     format: str
     path: Path
@@ -46,7 +47,7 @@ class Exported:
 
 
 class Deployed(nn.Module):
-    """The net for use: RGB crops float32 [N, crop, crop, 3], 0..255 -> softmax scores float32 [N, classes]."""
+    """The net as users call it: RGB crops float32 [N, crop, crop, 3], 0..255 -> softmax scores float32 [N, classes]."""
 
     def __init__(self, net: nn.Module, normalization: Normalization, crop: int) -> None:
         super().__init__()
@@ -63,12 +64,12 @@ class Deployed(nn.Module):
 
 
 def export(module: Deployed, folder: Path, name: str) -> Exported:
-    """Write one format into `folder`, read it back and compare. Raises UserError where it cannot be, or differs."""
-    form = FORMATS[name]
-    path = folder / form.file
+    """Write one format into `folder`, read it back and compare. Raises UserError if it differs."""
+    file_format = FORMATS[name]
+    path = folder / file_format.file
     folder.mkdir(parents=True, exist_ok=True)
-    form.write(path, module)
-    read, difference = form.read(path, module), 0.0
+    file_format.write(path, module)
+    read, difference = file_format.read(path, module), 0.0
     generator = torch.Generator().manual_seed(0)
     for batch in CHECKED_BATCHES:
         images = torch.rand(batch, module.crop, module.crop, 3, generator=generator) * 255
@@ -76,7 +77,7 @@ def export(module: Deployed, folder: Path, name: str) -> Exported:
             difference = max(difference, float((read(images) - module(images)).abs().max()))
     if not difference <= TOLERANCE:
         path.unlink()
-        raise UserError(f"{path} differed from the net by {difference:g} when it was read back and was removed again")
+        raise UserError(f"{path} differed from the net by {difference:g} when it was read back, and was removed again")
     return Exported(format=name, path=path, difference=difference)
 
 
@@ -88,15 +89,15 @@ def _write_safetensors(path: Path, module: Deployed) -> None:
 
 
 def _read_safetensors(path: Path, module: Deployed) -> Callable[[Tensor], Tensor]:
-    copy_of = copy.deepcopy(module)
-    for value in copy_of.net.state_dict().values():
-        value.fill_(-1)  # nothing of the original can stand in for what the file lacks
-    copy_of.net.load_state_dict(safetensors.torch.load_file(path), strict=True)
-    return copy_of
+    reloaded = copy.deepcopy(module)
+    for value in reloaded.net.state_dict().values():
+        value.fill_(-1)  # so that a weight that the file lacks cannot go unnoticed
+    reloaded.net.load_state_dict(safetensors.torch.load_file(path), strict=True)
+    return reloaded
 
 
 def _program(module: Deployed) -> torch.export.ExportedProgram:
-    """The net as a graph, for any number of images."""
+    """Return the net as a graph for any number of images."""
     example = torch.zeros(EXAMPLE_BATCH, module.crop, module.crop, 3)
     return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
 
@@ -113,7 +114,7 @@ def _read_torch_export(path: Path, module: Deployed) -> Callable[[Tensor], Tenso
 
 
 def _write_onnx(path: Path, module: Deployed) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):  # its progress
+    with contextlib.redirect_stdout(io.StringIO()):  # hides the exporter's progress
         program = torch.onnx.export(
             _program(module), (), input_names=["images"], output_names=["scores"], dynamo=True, verbose=False
         )

@@ -1,4 +1,4 @@
-"""What a net gets wrong: errors per class, which classes it takes for which, and its most confident mistakes as a picture."""
+"""Shows what a net gets wrong: errors per class, confusions of classes, and its most confident mistakes as a picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.base.files import replacing, write_text
 from pipeline.data.dataset import Dataset, Split
 from pipeline.evaluation.scores import Scores, ranks_of
 
-THUMBNAIL = 160  # pixels; an image keeps its shape inside
+THUMBNAIL = 160  # pixels; an image keeps its aspect ratio inside
 CAPTION = 44  # pixels: three lines
 COLUMNS = 6
 MARGIN = 8
@@ -25,7 +25,7 @@ BACKGROUND, INK, WRONG = "white", "black", "#b00020"
 
 @dataclass(frozen=True, kw_only=True)
 class ClassErrors:
-    """One class: how many images it has, how many of them are wrong (top-1, top-5)."""
+    """One class: how many images it has, and how many of them the net gets wrong (top-1, top-5)."""
 
     label: int
     images: int
@@ -35,7 +35,7 @@ class ClassErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """`count` images of class `true` of which the net says `predicted`."""
+    """`count` images of class `true` are classified as `predicted`."""
 
     true: int
     predicted: int
@@ -44,7 +44,7 @@ class Confusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """One image: sample id, its class, what the net says, and how sure it is (softmax scores, 0..1)."""
+    """One image: sample id, true class, predicted class, and the softmax scores of both (0..1)."""
 
     sample: int
     true: int
@@ -54,37 +54,35 @@ class Mistake:
 
 
 def class_errors(scores: Scores) -> list[ClassErrors]:
-    """The errors of every class that has images, the worst first: by share of top-1, then top-5, then label."""
+    """Return the errors of every class that has images, worst first: by top-1 error rate, then top-5, then label."""
     ranks = ranks_of(scores)
     counts = [
         np.bincount(scores.labels[chosen], minlength=scores.classes)
         for chosen in (slice(None), ranks >= 1, ranks >= 5)
     ]  # fmt: skip
-    found = [
+    errors = [
         ClassErrors(label=label, images=int(n), top1_wrong=int(top1), top5_wrong=int(top5))
         for label, (n, top1, top5) in enumerate(zip(*counts, strict=True))
         if n
     ]
-    return sorted(found, key=lambda one: (-one.top1_wrong / one.images, -one.top5_wrong / one.images, one.label))
+    return sorted(errors, key=lambda row: (-row.top1_wrong / row.images, -row.top5_wrong / row.images, row.label))
 
 
 def confusions(scores: Scores) -> list[Confusion]:
-    """All pairs (true class, wrong answer) that occur, the most frequent first."""
+    """Return all pairs (true class, wrong answer) that occur, the most frequent first."""
     predicted = _predicted(scores)
     wrong = predicted != scores.labels
     pairs, counts = np.unique(np.stack([scores.labels[wrong], predicted[wrong]], 1), axis=0, return_counts=True)
-    found = [
-        Confusion(true=int(t), predicted=int(p), count=int(n)) for (t, p), n in zip(pairs, counts, strict=True)
-    ]  # fmt: skip
-    return sorted(found, key=lambda one: (-one.count, one.true, one.predicted))
+    result = [Confusion(true=int(t), predicted=int(p), count=int(n)) for (t, p), n in zip(pairs, counts, strict=True)]
+    return sorted(result, key=lambda pair: (-pair.count, pair.true, pair.predicted))
 
 
 def confident_mistakes(scores: Scores, count: int) -> list[Mistake]:
-    """The `count` wrong answers with the highest scores, the surest first."""
+    """Return the `count` wrong answers with the highest scores, the highest first."""
     predicted = _predicted(scores)
     wrong = np.flatnonzero(predicted != scores.labels)
-    sure = scores.scores[wrong, predicted[wrong]].astype(np.float32)
-    chosen = wrong[np.argsort(-sure, kind="stable")[:count]]
+    confidence = scores.scores[wrong, predicted[wrong]].astype(np.float32)
+    chosen = wrong[np.argsort(-confidence, kind="stable")[:count]]
     return [
         Mistake(
             sample=int(scores.ids[row]),
@@ -102,18 +100,18 @@ def _predicted(scores: Scores) -> NDArray[np.int64]:
 
 
 def class_names(dataset: Dataset) -> list[str]:
-    """The readable name of every label, its WordNet id where it has none."""
-    return [one.name or one.wnid for one in dataset.manifest.classes]
+    """Return the readable name of every label, or its WordNet id if it has none."""
+    return [info.name or info.wnid for info in dataset.manifest.classes]
 
 
 def write_tables(folder: Path, scores: Scores, names: Sequence[str]) -> list[Path]:
-    """Write classes.csv and confusions.csv into `folder`, which is made where it is not there; their paths."""
+    """Write classes.csv and confusions.csv into `folder`, which is made if needed; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     classes = [
-        (one.label, names[one.label], one.images, one.top1_wrong, one.top5_wrong, f"{100 * one.top1_wrong / one.images:.2f}")
-        for one in class_errors(scores)
+        (row.label, names[row.label], row.images, row.top1_wrong, row.top5_wrong, f"{100 * row.top1_wrong / row.images:.2f}")
+        for row in class_errors(scores)
     ]  # fmt: skip
-    pairs = [(one.count, one.true, names[one.true], one.predicted, names[one.predicted]) for one in confusions(scores)]
+    pairs = [(row.count, row.true, names[row.true], row.predicted, names[row.predicted]) for row in confusions(scores)]
     class_columns = ("label", "class", "images", "top1_wrong", "top5_wrong", "top1_error_percent")
     pair_columns = ("images", "label", "class", "predicted_label", "predicted_class")
     return [
@@ -123,20 +121,20 @@ def write_tables(folder: Path, scores: Scores, names: Sequence[str]) -> list[Pat
 
 
 def write_sheet(path: Path, mistakes: Sequence[Mistake], split: Split, names: Sequence[str]) -> Path:
-    """Write the mistakes as one PNG: each image with its class, the net's answer and its score."""
+    """Write the mistakes as one PNG: each image with its class, the net's answer and the answer's score."""
     rows = -(-len(mistakes) // COLUMNS)
     cell = (THUMBNAIL + MARGIN, THUMBNAIL + CAPTION + MARGIN)
     sheet = Image.new("RGB", (COLUMNS * cell[0] + MARGIN, max(rows, 1) * cell[1] + MARGIN), BACKGROUND)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
-    for number, one in enumerate(mistakes):
+    for number, mistake in enumerate(mistakes):
         x, y = MARGIN + number % COLUMNS * cell[0], MARGIN + number // COLUMNS * cell[1]
-        with Image.open(io.BytesIO(split.read(one.sample))) as image:
-            shown = image.convert("RGB")
-        scale = THUMBNAIL / max(shown.size)
-        shown = shown.resize((max(1, round(shown.width * scale)), max(1, round(shown.height * scale))))
-        sheet.paste(shown, (x + (THUMBNAIL - shown.width) // 2, y + (THUMBNAIL - shown.height) // 2))
-        lines = ((f"{names[one.true]}", INK), (f"{names[one.predicted]} {one.score:.1%}", WRONG))
-        for line, (text, colour) in enumerate((*lines, (split.samples["key"][one.sample].decode(), "grey"))):
+        with Image.open(io.BytesIO(split.read(mistake.sample))) as image:
+            thumbnail = image.convert("RGB")
+        scale = THUMBNAIL / max(thumbnail.size)
+        thumbnail = thumbnail.resize((max(1, round(thumbnail.width * scale)), max(1, round(thumbnail.height * scale))))
+        sheet.paste(thumbnail, (x + (THUMBNAIL - thumbnail.width) // 2, y + (THUMBNAIL - thumbnail.height) // 2))
+        lines = ((f"{names[mistake.true]}", INK), (f"{names[mistake.predicted]} {mistake.score:.1%}", WRONG))
+        for line, (text, colour) in enumerate((*lines, (split.samples["key"][mistake.sample].decode(), "grey"))):
             pen.text((x, y + THUMBNAIL + 14 * line), _fitting(text, font), fill=colour, font=font)
     with replacing(path) as file:
         sheet.save(file, "PNG")

@@ -1,4 +1,4 @@
-"""MLflow's model registry: an exported net as a version of a registered model, under aliases."""
+"""Registers an exported net in MLflow's model registry, as a version of a model, under aliases."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from pipeline.tracking.state import resolve_uri, without_password
 
 
 def register(run: Path, config: TrackingConfig, module: Deployed, name: str, aliases: Sequence[str], place: str) -> str:
-    """Register the net as a new version of model `name`, with `aliases`; the version.
+    """Register the net as a new version of the model `name`, with `aliases`; return the version.
 
-    The MLflow model lies in the artifacts of the run's own MLflow run, under `place`, and loads by
-    `mlflow.pytorch.load_model("models:/NAME@ALIAS")`. Raises UserError where MLflow does not know the run or cannot be
-    reached.
+    The MLflow model is among the artifacts of the run's MLflow run, under `place`, and is loaded with
+    `mlflow.pytorch.load_model("models:/NAME@ALIAS")`. Raises UserError if MLflow does not know the run or does not respond.
     """
     run_id = mlflow_run_id(run)
     if run_id is None:
@@ -52,6 +51,6 @@ def register(run: Path, config: TrackingConfig, module: Deployed, name: str, ali
     except MlflowException as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"MLflow at {without_password(uri)} did not take the model ({reason}): try again later"
+            f"MLflow at {without_password(uri)} did not accept the model ({reason}): try again later"
         ) from None
     return str(version)

@@ -1,6 +1,6 @@
-"""The ILSVRC classification submission: one line per image in file-name order, up to 5 class ids, best first.
+"""Writes an ILSVRC classification submission: one line per image in file-name order, up to 5 class ids, best first.
 
-The ids are the development kit's ILSVRC2012_ID (1 = n02119789), which is not the rank of the sorted WordNet ids.
+The ids are the development kit's ILSVRC2012_ID (1 = n02119789), not the ranks of the sorted WordNet ids.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ NAME = re.compile(r"ILSVRC2012_(?:val|test)_(\d{8})$")
 
 
 def class_ids(dataset: Dataset) -> NDArray[np.int64]:
-    """int64 [classes]: the development kit's id of each label. Raises UserError where the dataset does not know them."""
-    ids = [one.ilsvrc2012_id for one in dataset.manifest.classes]
-    if any(one is None for one in ids):
+    """Return the development kit's id of each label, int64 [classes]. Raises UserError if the dataset does not have them."""
+    ids = [info.ilsvrc2012_id for info in dataset.manifest.classes]
+    if None in ids:
         lacking = dataset.manifest.classes[ids.index(None)].wnid
         raise UserError(
             f"the dataset {dataset.folder} does not know the ILSVRC2012_ID of its classes ({lacking} has none): "
@@ -45,7 +45,7 @@ def check_order(split: Split) -> None:
         if (match := NAME.search(key.decode())) is None:
             raise UserError(
                 f"'{key.decode()}' in the split '{split.name}' of {split.folder} is no image of ILSVRC 2012 val or test: "
-                "a submission can be written for those alone"
+                "give a dataset of those, because submissions exist for them alone"
             )
         numbers.append(int(match[1]))
     if any(after <= before for before, after in itertools.pairwise(numbers)):
@@ -53,7 +53,7 @@ def check_order(split: Split) -> None:
 
 
 def answers(members: Sequence[Scores]) -> Iterator[NDArray[np.int64]]:
-    """int64 [rows, 5] by rows: the labels with the highest average scores, best first; ties to the lower label."""
+    """Yield the labels with the highest average scores, int64 [ROWS, 5], best first; ties go to the lower label."""
     for start in range(0, len(members[0]), ROWS):
         mean = average(members, slice(start, start + ROWS))
         yield np.argsort(-mean, axis=1, kind="stable")[:, :ANSWERS]
@@ -63,8 +63,8 @@ def write(path: Path, members: Sequence[Scores], ids: NDArray[np.int64], lines: 
     """Write the submission of the members' average, then read it back and check it. Raises UserError."""
     if len(members[0]) != lines:
         raise UserError(
-            f"the split has {len(members[0]):,} images where a submission has {lines:,} lines: "
-            "give the whole split, or say how many with --lines"
+            f"the split has {len(members[0]):,} images, but a submission has {lines:,} lines: "
+            "give the whole split, or the number of images with --lines"
         )
     text = "".join(" ".join(map(str, row)) + "\n" for rows in answers(members) for row in ids[rows].tolist())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def write(path: Path, members: Sequence[Scores], ids: NDArray[np.int64], lines: 
 
 
 def read(path: Path, lines: int, valid: set[int]) -> list[list[int]]:
-    """The answers in a submission file, best first. Raises UserError, naming the line, where it is not one."""
+    """Read the answers in a submission file, best first. Raises UserError, with the line, if the file is no submission."""
     try:
         rows = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -91,7 +91,7 @@ def read(path: Path, lines: int, valid: set[int]) -> list[list[int]]:
 
 
 def read_ground_truth(path: Path, lines: int) -> list[int]:
-    """The development kit's ILSVRC2012_validation_ground_truth.txt: one class id per image. Raises UserError."""
+    """Read the development kit's ILSVRC2012_validation_ground_truth.txt, one class id per image. Raises UserError."""
     try:
         ids = [int(line) for line in path.read_text().split()]
     except (OSError, ValueError) as error:
@@ -102,14 +102,14 @@ def read_ground_truth(path: Path, lines: int) -> list[int]:
 
 
 def ground_truth(split: Split, ids: NDArray[np.int64]) -> list[int] | None:
-    """The class id of every image by the dataset's own labels; None where the split has none."""
+    """Return the class id of every image from the dataset's labels; None if the split has none."""
     if (split.labels == UNLABELLED).any():
         return None
-    return [int(one) for one in ids[split.labels]]
+    return ids[split.labels].tolist()
 
 
 def errors(rows: Sequence[Sequence[int]], truth: Sequence[int]) -> tuple[float, float]:
-    """(top-1 error, top-5 error) in percent of answers read from a file, counted line by line."""
+    """Return top-1 and top-5 error in percent of the answers in a file, counted line by line."""
     top1 = sum(row[0] != true for row, true in zip(rows, truth, strict=True))
     top5 = sum(true not in row for row, true in zip(rows, truth, strict=True))
     return 100 * top1 / len(truth), 100 * top5 / len(truth)

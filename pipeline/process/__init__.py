@@ -1,1 +1,1 @@
-"""One process among the ranks: its world, its watchdog, requests to stop."""
+"""One process among the ranks: its world, its watchdog, and requests to stop."""

@@ -1,6 +1,6 @@
-"""Requests to stop that come before training can answer them: during the imports and while the ranks meet.
+"""Stop requests that arrive before training can handle them: during the imports and while the ranks meet.
 
-Imports nothing but the standard library, so that a command can call `end_on_request` before the imports that take seconds.
+This module imports the standard library alone, so that a command can call `end_on_request` before the slow imports.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def end_on_request() -> None:
-    """From now on a request ends this process at once, with EXIT_PREEMPTED: there is nothing to save yet."""
+    """Install handlers by which a stop signal ends this process at once, with EXIT_PREEMPTED: nothing has to be saved yet."""
     for number in SIGNALS:
         signal.signal(number, _end)
 
 
 def end_now() -> None:
-    # Not by an exception: the import that it interrupts, or a callback of machine code, might swallow it.
-    os.write(2, b"ended on request: the same command goes on where it was\n")
+    # Not by an exception: the interrupted import, or a callback of native code, might swallow it.
+    os.write(2, b"stopped on request, nothing had to be saved: the same command continues the run\n")
     os._exit(EXIT_PREEMPTED)
 
 

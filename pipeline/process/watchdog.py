@@ -1,14 +1,14 @@
-"""Nobody waits for ever: where a rank stops, dies or hangs, the job ends within the time-out, and says which rank it was.
+"""Ends a job within the time-out when a rank stops, dies or hangs, and names that rank.
 
-Every rank notes what it begins (`note`, below a microsecond). A thread writes the latest note to activity/rank-K.json of
-the run folder, once a second: there the others read what a rank did last that can no longer say so itself. A rank whose
-own notes have stood still for the time-out looks at those files, names the ranks that did not arrive, writes the Python
-stacks of all its threads to its log, and ends its process; its launcher then ends the others.
+Every rank notes each activity that it begins (`note`, below a microsecond). Once a second a thread writes the latest note to
+activity/rank-K.json of the run folder, where the other ranks can read what a silent rank did last. A rank whose notes stand
+still for the time-out reads those files, names the ranks that did not arrive, writes the Python stacks of all its threads
+to its log, and ends its process; its launcher then ends the other ranks.
 
-    held up                                   who sees it
+    a rank is held up                         who notices
     in Python (the loader, a lock, storage)   the rank itself, and the others, who wait for it
     stopped, dead, or its host gone           the others
-    in machine code that holds the GIL        the others, and in the rank itself a thread of faulthandler's that needs no GIL
+    in native code that holds the GIL         the others, and in the rank itself a thread of faulthandler, which needs no GIL
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from typing import NamedTuple, Self
 from pipeline.base.exits import EXIT_HUNG
 from pipeline.base.layout import activity_of
 
-# Collectives give up this long after the watchdog would have: it can say more than they.
+# Collectives time out this much later than the watchdog, because the watchdog can say more.
 COLLECTIVE_GRACE_SECONDS = 30.0
 
 _BEAT_SECONDS = 1.0
 _BEATS_PER_TIMEOUT = 20  # at least, where the time-out is short
-_STORAGE_SECONDS = 5.0  # how long the last words may wait for a file system that does not answer
-_STANDARD_ERROR = 2  # the descriptor: what it points to may change (the launchers point it to the rank's log)
+_STORAGE_SECONDS = 5.0  # how long the final report waits for a file system that does not answer
+_STANDARD_ERROR = 2  # the descriptor, because launchers redirect it to the rank's log
 
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """What `rank` did last, as its file says. `beat` counts the writes; `position` the notes, alike on every rank.
+    """The latest note of a rank, as its file states it. `beat` counts the writes, `position` the notes (alike on every rank).
 
-    `standing`: seconds without a new note. `time`: of writing, Unix seconds by that host's clock.
+    `standing`: seconds without a new note. `time`: of the writing, Unix seconds by that host's clock.
     """
 
     rank: int
@@ -60,7 +60,7 @@ class Note:
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """None where there is none, or it is being written."""
+        """Return the note in the file; None if there is no file or it is being written."""
         try:
             return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
@@ -69,14 +69,14 @@ class Note:
 
 @dataclass(frozen=True, kw_only=True)
 class Hang:
-    """The ranks that did not arrive, and the sentence that says so."""
+    """The ranks that did not arrive, and an error message that names them."""
 
     ranks: tuple[int, ...]
     sentence: str
 
 
 class _State(NamedTuple):
-    """What this process is at; a new object is progress."""
+    """The current activity of this process; every new object counts as progress."""
 
     position: int
     iteration: int
@@ -86,24 +86,24 @@ class _State(NamedTuple):
 
 
 class Watchdog:
-    """This rank's notes. Does nothing by itself: `watching` makes one that watches."""
+    """Keeps this rank's notes. This class watches nothing; `watching` makes a watchdog that does."""
 
     def __init__(self) -> None:
         self.state = _State(0, 0, "starting", True, time.monotonic())
 
     def note(self, activity: str, iteration: int | None = None, *, limited: bool = True) -> None:
-        """Say what begins now. Ranks note the same activities in the same order; what is not `limited` may take any time."""
+        """Note the activity that begins now. All ranks note the same ones in the same order; only `limited` ones time out."""
         old = self.state
         iteration = old.iteration if iteration is None else iteration
         self.state = _State(old.position + 1, iteration, activity, limited, time.monotonic())
 
     def tick(self) -> None:
-        """Say that the activity goes on: as often as one likes, not equally often on every rank."""
+        """Report that the activity makes progress: at any time, and not necessarily equally often on every rank."""
         old = self.state
         self.state = _State(old.position, old.iteration, old.activity, old.limited, time.monotonic())
 
     def publish(self, folder: Path, rank: int, size: int) -> None:
-        """From now on the notes of this rank, of `size`, stand in the run folder, and the others' are looked for there."""
+        """Write this rank's notes to the run `folder` from now on, and look there for those of the other `size` - 1 ranks."""
 
 
 class _Watching(Watchdog):
@@ -115,7 +115,7 @@ class _Watching(Watchdog):
         self.rank, self.beat = int(os.environ.get("RANK", "0")), 0
         self.over = threading.Event()
         self._arm()
-        # Two threads: a file system that hangs holds up the writer, not the clock.
+        # Two threads, because a hanging file system holds up the writer and must not hold up the clock.
         self.threads = [
             threading.Thread(target=target, name=f"watchdog-{name}", daemon=True)
             for target, name in ((self._keep_time, "clock"), (self._write, "notes"))
@@ -130,7 +130,10 @@ class _Watching(Watchdog):
             file.parent.mkdir(exist_ok=True)
             self._write_note(file)
         except OSError as error:
-            print(f"warning: {file.parent} cannot be written ({error.strerror}): a hang will say less", file=sys.stderr)
+            print(
+                f"warning: {file.parent} cannot be written ({error.strerror}): hang reports will say less",
+                file=sys.stderr,
+            )
         self.files = [activity_of(folder, number) for number in range(size)]
 
     def close(self) -> None:
@@ -142,11 +145,11 @@ class _Watching(Watchdog):
     def _write(self) -> None:
         while not self.over.wait(self.interval):
             if self.files:
-                with contextlib.suppress(OSError):  # a full disk is no reason to end
+                with contextlib.suppress(OSError):  # a full disk must not end the run
                     self._write_note(self.files[self.rank])
 
     def _write_note(self, path: Path) -> None:
-        """In place, padded: no moment without a file. A reader in the middle of it finds no JSON and looks again."""
+        """Overwrite the file in place, padded, so that it always exists. A reader that finds no JSON tries again."""
         self.beat += 1
         text = json.dumps(asdict(self._own_note()))
         with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as file:
@@ -176,29 +179,29 @@ class _Watching(Watchdog):
             if self.state is not seen or not seen.limited:
                 seen, standing, before = self.state, 0.0, None
                 continue
-            standing += min(elapsed, 2 * self.interval)  # a job that was paused (Ctrl-Z) did not wait meanwhile
+            standing += min(elapsed, 2 * self.interval)  # the time for which a job was paused (Ctrl-Z) does not count
             if standing > self.timeout / 2 and before is None:
                 before = self._others()
             if standing > self.timeout:
                 self._end(name_the_hung(self._own_note(), standing, before or {}, self._others()))
 
     def _arm(self) -> None:
-        """Have the process print its stacks and exit, unless the clock thread calls this again in time.
+        """Make faulthandler print the stacks and exit, unless the clock thread calls this again in time.
 
-        It does not where no Python code runs any more. This is later than the time-out: the other ranks, which can say
-        more, act first.
+        The clock thread cannot while native code holds the GIL. faulthandler acts later than the time-out, because the other
+        ranks can say more and should act first.
         """
         faulthandler.dump_traceback_later(self.timeout + 5 * self.interval, exit=True, file=_STANDARD_ERROR)
 
     def _others(self) -> dict[int, Note | None]:
-        """The notes of the other ranks; {} where storage does not answer."""
-        found: dict[int, Note | None] = {}
+        """Return the notes of the other ranks; {} if storage does not answer."""
+        notes: dict[int, Note | None] = {}
 
-        def look() -> None:
-            found.update({number: _patient_read(path) for number, path in enumerate(self.files) if number != self.rank})
+        def read() -> None:
+            notes.update({number: _patient_read(path) for number, path in enumerate(self.files) if number != self.rank})
 
-        _bounded(look)
-        return dict(found)
+        _bounded(read)
+        return dict(notes)
 
     def _end(self, hang: Hang) -> None:
         faulthandler.cancel_dump_traceback_later()
@@ -210,9 +213,9 @@ class _Watching(Watchdog):
 
 @contextlib.contextmanager
 def watching(timeout_seconds: float, on_hang: Callable[[Hang], None] = lambda hang: None) -> Iterator[Watchdog]:
-    """Watch this process while the block runs: it ends, with EXIT_HUNG, where it notes nothing for `timeout_seconds`.
+    """Watch this process while the block runs: end it, with EXIT_HUNG, if it notes nothing for `timeout_seconds`.
 
-    `on_hang` is told before that, in another thread.
+    `on_hang` is called before the end, in another thread.
     """
     watchdog = _Watching(timeout_seconds, on_hang)
     try:
@@ -221,13 +224,13 @@ def watching(timeout_seconds: float, on_hang: Callable[[Hang], None] = lambda ha
         watchdog.close()
 
 
-def name_the_hung(own: Note, standing: float, before: dict[int, Note | None], after: dict[int, Note | None]) -> Hang:
-    """Which ranks hold the job up, as seen by one that has stood still for `standing` seconds.
+def name_the_hung(asker: Note, standing: float, before: dict[int, Note | None], after: dict[int, Note | None]) -> Hang:
+    """Name the ranks that hold up the job, as seen by the rank of the note `asker`, which has waited for `standing` seconds.
 
-    `before`, `after`: the other ranks' notes, read half a time-out apart. A rank whose beats stand still is stopped or
-    gone; where all answer, those hold the others up who have come least far.
+    `before`, `after`: the other ranks' notes, read half a time-out apart. A rank whose beat did not advance is stopped or
+    gone; if all advanced, the ranks with the least position hold the others up.
     """
-    notes = {own.rank: own, **{rank: note for rank, note in after.items() if note is not None}}
+    notes = {asker.rank: asker, **{rank: note for rank, note in after.items() if note is not None}}
     silent = [rank for rank, note in after.items() if note is None or _beat(before.get(rank)) == _beat(note)]
     least = min(note.position for note in notes.values())
     hung = sorted(silent or (rank for rank, note in notes.items() if note.position == least))
@@ -238,17 +241,18 @@ def name_the_hung(own: Note, standing: float, before: dict[int, Note | None], af
         if rank not in silent:
             return f"rank {rank} at {note} for {note.standing:.1f} s"
         gone = time.strftime("%H:%M:%S", time.localtime(note.time))
-        return f"rank {rank} (process {note.process} on {note.host}) answers no more, its last word, at {gone}: {note}"
+        return (
+            f"rank {rank} (process {note.process} on {note.host}) stopped responding, its last note at {gone}: {note}"
+        )
 
     name = "rank" if len(hung) == 1 else "ranks"
-    if not after and own.position and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return Hang(
-            ranks=(own.rank,), sentence=f"rank {own.rank} waited {standing:.1f} s at {own}, for another rank or itself"
-        )
+    if not after and asker.position and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        where = f"rank {asker.rank} made no progress for {standing:.1f} s at {asker}"
+        return Hang(ranks=(asker.rank,), sentence=f"{where}: it waits for another rank, or hangs itself")
     listed = ", ".join(map(str, hung))
     sentence = f"{name} {listed} did not arrive within {standing:.1f} s: {'; '.join(map(describe, hung))}"
-    if own.rank not in hung:
-        sentence += f"; rank {own.rank} waits for it at {own}"
+    if asker.rank not in hung:
+        sentence += f"; rank {asker.rank} waits at {asker}"
     return Hang(ranks=tuple(hung), sentence=sentence)
 
 
@@ -265,7 +269,7 @@ def _patient_read(path: Path) -> Note | None:
 
 
 def _bounded(call: Callable[[], object]) -> None:
-    """Call, and wait only so long: what hangs may be the storage itself."""
+    """Call, and wait at most _STORAGE_SECONDS: the storage itself may hang."""
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(_STORAGE_SECONDS)

@@ -1,7 +1,7 @@
-"""Where this process stands among the others: torchrun's environment names in, one `World` out.
+"""Reads torchrun's environment variables into a `World` (rank, size, device) and opens the process group.
 
-Every launcher (torchrun, launch/local.py, submitit, Ray Train) speaks the same environment: RANK, WORLD_SIZE, LOCAL_RANK,
-LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. A process group that is already open (Ray opens its own) is adopted, not replaced.
+Every launcher (torchrun, launch/local.py, submitit, Ray Train) sets the same variables: RANK, WORLD_SIZE, LOCAL_RANK,
+LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. A process group that is already open (Ray opens one) is adopted, not replaced.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 class World:
     """This process: `rank` of `size` in all, `local_rank` of `local_size` on this host, computing on `device`.
 
-    `watchdog` is told what this rank does.
+    `watchdog` keeps the notes of what this rank does.
     """
 
     rank: int
@@ -51,12 +51,11 @@ class World:
 def open_world(
     device: str = "auto", timeout_seconds: float = 600.0, watchdog: Watchdog | None = None
 ) -> Iterator[World]:
-    """Open (or adopt) the process group; close it at the end where it was opened here.
+    """Open (or adopt) the process group; close it at the end if it was opened here.
 
-    `device`: "auto" takes the GPU of this local rank where there is one, else the CPU; "cpu" and "cuda" insist.
-    `timeout_seconds`: how long a rank waits for another before the job is torn down: by the watchdog where there is one,
-    30 s later by the collective itself.
-    Raises UserError where the environment is incomplete or has more local ranks than GPUs.
+    `device`: "auto" takes the GPU of this local rank, or the CPU of a host without GPUs; "cpu" and "cuda" insist.
+    `timeout_seconds`: how long a rank waits for another before the watchdog, if there is one, ends the job; the collective
+    itself fails 30 s later. Raises UserError if the environment is incomplete or has more local ranks than GPUs.
     """
     rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
     local_rank, local_size = _variable("LOCAL_RANK", 0), _variable("LOCAL_WORLD_SIZE", 1)
@@ -78,7 +77,7 @@ def open_world(
     world.watchdog.note("meeting the other ranks")
     opened = not dist.is_initialized()
     if opened:
-        # GPU worlds get gloo beside NCCL: agreements between hosts (stop flags) must not touch the device.
+        # GPU worlds get gloo beside NCCL, because agreements between hosts (stop flags) must not touch the device.
         backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
     assert dist.get_rank() == rank and dist.get_world_size() == size, "environment and group disagree"
@@ -91,19 +90,19 @@ def open_world(
 
 
 def wait_for_all_ranks() -> None:
-    """Return when every rank has called this: once a process group is made, before anything can be refused. A collective.
+    """Return when every rank has called this: after a process group is made and before anything can fail. A collective.
 
-    Making a group connects every pair of its ranks, and a rank goes on as soon as its own connections stand. If it is
-    refused then and leaves, it breaks the connections of the ranks that are still connecting: they fail with gloo's
-    "Connection closed by peer", and the sentence that says why is lost.
+    Making a group connects every pair of its ranks, and a rank goes on as soon as its own connections stand. If that rank
+    then failed and left, it would break the connections of the ranks that are still connecting: they would fail with gloo's
+    "Connection closed by peer", and the message that says why would be lost.
     """
     dist.all_reduce(torch.zeros(1))  # by gloo, which every world has: nothing touches a GPU
 
 
 def on_main(world: World, function: Callable[[], T]) -> T:
-    """Call `function` on rank 0 alone and return its (picklable) result on every rank.
+    """Call `function` on rank 0 alone and return its (picklable) result on every rank. A collective: every rank calls it.
 
-    A UserError there is raised on every rank: all stop with the same sentence instead of waiting for the main rank.
+    A UserError of rank 0 is raised on every rank: all stop with the same message instead of waiting for the main rank.
     """
     if world.size == 1:
         return function()
@@ -121,7 +120,7 @@ def on_main(world: World, function: Callable[[], T]) -> T:
 
 
 def sum_over_ranks(world: World, value: int) -> int:
-    """The sum of a count over all ranks, on each; a collective."""
+    """Return the sum of a count over all ranks. A collective: every rank calls it."""
     if world.size == 1:
         return value
     total = torch.tensor(value, device=world.device)
@@ -130,22 +129,22 @@ def sum_over_ranks(world: World, value: int) -> int:
 
 
 def set_threads(world: World, threads: int | None) -> int:
-    """Give this process `threads` intra-op threads (default: its host's cores divided among the local ranks), one inter-op.
+    """Give this process `threads` intra-op threads (default: the host's cores divided among the local ranks), and return them.
 
     The count decides how the CPU's kernels split their sums, hence the last bits of a CPU run: it is recorded with the run.
     """
     threads = threads or max(1, available_cores() // world.local_size)
     torch.set_num_threads(threads)
-    with contextlib.suppress(RuntimeError):  # it has computed before (Ray's workers): torch sets this once
+    with contextlib.suppress(RuntimeError):  # torch allows this only before the first operator (Ray's workers ran some)
         torch.set_num_interop_threads(1)  # nothing here runs two operators of one graph side by side
     return threads
 
 
 def _keep_freed_memory() -> None:
-    """Let malloc keep what is freed, for the next activation of that size, instead of giving it back to the kernel.
+    """Let malloc keep freed memory for the next activation of that size, instead of returning it to the kernel.
 
-    Every activation came as fresh pages, zeroed one by one: 16% of the CPU time of a ResNet-20 step. Elsewhere than on
-    glibc nothing happens.
+    Without this, every activation took fresh pages, zeroed one by one: 16% of the CPU time of a ResNet-20 step. Only glibc
+    offers this; elsewhere nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -161,7 +160,7 @@ def _variable(name: str, default: int) -> int:
         return int(text)
     except ValueError:
         raise UserError(
-            f"the environment variable {name} is '{text}', not a number: unset it or start by a launcher"
+            f"the environment variable {name} is '{text}', not a number: unset it or start ranks with a launcher"
         ) from None
 
 

@@ -1,8 +1,8 @@
-"""Tracking: metrics.jsonl first, MLflow from it (contract 5). Docs: docs/tracking.md.
+"""Tracking: a run writes metrics.jsonl, and MLflow is fed from that file (contract 5). Docs: docs/tracking.md.
 
-journal.py   metrics.jsonl                       process.py   starts and ends the process beside the run
+journal.py   metrics.jsonl                       process.py   starts and ends the feeder process beside the run
 state.py     tracking.json and mlflow.json       feeder.py    that process: delivers, retries, ends with the run
-tracker.py   what the trainer holds              delivery.py  MLflow brought up to date from a run folder
+tracker.py   what the training loop calls        delivery.py  brings MLflow up to date with a run folder
 """
 
 from pipeline.tracking.config import TrackingConfig
@@ -11,7 +11,6 @@ from pipeline.tracking.tracker import (
     Tracker,
     is_concluded,
     is_delivered,
-    log_evaluation,
     log_evaluations,
     log_result_run,
     mlflow_run_id,
@@ -24,7 +23,6 @@ __all__ = [
     "TrackingConfig",
     "is_concluded",
     "is_delivered",
-    "log_evaluation",
     "log_evaluations",
     "log_result_run",
     "mlflow_run_id",

@@ -15,7 +15,7 @@ from pipeline.base.command import CommandParser, Progress, UserError, print_json
 from pipeline.base.layout import FEEDER_LOG, METRICS, MLFLOW_ARTIFACTS, MLFLOW_STORE
 from pipeline.base.lock import is_locked
 from pipeline.tracking.process import FeederProcess, unsent_lines, what_is_left
-from pipeline.tracking.state import read_delivered, read_wanted, resolve_uri, without_password
+from pipeline.tracking.state import Delivered, Wanted, resolve_uri, without_password
 
 OPEN_EXAMPLE = "python -m pipeline.tracking open runs"
 SYNC_EXAMPLE = "python -m pipeline.tracking sync runs/resnet50-seed0"
@@ -29,28 +29,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser("Shows runs in MLflow, or sends MLflow what it lacks of them.", OPEN_EXAMPLE)
     commands = parser.add_subparsers(dest="command", required=True, metavar="open|sync")
-    text = "Opens MLflow, on this machine alone, on the runs of a folder."
+    text = "Opens MLflow on the runs of a folder, for this machine alone."
     show = commands.add_parser("open", help=text, sentence=text, example=OPEN_EXAMPLE)
     show.add_argument("runs", type=Path, metavar="RUNS", help="the folder that holds the run folders")
-    show.add_argument("--port", type=int, default=5000, help="of http://127.0.0.1 (%(default)s)")
-    text = "Sends MLflow what it does not have yet of runs that have ended."
+    show.add_argument("--port", type=int, default=5000, help="the port of http://127.0.0.1 (%(default)s)")
+    text = "Sends MLflow what it lacks of runs that have ended."
     sync = commands.add_parser("sync", help=text, sentence=text, example=SYNC_EXAMPLE)
     sync.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     sync.add_argument(
         "--uri", help="MLflow's server or store; default: the run's own, MLFLOW_TRACKING_URI, or mlflow.db beside it"
     )
-    sync.add_argument("--seconds", type=float, default=600.0, help="give up after so long per run (%(default)g)")
+    sync.add_argument("--seconds", type=float, default=600.0, help="time limit per run, in seconds (%(default)g)")
     sync.add_json_option()
     return parser
 
 
 def _open(runs: Path, port: int) -> NoReturn:
-    """Become an MLflow server: two processes of 250 MB each, where its defaults take 15."""
+    """Become an MLflow server: two processes of 250 MB each, where MLflow's defaults start 15."""
     store = runs.resolve() / MLFLOW_STORE
     if not store.is_file():
         raise UserError(
             f"{store} does not exist: give the folder that holds the run folders, "
-            "or open the server that MLFLOW_TRACKING_URI named when they ran"
+            "or open the server that MLFLOW_TRACKING_URI stated when they ran"
         )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -63,32 +63,30 @@ def _open(runs: Path, port: int) -> NoReturn:
     arguments += ["--artifacts-destination", str(store.parent / MLFLOW_ARTIFACTS)]
     arguments += ["--uvicorn-opts", "--log-level warning"]
     quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    print("MLflow opens in some seconds (Ctrl-C ends it). Press 'Model training' there, once:", file=sys.stderr)
+    print("MLflow opens in some seconds (Ctrl-C ends it). Press 'Model training' there once:", file=sys.stderr)
     for page in _pages(store, port):
         print(f"  {page}", file=sys.stderr, flush=True)
     os.execve(sys.executable, arguments, os.environ | quiet | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
 
 
 def _pages(store: Path, port: int) -> list[str]:
-    """The addresses of the experiments in `store` that the run folders beside it belong to, in MLflow's view for training.
+    """Return the addresses of the experiments to which the run folders beside `store` belong, in MLflow's training view.
 
-    MLflow 3.17 opens any other page in its view for traces of language models, until its switch 'Model training' is pressed,
-    which the browser remembers.
+    MLflow 3.17 opens other addresses in its view for traces of language models, until the user presses its switch 'Model
+    training', which the browser remembers.
     """
-    place, ids = f"sqlite:///{store}", set()
-    for folder in store.parent.iterdir():
-        if folder.is_dir():
-            ids.add(read_delivered(folder, place).experiment_id)
+    place = f"sqlite:///{store}"
+    ids = {Delivered.read(folder, place).experiment_id for folder in store.parent.iterdir() if folder.is_dir()}
     base = f"http://127.0.0.1:{port}"
-    return [f"{base}/#/experiments/{one}?workflowType=machine_learning" for one in sorted(ids - {""})] or [base]
+    return [f"{base}/#/experiments/{key}?workflowType=machine_learning" for key in sorted(ids - {""})] or [base]
 
 
 def _sync_all(args: argparse.Namespace) -> int:
     for folder in args.runs:
-        if read_wanted(folder) is None:
+        if Wanted.read(folder) is None:
             raise UserError(f"{folder} is not the folder of a tracked run: give one like runs/resnet50-seed0")
     results = [_sync(folder, args.seconds, args.uri) for folder in args.runs]
-    rows = [(one["run"], one["sent"], one["left"], one["mlflow_run"]) for one in results]
+    rows = [(result["run"], result["sent"], result["left"], result["mlflow_run"]) for result in results]
     print_table("MLflow", ("run", f"lines of {METRICS} sent", "left", "MLflow run"), rows)
     if args.json:
         print_json({"runs": results})
@@ -99,23 +97,23 @@ def _sync_all(args: argparse.Namespace) -> int:
 
 def _sync(folder: Path, seconds: float, uri: str | None) -> dict[str, Any]:
     if is_locked(folder / FEEDER_LOG):
-        raise UserError(f"{folder} is feeding MLflow itself just now: wait for the run's end")
-    wanted = read_wanted(folder)
+        raise UserError(f"the run in {folder} is feeding MLflow right now: wait for its end")
+    wanted = Wanted.read(folder)
     assert wanted is not None
     place = without_password(uri or resolve_uri(folder, wanted.uri))
-    before = left = unsent_lines(folder, read_delivered(folder, place))
+    before = left = unsent_lines(folder, Delivered.read(folder, place))
     feeder = FeederProcess(folder, seconds, uri)
     with Progress(before, folder.name, "lines", enabled=before > 0) as progress:
 
         def waiting() -> None:
             nonlocal left
-            now = unsent_lines(folder, read_delivered(folder, place))
+            now = unsent_lines(folder, Delivered.read(folder, place))
             progress.advance(left - now)
             left = now
 
         feeder.drain(seconds, waiting)
         waiting()
-    return {"run": folder.name, "sent": before - left, "left": left, "mlflow_run": read_delivered(folder, place).run_id}
+    return {"run": folder.name, "sent": before - left, "left": left, "mlflow_run": Delivered.read(folder, place).run_id}
 
 
 if __name__ == "__main__":

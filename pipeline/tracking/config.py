@@ -1,4 +1,4 @@
-"""How a run is tracked."""
+"""The config section `tracking`."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
-    """What is recorded of a run, and where MLflow is told of it. metrics.jsonl in the run folder is always written.
+    """How often metrics are logged, and where MLflow gets them. metrics.jsonl in the run folder is always written.
 
     Args:
         log_every: iterations between lines of training metrics.
-        mlflow: whether MLflow is fed from metrics.jsonl while the run goes on; `python -m pipeline.tracking sync RUN`
-            does it later.
+        mlflow: whether to feed MLflow from metrics.jsonl during the run; `python -m pipeline.tracking sync RUN` does so
+            later.
         experiment: the MLflow experiment that the run belongs to.
-        uri: MLflow's tracking server or store. Null: the environment variable MLFLOW_TRACKING_URI where it is set, else
-            the SQLite file mlflow.db beside the run folders, with the artifacts in mlartifacts beside it.
-        close_seconds: how long the end of a run waits for MLflow to take what is left; the next start delivers the rest.
-            A run that was told to stop waits 5 s at most.
+        uri: MLflow's tracking server or store. Null: the environment variable MLFLOW_TRACKING_URI if it is set, else the
+            SQLite file mlflow.db beside the run folders, with the artifacts in mlartifacts beside it.
+        close_seconds: how long the end of a run waits for MLflow to take the rest; the next start delivers what is left.
+            A run that was asked to stop waits 5 s at most.
     """
 
     log_every: int = 100

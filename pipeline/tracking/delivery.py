@@ -1,7 +1,7 @@
-"""MLflow brought up to date with one run folder, from wherever it stands; the only module that talks to MLflow.
+"""Brings MLflow up to date with one run folder, whatever it has already; the only module here that talks to MLflow.
 
-Everything here may be interrupted at any point and done again: metrics carry the time stamps of their lines, so that a
-batch sent twice is stored once, and the MLflow run is found by its key where its id was not yet written down.
+Delivery may be interrupted at any point and repeated: metrics carry the time stamps of their lines, so that a batch sent
+twice is stored once, and the MLflow run is found by its key if its id was not saved yet.
 """
 
 from __future__ import annotations
@@ -19,42 +19,32 @@ from typing import Any
 
 from pipeline.base.layout import METRICS, MLFLOW_ARTIFACTS
 from pipeline.tracking.journal import Record, complete_lines
-from pipeline.tracking.state import (
-    Delivered,
-    Wanted,
-    artifact_key,
-    artifact_version,
-    read_delivered,
-    read_wanted,
-    resolve_uri,
-    without_password,
-    write_delivered,
-)
+from pipeline.tracking.state import Delivered, Wanted, resolve_uri, without_password
 
 # MLflow's own limits (mlflow/utils/validation.py).
 METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 8000
 KEY_TAG = "run_key"
-MEMBER_TAG = re.compile(r"member\.\d+")  # numbered: what is left over of an earlier, larger ensemble is removed
-# MLflow 3.4's page opens in the view for this kind; 3.17's goes by `workflowType` in its address (see `open`) and its switch.
+MEMBER_TAG = re.compile(r"member\.\d+")  # numbered: those left over from an earlier, larger ensemble are removed
+# MLflow 3.4 opens its page in the view for this kind; 3.17 goes by `workflowType` in the address (see `open`) and a switch.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-BYTES_PER_READ = 1 << 16  # a few hundred lines: how much is sent again after a crash
+BYTES_PER_READ = 1 << 16  # a few hundred lines; at most so much is sent again after a crash
 
 
 class Delivery:
-    """Brings MLflow up to date with the run in `folder`; `notify` takes sentences for the user, `uri` overrides the run's."""
+    """Brings MLflow up to date with the run in `folder`. `notify` prints to the user; `uri` overrides the run's own."""
 
     def __init__(self, folder: Path, notify: Callable[[str], None], uri: str | None = None) -> None:
         self.folder, self.notify, self.uri = folder, notify, uri
-        self.delivered = read_delivered(folder)
+        self.delivered = Delivered.read(folder)
         self.client: Any = None
-        self.described: Wanted | None = None  # what the run's parameters and tags were last compared with
+        self.described: Wanted | None = None  # whose parameters and tags the MLflow run has
 
     def deliver(self, *, killed: bool = False) -> None:
-        """Send what MLflow does not have yet. Raises whatever MLflow raises: call it again later.
+        """Send what MLflow does not have yet. Raises whatever MLflow raises; then call it again later.
 
-        `killed`: a run that did not say how it ended has been killed.
+        `killed`: report a run that did not state how it ended as KILLED.
         """
-        wanted = read_wanted(self.folder)
+        wanted = Wanted.read(self.folder)
         if wanted is None:
             return
         try:
@@ -64,14 +54,14 @@ class Delivery:
             self._send_status(wanted, killed)
             self._send_artifacts(wanted)
         except Exception as error:
-            self.described = None  # look at the run anew: it may be gone
+            self.described = None  # look the MLflow run up again: it may be gone
             self._save(error=sentence(error))
             raise
         if self.delivered.error:
             self._save(error="")
 
     def _connect(self, wanted: Wanted) -> None:
-        """Find the MLflow run, or make it, on first use and after an error."""
+        """Find or create the MLflow run, on first use and after an error."""
         if self.described is not None:
             return
         from mlflow import MlflowClient
@@ -88,8 +78,8 @@ class Delivery:
             what = "was deleted from" if known.uri == place else "is not yet in"
             self.notify(f"run {wanted.name} {what} MLflow at {place}: a new MLflow run takes all its metrics")
         experiment = self._experiment(wanted.experiment, uri)
-        found = self.client.search_runs([experiment], f"tags.{KEY_TAG} = '{wanted.key}'", max_results=1)
-        run = found[0] if found else self._create(experiment, wanted)
+        runs = self.client.search_runs([experiment], f"tags.{KEY_TAG} = '{wanted.key}'", max_results=1)
+        run = runs[0] if runs else self._create(experiment, wanted)
         self.delivered = Delivered(uri=place, experiment_id=experiment, run_id=run.info.run_id)
         self._save()
 
@@ -108,7 +98,7 @@ class Delivery:
 
         known = self.client.get_experiment_by_name(name)
         if known is None:
-            # A server keeps artifacts where it was told to; a local store would put them into the working directory.
+            # A server knows where to keep artifacts; a local store would put them into the working directory.
             remote = uri.startswith(("http://", "https://", "databricks"))
             location = None if remote else (self.folder.parent / MLFLOW_ARTIFACTS).as_uri()
             try:
@@ -123,12 +113,12 @@ class Delivery:
 
     def _create(self, experiment: str, wanted: Wanted) -> Any:
         tags = {KEY_TAG: wanted.key, "mlflow.source.name": "resnet-on-clusters"}
-        with suppress(OSError, KeyError):  # a container's user may have no name
+        with suppress(OSError, KeyError):  # the user of a container may have no name
             tags["mlflow.user"] = getpass.getuser()
         return self.client.create_run(experiment, start_time=wanted.started, tags=tags, run_name=wanted.name)
 
     def _describe(self, wanted: Wanted) -> None:
-        """Send parameters and tags. MLflow refuses a changed parameter: its new value becomes a tag."""
+        """Send parameters and tags. MLflow refuses to change a parameter, so the new value becomes a tag."""
         if self.described is not None and (self.described.params, self.described.tags) == (wanted.params, wanted.tags):
             return
         from mlflow.entities import Param, RunTag
@@ -165,12 +155,12 @@ class Delivery:
             self._save(position=position)
 
     def _unsent(self) -> Iterator[tuple[list[Record], int]]:
-        """The records of metrics.jsonl that MLflow does not have, in bunches, each with the position after it."""
+        """Yield the records of metrics.jsonl that MLflow does not have, in batches, each with the position after it."""
         path, position = self.folder / METRICS, self.delivered.position
         if not path.exists():
             return
         with open(path, "rb") as file:
-            # A file shorter than what was sent of it has been replaced: send all, what is known is not stored twice.
+            # A file that is shorter than its sent part has been replaced: send all, nothing is stored twice.
             position = position if position <= path.stat().st_size else 0
             file.seek(position)
             while lines := list(complete_lines(b"".join(file.readlines(BYTES_PER_READ)))):
@@ -189,49 +179,49 @@ class Delivery:
         self._save(status=status)
 
     def _send_artifacts(self, wanted: Wanted) -> None:
-        for path, folder in wanted.artifacts:
-            key, file = artifact_key(path, folder), self.folder / path
-            if not file.exists():
-                if self.delivered.artifacts.get(key) is None:
-                    self.notify(f"{file} was removed before MLflow took it")
-                    self._save(artifacts=self.delivered.artifacts | {key: "removed"})
-                continue
-            version = artifact_version(file)
-            if self.delivered.artifacts.get(key) != version:
-                self.client.log_artifact(self.delivered.run_id, str(file), folder or None)
-                self._save(artifacts=self.delivered.artifacts | {key: version})
+        artifacts = wanted.files(self.folder)
+        for artifact in artifacts:
+            if not artifact.file.exists() and artifact.key not in self.delivered.artifacts:
+                self.notify(f"{artifact.file} was removed before MLflow got it")
+                self._save(artifacts=self.delivered.artifacts | {artifact.key: "removed"})
+        for artifact in self.delivered.unsent(artifacts):
+            version = artifact.version
+            self.client.log_artifact(self.delivered.run_id, str(artifact.file), artifact.folder or None)
+            self._save(artifacts=self.delivered.artifacts | {artifact.key: version})
 
     def _save(self, **changes: Any) -> None:
         for name, value in changes.items():
             setattr(self.delivered, name, value)
-        write_delivered(self.folder, self.delivered)
+        self.delivered.write(self.folder)
 
 
 def make_store(path: Path) -> None:
     """Make MLflow's SQLite file, whole or not at all.
 
-    Two processes that made one file at once, or one that was killed at it, left half of MLflow's migrations, and no later
-    start could mend it.
+    Two processes that made it at once, or one that was killed while making it, left MLflow's migrations half done, and no
+    later start could mend that.
     """
     if path.exists() or not path.parent.is_dir():
         return
     from mlflow import MlflowClient
 
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        made = Path(folder) / path.name
-        MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments(max_results=1)
-        with suppress(OSError):  # another process was quicker; without hard links, MLflow makes the file in its place
-            os.link(made, path)
+        store = Path(folder) / path.name
+        MlflowClient(tracking_uri=f"sqlite:///{store}").search_experiments(max_results=1)
+        with suppress(
+            OSError
+        ):  # another process was quicker; or there are no hard links, and MLflow makes the file itself
+            os.link(store, path)
 
 
 def clean(name: str) -> str:
-    """A name that MLflow takes for a metric, parameter or tag: plain characters, and a path that stays where it is."""
+    """Turn a name into one that MLflow accepts for a metric, parameter or tag: plain characters, no relative path parts."""
     parts = [part for part in re.sub(r"[^/\w.\- ]", "_", name)[:250].split("/") if part not in ("", ".", "..")]
     return "/".join(parts) or "_"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as MLflow parameters: dotted names, values as text."""
+    """Turn nested settings into MLflow parameters: dotted names, values as text."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -242,7 +232,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def sentence(error: Exception) -> str:
-    """An error as a few words for the user; the whole of it goes to the log."""
+    """Shorten an error to a few words for the user; the whole error goes to the log."""
     text = " ".join(str(error).split())
     for sign, words in (
         ("Connection refused", "connection refused"),

@@ -1,9 +1,9 @@
-"""The process beside a run that feeds MLflow: python -m pipeline.tracking.feeder FOLDER CLOSE_SECONDS PARENT [URI]
+"""The process that feeds MLflow beside a run: python -m pipeline.tracking.feeder FOLDER CLOSE_SECONDS PARENT [URI]
 
-A process, not a thread: while a thread imports MLflow (5 s of Python), every operator of a training step waits for the
-interpreter lock (bench/tracking.py). When its standard input closes or the process PARENT, which started it, is gone, it
-delivers what is left, at most CLOSE_SECONDS long, and ends: MLflow then shows a killed run as KILLED.
-Sentences for the user go to standard output; everything else, MLflow's own talk included, to the log.
+It is a process, not a thread: while a thread imports MLflow (5 s of Python), every operator of a training step waits for
+the interpreter lock (bench/tracking.py). When its standard input closes, or its parent, the process PARENT, is gone, the
+feeder delivers the rest, for at most CLOSE_SECONDS, and ends: MLflow then shows a killed run as KILLED.
+Messages for the user go to standard output; everything else, MLflow's own output included, goes to the log.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from pipeline.tracking.delivery import Delivery, sentence
 
 POLL_SECONDS = 2.0
 LONGEST_PAUSE_SECONDS = 60.0
-# An outage that the user should hear of: shorter ones (a busy database, a server's restart) are caught up unnoticed.
+# The user hears of an outage only after so many failures: shorter ones (a busy database, a server's restart) pass unnoticed.
 FAILURES_BEFORE_NOTICE = 3
-# A dead server held one call for 246 s with MLflow's defaults; here the loop retries, and what is sent twice is stored once.
+# With MLflow's defaults a dead server blocked one call for 246 s. Here the loop retries; a metric sent twice is stored once.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -38,11 +38,11 @@ ENVIRONMENT = {
 
 
 def main(folder: Path, close_seconds: float, parent: int, uri: str | None = None) -> int:
-    """Feed MLflow until standard input closes or the process `parent` is gone; 0 where everything was delivered."""
+    """Feed MLflow until standard input closes or the process `parent` is gone; return 0 if everything was delivered."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.nice(5)  # never before a training thread on a busy CPU
-    notify, closing = _own_stdout(), threading.Event()
+    os.nice(5)  # never run before a training thread on a busy CPU
+    notify, closing = _claim_stdout(), threading.Event()
     threading.Thread(target=_watch_parent, args=(closing, close_seconds, parent), daemon=True).start()
     _lock(closing)
     delivery, failures, seen = Delivery(folder, notify, uri), 0, ""
@@ -51,7 +51,7 @@ def main(folder: Path, close_seconds: float, parent: int, uri: str | None = None
         try:
             delivery.deliver(killed=last and not is_held(folder))
             if failures >= FAILURES_BEFORE_NOTICE:
-                notify("MLflow answers again and has all metrics")
+                notify("MLflow responds again and has all metrics")
             failures = 0
         except Exception as error:
             failures += 1
@@ -59,20 +59,20 @@ def main(folder: Path, close_seconds: float, parent: int, uri: str | None = None
             _log(text if text == seen else traceback.format_exc())
             seen = text
             if failures == FAILURES_BEFORE_NOTICE:
-                notify(f"MLflow does not take the metrics ({text}): they are kept, and sent when it does")
+                notify(f"MLflow does not accept the metrics ({text}): they are kept, and sent when it does")
         if last:
             return min(failures, 1)
         closing.wait(min(POLL_SECONDS * 2**failures, LONGEST_PAUSE_SECONDS))
 
 
-def _own_stdout() -> Callable[[str], None]:
-    """Keep standard output for sentences to the user; what libraries print goes to the log, which is standard error."""
-    own = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+def _claim_stdout() -> Callable[[str], None]:
+    """Reserve standard output for messages to the user; send what libraries print to the log, which is standard error."""
+    stdout = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def notify(text: str) -> None:
         try:
-            own.write(text + "\n")
+            stdout.write(text + "\n")
         except OSError:  # the reader is gone
             _log(text)
 
@@ -80,8 +80,9 @@ def _own_stdout() -> Callable[[str], None]:
 
 
 def _watch_parent(closing: threading.Event, close_seconds: float, parent: int) -> None:
-    """Set `closing` when standard input speaks or ends, or `parent` is gone; end this process `close_seconds` later."""
-    # A forked sibling may hold the pipe open. The parent gives its number: it may be gone before this process can ask.
+    """Set `closing` when standard input has data or ends, or `parent` is gone; end this process `close_seconds` later."""
+    # The pipe alone is not enough: a forked sibling may hold it open. The parent passes its process id, because it may be
+    # gone before this process can ask for it.
     while os.getppid() == parent:
         if select.select([sys.stdin], [], [], POLL_SECONDS)[0]:
             break
@@ -90,7 +91,7 @@ def _watch_parent(closing: threading.Event, close_seconds: float, parent: int) -
 
 
 def _lock(closing: threading.Event) -> None:
-    """Wait until no other process feeds MLflow from this folder: the last attempt's may still be delivering."""
+    """Wait until no other process feeds MLflow from this folder: the feeder of the last attempt may still be delivering."""
     with suppress(NoLocksError):
         while not lock(sys.stderr):
             if closing.wait(POLL_SECONDS):

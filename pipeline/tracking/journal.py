@@ -1,8 +1,8 @@
-"""metrics.jsonl: the metrics of one run, append-only, one JSON object a line; what everything else is derived from.
+"""metrics.jsonl: the metrics of one run, append-only, one JSON object per line. MLflow and all tables derive from this file.
 
     {"kind": "val", "iteration": 5000, "time": 1764000000000, "top1_error": 41.2, "top5_error": 18.0}
 
-`time` is milliseconds since 1970. Numbers that JSON has no notation for stand as the strings NaN, Infinity and -Infinity.
+`time` is in milliseconds since 1970. Numbers that JSON cannot express are the strings NaN, Infinity and -Infinity.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RESERVED = ("kind", "iteration", "time")
 
 @dataclass(frozen=True)
 class Record:
-    """One line: the metrics `values` of `kind` (train, val ...) after `iteration` updates, logged at `time` (ms)."""
+    """One line: the metrics `values` of `kind` (train, val ...) after `iteration` updates, logged at `time` (ms since 1970)."""
 
     kind: str
     iteration: int
@@ -40,7 +40,7 @@ class Record:
 
     @classmethod
     def from_line(cls, line: bytes) -> Record:
-        """Raises ValueError where the line is not a record."""
+        """Parse a line. Raises ValueError if the line is not a record."""
         values = json.loads(line)
         try:
             kind, iteration, moment = (values.pop(name) for name in RESERVED)
@@ -50,10 +50,10 @@ class Record:
 
 
 class Journal:
-    """metrics.jsonl opened by its one writer, to be continued. Its threads may call it: training logs, a checkpoint syncs.
+    """The writer of metrics.jsonl, which continues an existing file. It is thread-safe: training logs, a checkpoint syncs.
 
-    A last line that was cut off while it was written is removed first, unless `repair` is off: a run that goes on may be
-    writing it. Raises UserError where another line is damaged.
+    With `repair`, a torn last line is removed first; turn `repair` off where a running training may be writing that line.
+    Raises UserError if another line is damaged.
     """
 
     def __init__(self, path: Path, *, repair: bool = True) -> None:
@@ -61,7 +61,7 @@ class Journal:
         self.descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self.pending: list[bytes] = []  # lines that the disk has refused so far
         self._writing = threading.Lock()
-        self._entered = False  # whether the folder's entry of the file is on the disk
+        self._entered = False  # whether the file's entry in its folder is on the disk
         try:
             content = path.read_bytes()
             records, sound = _parse(path, content)
@@ -73,12 +73,12 @@ class Journal:
         self.recorded = {(record.kind, record.iteration): record.values for record in records}
 
     def append(self, kind: str, iteration: int, values: Mapping[str, float], *, revise: bool = False) -> bool:
-        """Append one record; False where this kind and iteration is recorded already.
+        """Append one record; return False if this kind and iteration is recorded already.
 
-        A run that goes on from a checkpoint repeats what it had logged after it; the first record stands. With `revise`,
-        values that differ from the recorded ones are appended: readers take the last.
+        A run that continues from a checkpoint repeats the records that it had logged after it; the first ones stand. With
+        `revise`, values that differ from the recorded ones are appended: readers take the last.
         """
-        assert not set(RESERVED) & set(values), f"a metric may not be named {', '.join(RESERVED)}"
+        assert not set(RESERVED) & set(values), f"a metric must not be named {', '.join(RESERVED)}"
         known = self.recorded.get((kind, iteration))
         fresh = {name: float(value) for name, value in values.items()}
         if known is not None and not (revise and repr(known) != repr(fresh)):
@@ -92,10 +92,10 @@ class Journal:
         return True
 
     def fsync(self) -> None:
-        """Bring every record to the disk itself; raises OSError where it does not take them.
+        """Put every record on the disk; raises OSError if the disk refuses.
 
-        To be called before a checkpoint is published: what a checkpoint has behind it is not computed again, so its
-        metrics must survive whatever the checkpoint survives.
+        Call this before a checkpoint is published: updates before a checkpoint are never computed again, so their metrics
+        must survive whatever the checkpoint survives.
         """
         self._write()
         os.fsync(self.descriptor)
@@ -104,21 +104,21 @@ class Journal:
             self._entered = True
 
     def close(self) -> None:
-        """Raises OSError where the disk still refuses lines."""
+        """Write the pending lines and close the file. Raises OSError if the disk still refuses them."""
         try:
             self._write()
         finally:
             os.close(self.descriptor)
 
     def _write(self, *lines: bytes) -> None:
-        """Write what is pending, then `lines`, each whole or not at all."""
+        """Write the pending lines, then `lines`, each whole or not at all."""
         with self._writing:
             self.pending += lines
             while self.pending:
                 line, size = self.pending[0], os.fstat(self.descriptor).st_size
                 try:
                     written = os.write(self.descriptor, line)
-                    if written < len(line):  # the disk filled up in the middle of the line; the next write says so
+                    if written < len(line):  # the disk filled up within the line; the next write raises the error
                         os.write(self.descriptor, line[written:])
                 except OSError:
                     os.ftruncate(self.descriptor, size)
@@ -127,23 +127,23 @@ class Journal:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """The records of a metrics.jsonl, also of one that is being written; [] where there is none.
+    """Return the records of a metrics.jsonl, which may be growing; [] if there is no such file.
 
-    One record per kind and iteration, the last written, in the order of first writing.
+    For each kind and iteration the last record counts; records are in the order of their first writing.
     """
     content = path.read_bytes() if path.exists() else b""
     return list({(record.kind, record.iteration): record for record in _parse(path, content)[0]}.values())
 
 
 def complete_lines(content: bytes) -> Iterator[bytes]:
-    """The lines of `content` with their line ends, without a last one that has none."""
+    """Yield the lines of `content` with their line ends; a last line without one is left out."""
     for line in content.splitlines(keepends=True):
         if line.endswith(b"\n"):
             yield line
 
 
 def _parse(path: Path, content: bytes) -> tuple[list[Record], int]:
-    """(records, bytes they take from the start). What follows them is one torn line or nothing."""
+    """Return the records and the number of bytes that they occupy from the start; at most one torn line follows them."""
     records: list[Record] = []
     sound = 0
     for number, line in enumerate(complete_lines(content), start=1):

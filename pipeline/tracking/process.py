@@ -1,4 +1,4 @@
-"""The run's side of the process that feeds MLflow (feeder.py): starts it, passes on what it says, ends it in bounded time."""
+"""The run's side of the feeder process (feeder.py): starts it, prints its messages, and ends it in bounded time."""
 
 from __future__ import annotations
 
@@ -16,24 +16,15 @@ from typing import IO
 
 from pipeline.base.layout import FEEDER_LOG, METRICS
 from pipeline.tracking.journal import complete_lines
-from pipeline.tracking.state import (
-    Delivered,
-    Wanted,
-    artifact_key,
-    artifact_version,
-    read_delivered,
-    read_wanted,
-    resolve_uri,
-    without_password,
-)
+from pipeline.tracking.state import Delivered, Wanted, resolve_uri, without_password
 
-STARTS = 3  # of one attempt, should something kill the feeder
-# What ends or pauses a job is the run's business; the feeder ends after it, by its standard input.
+STARTS = 3  # per attempt, if something kills the feeder
+# Signals that end or pause a job are for the run; the feeder ends after the run, when its standard input closes.
 NOT_FOR_THE_FEEDER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
 class FeederProcess:
-    """Feeds MLflow from the run in `folder` while this process goes on, and `close_seconds` longer should it be killed."""
+    """Feeds MLflow from the run in `folder` while this process runs, and for `close_seconds` more if it is killed."""
 
     def __init__(self, folder: Path, close_seconds: float, uri: str | None = None) -> None:
         self.folder, self.close_seconds, self.uri = folder.resolve(), close_seconds, uri
@@ -42,23 +33,23 @@ class FeederProcess:
         self.ensure()
 
     def ensure(self) -> None:
-        """Start the process where it does not run (any more)."""
+        """Start the feeder if it is not running (any more)."""
         if (self.process is None or self.process.poll() is not None) and self.starts < STARTS:
             self.starts += 1
             try:
                 self._start()
             except OSError as error:
-                print(f"MLflow cannot be fed during this run ({error}); metrics are kept", file=sys.stderr)
+                print(f"MLflow gets no metrics during this run ({error}); they are kept", file=sys.stderr)
                 self.starts = STARTS
 
     def close(self, seconds: float) -> None:
-        """Wait, at most `seconds`, until MLflow has everything; say what it has not."""
+        """Wait, at most `seconds`, until MLflow has everything; print what it lacks."""
         self.drain(seconds)
         if left := what_is_left(self.folder, self.uri):
             print(left, file=sys.stderr)
 
     def drain(self, seconds: float, waiting: Callable[[], None] = lambda: None) -> None:
-        """Wait, at most `seconds`, until MLflow has everything; calls `waiting` every so often."""
+        """Wait, at most `seconds`, until MLflow has everything and the feeder ends; call `waiting` every 0.2 s."""
         self.ensure()
         if self.process is None:
             return
@@ -66,7 +57,7 @@ class FeederProcess:
         deadline = time.monotonic() + seconds
         try:
             with suppress(BrokenPipeError):
-                # A word, not only the end of the stream: a forked sibling may hold the pipe open.
+                # Closing alone is not enough: a forked sibling may hold the pipe open.
                 self.process.stdin.write("close\n")
                 self.process.stdin.close()
             while self.process.poll() is None and time.monotonic() < deadline:
@@ -86,7 +77,7 @@ class FeederProcess:
         command = [sys.executable, "-P", "-m", "pipeline.tracking.feeder"]
         command += [str(self.folder), str(self.close_seconds), str(os.getpid())]
         command += [self.uri] if self.uri else []
-        # A blocked signal stays blocked in the child, from its first instruction; here it is only late.
+        # A blocked signal stays blocked in the child from its first instruction; here it only arrives later.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_THE_FEEDER)
         try:
             with open(log, "a") as errors:
@@ -107,16 +98,16 @@ def _pass_on(stream: IO[str]) -> None:
 
 
 def what_is_left(folder: Path, uri: str | None = None) -> str:
-    """One sentence on what MLflow does not have of the run in `folder`, and the remedy; empty where it has everything."""
-    wanted = read_wanted(folder)
+    """Return one sentence on what MLflow lacks of the run in `folder`, with the remedy; empty if it has everything."""
+    wanted = Wanted.read(folder)
     if wanted is None:
         return ""
     place = without_password(uri or resolve_uri(folder, wanted.uri))
-    delivered = read_delivered(folder, place)
+    delivered = Delivered.read(folder, place)
     missing = []
     if lines := unsent_lines(folder, delivered):
         missing.append(f"{lines:,} lines of {METRICS}")
-    if files := _unsent_artifacts(folder, wanted, delivered):
+    if files := len(delivered.unsent(wanted.files(folder))):
         missing.append(f"{files} files" if files > 1 else "a file")
     if wanted.status not in (delivered.status, "RUNNING"):
         missing.append(f"the status {wanted.status}")
@@ -132,8 +123,3 @@ def what_is_left(folder: Path, uri: str | None = None) -> str:
 def unsent_lines(folder: Path, delivered: Delivered) -> int:
     path = folder / METRICS
     return sum(1 for _ in complete_lines(path.read_bytes()[delivered.position :])) if path.exists() else 0
-
-
-def _unsent_artifacts(folder: Path, wanted: Wanted, delivered: Delivered) -> int:
-    keys = [(folder / path, artifact_key(path, inside)) for path, inside in wanted.artifacts]
-    return sum(file.exists() and delivered.artifacts.get(key) != artifact_version(file) for file, key in keys)

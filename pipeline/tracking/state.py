@@ -1,6 +1,7 @@
-"""Two small files of a run folder: what MLflow is to know of the run beside its metrics, and what it knows by now.
+"""Two small files of a run folder. tracking.json: what MLflow should know of the run, beside its metrics. mlflow.json: what
+has been delivered so far.
 
-tracking.json is written by the run alone, mlflow.json by the process that feeds MLflow alone: neither waits for the other.
+Only the run writes tracking.json and only the feeder writes mlflow.json: neither waits for the other.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pipeline.base.files import write_text
 from pipeline.base.layout import DELIVERED, MLFLOW_STORE, TRACKING
@@ -18,12 +19,26 @@ from pipeline.base.layout import DELIVERED, MLFLOW_STORE, TRACKING
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 
+class Artifact(NamedTuple):
+    """A `file` that MLflow should keep in `folder` of the MLflow run; mlflow.json lists it under `key`."""
+
+    key: str
+    file: Path
+    folder: str
+
+    @property
+    def version(self) -> str:
+        """Size and time of the file, which tell its contents apart. Raises OSError if the file is gone."""
+        status = self.file.stat()
+        return f"{status.st_size}:{status.st_mtime_ns}"
+
+
 @dataclass
 class Wanted:
-    """What MLflow is to know of a run beside its metrics; tracking.json.
+    """What MLflow should know of a run, beside its metrics: the content of tracking.json.
 
-    `key` finds the MLflow run again where its id was lost; `artifacts` are (path, folder in MLflow) with paths relative
-    to the run folder where they lie in it; times are ms since 1970.
+    `key` finds the MLflow run if its id was lost. `artifacts` are pairs (path, folder in MLflow), the path relative to the
+    run folder if the file lies in it. Times are in ms since 1970.
     """
 
     key: str
@@ -37,13 +52,26 @@ class Wanted:
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: list[list[str]] = field(default_factory=list)
 
+    @classmethod
+    def read(cls, folder: Path) -> Wanted | None:
+        """Return what the run in `folder` wants; None if it has no tracking.json."""
+        values = _read(folder / TRACKING, cls)
+        return cls(**values) if values else None
+
+    def write(self, folder: Path) -> None:
+        write_text(folder / TRACKING, json.dumps(asdict(self), indent=1))
+
+    def files(self, folder: Path) -> list[Artifact]:
+        """Return the artifacts of the run in `folder`."""
+        return [Artifact(f"{inside}:{path}", folder / path, inside) for path, inside in self.artifacts]
+
 
 @dataclass
 class Delivered:
-    """What MLflow knows of a run; mlflow.json. `position` counts the bytes of metrics.jsonl that it has.
+    """What MLflow has of a run: the content of mlflow.json. `position`: the bytes of metrics.jsonl that MLflow has.
 
-    `uri` is without passwords, `artifacts` maps (path, folder) to the size and time of the file that was sent, `error` is
-    why the last attempt failed.
+    `uri` holds no password. `artifacts` maps an artifact's key to the version that was sent. `error`: why the last attempt
+    to deliver failed.
     """
 
     uri: str = ""
@@ -54,28 +82,22 @@ class Delivered:
     artifacts: dict[str, str] = field(default_factory=dict)
     error: str = ""
 
+    @classmethod
+    def read(cls, folder: Path, uri: str | None = None) -> Delivered:
+        """Return what MLflow has of the run in `folder`; with `uri`, what the MLflow at that address has."""
+        delivered = cls(**_read(folder / DELIVERED, cls))
+        return delivered if uri in (None, delivered.uri) else cls(error=delivered.error)
 
-def read_wanted(folder: Path) -> Wanted | None:
-    values = _read(folder / TRACKING, Wanted)
-    return Wanted(**values) if values else None
+    def write(self, folder: Path) -> None:
+        write_text(folder / DELIVERED, json.dumps(asdict(self), indent=1))
 
-
-def read_delivered(folder: Path, uri: str | None = None) -> Delivered:
-    """What MLflow knows of the run in `folder`; where `uri` is given, what MLflow there knows."""
-    delivered = Delivered(**_read(folder / DELIVERED, Delivered))
-    return delivered if uri in (None, delivered.uri) else Delivered(error=delivered.error)
-
-
-def write_wanted(folder: Path, wanted: Wanted) -> None:
-    _write(folder / TRACKING, asdict(wanted))
-
-
-def write_delivered(folder: Path, delivered: Delivered) -> None:
-    _write(folder / DELIVERED, asdict(delivered))
+    def unsent(self, artifacts: list[Artifact]) -> list[Artifact]:
+        """Return those of `artifacts` that exist and of which MLflow lacks the present version."""
+        return [a for a in artifacts if a.file.exists() and self.artifacts.get(a.key) != a.version]
 
 
 def resolve_uri(folder: Path, configured: str | None) -> str:
-    """Where MLflow is told of the run in `folder`: see TrackingConfig.uri. May hold a password."""
+    """Return the address of MLflow for the run in `folder` (see TrackingConfig.uri). It may hold a password."""
     store = folder.resolve().parent / MLFLOW_STORE
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store}"
 
@@ -84,24 +106,11 @@ def without_password(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
-def artifact_key(path: str, folder: str) -> str:
-    return f"{folder}:{path}"
-
-
-def artifact_version(path: Path) -> str:
-    """What tells one content of a file from another; raises OSError where the file is gone."""
-    facts = path.stat()
-    return f"{facts.st_size}:{facts.st_mtime_ns}"
-
-
 def _read(path: Path, kind: type[Wanted] | type[Delivered]) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
-        # Only a power cut on an unsafe file system leaves half a file; all of it can be made again.
+        # Only a power cut on an unsafe file system leaves half a file, and its whole content can be made again.
         return {}
-    return {one.name: values[one.name] for one in fields(kind) if one.name in values}
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=1))
+    names = [key.name for key in fields(kind)]
+    return {name: values[name] for name in names if name in values}

@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics to metrics.jsonl, and from there to MLflow."""
+"""Records a run: metrics go to metrics.jsonl, and from there to MLflow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from pipeline.base.layout import METRICS
@@ -17,58 +16,48 @@ from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.delivery import flatten
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.process import FeederProcess
-from pipeline.tracking.state import (
-    Status,
-    Wanted,
-    artifact_key,
-    artifact_version,
-    read_delivered,
-    read_wanted,
-    write_wanted,
-)
+from pipeline.tracking.state import Delivered, Status, Wanted
 
-# A run that was told to stop has little time left to do so, and its next start delivers what is missing.
+# A run that was asked to stop has little time left, and its next start delivers what is missing.
 KILLED_SECONDS = 5.0
 
 
 class Tracker:
-    """Records nothing: what every rank but the main one holds. Use as a context manager."""
+    """The null tracker, which records nothing, for every rank but the main one; RunTracker records. A context manager."""
 
     def log(self, kind: str, iteration: int, values: Mapping[str, float]) -> None:
         """Record the metrics `values` of `kind` (train, val ...) after `iteration` updates, once.
 
-        In MLflow they are KIND/NAME at step `iteration`. What is recorded already (a run that goes on from a checkpoint
-        repeats what came after it) is skipped.
+        In MLflow they are KIND/NAME at step `iteration`. A record that exists already is skipped: a run that continues from
+        a checkpoint repeats what it had logged after it.
         """
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """Have MLflow keep a copy of a file, in `folder` of the MLflow run; again where the file has changed."""
+        """Let MLflow keep a copy of a file in `folder` of the MLflow run, and a new copy whenever the file changes."""
 
     def finish(self, status: Status) -> None:
-        """Say how the run ended: FINISHED, FAILED or KILLED. A run that is closed without it is KILLED."""
+        """State how the run ended: FINISHED, FAILED or KILLED. A run that is closed without this call is KILLED."""
 
     def fsync(self) -> None:
-        """Bring all metrics to the disk; raises OSError where it does not take them. Before a checkpoint is published."""
+        """Put all metrics on the disk, before a checkpoint is published; raises OSError if the disk refuses."""
 
     def close(self) -> None:
-        """Wait, at most `close_seconds` (5 where the run was KILLED), until MLflow has everything; say what it has not."""
+        """Wait, at most `close_seconds` (5 s if the run was KILLED), until MLflow has everything; print what it lacks."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
 
 
 class RunTracker(Tracker):
-    """Records one run; made by open_tracker."""
+    """Records one run; `open_tracker` makes it."""
 
     def __init__(self, folder: Path, config: TrackingConfig, wanted: Wanted) -> None:
         self.folder, self.wanted, self.close_seconds = folder, wanted, config.close_seconds
         self.journal = Journal(folder / METRICS)
-        write_wanted(folder, wanted)
+        wanted.write(folder)
         self.feeder = FeederProcess(folder, config.close_seconds) if config.mlflow else None
 
     def log(self, kind: str, iteration: int, values: Mapping[str, float]) -> None:
@@ -93,18 +82,14 @@ class RunTracker(Tracker):
         try:
             self.journal.close()
         except OSError as error:
-            print(
-                f"{self.journal.path} lacks its last {len(self.journal.pending)} lines ({error.strerror})",
-                file=sys.stderr,
-            )
+            lost = len(self.journal.pending)
+            print(f"{self.journal.path} lacks its last {lost} lines ({error.strerror})", file=sys.stderr)
         finally:
             if self.feeder:
                 killed = self.wanted.status == "KILLED"
                 self.feeder.close(min(self.close_seconds, KILLED_SECONDS) if killed else self.close_seconds)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, FencedError):
             self._abandon()
             return
@@ -113,7 +98,7 @@ class RunTracker(Tracker):
         self.close()
 
     def _abandon(self) -> None:
-        """Write nothing more and wait for nobody: the run folder belongs to a later attempt, and MLflow to its feeder."""
+        """Write nothing more and do not wait: a later attempt now owns the run folder, and its feeder owns the MLflow run."""
         self.journal.pending.clear()
         self.journal.close()
         if self.feeder and self.feeder.process:
@@ -122,13 +107,13 @@ class RunTracker(Tracker):
     def _change(self, **changes: Any) -> None:
         self.wanted = replace(self.wanted, **changes)
         try:
-            write_wanted(self.folder, self.wanted)
+            self.wanted.write(self.folder)
         except OSError as error:  # a full disk must not end the run
-            print(f"MLflow will not be told of {', '.join(changes)} of this run: {error}", file=sys.stderr)
+            print(f"MLflow will not get {', '.join(changes)} of this run: {error}", file=sys.stderr)
 
 
 def _artifact_name(folder: Path, path: Path) -> str:
-    """A file as tracking.json names it: relative to the run folder where it lies in it."""
+    """Return the path of a file as tracking.json states it: relative to the run folder if the file lies in it."""
     path, home = path.resolve(), folder.resolve()
     return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
 
@@ -142,15 +127,15 @@ def open_tracker(
     tags: Mapping[str, str],
     enabled: bool = True,
 ) -> Tracker:
-    """Start recording the run in `folder`, or go on with it; not `enabled` (every rank but one): records nothing.
+    """Start or continue to record the run in `folder`. If not `enabled` (every rank but the main one), record nothing.
 
     `params` (nested or flat) and `tags` describe the run in MLflow; a parameter that differs from an earlier attempt's
-    becomes a tag `changed.NAME`. Raises UserError where metrics.jsonl is damaged.
+    becomes a tag `changed.NAME`. Raises UserError if metrics.jsonl is damaged.
     """
     if not enabled:
         return Tracker()
     folder.mkdir(parents=True, exist_ok=True)
-    before = read_wanted(folder)
+    before = Wanted.read(folder)
     wanted = Wanted(
         key=before.key if before else uuid.uuid4().hex,
         name=name,
@@ -173,43 +158,30 @@ def log_evaluations(
 ) -> None:
     """Add evaluations (kind -> metrics) of the trained run in `folder` to its metrics.jsonl and, as KIND/NAME, to MLflow.
 
-    `iteration` is the checkpoint's. Values that differ from those of an earlier evaluation are added, equal ones not.
-    `artifacts`: files that MLflow is to keep, each with its folder in the MLflow run; not while the run is training,
-    which alone writes what MLflow is to know. The run's status, parameters and tags stay as they are. Waits for MLflow
-    as the end of a run does.
+    `iteration` is the checkpoint's. Values that equal those of an earlier evaluation are not added again. `artifacts`: files
+    that MLflow should keep, each with its folder in the MLflow run; ignored while the run is training, because then the
+    training alone writes tracking.json. Status, parameters and tags of the run stay as they are. Waits for MLflow as the
+    end of a run does.
     """
-    wanted = read_wanted(folder)
+    wanted = Wanted.read(folder)
     if wanted is not None and not is_held(folder):
         added = [[_artifact_name(folder, path), place] for path, place in artifacts]
-        write_wanted(
-            folder, replace(wanted, artifacts=wanted.artifacts + [a for a in added if a not in wanted.artifacts])
-        )
+        new = [artifact for artifact in added if artifact not in wanted.artifacts]
+        replace(wanted, artifacts=wanted.artifacts + new).write(folder)
     journal = Journal(folder / METRICS, repair=not is_held(folder))
     for kind, values in evaluations.items():
         journal.append(kind, iteration, values, revise=True)
     journal.close()
-    if config.mlflow and read_wanted(folder) is not None:
+    if config.mlflow and wanted is not None:
         FeederProcess(folder, config.close_seconds).close(config.close_seconds)
 
 
 def is_delivered(folder: Path) -> bool:
-    """Whether MLflow has every metric and artifact of the run in `folder` by now."""
-    wanted, delivered = read_wanted(folder), read_delivered(folder)
-    metrics = folder / METRICS
+    """Return whether MLflow has every metric and artifact of the run in `folder`."""
+    wanted, delivered, metrics = Wanted.read(folder), Delivered.read(folder), folder / METRICS
     if wanted is None or not metrics.exists():
         return True
-    files = {artifact_key(path, place): folder / path for path, place in wanted.artifacts}
-    sent = all(
-        not file.exists() or delivered.artifacts.get(key) == artifact_version(file) for key, file in files.items()
-    )
-    return sent and delivered.position == metrics.stat().st_size
-
-
-def log_evaluation(
-    folder: Path, config: TrackingConfig, kind: str, iteration: int, values: Mapping[str, float]
-) -> None:
-    """`log_evaluations` of one."""
-    log_evaluations(folder, config, iteration, {kind: values})
+    return not delivered.unsent(wanted.files(folder)) and delivered.position == metrics.stat().st_size
 
 
 def log_result_run(
@@ -222,11 +194,11 @@ def log_result_run(
     tags: Mapping[str, str],
     artifacts: Iterable[Path] = (),
 ) -> None:
-    """Record a result of its own, such as an ensemble's errors, as a run in `folder`, which stands among the run folders.
+    """Record a result that is no training, such as an ensemble's errors, as a run in `folder`, beside the run folders.
 
-    `metrics` (kind -> metrics) as in `log_evaluations`, so that members and ensembles stand in the same columns.
-    Name the members in `params` and `tags`: `mlflow_run_id(folder)` gives each one's MLflow run. Calling it again with
-    the same folder goes on with the same MLflow run.
+    `metrics` (kind -> metrics) are as in `log_evaluations`, so that members and ensembles share their columns in MLflow.
+    Name the members in `params` and `tags`: `mlflow_run_id(folder)` gives each member's MLflow run. A second call with the
+    same folder continues the same MLflow run.
     """
     with open_tracker(folder, config, name=name, params=params, tags=tags) as tracker:
         assert isinstance(tracker, RunTracker)
@@ -238,11 +210,11 @@ def log_result_run(
 
 
 def is_concluded(folder: Path) -> bool:
-    """Whether the run in `folder` has said that it is finished (and the process beside it will have told MLflow)."""
-    wanted = read_wanted(folder)
+    """Return whether tracking.json states that the run in `folder` is finished (its feeder tells MLflow)."""
+    wanted = Wanted.read(folder)
     return wanted is not None and wanted.status == "FINISHED"
 
 
 def mlflow_run_id(folder: Path) -> str | None:
-    """The id of the MLflow run of the run in `folder`; None where MLflow has not been told of it yet."""
-    return read_delivered(folder).run_id or None
+    """Return the id of the MLflow run of the run in `folder`; None if MLflow does not know the run yet."""
+    return Delivered.read(folder).run_id or None

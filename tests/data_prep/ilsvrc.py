@@ -1,4 +1,4 @@
-"""A synthetic ILSVRC 2012 in every layout it is handed out in: 1,000 classes, tiny images, the known oddities."""
+"""A synthetic ILSVRC 2012 in every layout in which it is distributed: 1,000 classes, tiny images, the known oddities."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def write_tars(root: Path, synthetic: Synthetic) -> Path:
-    """As image-net.org hands it out."""
+    """Write it as image-net.org distributes it."""
     with tarfile.open(root / "ILSVRC2012_img_train.tar", "w", format=tarfile.GNU_FORMAT) as outer:
         for wnid in sorted(synthetic.wnids):
             inner = io.BytesIO()

@@ -129,7 +129,9 @@ def test_held_out_images(archive, png_folders, batches, tmp_path, hashes):
     )
     np.testing.assert_allclose(dataset.statistics.mean_image, kept.mean(axis=0, dtype=np.float64), rtol=1e-6)
     assert verify(dataset.folder, fast=False, workers=1).problems == ()
-    refused(archive, tmp_path, "--hold-out 200 cannot be: there are 200 training images", options=["--hold-out", "200"])
+    refused(
+        archive, tmp_path, "--hold-out must be from 1 to 199 training images (got 200", options=["--hold-out", "200"]
+    )
 
 
 def refused(source, tmp_path, *parts, options=()):

@@ -1,4 +1,4 @@
-"""ILSVRC 2012 in every layout it is handed out in gives one dataset; sources that lack something are refused."""
+"""Every layout in which ILSVRC 2012 is distributed gives the same dataset; incomplete sources are refused."""
 
 import json
 import shutil
@@ -190,11 +190,11 @@ def test_val_with_an_image_that_the_ground_truth_does_not_know(tars, tmp_path, s
     with tarfile.open(source / "ILSVRC2012_img_val.tar", "w") as tar:
         for name, data in {**synthetic.val, "ILSVRC2012_val_00001501.JPEG": b""}.items():
             add(tar, name, data)
-    refused(source, "does not name", "ILSVRC2012_val_00001501")
+    refused(source, "does not list", "ILSVRC2012_val_00001501")
 
 
 def test_val_tar_without_labels(tars, tmp_path):
-    refused(copied(tars, tmp_path, "ILSVRC2012_devkit_t12.tar.gz"), "says no classes", "ILSVRC2012_devkit_t12.tar.gz")
+    refused(copied(tars, tmp_path, "ILSVRC2012_devkit_t12.tar.gz"), "has no classes", "ILSVRC2012_devkit_t12.tar.gz")
 
 
 def test_damaged_devkit(tars, tmp_path):

@@ -22,7 +22,7 @@ def psnr(first, second):
 
 
 def dali_decode(data):
-    """uint8 [H, W, 3]: what DALI's decoder makes of an image, EXIF orientation ignored."""
+    """Decode an image with DALI, EXIF orientation ignored: uint8 [H, W, 3]."""
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=None)
     def pipe():

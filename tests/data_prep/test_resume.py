@@ -1,4 +1,4 @@
-"""Interrupted at any moment and started again, a preparation ends in the bytes of one that never was."""
+"""A preparation that is interrupted at any moment and started again gives the bytes of one that was not interrupted."""
 
 import os
 import signal

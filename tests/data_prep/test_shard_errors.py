@@ -1,4 +1,4 @@
-"""What bad input gets: one sentence with the place and the remedy, exit code 2, nothing under a final name."""
+"""Bad input gets one sentence with the place and the remedy, exit code 2, and no file under a final name."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The audit finds every flipped byte, and contents that do not fit each other under right checksums."""
+"""The audit finds every flipped byte, and contents that contradict each other under correct checksums."""
 
 import dataclasses
 import hashlib
@@ -105,7 +105,7 @@ def test_a_folder_that_is_no_dataset(tmp_path, command):
 
 
 def rewrite(folder, change):
-    """Write a manifest and its checksum anew, so that checksums do not give `change(manifest)` away."""
+    """Write a changed manifest and its new checksum, so that checksums do not reveal `change(manifest)`."""
     text = change(Dataset(folder).manifest).to_json()
     (folder / "manifest.json").write_text(text)
     digest = hashlib.sha256(text.encode()).hexdigest()

@@ -17,7 +17,7 @@ from pipeline.base.command import UserError
 from pipeline.base.lease import FencedError, Lease
 from pipeline.base.lock import lock
 from pipeline.tracking import TrackingConfig, open_tracker
-from pipeline.tracking.state import read_wanted
+from pipeline.tracking.state import Wanted
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
 from tests.patience import limit
 
@@ -78,7 +78,7 @@ def test_a_fenced_run_does_not_say_how_it_ended(tmp_path: Path) -> None:
         tracker.journal.pending.append(b"a line that the disk has refused so far\n")
         Lease(folder, REQUEUED)
         stale.check()
-    wanted = read_wanted(folder)
+    wanted = Wanted.read(folder)
     assert wanted is not None and (wanted.status, wanted.ended) == ("RUNNING", None)
     assert (folder / "metrics.jsonl").read_bytes() == written
     assert tracker.feeder.process.wait(limit(60)) == -signal.SIGKILL

@@ -48,7 +48,7 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="session", params=[5, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])
 def real_imagenet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The 140 real ImageNet images, or 32 of them, where they are at hand."""
+    """The 140 real ImageNet images, or 32 of them, if this machine has them."""
     images = [data for _, data in real_images(request.param)]
     return write_dataset(tmp_path_factory.mktemp("real") / "data", images, shard_size=50)
 

@@ -10,7 +10,7 @@ from pipeline.data.staging import staged
 
 
 def inodes(folder: Path) -> dict[str, int]:
-    """Which files the shards are: a file that was copied again is another one."""
+    """Identify the files of the shards: a file that was copied again has another inode."""
     return {path.name: path.stat().st_ino for path in folder.rglob("*.tar")}
 
 

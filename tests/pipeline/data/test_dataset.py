@@ -1,4 +1,4 @@
-"""A dataset folder that is not what it should be gets one sentence; a sound one reads as the tars hold it."""
+"""A faulty dataset folder gets an error of one sentence; a sound one gives the bytes that its tars hold."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
             LoaderConfig(**options)
     with pytest.raises(UserError, match="hw_decoder_load"):
         LoaderConfig(hw_decoder_load=1.5)
-    with pytest.raises(UserError, match="decode_on is gpu, but the batches are wanted on the CPU"):
+    with pytest.raises(UserError, match="decode_on is gpu, but the batches go to the CPU"):
         LoaderConfig(decode_on="gpu").decoding_device(torch.device("cpu"))
     cuda = torch.device("cuda", 1)
     assert LoaderConfig().decoding_device(cuda) == cuda

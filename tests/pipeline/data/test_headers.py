@@ -1,4 +1,4 @@
-"""Which images look damaged before they are decoded; Pillow makes the sound ones and is the judge of the others."""
+"""Headers of sound and damaged images: Pillow makes the sound images and decides which others are damaged."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_the_permutation_is_the_sort_of_numpys_raw_words() -> None:
 
 
 def test_permutations_are_uniform() -> None:
-    """Each of 5 samples takes each place in a fifth of 5000 epochs; blocks: each of the chunks does."""
+    """Each of 5 samples (or chunks, with blocks) takes each place in a fifth of 5000 epochs."""
     places = np.array([Order(5, 5, 1).permutation(epoch) for epoch in range(5000)])
     shares = np.array([(places == sample).mean(axis=0) for sample in range(5)])
     np.testing.assert_allclose(shares, 0.2, atol=0.03)

@@ -63,7 +63,7 @@ def test_a_shard_that_is_not_the_manifests_is_refused(dataset: Dataset, tmp_path
     data = bytearray(shard.read_bytes())
     data[1000] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(UserError, match=r"test-train-000001.tar has not the sha256 that the manifest states"):
+    with pytest.raises(UserError, match=r"test-train-000001.tar does not match the SHA-256 in the manifest"):
         staged(split, str(tmp_path / "fast"))
     assert not list((tmp_path / "fast").rglob("test-train-000001.tar"))
 
@@ -71,7 +71,7 @@ def test_a_shard_that_is_not_the_manifests_is_refused(dataset: Dataset, tmp_path
 def test_a_disk_that_is_too_small_is_refused(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"0.0 GB free, the shards to stage need"):
+    with pytest.raises(UserError, match=r"0.0 GB free, but the shards to stage need"):
         staged(dataset.split("train"), str(tmp_path / "fast"))
 
 

@@ -139,7 +139,7 @@ def test_small_files_are_kept_and_checked(dataset: Dataset, http_url: str, tmp_p
     with open(dataset.folder / "train.samples.npy", "ab") as original:
         original.write(b"x")
     table.unlink()
-    with pytest.raises(UserError, match="has not the sha256 that the manifest states"):
+    with pytest.raises(UserError, match="does not match the SHA-256 in the manifest"):
         open_dataset(http_url, tmp_path)
 
 

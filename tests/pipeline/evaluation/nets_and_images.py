@@ -22,7 +22,7 @@ from pipeline.data.augment import AugmentConfig
 from pipeline.data.dataset import Dataset, Statistics
 from pipeline.data.loader import LoaderConfig
 from pipeline.evaluation.scores import Provenance
-from pipeline.evaluation.scoring import Showing
+from pipeline.evaluation.scoring import EvaluationSettings
 from pipeline.models.resnet import build
 from pipeline.run.config import Config, EvaluationConfig, to_yaml
 from pipeline.tracking import TrackingConfig
@@ -141,8 +141,8 @@ def decoded(dataset: Dataset, split: str = "train") -> list[Image.Image]:
     return [Image.open(io.BytesIO(samples.read(i))).convert("RGB") for i in range(len(samples))]
 
 
-def showing(short_side: int, crop: int, statistics: Statistics) -> Showing:
-    return Showing(short_side=short_side, crop=crop, normalization=statistics, loader=LOADER)
+def settings(short_side: int, crop: int, statistics: Statistics) -> EvaluationSettings:
+    return EvaluationSettings(short_side=short_side, crop=crop, normalization=statistics, loader=LOADER)
 
 
 def provenance(protocol: str = "center", **changes: Any) -> Provenance:

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.responses import measure
 from pipeline.process.world import World
-from tests.pipeline.evaluation.nets_and_images import showing, varied_resnet
+from tests.pipeline.evaluation.nets_and_images import settings, varied_resnet
 
 
 def net_of(dataset: Dataset) -> nn.Module:
@@ -20,4 +20,4 @@ def net_of(dataset: Dataset) -> nn.Module:
 
 def respond(world: World, folder: Path) -> dict[str, float] | None:
     dataset = Dataset(folder)
-    return measure(net_of(dataset), dataset.split("train"), showing(36, 32, dataset.statistics), world=world)
+    return measure(net_of(dataset), dataset.split("train"), settings(36, 32, dataset.statistics), world=world)

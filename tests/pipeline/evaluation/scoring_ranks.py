@@ -11,7 +11,7 @@ from pipeline.evaluation.protocols import find
 from pipeline.evaluation.scores import save
 from pipeline.evaluation.scoring import evaluate_errors, score_split
 from pipeline.process.world import World
-from tests.pipeline.evaluation.nets_and_images import LOADER, SmallNet, provenance, showing
+from tests.pipeline.evaluation.nets_and_images import LOADER, SmallNet, provenance, settings
 
 
 def score(world: World, folder: Path, protocols: list[str], out: Path) -> tuple[float, float]:
@@ -21,7 +21,7 @@ def score(world: World, folder: Path, protocols: list[str], out: Path) -> tuple[
     net = SmallNet(dataset.classes, stride=4).eval()
     for name in protocols:
         scored = score_split(
-            net, split, find(name), showing(36, 32, dataset.statistics),
+            net, split, find(name), settings(36, 32, dataset.statistics),
             world=world, classes=dataset.classes, provenance=provenance(name, split="train"),
         )  # fmt: skip
         assert (scored is not None) == world.is_main

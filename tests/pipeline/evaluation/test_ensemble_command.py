@@ -16,7 +16,7 @@ from pipeline import ensemble
 from pipeline.evaluation.scores import Scores, load, save
 from pipeline.run.config import Config, to_yaml
 from pipeline.tracking import TrackingConfig, read_metrics
-from pipeline.tracking.state import Delivered, write_delivered
+from pipeline.tracking.state import Delivered
 from tests.pipeline.evaluation.nets_and_images import Run, provenance, random_softmax
 
 IMAGES, CLASSES = 300, 12
@@ -102,7 +102,7 @@ def test_score_files_can_be_members(runs: list[Path], run: Run) -> None:
 def test_mlflow_run_ids_can_be_members(runs: list[Path], run: Run) -> None:
     ids = [f"{number:032x}" for number in range(3)]
     for folder, one in zip(runs, ids, strict=True):
-        write_delivered(folder, Delivered(run_id=one))
+        Delivered(run_id=one).write(folder)
     by_id = figures(run(*ids, "--runs", runs[0].parent, "--json")[1])
     assert by_id == figures(run(*runs, "--json", "--no-tracking")[1])
     told = (runs[0].parent / "ensemble-a-b-c/tracking.json").read_text()
@@ -143,10 +143,10 @@ def test_mistakes_get_one_sentence(runs: list[Path], run: Run, tmp_path: Path) -
     save(dataclasses.replace(other, scores=nan), spoiled)
     cases: list[tuple[list[object], str]] = [
         ([a], "needs at least two members"),
-        ([a, tmp_path / "absent"], "the member .*absent is not there"),
+        ([a, tmp_path / "absent"], "the member .*absent does not exist"),
         ([a, tmp_path / "nothing"], "is not a run folder"),
         ([a, bare], "has no scores of the split 'val'"),
-        ([a, a], "a is named twice"),
+        ([a, a], "a is given twice"),
         ([a, center], "are the same net"),
         ([a, b / "scores/ten-crop-val-00000100.npz", center], "no protocol in common"),
         ([a, b, "--protocol", "multi-crop"], "there is no protocol 'multi-crop'"),
@@ -194,7 +194,7 @@ def test_members_of_one_name_are_called_as_they_were_given(runs: list[Path], run
     assert code == 0, errors
     assert [one["name"] for one in figures(output)["center"]["members"]] == [str(runs[0]), str(other), "b"]
     code, _, errors = run(runs[0], f"{runs[1]}/../a")
-    assert code == 2 and "a is named twice" in errors
+    assert code == 2 and "a is given twice" in errors
 
 
 def test_scores_of_an_older_version_do_not_hide_the_newest(runs: list[Path], run: Run) -> None:

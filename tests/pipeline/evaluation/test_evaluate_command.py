@@ -17,7 +17,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.evaluation.nets import find_checkpoint
 from pipeline.evaluation.scores import load
 from pipeline.tracking import TrackingConfig, open_tracker, read_metrics
-from pipeline.tracking.state import read_wanted
+from pipeline.tracking.state import Wanted
 from pipeline.training.checkpoint import publish
 from tests.helpers import ROOT
 from tests.patience import limit
@@ -47,7 +47,7 @@ def test_a_run_is_tested_under_each_protocol(made_run: Path, run_evaluate: Run) 
         f"{protocol}-train-00000100.{end}" for protocol in ("center", "ten-crop") for end in ("json", "npz")
     ]
     recorded = {(one.kind, one.iteration): one.values for one in read_metrics(made_run / "metrics.jsonl")}
-    wanted = read_wanted(made_run)
+    wanted = Wanted.read(made_run)
     artifacts = [[f"scores/{protocol}-train-00000100.npz", "scores"] for protocol in ("center", "ten-crop")]
     assert wanted is not None and wanted.artifacts == artifacts
     assert recorded["ten-crop-train", 100]["top1_error"] == results["ten-crop"]["top1_error"]
@@ -150,7 +150,7 @@ def test_mistakes_get_one_sentence(made_run: Path, ten_classes: Dataset, run_eva
         ([made_run, "--weights", "ema"], "holds no moving average"),
         ([made_run, "--protocl", "center"], "--protocl is not an option: did you mean '--protocol'"),
         ([made_run, "--data", tmp_path / "nothing"], "is not a dataset folder"),
-        ([other, "--split", "train"], "tells 7 classes apart, the dataset .* has 10"),
+        ([other, "--split", "train"], "has 7 classes, but the dataset .* has 10"),
     ]
     for arguments, sentence in cases:
         code, _, errors = run_evaluate(*arguments)

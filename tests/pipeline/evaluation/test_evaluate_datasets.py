@@ -52,7 +52,7 @@ def test_a_dataset_with_other_classes_is_refused(
     other = changed_copy(ten_classes, tmp_path / "other", swap)
     code, _, errors = run_evaluate(made_run, "--split", "train", "--data", other.folder)
     assert code == 2 and "Traceback" not in errors
-    assert "class 3 of the dataset" in errors and "is n00000004, one was trained with n00000003" in errors
+    assert "class 3 of the dataset" in errors and "is n00000004, but one was trained with n00000003" in errors
 
 
 def test_an_empty_split_is_one_sentence(

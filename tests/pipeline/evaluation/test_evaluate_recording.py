@@ -21,7 +21,7 @@ from pipeline.evaluation.scoring import Scored, score_split
 from pipeline.handover.model_card import known_scores
 from pipeline.tracking import TrackingConfig, log_evaluations, open_tracker, read_metrics
 from pipeline.training.checkpoint import publish
-from tests.pipeline.evaluation.nets_and_images import Run, changed_copy, figures, showing
+from tests.pipeline.evaluation.nets_and_images import Run, changed_copy, figures, settings
 from tests.pipeline.tracking.mlflow_store import only_run, store_uri
 
 
@@ -57,7 +57,7 @@ def test_a_trial_stands_beside_the_runs_own_scores(
 
 def test_a_short_side_of_its_own_is_no_trial_of_what_has_five(ten_classes: Dataset, made_run: Path) -> None:
     subject = open_checkpoint(find_checkpoint(made_run), "final")
-    shown = showing(40, 32, ten_classes.statistics)
+    shown = settings(40, 32, ten_classes.statistics)
     assert trial_suffix(subject, ten_classes, find("ten-crop"), shown) == "-short-side40"
     assert trial_suffix(subject, ten_classes, find("multi-scale"), shown) == ""
 

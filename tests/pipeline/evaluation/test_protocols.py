@@ -14,7 +14,7 @@ from torch import nn
 from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.graphs import Normalization
-from pipeline.evaluation.protocols import Seeing, feature_side, find, fully_convolutional_softmax, mirror_of
+from pipeline.evaluation.protocols import ViewContext, feature_side, find, fully_convolutional_softmax, mirror_of
 from pipeline.evaluation.scores import load
 from pipeline.evaluation.scoring import Scored, evaluate_errors, score_split
 from tests.pipeline.evaluation.nets_and_images import (
@@ -22,7 +22,7 @@ from tests.pipeline.evaluation.nets_and_images import (
     SmallNet,
     decoded,
     provenance,
-    showing,
+    settings,
     slow_sliding_windows,
     slow_softmax,
     varied_resnet,
@@ -43,7 +43,7 @@ def scored(
     net: nn.Module, dataset: Dataset, protocol: str, short_side: int, crop: int, partial: Path | None = None
 ) -> Scored:
     result = score_split(
-        net, dataset.split("train"), find(protocol), showing(short_side, crop, dataset.statistics),
+        net, dataset.split("train"), find(protocol), settings(short_side, crop, dataset.statistics),
         world=ALONE, classes=dataset.classes, provenance=provenance(protocol, split="train"), partial=partial,
     )  # fmt: skip
     assert result is not None
@@ -110,13 +110,13 @@ def test_the_convolutional_form_is_the_net_itself_on_every_window_of_the_map(arc
                 for y in range(rows)
                 for x in range(columns)
             ]
-        seeing = Seeing(mirror_of(Normalization(np.zeros(3, np.float32)), cpu), side)
-        found = fully_convolutional_softmax(net, images, seeing)
+        context = ViewContext(mirror_of(Normalization(np.zeros(3, np.float32)), cpu), side)
+        found = fully_convolutional_softmax(net, images, context)
         torch.testing.assert_close(found, sum(seen) / 2, atol=1e-5, rtol=1e-4)
         # Of a crop-sized image there is one position: the net as it was trained, on the image and its flip.
         one = images[:, :crop, :crop]
         crops = [net(shown.permute(0, 3, 1, 2)).softmax(dim=1) for shown in (one, one.flip(2))]
-        torch.testing.assert_close(fully_convolutional_softmax(net, one, seeing), sum(crops) / 2, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(fully_convolutional_softmax(net, one, context), sum(crops) / 2, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [3, pytest.param(2, marks=pytest.mark.slow)])

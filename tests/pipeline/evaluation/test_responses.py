@@ -19,13 +19,13 @@ from pipeline.evaluation.responses import measure, moments, read, standard_devia
 from pipeline.models.pairs import response_layers
 from pipeline.models.resnet import build
 from pipeline.tracking import TrackingConfig, open_tracker
-from pipeline.tracking.state import read_wanted
+from pipeline.tracking.state import Wanted
 from tests.pipeline.evaluation.nets_and_images import (
     changed_copy,
     decoded,
     normalized,
     resized,
-    showing,
+    settings,
     write_run,
 )  # fmt: skip
 from tests.pipeline.evaluation.responding_ranks import net_of, respond
@@ -69,7 +69,7 @@ def test_std_is_numpys_of_all_outputs(ten_classes: Dataset) -> None:
     outputs = outputs_by_hand(net.state_dict(), torch.cat(images))
     expected = {name: out.std(dtype=np.float64) for name, out in outputs.items()}
 
-    found = measure(net, ten_classes.split("train"), showing(36, 32, ten_classes.statistics), world=ALONE)
+    found = measure(net, ten_classes.split("train"), settings(36, 32, ten_classes.statistics), world=ALONE)
     assert found is not None and list(found) == list(expected)
     # DALI's and Pillow's pixels differ by a grey level here and there.
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-3)
@@ -118,7 +118,7 @@ def test_the_command_writes_the_run_folder(
     assert (stored["split"], stored["images"], stored["iteration"]) == ("train", 150, 100)
     assert (run / "checkpoints" / stored["checkpoint"]).is_file()
     assert (run / "responses.svg").read_text().startswith("<svg ")
-    wanted = read_wanted(run)
+    wanted = Wanted.read(run)
     assert wanted is not None and wanted.artifacts == [["responses.json", "responses"], ["responses.svg", "responses"]]
 
 

@@ -150,7 +150,7 @@ def test_mistakes_get_one_sentence(
         (["--weights-file", other, *common], "are not those of resnet8 \\(it has layer1"),
         (["--weights-file", good, *common, "--arch", "resnet14"], "are not those of resnet14 \\(it lacks layer1.1"),
         (["--weights-file", good, *common, "--arch", "resnet21"], "there is no net named 'resnet21'"),
-        (["--weights-file", seven, *common, "--mean", "0,0,0"], "tells 7 classes apart, .* has 6"),
+        (["--weights-file", seven, *common, "--mean", "0,0,0"], "has 7 classes, .* has 6"),
         (["--weights-file", good], "needs --arch and --data"),
         (["--weights-file", good, tmp_path], "either a run folder .* or a --weights-file"),
         ([], "either a run folder .* or a --weights-file"),

@@ -16,7 +16,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.evaluation.scores import Scores, load, save
 from pipeline.handover.mistakes import COLUMNS, MARGIN, THUMBNAIL, confident_mistakes
 from pipeline.tracking import TrackingConfig, open_tracker
-from pipeline.tracking.state import read_wanted
+from pipeline.tracking.state import Wanted
 from tests.pipeline.evaluation.nets_and_images import decoded, name_data, provenance, random_softmax, write_run
 
 
@@ -68,7 +68,7 @@ def test_tables_and_pictures(scored_run: Path, ten_classes: Dataset, capsys: pyt
 
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["confusions"][0]["images"] == wrong.max()
-    wanted = read_wanted(scored_run)
+    wanted = Wanted.read(scored_run)
     assert wanted is not None and [one for one in wanted.artifacts if one[0].endswith("mistakes.png")]
     check_sheet(folder / "mistakes.png", scores, ten_classes)
 
@@ -104,7 +104,7 @@ def test_mistakes_get_one_sentence(
     scored_run: Path, tmp_path: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases: list[tuple[list[object], str]] = [
-        ([tmp_path / "absent"], "is not there"),
+        ([tmp_path / "absent"], "does not exist"),
         ([scored_run], "has no scores of the split 'val'"),
         ([scored_run, "--split", "train", "--protocol", "ten-crop"], "has no ten-crop scores"),
         ([scored_run, "--split", "train", "--pictures", 0], "--pictures 0 cannot be"),

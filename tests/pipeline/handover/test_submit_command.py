@@ -109,7 +109,7 @@ def test_mistakes_get_one_sentence(tmp_path: Path, run: Run) -> None:
     cases: list[tuple[list[object], str]] = [
         (
             [member, "--data", dataset.folder, "--out", tmp_path / "out.txt"],
-            "200 images where a submission has 50,000 lines",
+            "200 images, but a submission has 50,000 lines",
         ),
         ([member, *common], "give it with --data"),
         ([member, "--data", other.folder, *common], "the scores are not of the dataset"),
@@ -117,7 +117,7 @@ def test_mistakes_get_one_sentence(tmp_path: Path, run: Run) -> None:
         ([of_shuffled, "--data", shuffled.folder, *common], "not in file-name order"),
         ([of_without, "--data", without, *common], "does not know the ILSVRC2012_ID"),
         ([member, "--data", dataset.folder, *common, "--ground-truth", truth], "has 199 ids for 200 images"),
-        ([tmp_path / "absent.npz", *common], "absent.npz is not there"),
+        ([tmp_path / "absent.npz", *common], "absent.npz does not exist"),
         ([member], "required: --out"),
     ]
     for arguments, sentence in cases:

@@ -1,4 +1,4 @@
-"""Requests to stop that come before the first iteration: exit code 75, on every rank, whatever it was at. Real processes."""
+"""Stop requests before the first iteration: exit code 75 on every rank, whatever the rank is doing. Real processes."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def test_during_the_imports(tmp_path: Path, number: signal.Signals) -> None:
     job.send_signal(number)
     _, err = job.communicate(timeout=limit(60))
     assert job.returncode == EXIT_PREEMPTED, err
-    assert err == "ended on request: the same command goes on where it was\n"
+    assert err == "stopped on request, nothing had to be saved: the same command continues the run\n"
     assert not runs.exists()
 
 
 def test_its_thread_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a request came before the ranks had met, for which the thread still waits."""
+    """The thread ends even if a request came before the ranks had met, for which it still waits."""
     monkeypatch.setattr(stopping, "MEETING_SECONDS", FOR_EVER)
     close = os.close
 
@@ -71,8 +71,8 @@ def test_its_thread_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "stop-request" not in [thread.name for thread in threading.enumerate()]
 
 
-def meet_nobody(rank: int, told: Path) -> None:
-    """Rank 1 ends at once; rank 0 says by the file `told` that it begins to wait for the others, and waits less for them."""
+def meet_nobody(rank: int, waiting: Path) -> None:
+    """Rank 1 ends at once; rank 0 makes the file `waiting` when it begins to wait for the others, and waits 1 s for them."""
     from pipeline.process import stop as stopping
     from pipeline.process import world
 
@@ -82,18 +82,18 @@ def meet_nobody(rank: int, told: Path) -> None:
     init = world.dist.init_process_group
 
     def announced(*arguments: object, **options: object) -> None:
-        told.touch()
+        waiting.touch()
         init(*arguments, **options)
 
     world.dist.init_process_group = announced
 
 
 def test_while_waiting_for_ranks_that_do_not_come(digits: Path, tmp_path: Path) -> None:
-    """Machine code waits for the other rank: for its time-out, if the request did not end it."""
-    told = tmp_path / "told"
+    """Native code waits for the other rank, and would wait for its whole time-out if the request did not end the process."""
+    waiting = tmp_path / "waiting"
     config = replace(config_of(digits, tmp_path, "run"), timeout_seconds=FOR_EVER)
-    job = Fleet(config, 2, tmp_path / "logs", partial(meet_nobody, told=told))
-    wait_for(told.exists, "the meeting")
+    job = Fleet(config, 2, tmp_path / "logs", partial(meet_nobody, waiting=waiting))
+    wait_for(waiting.exists, "the meeting")
     os.kill(job.ranks[0].pid or 0, signal.SIGTERM)
     assert job.wait(60) == [EXIT_PREEMPTED, 0], job.said(0)
 
@@ -113,7 +113,7 @@ def meet_one_that_has_ended(rank: int) -> None:
 
 
 def test_while_other_ranks_end_on_request(digits: Path, tmp_path: Path) -> None:
-    """Not a failure: the job is to go on later."""
+    """This is no failure: the job should continue later."""
     job = Fleet(config_of(digits, tmp_path, "run"), 2, tmp_path / "logs", meet_one_that_has_ended)
     assert job.wait(60) == [EXIT_PREEMPTED] * 2, job.said(0)
 
@@ -133,7 +133,7 @@ def open_slowly(rank: int, folder: Path) -> None:
 
 
 def test_while_the_dataset_is_opened(digits: Path, tmp_path: Path) -> None:
-    """One rank of two is told; both have met, so both stop, at an iteration."""
+    """One of two ranks is asked to stop. Both have met, so both stop, at an iteration."""
     config = config_of(digits, tmp_path, "run")
     job = Fleet(config, 2, tmp_path / "logs", partial(open_slowly, folder=tmp_path))
     wait_for(lambda: len(list(tmp_path.glob("opening-*"))) == 2, "both ranks")
@@ -145,22 +145,22 @@ def test_while_the_dataset_is_opened(digits: Path, tmp_path: Path) -> None:
     assert newest is not None and newest.iteration <= 2
 
 
-def copy_slowly(rank: int, told: Path) -> None:
+def copy_slowly(rank: int, copying: Path) -> None:
     from pipeline.data import staging
 
     def slow(*arguments: object) -> None:
-        told.touch()
+        copying.touch()
         time.sleep(FOR_EVER)
 
     staging._copy = slow
 
 
 def test_while_shards_are_copied(digits: Path, tmp_path: Path) -> None:
-    """Which takes hours for ImageNet, and changes nothing that had to be saved."""
+    """Copying takes hours for ImageNet, and changes nothing that would have to be saved."""
     config = config_of(digits, tmp_path, "run")
     config = replace(config, loader=replace(config.loader, stage_to=str(tmp_path / "disk")))
-    job = Fleet(config, 2, tmp_path / "logs", partial(copy_slowly, told=tmp_path / "told"))
-    wait_for((tmp_path / "told").exists, "the copying")
+    job = Fleet(config, 2, tmp_path / "logs", partial(copy_slowly, copying=tmp_path / "copying"))
+    wait_for((tmp_path / "copying").exists, "the copying")
     for rank in (1, 0):  # rank 1 waits for rank 0, whose end would be its failure
         os.kill(job.ranks[rank].pid or 0, signal.SIGTERM)
     assert job.wait(60) == [EXIT_PREEMPTED] * 2, job.said(0)

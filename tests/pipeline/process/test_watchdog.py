@@ -1,4 +1,4 @@
-"""Ranks that are stopped, killed, or held up in Python or machine code: the job ends in time and names them. Real ranks."""
+"""Ranks that are stopped, killed, or held up in Python or native code: the job ends in time and names them. Real ranks."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ FOR_EVER = 1_000_000  # seconds: longer than any limit of a test
 
 
 def timeout() -> float:
-    """The run's own: on a crowded machine too, more than a healthy rank takes for a part of its start, or comes later
-    than its fellow that waits for it. Each test waits this long.
+    """The run's time-out: even on a crowded machine longer than any part of a healthy rank's start, and than its delay
+    against the rank that waits for it. Each test waits this long.
     """
     return limit(20)
 
@@ -92,7 +92,7 @@ def test_stopped_rank(digits: Path, tmp_path: Path, culprit: int) -> None:
     assert note is not None
     within = re.search(rf"rank {culprit} did not arrive within ([\d.]+) s", said)
     assert within is not None and float(within[1]) >= timeout(), said
-    assert "answers no more" in said and str(note) in said
+    assert "stopped responding" in said and str(note) in said
     fleet.kill()
 
 
@@ -145,7 +145,7 @@ def note_of(rank: int, position: int, beat: int = 1) -> Note:
 
 
 def test_who_is_named() -> None:
-    """Silence before distance; the least far where all answer; all where all stand alike."""
+    """Silent ranks are named first; if all respond, the ranks that came least far; if all came equally far, all."""
 
     def ranks(own: Note, before: list[Note | None], after: list[Note | None]) -> Hang:
         return name_the_hung(own, 5.0, dict(enumerate(before, 1)), dict(enumerate(after, 1)))

@@ -1,4 +1,4 @@
-"""A rank goes on from making a process group when every rank is connected. Several real ranks, one of which is late."""
+"""No rank leaves the making of a process group before every rank is connected. Several real ranks, one of them late."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def add_gradients(world: World, port: int) -> None:
 
 
 def slowly(make: Callable[..., Any], seconds: float, connected: list[float]) -> Callable[..., Any]:
-    """`make`, which connects a group, and `seconds` more; then `connected` gets the moment."""
+    """Return `make`, which connects a group, with `seconds` more at its end; then it appends the time to `connected`."""
 
     def slow(*arguments: Any, **options: Any) -> Any:
         made = make(*arguments, **options)
@@ -53,7 +53,7 @@ def slowly(make: Callable[..., Any], seconds: float, connected: list[float]) -> 
 
 
 def make_a_group(world: World, make: Callable[[World, int], None], port: int) -> tuple[float, float]:
-    """When this rank was connected and when it went on, by the host's clock; rank 1 takes longer to connect."""
+    """Return when this rank was connected and when it went on, by the host's clock; rank 1 takes longer to connect."""
     connected: list[float] = []
     seconds = 0.5 if world.rank == 1 else 0.0
     dist.init_process_group = slowly(dist.init_process_group, seconds, connected)

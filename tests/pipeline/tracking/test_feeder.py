@@ -1,4 +1,4 @@
-"""The process beside a run: quiet, never in the step's way, ends with the run; servers that die or hang; kills at any time."""
+"""The feeder process: quiet, never delays a step, ends with the run; survives servers that die or hang, and kills."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def logging(folder: Path, start: int, stop: int) -> list[str]:
 @pytest.mark.costly("the process beside each run imports MLflow")
 @pytest.mark.parametrize("attempts", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_runs_killed_at_random_moments(runs: Path, attempts: int) -> None:
-    """Kills of the run alone, whose feeder must then say so and go, and of the run and its feeder together."""
+    """Kill the run alone, after which its feeder must report KILLED and end, and the run together with its feeder."""
     folder, uri = runs / "a", store_uri(runs)
     draw, reached, lines = random.Random(0), 0, folder / "metrics.jsonl"
     for attempt in range(attempts):
@@ -143,7 +143,7 @@ signal.pause()  # a sibling that holds the pipes open
 
 @pytest.mark.costly("the process beside the run imports MLflow")
 def test_a_run_killed_as_it_starts(runs: Path) -> None:
-    """The run is gone before the process that feeds MLflow has started Python: that process must end, too."""
+    """The run is gone before the feeder has started Python: the feeder must end, too."""
     command = [sys.executable, "-c", KILLED_AS_IT_STARTS, str(runs / "a"), str(limit(300))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
@@ -157,7 +157,7 @@ def test_a_run_killed_as_it_starts(runs: Path) -> None:
 
 
 def _signal_as_schedulers_do(feeder: int) -> None:
-    """What is sent to all processes of a job is for the run alone."""
+    """Signals that a scheduler sends to all processes of a job are for the run alone."""
     sent = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     for number in sent:
         os.kill(feeder, number)
@@ -213,7 +213,7 @@ def test_a_server_that_hangs_dies_and_comes_back(
     iteration = 0
 
     def log() -> None:
-        """200 lines, none of which is the occasion for this process to speak to a server."""
+        """Log 200 lines, for none of which this process may talk to a server."""
         nonlocal iteration
         with monkeypatch.context() as patch:
             patch.setattr(socket.socket, "connect", lambda *_: pytest.fail("logging connects to something"))
@@ -237,7 +237,7 @@ def test_a_server_that_hangs_dies_and_comes_back(
         log()
         tracker.finish("FINISHED")
     # On a slow machine the outages are long enough to be told of, too.
-    outages = ("MLflow does not take the metrics", "MLflow answers again")
+    outages = ("MLflow does not accept the metrics", "MLflow responds again")
     (said,) = (line for line in capfd.readouterr().err.splitlines() if not line.startswith(outages))
     assert f"MLflow at {uri} has not taken" in said and "the status FINISHED of run a" in said
     assert "python -m pipeline.tracking sync" in said

@@ -1,4 +1,4 @@
-"""metrics.jsonl: nothing written twice, nothing lost, whatever cuts the writing off."""
+"""metrics.jsonl: nothing is written twice and nothing is lost, whatever interrupts the writing."""
 
 from __future__ import annotations
 

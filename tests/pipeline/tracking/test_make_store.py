@@ -1,4 +1,4 @@
-"""MLflow's store made by the first run, or by several at once, or by one that is killed at it."""
+"""MLflow's store is made by the first run, by several runs at once, or by a run that is killed while making it."""
 
 from __future__ import annotations
 
