@@ -1,9 +1,9 @@
 """DALI graphs turn encoded images and their views into uint8 images. The same code serves CPU and GPU, without random state.
 
 Every graph decodes as RGB (greyscale is expanded, EXIF orientation ignored) and resamples with the triangular filter,
-widened when shrinking: Pillow's BILINEAR, torchvision's antialias=True. The result is uint8, the smallest to send to a GPU;
-`Normalization` turns it into float32 on the device. (On the CPU the float arithmetic inside DALI cost four times as much as
-in NumPy: 0.45 ms an image against 0.12.)
+widened when shrinking: Pillow's BILINEAR, torchvision's antialias=True. The result is uint8, which is sent to the GPU if
+the CPU decodes; `Normalization` turns it into float32 on the device. (On the CPU the float arithmetic inside DALI cost
+four times as much as in NumPy: 0.45 ms an image against 0.12.)
 
 Decoding at a reduced DCT scale was measured and left out: 3.6% of the presentations of real images shrink by two or
 more, and for those Pillow's half-scale decode alone took 7.3 ms, where the window's decode and resize here take 7.9; the
@@ -123,9 +123,9 @@ class Normalization:
 
     @staticmethod
     def of(statistics: Statistics, side: int | None, std: Sequence[float] | None = None) -> Normalization:
-        """Subtract the mean image if images have its size, `side` pixels square; else (or if side is None) its channel mean.
+        """Use the mean image for images of its size, `side` pixels square, and its channel mean for others (or side None).
 
-        The paper subtracts the per-pixel mean (section 3.4); that other sizes need its channel mean is inferred.
+        The paper subtracts the per-pixel mean (section 3.4); the channel mean at other sizes is our inference.
         """
         fits = side is not None and statistics.mean_image.shape[:2] == (side, side)
         mean = statistics.mean_image if fits else statistics.mean_colour
