@@ -26,7 +26,7 @@ from pipeline.run.options import parser
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.step import TrainingStep
-from tests.pipeline.evaluation.nets_and_images import decoded, normalized, resized, showing
+from tests.pipeline.evaluation.nets_and_images import decoded, normalized, resized, settings
 from tests.ranks import ALONE
 
 # ---- what the author of each kind writes
@@ -289,7 +289,7 @@ def test_responses_are_measured_where_the_net_has_them(ten_classes: Dataset) -> 
         left, top = (round((side - 32) / 2) for side in image.size)
         images.append(normalized(image.crop((left, top, left + 32, top + 32)), ten_classes.statistics.mean_image))
     _, responses = preact_written_out(net.state_dict(), 1, torch.cat(images))
-    found = measure(net, ten_classes.split("train"), showing(36, 32, ten_classes.statistics), world=ALONE)
+    found = measure(net, ten_classes.split("train"), settings(36, 32, ten_classes.statistics), world=ALONE)
     assert found is not None and list(found) == list(responses)
     expected = [response.numpy().std(dtype=np.float64) for response in responses.values()]
     # DALI's and Pillow's pixels differ by a grey level here and there.
