@@ -205,13 +205,6 @@ def is_delivered(folder: Path) -> bool:
     return sent and delivered.position == metrics.stat().st_size
 
 
-def log_evaluation(
-    folder: Path, config: TrackingConfig, kind: str, iteration: int, values: Mapping[str, float]
-) -> None:
-    """`log_evaluations` of one."""
-    log_evaluations(folder, config, iteration, {kind: values})
-
-
 def log_result_run(
     folder: Path,
     config: TrackingConfig,
