@@ -28,7 +28,7 @@ from launch.ranks.work import EVALUATE_HELP, Training, Work, check_readable, eva
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json
 from pipeline.base.exits import EXIT_FAILED, EXIT_USER_ERROR
-from pipeline.base.layout import LOGS, RAY, rank_log, ray_outcome
+from pipeline.base.layout import LOGS, RAY, RAY_OUTCOME, rank_log
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS
 from pipeline.run.config import Config, to_yaml
 from pipeline.run.options import parse, parser
@@ -230,7 +230,7 @@ def fit(
     if error:
         print(f"error: Ray Train gave up: {error}", file=sys.stderr)
         return EXIT_FAILED
-    return int(ray_outcome(logs, launch).read_text())
+    return int((logs / f"{launch}{RAY_OUTCOME}").read_text())
 
 
 def _fit(trainer: Any) -> Exception | None:

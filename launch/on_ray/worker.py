@@ -18,7 +18,7 @@ from launch.ranks.failure import attempt, failure_of_hang, note, read_notes
 from launch.ranks.work import Work
 from pipeline.base.attempt import LAUNCHER_VARIABLE, attempt_variables
 from pipeline.base.exits import EXIT_FENCED, EXIT_USER_ERROR
-from pipeline.base.layout import CHECKPOINTS, LOGS, newest_checkpoint, rank_log, ray_outcome
+from pipeline.base.layout import CHECKPOINTS, LOGS, RAY_OUTCOME, newest_checkpoint, rank_log
 from pipeline.process.watchdog import Hang
 
 POINTER = "checkpoint.json"
@@ -60,7 +60,7 @@ def train(arguments: Arguments) -> None:
     if failure and code == EXIT_FENCED:  # the launch has other workers now, whose notes and outcome these would be
         raise RuntimeError(failure.sentence)
     if rank == 0:
-        ray_outcome(logs, launch).write_text(str(code))
+        (logs / f"{launch}{RAY_OUTCOME}").write_text(str(code))
     if failure and not (code == EXIT_USER_ERROR and _found_by_all(logs, launch, size)):
         raise RuntimeError(f"rank {rank} failed: {failure.sentence}")
 

@@ -23,7 +23,7 @@ from launch.ranks.failure import NO_RANK, Failure, cause, note, read_notes
 from pipeline.base import command
 from pipeline.base.command import CommandParser
 from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_PREEMPTED, EXIT_USER_ERROR
-from pipeline.base.layout import CHECKPOINTS, LOGS, job_failures, job_log, newest_checkpoint
+from pipeline.base.layout import CHECKPOINTS, JOB_FAILURES, LOGS, job_log, newest_checkpoint
 from pipeline.process.signals import SIGNALS
 
 EXAMPLE = "python -m launch.on_slurm.ending runs/resnet152-seed0/slurm --code 137 --limit 3"
@@ -93,7 +93,7 @@ def conclude(folder: Path, job: str, attempt: int, code: int, log_start: int, li
         print(f"attempt {attempt} was asked to stop; the job is requeued", file=sys.stderr, flush=True)
         requeue(job, attempt)
         return
-    history = folder / job_failures(job)
+    history = folder / f"{job}{JOB_FAILURES}"
     earlier = [Ending(**json.loads(line)) for line in history.read_text().splitlines()] if history.exists() else []
     newest = newest_checkpoint(folder.parent / CHECKPOINTS)
     checkpoint = newest[0] if newest else 0

@@ -35,8 +35,12 @@ EVALUATION = "evaluation"  # folder with the logs/ and slurm/ of an evaluation t
 ACTIVITY = "activity"  # folder: what each rank did last (pipeline/process/watchdog.py)
 LOGS = "logs"  # folder: the ranks' output, and why ranks failed (launch/ranks/failure.py)
 FEEDER_LOG = f"{LOGS}/mlflow.log"  # what MLflow and its libraries have to say
-SLURM = "slurm"  # folder: SLURM's scripts, pickles and logs, most of them named by submitit
+SLURM = "slurm"  # folder: SLURM's scripts, pickles and logs, as submitit names them
+JOB_FAILURES = (
+    ".failures"  # suffix behind a job in slurm/: a line for each attempt that crashed (launch/on_slurm/ending.py)
+)
 RAY = "ray"  # folder: what Ray Train stores of each launch
+RAY_OUTCOME = "-outcome"  # suffix behind a launch in logs/: the exit code of rank 0
 
 _CHECKPOINT = re.compile(r"(\d{8})-([0-9a-f]{16})\.pt")
 
@@ -105,19 +109,9 @@ def failure_notes(logs: Path, attempt: str = "*") -> list[tuple[str, Path]]:
     return [(path.name.rpartition("-rank-")[0], path) for path in logs.glob(f"{attempt}-rank-*.json")]
 
 
-def ray_outcome(logs: Path, launch: str) -> Path:
-    """The file in logs/ with the exit code of rank 0 in a launch by Ray."""
-    return logs / f"{launch}-outcome"
-
-
 def job_log(job: str, rank: int = 0) -> str:
     """The file in slurm/ that a rank of a job writes to, as submitit names it."""
     return f"{job}_{rank}_log.err"
-
-
-def job_failures(job: str) -> str:
-    """The file in slurm/ with a line for each attempt of a job that crashed (launch/on_slurm/ending.py)."""
-    return f"{job}.failures"
 
 
 def jobs_in(folder: Path) -> list[str]:
