@@ -43,6 +43,7 @@ from pipeline.tracking import TrackingConfig  # noqa: E402
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints  # noqa: E402
 from pipeline.training.optimizer import OptimizerConfig  # noqa: E402
 from pipeline.training.schedule import ScheduleConfig  # noqa: E402
+from pipeline.training.step import StepConfig  # noqa: E402
 
 PARTS = ("data", "stack", "checkpoint")
 COPIES = 2  # of each of the 140 sample images
@@ -147,7 +148,8 @@ class Alternating(Trainer):
     def __init__(self, config: Config, dataset: Dataset, world: World) -> None:
         super().__init__(config, dataset, world)
         assert isinstance(config.bn_group, int)
-        self.bare = our_step(config.arch, config.batch, config.bn_group, config.precision, world)
+        bare = StepConfig(batch=config.batch, precision=config.precision, reduction="allreduce")
+        self.bare = our_step(config.arch, bare, config.bn_group, world)
         self.times: list[tuple[Moment, Moment]] = []
 
     def batches(self, count: int | None = None) -> Any:

@@ -25,7 +25,6 @@ from pipeline.training.batchnorm import plan_groups
 from pipeline.training.checkpoint import Checkpoints, read_verified
 from pipeline.training.clock import Clock
 from pipeline.training.compiling import eager
-from pipeline.training.reduction import choose_mode
 from pipeline.training.replay import cuda_graphs
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import TrainingStep
@@ -57,20 +56,7 @@ class Trainer:
             stride=config.stride,
             generator=generator,
         )
-        self.step = TrainingStep(
-            model,
-            batch=config.batch,
-            plan=self.plan,
-            optimizer=config.optimizer,
-            reduction=choose_mode(config.reduction, world.size, self.plan.local, config.gradient_compression),
-            precision=config.precision,
-            world=world,
-            label_smoothing=config.label_smoothing,
-            ema_decay=config.ema_decay,
-            gradient_compression=config.gradient_compression,
-            compile_crop=config.augment.crop if config.compile else None,
-            recorder=cuda_graphs(config.cuda_graph, world),
-        )
+        self.step = TrainingStep(model, config.step, self.plan, world, cuda_graphs(config.cuda_graph, world))
         if world.is_main:
             self._warn()
         self.schedule = Schedule(config.schedule, config.optimizer.lr, config.iterations)

@@ -27,6 +27,7 @@ from pipeline.training.checkpoint import CheckpointConfig
 from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.reduction import choose_mode
 from pipeline.training.schedule import ScheduleConfig
+from pipeline.training.step import StepConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +129,20 @@ class Config:
     @property
     def run_folder(self) -> Path:
         return Path(self.runs) / self.run_name
+
+    @property
+    def step(self) -> StepConfig:
+        """What the training step reads of these values."""
+        return StepConfig(
+            batch=self.batch,
+            optimizer=self.optimizer,
+            reduction=self.reduction,
+            gradient_compression=self.gradient_compression,
+            precision=self.precision,
+            label_smoothing=self.label_smoothing,
+            ema_decay=self.ema_decay,
+            compile_crop=self.augment.crop if self.compile else None,
+        )
 
 
 # Version of what a run computes: the order, the crops, flips and colours, the initial weights, the arithmetic of an update.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -23,61 +24,65 @@ from pipeline.training.average import WeightAverage
 from pipeline.training.batchnorm import GroupPlan, GroupStatistics
 from pipeline.training.compiling import compile_for_training, eager
 from pipeline.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
-from pipeline.training.reduction import GradientReducer
+from pipeline.training.reduction import GradientReducer, choose_mode
 from pipeline.training.replay import Recorder, ReplayedUpdate
 from pipeline.training.synced_batchnorm import share_normalization
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """What an update depends on beside the model and the ranks; a run's config derives it (`Config.step`).
+
+    batch: images of the whole mini-batch. compile_crop: side of the training images in pixels where the net is to be
+    compiled for them. The other fields are the config's keys of the same names.
+    """
+
+    batch: int
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    reduction: Literal["auto", "tree", "allreduce"] = "auto"
+    gradient_compression: Literal["none", "bf16"] = "none"
+    precision: Literal["float32", "bf16"] = "float32"
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    compile_crop: int | None = None
 
 
 class TrainingStep:
     """The model in training: `step(images, labels, lr)` makes one update on this rank's rows of the mini-batch.
 
-    `batch` is the size of the whole mini-batch: the loss is the mean over it. `label_smoothing` in [0, 1): the target is
-    the label by 1 - label_smoothing, and every class alike by the rest. `ema_decay` in [0, 1): of `average`, the moving
-    average of the weights, which is None where it is 0.
+    average: the moving average of the weights, None without one (`ema_decay` 0). not_compiled: the reason why the net
+    that was to be compiled is not.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        batch: int,
-        plan: GroupPlan,
-        optimizer: OptimizerConfig,
-        reduction: Literal["tree", "allreduce"],
-        precision: Literal["float32", "bf16"],
-        world: World,
-        label_smoothing: float = 0.0,
-        ema_decay: float = 0.0,
-        gradient_compression: Literal["none", "bf16"] = "none",
-        compile_crop: int | None = None,
-        recorder: Recorder | None = None,
+        self, model: nn.Module, config: StepConfig, plan: GroupPlan, world: World, recorder: Recorder | None = None
     ) -> None:
-        """compile_crop: side of the images in pixels where the net is to be compiled; `not_compiled` says why it was not.
+        """recorder: records an update and replays it as a whole; for a world of one rank.
 
-        recorder: where updates are to be recorded and replayed as a whole; for a world of one rank.
+        Raises UserError where the ranks cannot use the reduction that the config asks for.
         """
         assert recorder is None or world.size == 1
-        self.batch, self.plan, self.world, self.precision = batch, plan, world, precision
-        self.optimizer_config, self.label_smoothing = optimizer, label_smoothing
+        self.config, self.plan, self.world = config, plan, world
+        mode = choose_mode(config.reduction, world.size, plan.local, config.gradient_compression)
         model = model.to(world.device).to(memory_format=torch.channels_last).train()
-        average = copy.deepcopy(model) if ema_decay else None  # before its BN modules belong to process groups
+        average = copy.deepcopy(model) if config.ema_decay else None  # before its BN modules belong to process groups
         if plan.ranks_per_group > 1:
             share_normalization(model, plan.ranks_per_group, world.rank, world.size)
         self.model = model
-        self.optimizer = build_optimizer(self.model, optimizer)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
         self.not_compiled: str | None = None
-        if compile_crop is not None:
-            example = torch.Size((plan.micro_batch, 3, compile_crop, compile_crop))
+        if config.compile_crop is not None:
+            example = torch.Size((plan.micro_batch, 3, config.compile_crop, config.compile_crop))
             spans = plan.ranks_per_group > 1
-            self.not_compiled = compile_for_training(self.model, example, precision, world, meets_others=spans)
+            self.not_compiled = compile_for_training(self.model, example, config.precision, world, meets_others=spans)
         self.statistics = GroupStatistics(self.model, plan)
-        self.average = WeightAverage(average, self.model, self.statistics, ema_decay) if average else None
+        self.average = WeightAverage(average, self.model, self.statistics, config.ema_decay) if average else None
         self.reducer = GradientReducer(
             list(self.model.parameters()),
-            reduction,
+            mode,
             world.device,
             lambda: world.watchdog.note("gradient reduction"),
-            gradient_compression,
+            config.gradient_compression,
         )
         self.network: nn.Module = self.model
         if world.size > 1:
@@ -98,7 +103,7 @@ class TrainingStep:
 
     def step(self, images: Tensor, labels: Tensor, lr: float) -> None:
         """One update. `images` float32 [N, H, W, 3] normalised, `labels` int64 [N]: this rank's rows of the mini-batch."""
-        set_learning_rate(self.optimizer, lr, self.optimizer_config)
+        set_learning_rate(self.optimizer, lr, self.config.optimizer)
         if self._replayed:
             decided = (lr, self.average.current_decay if self.average else None)
             self._metrics.append(self._replayed(images, labels, decided))
@@ -141,21 +146,21 @@ class TrainingStep:
         waits = isinstance(self.network, DistributedDataParallel) and not travels
         with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
             # NHWC in memory seen as NCHW is channels_last: no copy.
-            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 logits = self.network(images.permute(0, 3, 1, 2))
                 # bf16 has 8 bits: the softmax and its loss are float32 (float64 stays, for tests).
                 logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-                smoothing = self.label_smoothing
-                loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing) / self.batch
+                smoothing = self.config.label_smoothing
+                loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing) / self.config.batch
             loss.backward()
         with torch.no_grad():
             if smoothing:  # reported is the cross-entropy with the labels themselves: it compares with other recipes'
-                loss = F.cross_entropy(logits, labels, reduction="sum") / self.batch
+                loss = F.cross_entropy(logits, labels, reduction="sum") / self.config.batch
             return torch.stack([loss.detach(), (logits.argmax(dim=1) != labels).sum().to(loss.dtype)])
 
     def batch_statistics(self, images: Tensor) -> Tensor:
         """float32 [groups, C]: BN statistics of one mini-batch's groups; `images` as in `step`. A collective."""
-        with eager(), torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with eager(), torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             return self.statistics.observe(self.model, images.permute(0, 3, 1, 2))
 
     def take_metrics(self) -> NDArray[np.float64]:
