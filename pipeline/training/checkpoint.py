@@ -13,12 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.base.bounds import check_at_least
 from pipeline.base.command import describe_os_error
 from pipeline.base.files import TEMPORARY_SUFFIX, file_sha256, replacing, sync_folder
 from pipeline.training.snapshot import Snapshots
@@ -40,10 +41,13 @@ class CheckpointConfig:
         keep_best: the checkpoint with the lowest val error stays too.
     """
 
-    every: int = 5000
+    every: int = field(default=5000, metadata={"unit": "iterations", "period": True, "rounded": True})
     keep_last: int = 2
-    keep_every: int | None = None
+    keep_every: int | None = field(default=None, metadata={"unit": "iterations", "period": True, "rounded": True})
     keep_best: bool = True
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "every", "keep_last", "keep_every", prefix="checkpoint.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,7 @@ class OptimizerConfig:
     decay_norm_and_bias: bool = True
     caffe_momentum: bool = True
 
-    def check(self) -> None:
-        """Raise UserError for values that no update can be made with."""
+    def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise UserError(f"optimizer.lr is {self.lr}: it must be above 0, such as 0.1")
         if not 0 <= self.momentum < 1:

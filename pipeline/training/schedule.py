@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipeline.base.command import UserError
@@ -29,16 +29,15 @@ class ScheduleConfig:
 
     kind: Literal["plateau", "steps", "cosine"] = "plateau"
     factor: float = 0.1
-    steps: tuple[int, ...] = ()
+    steps: tuple[int, ...] = field(default=(), metadata={"unit": "iterations"})
     patience: int = 8
     threshold: float = 0.1
     drops: int = 2
-    warmup_iterations: int = 0
+    warmup_iterations: int = field(default=0, metadata={"unit": "iterations"})
     start_lr: float | None = None
     start_until_error: float = 80.0
 
-    def check(self) -> None:
-        """Raise UserError where the values do not make a schedule."""
+    def __post_init__(self) -> None:
         if self.kind == "steps" and (not self.steps or list(self.steps) != sorted(set(self.steps))):
             raise UserError(
                 f"schedule.steps is {list(self.steps)}: give iterations in rising order, such as [32000, 48000]"

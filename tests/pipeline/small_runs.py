@@ -13,8 +13,9 @@ from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_USER_ERROR
 from pipeline.data.augment import AugmentConfig, ResizeStage
 from pipeline.data.loader import LoaderConfig
+from pipeline.evaluation.config import EvaluationConfig
 from pipeline.process.world import World
-from pipeline.run.config import Config, EvaluationConfig
+from pipeline.run.config import Config
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
 from pipeline.training.schedule import ScheduleConfig
