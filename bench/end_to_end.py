@@ -207,9 +207,9 @@ def writing() -> bool:
 
 
 def stack_worker(file: Path) -> None:
-    """The one rank: `pipeline.train.main` as it is, with a trainer that lets the bare loop have its turns."""
+    """The one rank: `pipeline.train.train` as it is, with a trainer that lets the bare loop have its turns."""
     train.Trainer = Alternating  # type: ignore[misc]
-    train.main(load(file))
+    train.train(load(file))
 
 
 def measure_stack(config: Config, options: argparse.Namespace) -> dict[str, list[float]]:

@@ -143,6 +143,12 @@ class GroupStatistics:
             # Counts updates, not forward passes: those depend on the number of ranks.
             module.num_batches_tracked.fill_(iterations)
 
+    def gather_into_model(self, iterations: int) -> Tensor:
+        """`average_into_model` of `all_groups()`, which it returns. A collective: every rank calls it."""
+        statistics = self.all_groups()
+        self.average_into_model(statistics, iterations)
+        return statistics
+
     @staticmethod
     def _scatter(values: Tensor, targets: list[Tensor]) -> None:
         pieces = values.to(targets[0].device).split([target.numel() for target in targets])

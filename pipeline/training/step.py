@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -162,6 +163,19 @@ class TrainingStep:
         """float32 [groups, C]: BN statistics of one mini-batch's groups; `images` as in `step`. A collective."""
         with eager(), torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             return self.statistics.observe(self.model, images.permute(0, 3, 1, 2))
+
+    def recompute_statistics(self, mini_batches: Iterable[Tensor], iteration: int) -> None:
+        """Set the model's BN statistics to their plain average over the groups of these mini-batches.
+
+        mini_batches: the `images` of each. A collective: every rank calls it.
+        """
+        total, count = torch.zeros(1), 0
+        for images in mini_batches:
+            self.world.watchdog.tick()
+            total = total + self.batch_statistics(images).double().sum(dim=0)
+            count += 1
+        average = (total / (count * self.plan.groups)).float()
+        self.statistics.average_into_model(average[None], iteration)
 
     def take_metrics(self) -> NDArray[np.float64]:
         """float64 [iterations since the last call, 3]: of each mini-batch its loss, its wrong predictions, 1 if it counted.
