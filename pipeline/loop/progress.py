@@ -12,10 +12,6 @@ from numpy.typing import NDArray
 WEIGHTS, AVERAGE, RECOMPUTED_BN = "val", "val_ema", "val_recomputed_bn"  # the kinds of val errors, as in metrics.jsonl
 
 
-def _no_updates() -> NDArray[np.float64]:
-    return np.zeros((0, 2))
-
-
 @dataclass(kw_only=True)
 class RunProgress:
     """What a checkpoint holds of a run beside its model, optimizer and schedule.
@@ -26,7 +22,7 @@ class RunProgress:
     """
 
     iteration: int = 0
-    interval: NDArray[np.float64] = field(default_factory=_no_updates)
+    interval: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
     errors: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     evaluated: dict[str, int] = field(default_factory=dict)
@@ -40,7 +36,7 @@ class RunProgress:
         if not len(self.interval):
             return None
         loss, wrong = (float(mean) for mean in self.interval.mean(axis=0))
-        self.interval = _no_updates()
+        self.interval = np.zeros((0, 2))
         return loss, wrong
 
     def note_val_errors(self, kind: str, top1: float, top5: float) -> None:
@@ -52,12 +48,8 @@ class RunProgress:
 
     def state_dict(self) -> dict[str, Any]:
         """All but the iteration, which a checkpoint holds elsewhere."""
-        return {
-            "interval": torch.from_numpy(self.interval),
-            "errors": self.errors,
-            "best": self.best,
-            "evaluated": self.evaluated,
-        }
+        interval = torch.from_numpy(self.interval)
+        return {"interval": interval, "errors": self.errors, "best": self.best, "evaluated": self.evaluated}
 
     def load_state_dict(self, iteration: int, state: dict[str, Any]) -> None:
         self.iteration = iteration

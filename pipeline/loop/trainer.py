@@ -65,14 +65,8 @@ class Trainer:
         self.progress = RunProgress()
         self.validation: Validation | None = None
         if val_split:
-            self.validation = Validation(
-                config=config,
-                split=val_split,
-                statistics=dataset.statistics,
-                loader=self.loader,
-                step=self.step,
-                progress=self.progress,
-            )
+            statistics = dataset.statistics
+            self.validation = Validation(config, val_split, statistics, self.loader, self.step, self.progress)
         self.recomputed: dict[str, torch.Tensor] | None = None  # the model with recomputed BN statistics, at the end
         self.skipped = 0  # consecutive skipped updates
         self.figures: dict[str, str] = {}
@@ -136,7 +130,7 @@ class Trainer:
     def evaluations(self, give_up: Callable[[], bool]) -> Iterator[tuple[str, dict[str, float]]]:
         """(kind, val errors) of each evaluation that is due at this iteration. A collective: every rank calls it.
 
-        give_up: as in `evaluate_errors`. Raises GivenUp; a checkpoint saved then is the one from which the rest is made.
+        give_up: as in `evaluate_errors`. Raises GivenUp; a checkpoint that is saved then says which evaluations are left.
         """
         if self.validation is None:
             return
@@ -227,25 +221,25 @@ class Trainer:
     def _collect(self) -> None:
         """Fetch the metrics of the updates since the last call. A collective: every rank calls it.
 
-        Raises UserError where an update was skipped and on_nonfinite is stop, or where too many were.
+        Raises as `_record_skipped`.
         """
         fresh = self.step.take_metrics()
         sound = np.isfinite(fresh[:, 0]) & (fresh[:, 2] == 1)
         first = self.progress.iteration - len(fresh)
-        for place, good in enumerate(sound):
+        for iteration, (good, loss) in enumerate(zip(sound, fresh[:, 0], strict=True), start=first):
             self.skipped = 0 if good else self.skipped + 1
-            if good:
-                continue
-            self._record_nonfinite(first + place, float(fresh[place, 0]))
-            if self.config.on_nonfinite == "stop" or self.skipped == SKIPPED_AT_MOST:
-                record = self.config.run_folder / nonfinite.FILE
-                raise UserError(
-                    f"the loss or gradient of iteration {first + place} is not a number (see {record}): nothing of it was "
-                    "saved; start another run with a smaller optimizer.lr or a warm-up, or go on with on_nonfinite: skip"
-                )
+            if not good:
+                self._record_skipped(iteration, float(loss))
         self.progress.interval = np.concatenate([self.progress.interval, fresh[sound, :2]])
 
-    def _record_nonfinite(self, iteration: int, loss: float) -> None:
+    def _record_skipped(self, iteration: int, loss: float) -> None:
+        """Record a skipped update. Raises UserError where none may be skipped (on_nonfinite), or too many were."""
         if self.world.is_main:
             samples = self.order.minibatch(iteration).ids.tolist()
             nonfinite.record(self.config.run_folder, iteration, self.schedule.lr(iteration), loss, samples)
+        if self.config.on_nonfinite == "stop" or self.skipped == SKIPPED_AT_MOST:
+            record = self.config.run_folder / nonfinite.FILE
+            raise UserError(
+                f"the loss or gradient of iteration {iteration} is not a number (see {record}): nothing of it was "
+                "saved; start another run with a smaller optimizer.lr or a warm-up, or go on with on_nonfinite: skip"
+            )

@@ -15,7 +15,7 @@ from pipeline.training.compiling import eager
 from pipeline.training.step import TrainingStep
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Validation:
     """The val errors of the run that `step` trains, noted in `progress`. statistics: of the dataset, for normalization."""
 

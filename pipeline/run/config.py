@@ -1,7 +1,7 @@
-"""What a run is: its typed config, which one YAML file and command-line overrides give (`pipeline.run.options` reads them).
+"""What a run is: its typed config, from one YAML file and command-line overrides (`pipeline.run.options` reads them).
 
-Each section's dataclass stands beside the code it configures; this module composes them, refuses values that cannot be,
-and says which of them make the run what it is (`trajectory`).
+Each section's dataclass stands beside the code that it configures; this module puts them together, refuses impossible
+values, and says which values decide what the run computes (`trajectory`).
 
 Units: iterations count updates; learning rates are per update; errors and thresholds are percent; sizes are pixels.
 """
@@ -17,8 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
-from pipeline.base.bounds import check_at_least
-from pipeline.base.command import UserError
+from pipeline.base.command import UserError, check_at_least
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import LoaderConfig
 from pipeline.evaluation.config import EvaluationConfig
@@ -33,11 +32,11 @@ from pipeline.training.step import StepConfig
 # Version of what a run computes: the order, the crops, flips and colours, the initial weights, the arithmetic of an update.
 # Raise it by one with every change that alters the results of a run by more than rounding; tests/test_golden.py fails until
 # then. Do not raise it for speed, for messages, or for a new option whose default leaves runs as they are. Only code of the
-# same version continues a run (run_folder.check_same): otherwise its two parts would come from different computations.
+# same version continues a run (folder.check_same): otherwise its two parts would come from different computations.
 TRAJECTORY = 1
 
-# Metadata of the keys that may change between the attempts of one run, because what the run computes stays as it is. The
-# dataset counts by its content, not by its place; `threads`, `compile` and `reduction` reach the last bits only.
+# Metadata of the keys that may change between the attempts of one run, because they leave what it computes as it is. The
+# dataset counts by its content, not by its place; `threads`, `compile` and `reduction` change the last bits only.
 SURROUNDINGS = {"surroundings": True}
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -49,38 +48,38 @@ class Config:
 
     Args:
         arch: resnet18/34/50/101/152, plain18/34 (ImageNet); resnet20/32/44/56/110/1202 and any 6n+2, plain20... (CIFAR).
-        data: the dataset folder.
+        data: the dataset folder, or its URL.
         name: the run's name; ARCH-seedN where null.
         runs: the folder that holds the run folders.
-        seed: of initialisation, order and augmentation.
+        seed: random seed of initial weights, order and augmentation.
         shortcut: A zero-padded identity, B projection where dimensions change, C projection everywhere; default: the paper's.
-        stride: where a downsampling bottleneck strides: paper (first 1x1) or v1.5 (the 3x3).
-        iterations: updates in all.
-        batch: images of a mini-batch, over all ranks together.
-        batch_scale: a record: by how much --scale-batch has multiplied the recipe's own batch. It changes nothing by itself.
-        bn_group: images that batch normalization takes its statistics over; `rank` is a rank's whole share of the batch.
-        shuffle_block: samples that stay neighbours when the training set is shuffled, for storage that hates random reads.
+        stride: which convolution of a downsampling bottleneck has stride 2: the first 1x1 (paper) or the 3x3 (v1.5).
+        iterations: how many updates the run makes.
+        batch: images in a mini-batch, over all ranks together.
+        batch_scale: a record of the factor by which --scale-batch multiplied the recipe's batch. The value changes nothing.
+        bn_group: how many images batch normalization computes its statistics over; `rank` is a rank's share of the batch.
+        shuffle_block: samples that stay neighbours when the training set is shuffled, for storage with slow random reads.
         reduction: tree sums gradients in one fixed binary tree: the same bits on 1, 2, 4 ... ranks up to batch / bn_group;
             allreduce leaves the order to the backend; auto is tree where the number of ranks allows it.
         gradient_compression: bf16 rounds gradients to bfloat16 where they travel between ranks, which halves the traffic and
             makes the weights depend on the number of ranks; reduction is then allreduce.
         recompute_bn_images: training images over which BN mean and variance are recomputed as a plain average after training
-            (paper 3.4 and the authors' README); rounded up to whole mini-batches; 0 for not at all.
-        label_smoothing: share of the target that goes to all classes alike, 0 to below 1; 0 in the paper. The reported
-            training loss stays the cross-entropy with the labels themselves.
-        ema_decay: of the exponential moving average of the weights, for each update, 0 to below 1; such as 0.9998. It is
-            evaluated and kept beside the weights themselves. 0: none, as in the paper.
-        on_nonfinite: what a gradient that is not a number does, besides being recorded with its samples: stop the run, or
-            skip that update.
+            (paper 3.4 and the authors' README), rounded up to whole mini-batches; 0 recomputes nothing.
+        label_smoothing: share of the target that is spread evenly over all classes, from 0 to below 1; 0 in the paper. The
+            reported training loss stays the cross-entropy with the labels.
+        ema_decay: decay, per update, of the exponential moving average of the weights, from 0 to below 1, such as 0.9998. The
+            average is evaluated and saved beside the weights. 0 keeps no average, as in the paper.
+        on_nonfinite: what a NaN or infinite gradient does, besides being recorded with its samples: stop the run, or skip
+            that update.
         precision: float32, or bf16 autocast.
-        compile: whether the training step's net goes through torch.compile; where that fails, training goes on without,
-            says why, and differs in the last bits.
+        compile: whether torch.compile compiles the net for training. Where compiling fails, a warning says why, and training
+            goes on uncompiled, with other last bits.
         cuda_graph: whether a single GPU replays each update as one CUDA graph, to the same bits: for nets so small that
-            launching their kernels takes longer than running them (CIFAR). It needs a learning rate that stays for many
-            updates; CPUs and several ranks train without. No GPU has run it yet.
+            launching their kernels takes longer than running them (CIFAR). Useful only with a learning rate that stays the
+            same for many updates. CPUs and several ranks train without a graph. No GPU has run it yet.
         device: auto, cpu or cuda.
-        threads: CPU threads per rank; the host's cores divided among its ranks where null. Part of a CPU run's last bits.
-        timeout_seconds: how long a rank may stand still, or wait for another, before the job ends and names it.
+        threads: CPU threads of a rank; null divides the host's cores among its ranks. They decide the last bits of a CPU run.
+        timeout_seconds: how long a rank may stand still, or wait for another rank, before the job ends and names the rank.
     """
 
     arch: str = "resnet50"
@@ -152,33 +151,29 @@ class Config:
         return Path(self.runs) / self.run_name
 
     @property
+    def compile_crop(self) -> int | None:
+        """Side of the training images in pixels where the net is to be compiled for them."""
+        return self.augment.crop if self.compile else None
+
+    @property
     def step(self) -> StepConfig:
-        """What the training step reads of these values."""
-        return StepConfig(
-            batch=self.batch,
-            optimizer=self.optimizer,
-            reduction=self.reduction,
-            gradient_compression=self.gradient_compression,
-            precision=self.precision,
-            label_smoothing=self.label_smoothing,
-            ema_decay=self.ema_decay,
-            compile_crop=self.augment.crop if self.compile else None,
-        )
+        """What the training step reads: the values of the same names."""
+        return StepConfig(**{key.name: getattr(self, key.name) for key in dataclasses.fields(StepConfig)})
 
 
 def trajectory(config: Config) -> dict[str, Any]:
-    """The values that make the run what it is, as a nested dict of plain values; continuing a run needs them equal."""
+    """The values that decide what the run computes, as nested dicts of plain values. A run continues only with equal ones."""
     values = to_plain(config)
     for key in dataclasses.fields(config):
         if key.metadata == SURROUNDINGS:
             del values[key.name]
-    if config.schedule.start_lr is not None:  # its end is decided at log points
+    if config.schedule.start_lr is not None:  # log points decide when it ends
         values["tracking"] = {"log_every": config.tracking.log_every}
     return values
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """(old value, new value) of every leaf in which two nested dicts differ, by its dotted key."""
+    """(old value, new value) of every leaf in which two nested dicts differ, by dotted key."""
     found: dict[str, tuple[Any, Any]] = {}
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
@@ -190,12 +185,12 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") ->
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`changes` for people: `key: old -> new`."""
+    """`changes` in words: `key: old -> new`."""
     return [f"{key}: {before} -> {after}" for key, (before, after) in changes(old, new).items()]
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A config as nested dicts of what YAML and JSON hold (tuples become lists)."""
+    """A config as nested dicts of values that YAML and JSON have (tuples become lists)."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

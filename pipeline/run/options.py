@@ -1,4 +1,4 @@
-"""How config files and command lines become a `Config`: strictly, with a remedy for whatever does not fit."""
+"""Reads config files and command lines into a `Config`, strictly; what does not fit gets a sentence with a remedy."""
 
 from __future__ import annotations
 
@@ -28,48 +28,48 @@ class _Parser(jsonargparse.ArgumentParser):
 
 
 def parser(description: str, example: str) -> jsonargparse.ArgumentParser:
-    """A command-line parser with `--config FILE` and every value of `Config` as an option; add the command's own to it."""
-    made = _Parser(
+    """A parser with `--config FILE` and every key of `Config` as an option. The command adds its other options."""
+    arg_parser = _Parser(
         description=f"{description}\n\nexample:\n  {example}",
         exit_on_error=False,
         allow_abbrev=False,
         print_config=None,
     )
-    made.add_argument("--config", action="config", help="YAML file of the values below; later options override it")
-    made.add_class_arguments(Config, None)
-    made.add_argument(
+    arg_parser.add_argument(
+        "--config", action="config", help="YAML file of the values below; later options override it"
+    )
+    arg_parser.add_class_arguments(Config, None)
+    arg_parser.add_argument(
         "--scale-batch",
         type=str,
         metavar="F",
-        help="weak scaling: F times the batch and the learning rate, linear warm-up, 1/F of the iterations: the same "
-        "images in all; applied last, to the values as they are resolved",
+        help="weak scaling: F times the batch and the learning rate, linear warm-up, 1/F of the iterations, so that the "
+        "run sees the same images; applied last, to the resolved values",
     )
-    made.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
-    return made
+    arg_parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
+    return arg_parser
 
 
-def parse(made: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple[Config, jsonargparse.Namespace]:
-    """Read options into (config, the command's own options). Raises UserError for whatever does not fit."""
+def parse(arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple[Config, jsonargparse.Namespace]:
+    """Read a command line into (config, the command's other options). Raises UserError for what does not fit."""
     argv = [_config_spelling(word) for word in argv]
     for file in _config_files(argv):
         check_keys(Config, _values(file), str(file))
     try:
-        options = made.parse_args(argv)
-        instance = made.instantiate(options)
+        args = arg_parser.instantiate(arg_parser.parse_args(argv))
     except jsonargparse.ArgumentError as error:
-        raise UserError(_one_sentence(str(error), made)) from None
-    names = [one.name for one in dataclasses.fields(Config)]
-    config = Config(**{name: instance.pop(name) for name in names})
-    if (factor := instance.pop("scale_batch")) is not None:
+        raise UserError(_one_sentence(str(error), arg_parser)) from None
+    config = Config(**{key.name: args.pop(key.name) for key in dataclasses.fields(Config)})
+    if (factor := args.pop("scale_batch")) is not None:
         config = scale_batch(config, read_factor(factor))
     check(config)
-    return config, instance
+    return config, args
 
 
 def load(path: Path) -> Config:
-    """Read a run's config.yaml, which `to_yaml` wrote: strictly, and in a tenth of the command-line parser's time.
+    """Read a run's config.yaml, which `to_yaml` wrote, without the command-line parser. Raises UserError.
 
-    Keys that the file does not have, because an older version wrote it, have their defaults. Raises UserError.
+    A key that is missing, because an older version wrote the file, has its default.
     """
     config = read_typed(Config, _values(path), str(path))
     check(config)
@@ -84,16 +84,17 @@ def _values(path: Path) -> Any:
 
 
 def key_names(kind: type = Config, prefix: str = "") -> list[str]:
-    types, found = get_type_hints(kind), []
-    for one in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(types[one.name]):
-            found += key_names(types[one.name], f"{prefix}{one.name}.")
-        found.append(prefix + one.name)
-    return found
+    """The dotted keys of a config, sections included."""
+    types, names = get_type_hints(kind), []
+    for key in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(types[key.name]):
+            names += key_names(types[key.name], f"{prefix}{key.name}.")
+        names.append(prefix + key.name)
+    return names
 
 
 def _config_spelling(word: str) -> str:
-    """Config keys may be typed with hyphens, as other options are: --bn-group is --bn_group."""
+    """A word of a command line with its config key as the config spells it: --bn-group becomes --bn_group."""
     option, equals, value = word.partition("=")
     spelled = option[2:].replace("-", "_") if option.startswith("--") else ""
     return f"--{spelled}{equals}{value}" if spelled in key_names() else word
@@ -105,16 +106,16 @@ def _config_files(argv: Sequence[str]) -> list[Path]:
     return [Path(file) for file in files]
 
 
-def _one_sentence(message: str, made: jsonargparse.ArgumentParser) -> str:
+def _one_sentence(message: str, arg_parser: jsonargparse.ArgumentParser) -> str:
     """jsonargparse's message as one sentence with a remedy."""
     if message.startswith("unrecognized arguments:"):
         word = message.split(":", 1)[1].split()[0]
         if not word.startswith("--"):
             return f"'{word}' was not expected on the command line: options start with '--' (see --help)"
-        valid = [option for action in made._actions for option in action.option_strings if option.startswith("--")]
+        valid = [option for action in arg_parser._actions for option in action.option_strings if option[:2] == "--"]
         return f"{word.partition('=')[0]} is not an option: {nearest(word.partition('=')[0], valid)}"
-    if found := re.match(r'Parser key "(.+?)":\s*(.*)', message, re.DOTALL):
-        reason = re.sub(r"<class '(\w+)'>", r"\1", " ".join(found[2].split())).replace("typing.", "")
+    if match := re.match(r'Parser key "(.+?)":\s*(.*)', message, re.DOTALL):
+        reason = re.sub(r"<class '(\w+)'>", r"\1", " ".join(match[2].split())).replace("typing.", "")
         reason = re.sub(r"Problem with given class_path '\S+': ", "one of its items: ", reason)
-        return f"{found[1]} does not fit: {reason.rstrip('.')}"
+        return f"{match[1]} does not fit: {reason.rstrip('.')}"
     return " ".join(message.split())

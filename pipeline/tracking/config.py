@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.base.bounds import check_at_least
+from pipeline.base.command import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
