@@ -44,6 +44,7 @@ from pipeline.tracking import TrackingConfig  # noqa: E402
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints  # noqa: E402
 from pipeline.training.optimizer import OptimizerConfig  # noqa: E402
 from pipeline.training.schedule import ScheduleConfig  # noqa: E402
+from pipeline.training.step import StepConfig  # noqa: E402
 
 PARTS = ("data", "stack", "checkpoint")
 COPIES = 2  # of each of the 140 sample images
@@ -148,7 +149,8 @@ class Alternating(Trainer):
     def __init__(self, config: Config, dataset: Dataset, world: World) -> None:
         super().__init__(config, dataset, world)
         assert isinstance(config.bn_group, int)
-        self.bare = our_step(config.arch, config.batch, config.bn_group, config.precision, world)
+        bare = StepConfig(batch=config.batch, precision=config.precision, reduction="allreduce")
+        self.bare = our_step(config.arch, bare, config.bn_group, world)
         self.times: list[tuple[Moment, Moment]] = []
 
     def batches(self, count: int | None = None) -> Any:
@@ -206,9 +208,9 @@ def writing() -> bool:
 
 
 def stack_worker(file: Path) -> None:
-    """Run the only rank: `pipeline.train.main` unchanged, with a trainer that takes turns with the bare loop."""
+    """Run the only rank: `pipeline.train.train` unchanged, with a trainer that takes turns with the bare loop."""
     train.Trainer = Alternating  # type: ignore[misc]
-    train.main(load(file))
+    train.train(load(file))
 
 
 def measure_stack(config: Config, options: argparse.Namespace) -> dict[str, list[float]]:

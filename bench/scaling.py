@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from pipeline.data.augment import AugmentConfig  # noqa: E402
 from pipeline.process.world import open_world, set_threads  # noqa: E402
 from pipeline.run.config import Config  # noqa: E402
 from pipeline.training.reduction import tree_all_reduce  # noqa: E402
+from pipeline.training.step import StepConfig  # noqa: E402
 
 COPIES, TREE, ALLREDUCE = "copies", "tree", "allreduce"
 WALL, CPU = "", " CPU"  # suffix of the name of a list of seconds: the clock
@@ -46,10 +48,12 @@ def work(options: argparse.Namespace) -> None:
         set_threads(world, options.threads)
         batch = options.rows * world.size
         images, labels = synthetic(options.rows, options.crop, world.device)
-        steps = {COPIES: our_step(options.arch, options.rows, options.bn_group, options.precision, alone(world.device))}
+        copy = StepConfig(batch=options.rows, precision=options.precision, reduction="allreduce")
+        steps = {COPIES: our_step(options.arch, copy, options.bn_group, alone(world.device))}
         if world.size > 1:
-            for way in (TREE, ALLREDUCE):
-                steps[way] = our_step(options.arch, batch, options.bn_group, options.precision, world, way)
+            whole = replace(copy, batch=batch)
+            steps[TREE] = our_step(options.arch, replace(whole, reduction="tree"), options.bn_group, world)
+            steps[ALLREDUCE] = our_step(options.arch, whole, options.bn_group, world)
         times: dict[str, Any] = {way: [] for way in steps}
         for number in range(options.rounds + 1):
             # Each round starts with another way, so that no way always follows the same one.

@@ -12,7 +12,7 @@ import statistics as averages
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from pipeline.base.command import Progress, print_json, print_table, run  # noqa
 from pipeline.base.cores import available_cores  # noqa: E402
 from pipeline.models.complexity import count  # noqa: E402
 from pipeline.models.resnet import build  # noqa: E402
-from pipeline.training.replay import cuda_graphs  # noqa: E402
-from pipeline.training.step import TrainingStep  # noqa: E402
+from pipeline.training.replay import Recorder, cuda_graphs  # noqa: E402
+from pipeline.training.step import StepConfig, TrainingStep  # noqa: E402
 
 FP32, AMP = "torchvision fp32 NCHW eager", "torchvision AMP bf16 NCHW"
 SGD: dict[str, dict[str, bool]] = {
@@ -89,28 +89,33 @@ def plain(arch: str, batch: int, crop: int, device: torch.device, amp: bool) -> 
     return Way(update)
 
 
-def ours(arch: str, batch: int, crop: int, device: torch.device, bn_group: int, precision: str, **more: Any) -> Way:
+def ours(
+    arch: str, config: StepConfig, crop: int, device: torch.device, bn_group: int, recorder: Recorder | None = None
+) -> Way:
     """Return the step of `pipeline.train`, whose metrics are fetched as at its log points."""
-    step = our_step(arch, batch, bn_group, precision, alone(device), **more)
-    dtype = torch.bfloat16 if precision == "bf16" and device.type == "cuda" else torch.float32
-    images, labels = synthetic(batch, crop, device, dtype)
-    return Way(lambda: step.step(images, labels, 1e-3), step.take_metrics, step, precision)
+    step = our_step(arch, config, bn_group, alone(device), recorder)
+    dtype = torch.bfloat16 if config.precision == "bf16" and device.type == "cuda" else torch.float32
+    images, labels = synthetic(config.batch, crop, device, dtype)
+    return Way(lambda: step.step(images, labels, 1e-3), step.take_metrics, step, config.precision)
 
 
 def makers(options: argparse.Namespace, batch: int, device: torch.device) -> dict[str, Callable[[], Way]]:
     arch, crop, group = options.arch, options.crop, min(options.bn_group, batch)
+    float32 = StepConfig(batch=batch, reduction="allreduce")
+    bf16 = replace(float32, precision="bf16")
+    compiled = replace(bf16, compile_crop=crop)
     ways: dict[str, Callable[[], Way]] = {
         FP32: lambda: plain(arch, batch, crop, device, amp=False),
         AMP: lambda: plain(arch, batch, crop, device, amp=True),
-        "ours float32": lambda: ours(arch, batch, crop, device, group, "float32"),
-        "ours bf16": lambda: ours(arch, batch, crop, device, group, "bf16"),
+        "ours float32": lambda: ours(arch, float32, crop, device, group),
+        "ours bf16": lambda: ours(arch, bf16, crop, device, group),
     }
     if group < batch:
-        ways["ours bf16, one BN group"] = lambda: ours(arch, batch, crop, device, batch, "bf16")
+        ways["ours bf16, one BN group"] = lambda: ours(arch, bf16, crop, device, batch)
     if options.compile:
-        ways["ours bf16, compiled"] = lambda: ours(arch, batch, crop, device, group, "bf16", compile_crop=crop)
+        ways["ours bf16, compiled"] = lambda: ours(arch, compiled, crop, device, group)
     if recorder := cuda_graphs(True, alone(device)):
-        ways["ours bf16, CUDA graph"] = lambda: ours(arch, batch, crop, device, group, "bf16", recorder=recorder)
+        ways["ours bf16, CUDA graph"] = lambda: ours(arch, bf16, crop, device, group, recorder)
     return ways
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from pipeline.models.resnet import build
 from pipeline.process.world import World
 from pipeline.training.batchnorm import plan_groups
-from pipeline.training.optimizer import OptimizerConfig
-from pipeline.training.step import TrainingStep
+from pipeline.training.replay import Recorder
+from pipeline.training.step import StepConfig, TrainingStep
 
 CLASSES = 1000
 
@@ -24,23 +24,12 @@ def alone(device: torch.device) -> World:
 
 
 def our_step(
-    arch: str, batch: int, bn_group: int, precision: Any, world: World, reduction: Any = "allreduce", **more: Any
+    arch: str, config: StepConfig, bn_group: int, world: World, recorder: Recorder | None = None
 ) -> TrainingStep:
-    """Return the step of `pipeline.train` on a random net with torchvision's multiply-adds (v1.5 stride, B shortcuts).
-
-    more: further arguments of `TrainingStep`, such as compile_crop.
-    """
-    generator = torch.Generator().manual_seed(0)
-    return TrainingStep(
-        build(arch, classes=CLASSES, shortcut="B", stride="v1.5", generator=generator),
-        batch=batch,
-        plan=plan_groups(batch, bn_group, world.rank, world.size),
-        optimizer=OptimizerConfig(lr=1e-3),
-        reduction=reduction,
-        precision=precision,
-        world=world,
-        **more,
-    )
+    """Return the step of `pipeline.train` on a random net with torchvision's multiply-adds (v1.5 stride, B shortcuts)."""
+    net = build(arch, classes=CLASSES, shortcut="B", stride="v1.5", generator=torch.Generator().manual_seed(0))
+    plan = plan_groups(config.batch, bn_group, world.rank, world.size)
+    return TrainingStep(net, config, plan, world, recorder)
 
 
 def synthetic(

@@ -1,1 +1,1 @@
-"""Three doors to the same pipeline.train.main: processes here, SLURM by submitit, Ray Train."""
+"""Three doors to the same pipeline.train.train: processes here, SLURM by submitit, Ray Train."""

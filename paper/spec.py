@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +18,12 @@ from jsonargparse import ArgumentParser
 
 from pipeline.base.command import UserError, nearest
 from pipeline.evaluation.nets import Weights
-from pipeline.run.config import Config, check
+from pipeline.run.config import Config, changes, check, to_plain
 from pipeline.run.options import parse, parser
+from pipeline.run.stretch import stretch, stretched
 
 Measure = Literal["error", "ensemble", "curve", "responses"]
 Shortcut = Literal["default", "A", "B", "C"]
-# Intervals counted in iterations; the schedule's patience counts evaluations and so follows evaluation.every.
-INTERVALS = ("evaluation.every", "checkpoint.every", "checkpoint.keep_every", "tracking.log_every")
 SHORTEST_INTERVAL = 10  # a rehearsal that evaluates at every update does little else
 
 
@@ -213,39 +212,28 @@ def _recipe(file: Path, overrides: Sequence[tuple[str, Any]], scale: float) -> C
 
 
 def _scaling(file: Path, overrides: Sequence[tuple[str, Any]], scale: float) -> list[tuple[str, Any]]:
+    """(dotted key, value) of what `scale` changes in a recipe."""
     if not 0 < scale <= 1:
         raise UserError(f"--scale {scale:g} cannot be: give a number above 0 and at most 1, such as 0.05")
-    return [] if scale == 1 else list(_scaled(_recipe(file, overrides, 1.0), scale).items())
+    if scale == 1:
+        return []
+    recipe = _recipe(file, overrides, 1.0)
+    changed = changes(to_plain(recipe), to_plain(shorten(recipe, scale)))
+    return [(key, value) for key, (_, value) in changed.items()]
 
 
-def _scaled(config: Config, scale: float) -> dict[str, Any]:
-    """The values of `config` that `scale` changes, by dotted key; whole numbers of at least 1."""
-
-    def shrink(value: int) -> int:
-        return max(1, round(value * scale))
-
-    iterations, steps = shrink(config.iterations), [shrink(step) for step in config.schedule.steps]
-    if config.schedule.kind == "steps" and len({*steps, iterations}) <= len(steps):
-        marks = (0, *config.schedule.steps, config.iterations)
-        least = 1 / min(after - before for before, after in itertools.pairwise(marks))
+def shorten(config: Config, scale: float) -> Config:
+    """The rehearsal of a recipe: all that it counts, in iterations or images, times `scale`. Raises UserError."""
+    schedule = config.schedule
+    marks = (*schedule.steps, config.iterations)
+    iterations = stretched(config.iterations, scale)
+    if schedule.kind == "steps" and len({stretched(mark, scale) for mark in marks}) < len(marks):
+        least = 1 / min(after - before for before, after in itertools.pairwise((0, *marks)))
         raise UserError(
             f"--scale {scale:g} leaves {iterations} iterations, too few for a learning rate that drops "
-            f"{len(steps)} times: give at least {least:g}"
+            f"{len(schedule.steps)} times: give at least {least:g}"
         )
-    values: dict[str, Any] = {"iterations": iterations}
-    if steps:
-        values["schedule.steps"] = steps
-    if config.schedule.warmup_iterations:
-        values["schedule.warmup_iterations"] = shrink(config.schedule.warmup_iterations)
-    if config.augment.stages:
-        values["augment.stages"] = [{**asdict(one), "until": shrink(one.until)} for one in config.augment.stages]
-    for key in INTERVALS:
-        section, _, name = key.partition(".")
-        if interval := getattr(getattr(config, section), name):
-            values[key] = max(shrink(interval), min(interval, SHORTEST_INTERVAL))
-    if config.recompute_bn_images:
-        values["recompute_bn_images"] = shrink(config.recompute_bn_images)
-    return values
+    return stretch(config, scale, "iterations", "updates", "images", shortest_period=SHORTEST_INTERVAL)
 
 
 def _options(values: Sequence[tuple[str, Any]]) -> list[str]:

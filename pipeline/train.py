@@ -1,7 +1,11 @@
-"""Train one net: the whole story on one page. Started by a door in launch/, or alone: python -m pipeline.train
+"""Train one net: the whole story on one page. A launcher in launch/ starts it, or you: python -m pipeline.train
 
-A run is a pure function of (dataset, config, seed); the world only decides how fast it is computed. It is a folder:
-starting a run whose folder exists continues it from its newest sound checkpoint.
+A run is a pure function of (dataset, config, seed); the number and kind of processes only decide how fast it is computed.
+A run is a folder: starting a run whose folder exists continues it from its newest sound checkpoint.
+
+    main(argv)                the command
+    train(config)             opens the world, the dataset, the run folder and its newest checkpoint; closes them
+    update_to_the_end(...)    the loop: update, log, evaluate, save, until the last iteration or a request to stop
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from pipeline.base import command
 from pipeline.base.command import Progress, UserError
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.scoring import GivenUp
+from pipeline.loop.progress import RECOMPUTED_BN
 from pipeline.loop.trainer import Trainer
 from pipeline.process.stop import StopRequest
 from pipeline.process.watchdog import Hang, watching
@@ -34,7 +39,7 @@ from pipeline.run.summary import summary
 from pipeline.tracking import Tracker, is_concluded, open_tracker
 from pipeline.training.checkpoint import Checkpoints
 
-ERRORS = {  # of the closing table
+ERRORS = {  # columns of the closing table
     "train_error": "train error",
     "val_top1": "val top-1 error",
     "val_top5": "val top-5 error",
@@ -43,16 +48,33 @@ ERRORS = {  # of the closing table
 }
 
 
-def main(
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `python -m pipeline.train`: one rank, or one of several under torchrun."""
+    options = parser(
+        "Trains one net on the dataset folder that the config names, or continues its run.",
+        "python launch/local.py --config configs/demo.yaml --procs 2",
+    )
+    options.add_argument("--json", action="store_true", help="end with one line of JSON (rank 0)")
+    config, args = parse(options, sys.argv[1:] if argv is None else argv)
+    if args.print_config:
+        print(to_yaml(config), end="")
+        return 0
+    code = train(config)
+    if args.json and os.environ.get("RANK", "0") == "0":
+        command.print_json(summary(config, code))
+    return code
+
+
+def train(
     config: Config,
     on_hang: Callable[[Hang], None] = lambda hang: None,
     on_save: Callable[[], None] = lambda: None,
 ) -> int:
-    """Train the run that `config` describes, or go on with it. Every rank calls this; the launcher set the environment.
+    """Start the run that `config` describes, or continue it. Every rank calls this; the launcher has set the environment.
 
-    `on_save` is called on every rank, at the same iteration, whenever there may be a newer checkpoint in the run folder.
-    Returns 0 where the run is finished, EXIT_PREEMPTED where it was asked to stop and has saved. Raises UserError.
-    Where a rank hangs, `on_hang` is told and the process ends with EXIT_HUNG.
+    on_save: called on every rank, at the same iteration, whenever the run folder may have a newer checkpoint. on_hang:
+    called where a rank hangs, before the process ends with EXIT_HUNG.
+    Returns 0 for a finished run, EXIT_PREEMPTED for one that was asked to stop and is saved. Raises UserError.
     """
     with (
         StopRequest() as stop,
@@ -65,16 +87,16 @@ def main(
         dataset = open_dataset(config.data)
         watchdog.note("building the net and opening the run folder")
         with (
-            closing(Trainer(config, dataset, world)) as training,
+            closing(Trainer(config, dataset, world)) as trainer,
             open_run(config, dataset, world, threads) as run_folder,
         ):
             folder = config.run_folder / CHECKPOINTS
             watchdog.publish(config.run_folder, world.rank, world.size)
             watchdog.note("restoring")
-            training.restore(Checkpoints(folder, config.checkpoint))
-            already = training.iteration == config.iterations
+            trainer.restore(Checkpoints(folder, config.checkpoint))
+            already = trainer.progress.iteration == config.iterations
             if already and on_main(world, lambda: is_concluded(config.run_folder)):
-                return report(config, training, "was finished already")
+                return print_result(trainer, "was finished already")
             with tracker_of(config, run_folder.facts, world) as tracker:
 
                 def before_publishing() -> None:
@@ -83,74 +105,75 @@ def main(
 
                 checkpoints = Checkpoints(folder, config.checkpoint, before_publishing)
                 try:
-                    finished = already or train(training, checkpoints, tracker, stop, run_folder, on_save)
+                    finished = already or update_to_the_end(trainer, checkpoints, tracker, stop, run_folder, on_save)
                 except Exception:
-                    run_folder.check()  # where a later attempt has the run, this one's failure is not the run's
+                    run_folder.check()  # where a later attempt has the run, this attempt's failure is not the run's
                     raise
                 if world.is_main:
-                    conclude(checkpoints, tracker, finished)
+                    secure_last_checkpoint(checkpoints, tracker, finished)
                 stop.restore()
                 watchdog.note("closing", limited=False)  # MLflow may take its time (tracking.close_seconds)
                 on_save()
-            return report(config, training, "finished" if finished else "stopped on request")
+            return print_result(trainer, "finished" if finished else "stopped on request")
 
 
-def train(
-    training: Trainer,
+def update_to_the_end(
+    trainer: Trainer,
     checkpoints: Checkpoints,
     tracker: Tracker,
     stop: StopRequest,
     run_folder: OpenRun,
     on_save: Callable[[], None],
 ) -> bool:
-    """Iterate to the end; False where it was asked to stop before (everything is saved then)."""
-    config, world = training.config, training.world
+    """Update until the last iteration; False where a request to stop came before, with everything saved."""
+    config, world, progress = trainer.config, trainer.world, trainer.progress
     note = world.watchdog.note
 
     def log(kind: str, values: dict[str, float]) -> None:
         run_folder.check()
-        tracker.log(kind, training.iteration, values)
+        tracker.log(kind, progress.iteration, values)
 
     def evaluate() -> bool:
-        """The val errors that are due; False where a request to stop came before the last of them."""
-        # A checkpoint of the last iteration says that the run is finished: what belongs to the end is made in any case.
-        last = training.iteration == config.iterations
+        """Log the val errors that are due; False where a request to stop came before the last of them."""
+        # A checkpoint of the last iteration says that the run is finished: what belongs to the end is never given up.
+        last = progress.iteration == config.iterations
         try:
-            for kind, errors in training.evaluations((lambda: False) if last else stop.agreed):
+            for kind, errors in trainer.evaluations((lambda: False) if last else stop.agreed):
                 log(kind, errors)
         except GivenUp:
-            training.save(checkpoints)
+            trainer.save(checkpoints)
             return False
         return True
 
-    copying = config.loader.stage_to is not None  # of shards: it takes hours
-    note("opening the loader", training.iteration, limited=not copying)
-    bar = Progress(config.iterations, config.run_name, "it", start=training.iteration, enabled=world.is_main)
+    copying = config.loader.stage_to is not None  # of shards to a local disk: it takes hours
+    note("opening the loader", progress.iteration, limited=not copying)
     with stop.ending_at_once(copying):
-        opened = training.batches()
-    with opened as batches, bar as progress:
-        if not evaluate():  # what a request to stop left to be done
+        opened = trainer.batches()
+    bar = Progress(config.iterations, config.run_name, "it", start=progress.iteration, enabled=world.is_main)
+    with opened as batches, bar:
+        if not evaluate():  # what an earlier request to stop left to be done
             return False
         for batch in batches:
             if stop.agreed():
-                training.save(checkpoints)
+                trainer.save(checkpoints)
                 return False
             for sentence in batch.substitutions:
                 print(f"warning: {sentence}", file=sys.stderr)
-            training.update(batch.images, batch.labels)
-            done, last = training.iteration, training.iteration == config.iterations
+            trainer.update(batch.images, batch.labels)
+            done, last = progress.iteration, progress.iteration == config.iterations
             if done % config.tracking.log_every == 0 or last:
                 note("log point", done)
-                log("train", training.take_interval(batches))
+                log("train", trainer.take_interval(batches))
             if not evaluate():
                 return False
             if last and config.recompute_bn_images:
                 note("recomputing BN statistics", done)
-                log("val_recomputed_bn", training.recompute_statistics())
-            if done % config.checkpoint.every == 0 or last or (config.checkpoint.keep_best and training.is_best):
-                training.save(checkpoints)
-                on_save()  # the one before is written by now
-            progress.advance(**training.figures)
+                log(RECOMPUTED_BN, trainer.recompute_statistics())
+            best = config.checkpoint.keep_best and progress.best_iteration == done
+            if done % config.checkpoint.every == 0 or last or best:
+                trainer.save(checkpoints)
+                on_save()  # the checkpoint before this one is written by now
+            bar.advance(**trainer.figures)
             note("waiting for data", done)
     note("leaving")
     stop.drain()
@@ -174,10 +197,11 @@ def tracker_of(config: Config, facts: dict[str, Any], world: World) -> Tracker:
     return tracker
 
 
-def conclude(checkpoints: Checkpoints, tracker: Tracker, finished: bool) -> None:
-    """See the last checkpoint onto the disk and tell MLflow how the run ended.
+def secure_last_checkpoint(checkpoints: Checkpoints, tracker: Tracker, finished: bool) -> None:
+    """Wait until the last checkpoint is on the disk, and tell MLflow how the run ended.
 
-    Raises UserError where a finished run's was not saved. One that was asked to stop goes on from the checkpoint before it.
+    Raises UserError where the last checkpoint of a finished run was not written. A run that was asked to stop goes on from
+    the checkpoint before.
     """
     if not checkpoints.settle() and finished:
         raise UserError(
@@ -190,34 +214,17 @@ def conclude(checkpoints: Checkpoints, tracker: Tracker, finished: bool) -> None
     tracker.finish("FINISHED" if finished else "KILLED")
 
 
-def report(config: Config, training: Trainer, outcome: str) -> int:
+def print_result(trainer: Trainer, outcome: str) -> int:
     """Print the closing table on the main rank; the exit code."""
-    if training.world.is_main:
-        errors = training.errors
-        known = {key: title for key, title in ERRORS.items() if key in errors}
-        cells = [f"{errors[key]:.2f}" for key in known]
+    config, progress = trainer.config, trainer.progress
+    if trainer.world.is_main:
+        known = {key: title for key, title in ERRORS.items() if key in progress.errors}
+        cells = [f"{progress.errors[key]:.2f}" for key in known]
         columns = ("net", "iterations", *(f"{title} %" for title in known.values()), "run folder")
-        row = (config.arch, f"{training.iteration:,} of {config.iterations:,}", *cells, config.run_folder)
+        row = (config.arch, f"{progress.iteration:,} of {config.iterations:,}", *cells, config.run_folder)
         command.print_table(f"{config.run_name} {outcome}", columns, [row])
-    return 0 if training.iteration == config.iterations else EXIT_PREEMPTED
-
-
-def run(argv: Sequence[str] | None = None) -> int:
-    """The command `python -m pipeline.train`: one rank, or one of several under torchrun."""
-    options = parser(
-        "Trains one net on the dataset folder that the config names, or continues its run.",
-        "python launch/local.py --config configs/demo.yaml --procs 2",
-    )
-    options.add_argument("--json", action="store_true", help="end with one line of JSON (rank 0)")
-    config, own = parse(options, sys.argv[1:] if argv is None else argv)
-    if own.print_config:
-        print(to_yaml(config), end="")
-        return 0
-    code = main(config)
-    if own.json and os.environ.get("RANK", "0") == "0":
-        command.print_json(summary(config, code))
-    return code
+    return 0 if progress.iteration == config.iterations else EXIT_PREEMPTED
 
 
 if __name__ == "__main__":
-    command.run(run)
+    command.run(main)

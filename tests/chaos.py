@@ -20,7 +20,8 @@ from pathlib import Path
 
 from pipeline.base import command
 from pipeline.base.command import CommandParser, Progress, UserError, print_json, print_table
-from pipeline.run.config import Config, EvaluationConfig
+from pipeline.evaluation.config import EvaluationConfig
+from pipeline.run.config import Config
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig
 from tests.digits import write_dataset

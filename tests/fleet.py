@@ -1,6 +1,6 @@
 """A whole job as a launcher would start it, of processes forked from one that has imported everything: a start costs little.
 
-Each rank calls the real `pipeline.train.main` and ends with its exit code; what it prints goes to a log. They may be
+Each rank calls the real `pipeline.train.train` and ends with its exit code; what it prints goes to a log. They may be
 killed, stopped and sabotaged.
 """
 
@@ -67,9 +67,9 @@ def _rank(config: Config, environment: dict[str, str], log: Path, sabotage: Call
     try:
         if sabotage:
             sabotage(int(environment["RANK"]))
-        from pipeline.train import main
+        from pipeline.train import train
 
-        code = main(config)
+        code = train(config)
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:

@@ -27,6 +27,7 @@ LAYERS: dict[str, list[str]] = {
         "pipeline.models.*",
         "pipeline.training.*",
         "pipeline.tracking.*",
+        "pipeline.evaluation.config",
     ],
     "run": [
         "pipeline.run.*",

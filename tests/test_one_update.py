@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.optimizer import OptimizerConfig
-from pipeline.training.step import TrainingStep
+from pipeline.training.step import StepConfig, TrainingStep
 from tests.helpers import ROOT
 from tests.pages import read
 from tests.ranks import ALONE
@@ -76,10 +76,7 @@ def test_the_groups() -> None:
 
 
 def test_the_updates() -> None:
-    step = TrainingStep(
-        Net(), batch=4, plan=plan_groups(4, 2, 0, 1), optimizer=OptimizerConfig(), reduction="tree", precision="float32",
-        world=ALONE,
-    )  # fmt: skip
+    step = TrainingStep(Net(), StepConfig(batch=4, reduction="tree"), plan_groups(4, 2, 0, 1), ALONE)
     net = step.model
     assert isinstance(net, Net)
     page, images, labels = table("update 0, η = 0.1"), torch.tensor(PIXELS).reshape(4, 1, 1, 1), torch.tensor(LABELS)

@@ -36,7 +36,7 @@ class Work(Protocol):
         """Folders that every rank reads. Absolute."""
 
     def __call__(self, on_hang: Callable[[Hang], None] = ..., on_save: Callable[[], None] = ..., /) -> int:
-        """`on_hang` and `on_save` as pipeline.train.main calls them."""
+        """`on_hang` and `on_save` as pipeline.train.train calls them."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Training:
     def __call__(
         self, on_hang: Callable[[Hang], None] = lambda hang: None, on_save: Callable[[], None] = lambda: None
     ) -> int:
-        from pipeline.train import main
+        from pipeline.train import train
 
-        return main(self.config, on_hang, on_save)
+        return train(self.config, on_hang, on_save)
 
 
 @dataclass(frozen=True)

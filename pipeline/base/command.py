@@ -32,6 +32,17 @@ class UserError(Exception):
     """A mistake its user can mend: one sentence that says what was wrong, where, and what to do. Exit code 2."""
 
 
+def check_at_least(least: int, section: object, *names: str, prefix: str = "") -> None:
+    """Raise UserError where one of these attributes of a config section is below `least`; None passes.
+
+    prefix: the section's name and a dot, as users type the key.
+    """
+    for name in names:
+        value = getattr(section, name)
+        if value is not None and value < least:
+            raise UserError(f"{prefix}{name} is {value}: it must be at least {least}")
+
+
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` as a command: its result (None is 0) or the error's code becomes the exit code."""
     try:

@@ -34,7 +34,7 @@ class ResizeStage:
         short_side: minimum and maximum of the shorter side in pixels, inclusive.
     """
 
-    until: int
+    until: int = dataclasses.field(metadata={"unit": "iterations"})
     crop: int
     short_side: tuple[int, int]
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 from pipeline.base.command import UserError
-
-if TYPE_CHECKING:
-    from pipeline.run.config import Config
+from pipeline.run.config import Config
+from pipeline.run.stretch import counts, stretch
 
 WARMUP_SHARE = Fraction(5, 90)  # of the run, where the recipe has no warm-up: 5 of 90 epochs (Goyal et al. 2017, 2.2)
-TRIED = range(2, 65)  # factors that a refusal looks through for those that would do
+TRIED = range(2, 65)  # the factors from which a refusal names those that fit
 
 
 def read_factor(text: str) -> Fraction:
@@ -31,67 +29,41 @@ def read_factor(text: str) -> Fraction:
 
 
 def scale_batch(config: Config, factor: Fraction) -> Config:
-    """`config` with mini-batches `factor` times as large; see the module. Raises UserError where it does not come out even.
+    """`config` with mini-batches `factor` times as large; see the module. Raises UserError for an uneven factor.
 
-    The moving average of the weights keeps its span in images. Checkpoint periods are rounded: they change nothing.
+    The moving average of the weights keeps its span in images. Periods that change nothing (checkpoints) are rounded.
     """
-    counts = _counts(config)
-    if uneven := [name for name, value in counts if not _comes_out(name, value, factor)]:
-        even = [n for n in TRIED if all(_comes_out(name, value, Fraction(n)) for name, value in counts)]
-        first = dict(counts)[uneven[0]]
-        raise UserError(
-            f"--scale-batch {float(factor):g} does not come out even: {uneven[0]} {first} cannot be "
-            f"{'multiplied' if uneven[0] == 'batch' else 'divided'} by it; of the whole numbers to {TRIED[-1]} "
-            f"{', '.join(map(str, even)) if even else 'none'} would do"
-        )
-
-    def fewer(iterations: int) -> int:
-        return int(iterations / factor)
-
-    def period(iterations: int) -> int:
-        return max(1, round(iterations / factor))
-
-    schedule, checkpoint, rate = config.schedule, config.checkpoint, float(factor)
-    warmup = fewer(schedule.warmup_iterations)
+    _check_even(config, factor)
+    rate = float(factor)
+    fewer = stretch(config, 1 / factor, "iterations")
+    schedule = fewer.schedule
+    warmup = schedule.warmup_iterations
     if factor > 1 and not warmup:
-        warmup = round(fewer(config.iterations) * WARMUP_SHARE)
+        warmup = round(fewer.iterations * WARMUP_SHARE)
+    start_lr = None if schedule.start_lr is None else schedule.start_lr * rate
     return replace(
-        config,
+        fewer,
         batch=int(config.batch * factor),
         batch_scale=config.batch_scale * rate,
-        iterations=fewer(config.iterations),
         ema_decay=config.ema_decay**rate,
-        augment=replace(
-            config.augment,
-            stages=tuple(replace(stage, until=fewer(stage.until)) for stage in config.augment.stages),
-        ),
         optimizer=replace(config.optimizer, lr=config.optimizer.lr * rate),
-        schedule=replace(
-            schedule,
-            steps=tuple(fewer(step) for step in schedule.steps),
-            warmup_iterations=warmup,
-            start_lr=None if schedule.start_lr is None else schedule.start_lr * rate,
-        ),
-        evaluation=replace(config.evaluation, every=fewer(config.evaluation.every)),
-        checkpoint=replace(
-            checkpoint,
-            every=period(checkpoint.every),
-            keep_every=None if checkpoint.keep_every is None else period(checkpoint.keep_every),
-        ),
+        schedule=replace(schedule, warmup_iterations=warmup, start_lr=start_lr),
     )
 
 
-def _counts(config: Config) -> list[tuple[str, int]]:
-    """What the factor has to leave whole, by name."""
-    named = [
-        ("batch", config.batch),
-        ("iterations", config.iterations),
-        ("evaluation.every", config.evaluation.every),
-        ("schedule.warmup_iterations", config.schedule.warmup_iterations),
-    ]
-    named += [(f"schedule.steps[{n}]", step) for n, step in enumerate(config.schedule.steps)]
-    return named + [(f"augment.stages[{n}].until", stage.until) for n, stage in enumerate(config.augment.stages)]
+def _check_even(config: Config, factor: Fraction) -> None:
+    """Raise UserError where the batch or a count of iterations is no whole number after scaling by `factor`."""
+    exact = [one for one in counts(config) if one.unit == "iterations" and not one.rounded]
+    exact.sort(key=lambda one: ("." in one.key, "[" in one.key, one.key))  # the run's length first, items of lists last
 
+    def uneven(factor: Fraction) -> list[str]:
+        """The reasons against a factor, the first of which a refusal names."""
+        odd = [f"{one.key} {one.value} cannot be divided" for one in exact if one.value % factor]
+        return odd if (config.batch * factor).denominator == 1 else [f"batch {config.batch} cannot be multiplied", *odd]
 
-def _comes_out(name: str, value: int, factor: Fraction) -> bool:
-    return (value * factor if name == "batch" else value / factor).denominator == 1
+    if found := uneven(factor):
+        even = ", ".join(str(one) for one in TRIED if not uneven(Fraction(one))) or "none"
+        raise UserError(
+            f"--scale-batch {float(factor):g} does not come out even: {found[0]} by it; "
+            f"of the whole numbers to {TRIED[-1]} {even} would do"
+        )

@@ -1,4 +1,4 @@
-"""The closing line of JSON of a training: what the run's own files say."""
+"""The line of JSON that ends a training (`--json`), from the run's files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.tracking.journal import read_metrics
 
 
 def summary(config: Config, code: int) -> dict[str, Any]:
-    """name, run_folder, exit_code, iteration, and the latest of each metric as `train/loss`, `val/top1_error` ..."""
+    """name, run_folder, exit_code, iteration, and the latest value of each metric: `train/loss`, `val/top1_error` ..."""
     path = config.run_folder / METRICS
     records = read_metrics(path) if path.exists() else []
     latest = {f"{record.kind}/{name}": value for record in records for name, value in record.values.items()}

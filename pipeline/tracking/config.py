@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pipeline.base.command import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +22,11 @@ class TrackingConfig:
             A run that was asked to stop waits 5 s at most.
     """
 
-    log_every: int = 100
+    log_every: int = field(default=100, metadata={"unit": "updates", "period": True})
     mlflow: bool = True
     experiment: str = "resnet"
     uri: str | None = None
     close_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "log_every", prefix="tracking.")

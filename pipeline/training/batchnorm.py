@@ -1,10 +1,10 @@
 """Normalization groups (contract 4): BN statistics over the recipe's group of images, whatever the cluster.
 
-A mini-batch is cut into groups of `bn_group` consecutive rows. A rank with several groups computes them one after the
-other; where a group spans several ranks they share its statistics (`synced_batchnorm`).
+A mini-batch is cut into groups of `bn_group` consecutive rows. A rank with several groups computes one after the other;
+ranks that a group spans share its statistics (`synced_batchnorm`).
 
-Running statistics: each group keeps its own, and their plain average is what evaluation uses. The moving average is
-linear, so this equals averaging the groups' statistics at every iteration, without a word between ranks.
+Each group keeps running statistics, and evaluation uses their plain average. A moving average is linear, so this equals
+averaging the groups' statistics at every iteration, without communication between the ranks.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pipeline.base.command import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class GroupPlan:
-    """How a mini-batch's rows fall to ranks and groups.
+    """How the rows of a mini-batch are divided among ranks and normalization groups.
 
-    rows: of this rank, half-open range into the mini-batch. micro_batch: rows that one forward pass takes.
+    rows: those of this rank, a half-open range of the mini-batch's. micro_batch: rows of one forward pass.
     groups: in the whole mini-batch. ranks_per_group: 1 where a rank holds whole groups.
     """
 
@@ -36,12 +36,12 @@ class GroupPlan:
 
     @property
     def local(self) -> int:
-        """Forward passes of this rank in one iteration."""
+        """Forward passes of this rank in one update."""
         return (self.rows.stop - self.rows.start) // self.micro_batch
 
 
 def plan_groups(batch: int, bn_group: int | Literal["rank"], rank: int, size: int) -> GroupPlan:
-    """Deal `batch` rows to `size` ranks. Raises UserError where they or their groups do not come out even."""
+    """Divide `batch` rows among `size` ranks. Raises UserError where the rows or the groups do not come out even."""
     if batch % size:
         near = [n for n in range(1, batch + 1) if batch % n == 0 and n <= 2 * size]
         raise UserError(
@@ -65,8 +65,8 @@ def plan_groups(batch: int, bn_group: int | Literal["rank"], rank: int, size: in
 class GroupStatistics:
     """The running statistics of this rank's groups, and their average over all groups.
 
-    `rows` float32 [local groups, C], on the device; C runs over the mean and variance of every module. Between `group(i)`
-    blocks the modules' own running buffers hold nothing that matters.
+    `rows` float32 [local groups, C], on the device; C runs over the mean and variance of every module. Outside the blocks of
+    `group` the content of the modules' buffers has no meaning.
     """
 
     def __init__(self, model: nn.Module, plan: GroupPlan) -> None:
@@ -81,13 +81,13 @@ class GroupStatistics:
 
     @contextmanager
     def group(self, number: int) -> Iterator[None]:
-        """The modules' running statistics are those of this rank's group `number` while the block runs."""
+        """Inside the block the modules' running statistics are those of this rank's group `number`."""
         self._scatter(self.rows[number], self.buffers)
         yield
         self._fresh.append(torch.cat(self.buffers))
 
     def commit(self, finite: Tensor) -> None:
-        """Keep what the groups' blocks since the last call made of the statistics, where `finite` (bool []) holds."""
+        """Keep what the blocks of `group` since the last call left; where `finite` (bool []) is false, drop it."""
         self.rows.copy_(torch.where(finite, torch.stack(self._fresh), self.rows))
         self._fresh.clear()
 
@@ -100,10 +100,10 @@ class GroupStatistics:
 
     @torch.no_grad()
     def observe(self, network: nn.Module, images: Tensor) -> Tensor:
-        """float32 [groups, C] as `all_groups`: the statistics of these images' groups alone, not a moving average.
+        """float32 [groups, C] as in `all_groups`: the statistics of these images' groups alone, not a moving average.
 
-        images [N, 3, H, W]: this rank's rows of a mini-batch. Leaves the running statistics of the groups as they are
-        and the modules' own buffers undefined. A collective.
+        images [N, 3, H, W]: this rank's rows of a mini-batch. The running statistics of the groups stay as they are.
+        A collective: every rank calls it.
         """
         momenta = [module.momentum for module in self.modules]
         for module in self.modules:
@@ -125,9 +125,9 @@ class GroupStatistics:
         return torch.cat(gathered[:: self.plan.ranks_per_group])
 
     def load_all_groups(self, statistics: Tensor) -> None:
-        """Take back what `all_groups` returned, on any number of ranks.
+        """Restore what `all_groups` returned, on any number of ranks.
 
-        Where the groups are ranks (`bn_group: rank`) and those were another number, every group starts from the average.
+        With `bn_group: rank` another number of ranks makes another number of groups: each then starts from the average.
         """
         if len(statistics) != self.plan.groups:
             statistics = statistics.mean(dim=0).expand(self.plan.groups, -1)
@@ -140,8 +140,14 @@ class GroupStatistics:
         self._scatter(statistics.mean(dim=0), self.buffers)
         for module in self.modules:
             assert module.num_batches_tracked is not None
-            # Counts updates, not forward passes: those depend on the number of ranks.
+            # Updates, not forward passes: the number of these depends on the number of ranks.
             module.num_batches_tracked.fill_(iterations)
+
+    def gather_into_model(self, iterations: int) -> Tensor:
+        """`average_into_model` of `all_groups()`, which it returns. A collective: every rank calls it."""
+        statistics = self.all_groups()
+        self.average_into_model(statistics, iterations)
+        return statistics
 
     @staticmethod
     def _scatter(values: Tensor, targets: list[Tensor]) -> None:

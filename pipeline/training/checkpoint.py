@@ -1,7 +1,7 @@
 """Checkpoints: atomic, verified, written in the background, retained by rule (contract 5).
 
-A checkpoint is `checkpoints/ITERATION-DIGEST.pt`: DIGEST is the start of the file's own SHA-256, so the one rename that
-publishes the contents publishes their checksum with them, and no moment exists at which one is there without the other.
+A checkpoint is `checkpoints/ITERATION-DIGEST.pt`: DIGEST is the start of the file's SHA-256. So one rename publishes the
+contents together with their checksum, and neither is ever there without the other.
 """
 
 from __future__ import annotations
@@ -12,41 +12,44 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.base.command import describe_os_error
+from pipeline.base.command import check_at_least, describe_os_error
 from pipeline.base.files import TEMPORARY_SUFFIX, file_sha256, replacing, sync_folder
 from pipeline.base.layout import checkpoint_name, checkpoint_parts, checkpoints_in
 from pipeline.training.snapshot import Snapshots
 
-RETRY_PAUSES = (1.0, 4.0, 10.0)  # a job that was told to stop has half a minute or so
+RETRY_PAUSES = (1.0, 4.0, 10.0)  # seconds; a job that is asked to stop has about half a minute
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When checkpoints are written and which stay.
+    """When checkpoints are written and which are kept.
 
     Args:
-        every: iterations between checkpoints; one is also written at the end, on request (preemption) and, with keep_best,
-            at every new lowest val error.
-        keep_last: how many of the newest stay.
-        keep_every: checkpoints at multiples of this many iterations stay too; null for none.
-        keep_best: the checkpoint with the lowest val error stays too.
+        every: iterations between checkpoints; one is also written at the end, on a request to stop (preemption) and, with
+            keep_best, at every new lowest val error.
+        keep_last: how many of the newest are kept.
+        keep_every: checkpoints at multiples of this many iterations are kept too; null for none.
+        keep_best: whether the checkpoint with the lowest val error is kept too.
     """
 
-    every: int = 5000
+    every: int = field(default=5000, metadata={"unit": "iterations", "period": True, "rounded": True})
     keep_last: int = 2
-    keep_every: int | None = None
+    keep_every: int | None = field(default=None, metadata={"unit": "iterations", "period": True, "rounded": True})
     keep_best: bool = True
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "every", "keep_last", "keep_every", prefix="checkpoint.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One checkpoint that verified: `iteration` updates done; `state` as it was given to `Checkpoints.save`."""
+    """A checkpoint whose digest is right. iteration: updates done. state: as it was given to `Checkpoints.save`."""
 
     path: Path
     iteration: int
@@ -54,14 +57,14 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run. One process (rank 0) writes, any may read.
+    """The checkpoints of one run. One process (rank 0) writes, any process may read.
 
-    `save` has the state copied to host memory and returns; one background thread writes. A failed write (disk full) is
-    reported and leaves the ones before intact; the next save tries again.
+    `save` copies the state to host memory and returns; a background thread writes the file. A failed write (disk full) is
+    reported and leaves the earlier checkpoints intact; the next save tries again.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, check: Callable[[], None] = lambda: None) -> None:
-        """`check` is called before anything is written or removed; what it raises comes out of `save` and `wait`."""
+        """check: called before a file is written or removed; what it raises, `save` and `wait` raise."""
         self.folder, self.config, self.check = folder, config, check
         self._snapshots = Snapshots()
         self._writer: threading.Thread | None = None
@@ -71,7 +74,7 @@ class Checkpoints:
     def save(self, iteration: int, state: Mapping[str, Any], *, best_iteration: int | None = None) -> None:
         """Start writing `state` (tensors, numbers, strings, lists, dicts) as the checkpoint of `iteration`.
 
-        Waits for the write before it, so at most one is in flight. `best_iteration`: the one that `keep_best` keeps.
+        Waits for the previous write, so at most one is in flight. best_iteration: of the checkpoint that `keep_best` keeps.
         """
         self.wait()
         self._last = (iteration, self._snapshots.take(state), best_iteration)
@@ -79,7 +82,7 @@ class Checkpoints:
         self._writer.start()
 
     def wait(self) -> bool:
-        """Wait for the write in flight; False where the last write failed (it was reported, nothing was lost)."""
+        """Wait for the write in flight; False where the last write failed (which was reported)."""
         if self._writer:
             self._writer.join()
             self._writer = None
@@ -88,7 +91,7 @@ class Checkpoints:
         return self._failure is None
 
     def settle(self, pauses: Sequence[float] = RETRY_PAUSES) -> bool:
-        """`wait`; where the last write failed, after each of the pauses (seconds) it is tried again. False: in vain."""
+        """`wait`, then repeat a failed write after each of these pauses (seconds); False where the last try failed too."""
         saved = self.wait()
         for pause in pauses:
             if saved:
@@ -100,7 +103,7 @@ class Checkpoints:
         return saved
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint whose digest verifies; each one passed over is named on standard error."""
+        """The newest checkpoint whose digest is right; a warning names each damaged one that is newer."""
         for iteration, path in reversed(checkpoints_in(self.folder)):
             if (state := read_verified(path)) is not None:
                 return Checkpoint(path=path, iteration=iteration, state=state)
@@ -122,7 +125,7 @@ class Checkpoints:
             self._failure = error
 
     def _prune(self, best_iteration: int | None) -> None:
-        """Remove what the rule does not keep, and what writes that were killed left behind."""
+        """Remove the checkpoints that the config does not keep, and the leftovers of writes that were killed."""
         for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)
         every = self.config.keep_every
@@ -133,11 +136,11 @@ class Checkpoints:
 
 
 def publish(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
-    """Write one checkpoint so that it is there whole or not at all, also after a power cut. Returns its path."""
+    """Write one checkpoint, whole or not at all, also if the power fails. Returns its path."""
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)
-    # Into memory first: torch.save into a file hides a full disk's OSError behind an error of its own.
+    # Into memory first: torch.save into a file hides a full disk's OSError behind another error.
     contents = io.BytesIO()
     torch.save(state, contents)
     final = folder / checkpoint_name(iteration, hashlib.sha256(contents.getbuffer()).hexdigest())
@@ -148,7 +151,7 @@ def publish(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a checkpoint file's bytes are those that were written; False for a file that is gone or has another name."""
+    """Whether a checkpoint file has the bytes that were written; False for a missing file and for another kind of name."""
     parts = checkpoint_parts(path)
     try:
         return parts is not None and file_sha256(path).startswith(parts[1])
@@ -157,7 +160,7 @@ def is_sound(path: Path) -> bool:
 
 
 def read_verified(path: Path) -> dict[str, Any] | None:
-    """The state in a checkpoint file, None where its bytes are not those that were written."""
+    """The state in a checkpoint file; None where the file is damaged or missing."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True) if is_sound(path) else None
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The time that images/s are computed from."""
+"""The clock behind images/s."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Time spent on updates alone: evaluation and checkpoints stop it."""
+    """Measures the time spent on updates: evaluation and checkpoints pause it."""
 
     def __init__(self) -> None:
         self.updates, self.started, self.excluded, self.waited = 0, time.monotonic(), 0.0, 0.0

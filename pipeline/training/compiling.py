@@ -1,9 +1,9 @@
-"""torch.compile for the training step: the net as one graph, its normalizations, ReLUs and additions fused.
+"""torch.compile for the training step: the net becomes one graph with fused normalizations, ReLUs and additions.
 
-The whole net is compiled in place, inside DDP: every world size runs the same kernels, so that the bits stay the same.
-(Compiling around DDP would cut the graph at its buckets, which hides more of the all-reduce and changes the fusions;
-compiling block by block was measured on a CPU, ResNet-20: twice the time of no compilation.)
-Evaluation and recomputed statistics are not compiled: their shapes are many and their passes few.
+The whole net is compiled in place, inside DDP: any number of ranks runs the same kernels, so that the bits stay the same.
+(Compiling around DDP would split the graph at DDP's buckets, which hides more of the all-reduce and changes the fusions;
+compiling block by block took twice the time of no compilation, measured on a CPU with ResNet-20.)
+Evaluation and recomputed statistics are not compiled: they have many shapes and few passes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 
 from pipeline.process.world import World
 
-SHAPES_AT_MOST = 64  # crop sizes that one run may compile for (progressive resizing); torch's own limit is 8
+SHAPES_AT_MOST = 64  # crop sizes that one run may compile for (progressive resizing); torch's default is 8
 
 
 def compile_for_training(
@@ -30,42 +30,42 @@ def compile_for_training(
     world: World,
     meets_others: bool = False,
 ) -> str | None:
-    """Compile `model` in place where that works on every rank; else leave it as it was and say why. A collective.
+    """Compile `model` in place if compiling works on every rank. A collective: every rank calls it.
 
-    example: the shape [N, 3, H, W] of a micro-batch, which is compiled at once, so that a failure is seen here.
-    meets_others: the net itself waits for other ranks (normalization groups that span them).
-    Returns None where the model is compiled, else the reason in one sentence.
+    example: the shape [N, 3, H, W] of a micro-batch; the model is compiled for it at once, so that a failure shows here.
+    meets_others: the forward pass waits for other ranks (normalization groups that span ranks).
+    Returns None where the model is compiled, else one sentence that says why it is not.
     """
-    world.watchdog.note("compiling the net", limited=False)  # minutes for the deepest
+    world.watchdog.note("compiling the net", limited=False)  # takes minutes for the deepest nets
     # Inductor's pool of compiler processes would import torch once per core on every rank: seconds lost for a few kernels.
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     torch._dynamo.config.recompile_limit = SHAPES_AT_MOST
-    # It would cut the graph of a later crop size, which is met inside DDP, at the buckets.
+    # DDPOptimizer would split the graph at the buckets when a later crop size is compiled inside DDP.
     torch._dynamo.config.optimize_ddp = False
-    # It looks for CUDA and warns of its absence, on machines that never had any.
+    # This module warns of missing CUDA, also on machines without a GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    mine = _failure(model, example, precision, world.device)
-    if mine is not None and meets_others:
-        with eager():  # the others wait inside their nets for this one's statistics
+    failure = _failure(model, example, precision, world.device)
+    if failure is not None and meets_others:
+        with eager():  # the other ranks wait in their forward passes for this rank's statistics
             _failure(model, example, precision, world.device)
-    reason = _agreed(mine, world)
+    reason = _agreed(failure, world)
     if reason is not None:
         model._compiled_call_impl = None  # every rank computes with the same kernels
     return reason
 
 
-def _agreed(mine: str | None, world: World) -> str | None:
-    """The first rank's reason why it failed, on every rank; None where none did. A collective."""
-    reasons = [mine]
+def _agreed(failure: str | None, world: World) -> str | None:
+    """The failure of the first rank that has one, on every rank; None without any. A collective: every rank calls it."""
+    reasons = [failure]
     if world.size > 1:
         reasons = [None] * world.size
-        dist.all_gather_object(reasons, mine)
+        dist.all_gather_object(reasons, failure)
     return next((f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason is not None), None)
 
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Inside, compiled nets compute as if they were not."""
+    """Inside the block compiled nets run uncompiled."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
@@ -73,7 +73,7 @@ def eager() -> Iterator[None]:
 def _failure(
     model: nn.Module, shape: torch.Size, precision: Literal["float32", "bf16"], device: torch.device
 ) -> str | None:
-    """Compile `model`, by one forward and backward pass that leaves no trace in it; why that failed, or None."""
+    """Compile `model` by one forward and backward pass without a lasting effect; returns why that failed, or None."""
     model.compile(dynamic=False)
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     images = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
@@ -81,11 +81,9 @@ def _failure(
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             scores = model(images)
         scores.float().sum().backward()
-    except (
-        Exception
-    ) as error:  # a missing C++ compiler, an unsupported GPU, a defect of torch: training goes on without
-        told = str(error).split("Set TORCHDYNAMO_VERBOSE")[0]  # advice to torch's developers follows
-        return f"{type(error).__name__}: {' '.join(told.split())[:300]}"
+    except Exception as error:  # no C++ compiler, an unsupported GPU, a defect of torch: training goes on uncompiled
+        message = str(error).split("Set TORCHDYNAMO_VERBOSE")[0]  # advice to torch's developers follows
+        return f"{type(error).__name__}: {' '.join(message.split())[:300]}"
     finally:
         model.zero_grad(set_to_none=True)
         for name, value in model.named_buffers():

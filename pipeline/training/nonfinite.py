@@ -1,4 +1,4 @@
-"""The record of updates that were none, because the loss or a gradient was not a number."""
+"""The log of skipped updates: iterations whose loss or gradient was NaN or infinite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.base.layout import NONFINITE
 
 
 def record(run_folder: Path, iteration: int, lr: float, loss: float, samples: Sequence[int]) -> None:
-    """Add the update's line, unless it is there already: a run that goes on repeats what came after its checkpoint."""
+    """Add the line of a skipped update, unless it is there: a continued run repeats the updates after its checkpoint."""
     line = json.dumps({"iteration": iteration, "lr": lr, "loss": str(loss), "samples": list(samples)})
     with open(run_folder / NONFINITE, "a+") as file:
         file.seek(0)

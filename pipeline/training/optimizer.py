@@ -19,9 +19,9 @@ class OptimizerConfig:
         lr: base learning rate; 0.1 in the paper.
         momentum: 0.9 in the paper.
         weight_decay: 1e-4 in the paper.
-        decay_norm_and_bias: whether weight decay reaches BN's scale and shift and biases too, as in the paper.
-        caffe_momentum: at a change of the learning rate rescale the momentum, as Caffe's update (v = m v + lr g) has it;
-            false leaves PyTorch's behaviour.
+        decay_norm_and_bias: whether weight decay also applies to BN's scales and shifts and to biases, as in the paper.
+        caffe_momentum: whether a change of the learning rate rescales the momentum, as in Caffe's update (v = m v + lr g);
+            false keeps PyTorch's behaviour.
     """
 
     lr: float = 0.1
@@ -30,8 +30,7 @@ class OptimizerConfig:
     decay_norm_and_bias: bool = True
     caffe_momentum: bool = True
 
-    def check(self) -> None:
-        """Raise UserError for values that no update can be made with."""
+    def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise UserError(f"optimizer.lr is {self.lr}: it must be above 0, such as 0.1")
         if not 0 <= self.momentum < 1:
@@ -45,15 +44,15 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SG
     if config.decay_norm_and_bias:
         groups = [{"params": parameters, "weight_decay": config.weight_decay}]
     else:
-        # Weights of convolutions and of the classifier are matrices or more; BN's parameters and biases are vectors.
+        # Weights of convolutions and of the classifier have two dimensions or more; BN's parameters and biases have one.
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-    # fused: one pass over memory, the bits of the foreach form, and it can skip an update without asking the device.
+    # fused: one pass over memory, the same bits as foreach, and it skips an update without waiting for the device.
     optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     if config.momentum:
-        # Zeros from the start (0.9 * 0 + g is the first step's g): a skipped first update then leaves nothing undefined.
+        # Zeros change nothing (0.9 * 0 + g is the first update's g), and no buffer is missing after a skipped first update.
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

@@ -1,9 +1,9 @@
 """Gradient sums in one fixed binary tree, whatever the number of ranks (contract 4).
 
-The leaves are the gradients of the mini-batch's micro-batches in row order. Inside a rank they are added as a binary
-counter counts (two of equal level make one of the next), across ranks by recursive halving and doubling, whose partners
-at distance 1, 2, 4 ... are the next levels of the same tree. Floating-point addition commutes, so every rank, and every
-power-of-two number of ranks, gets the same bits.
+The leaves are the gradients of the mini-batch's micro-batches in row order. Within a rank they are added as a binary
+counter counts: two sums of equal level make one of the next level. Across ranks they are added by recursive halving and
+doubling, whose partners at distance 1, 2, 4 ... are the next levels of the same tree. Floating-point addition commutes,
+so every rank, and every power-of-two number of ranks, gets the same bits.
 """
 
 # No `from __future__ import annotations`: DDP checks the hook's annotations and does not resolve strings.
@@ -21,13 +21,13 @@ from pipeline.process.world import wait_for_all_ranks
 
 
 class TreeAccumulator:
-    """Sums of lists of tensors, pushed one by one, added as a binary counter counts."""
+    """Adds up lists of tensors, which are pushed one by one, as a binary counter counts."""
 
     def __init__(self) -> None:
         self._stack: list[tuple[int, list[Tensor]]] = []  # (level, sums of 2**level pushes), levels falling
 
     def push(self, tensors: list[Tensor]) -> None:
-        """Add one leaf. Takes the tensors over: they are added into in place."""
+        """Add one leaf. The accumulator keeps the tensors and adds into them in place."""
         level = 0
         while self._stack and self._stack[-1][0] == level:
             below = self._stack.pop()[1]
@@ -69,7 +69,7 @@ def tree_all_reduce(buffer: Tensor, group: dist.ProcessGroup | None) -> None:
 
 
 def _exchange(outgoing: Tensor, incoming: Tensor, partner: int, group: dist.ProcessGroup | None) -> None:
-    """Send and receive at once; both sides know when a half is empty."""
+    """Send and receive at the same time; both sides know whether a half is empty."""
     works = []
     if outgoing.numel():
         works.append(dist.isend(outgoing, group=group, group_dst=partner))
@@ -97,13 +97,13 @@ def tree_all_reduce_nccl(buffer: Tensor, group: dist.ProcessGroup | None) -> Non
 class GradientReducer:
     """Adds up a mini-batch's gradients: over this rank's micro-batches, then over the ranks.
 
-    With several ranks it is DDP's communication hook: each bucket's sum travels while the backward pass goes on. With
-    one rank, `finish_alone` does the local part. `mode` tree needs a power of two of ranks and of micro-batches a rank.
-    `arrived` is called when this rank's share is computed and it begins to wait for the other ranks.
+    With several ranks `hook` is DDP's communication hook: each bucket is summed while the backward pass goes on. With one
+    rank `finish_alone` does the local part.
 
-    `compression` bf16 halves what travels, in mode allreduce alone: a rank's own sum is rounded to bfloat16, and so are
-    the sums of ranks, so the result depends on the number of ranks. The tree is there for a result that does not; it
-    would have to round every addition inside a rank as well, and lose digits where nothing travels.
+    mode: tree needs a power of two of ranks, and of micro-batches on each. arrived: called when this rank's sums are
+    computed and the wait for the other ranks begins. compression: bf16 halves the traffic and needs mode allreduce. It
+    rounds each rank's sum and the sums of ranks to bfloat16, so the result depends on the number of ranks. A tree that
+    rounds would have to round every addition within a rank too, and would lose digits where nothing travels.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class GradientReducer:
         self.accumulator = TreeAccumulator()
         self.group: dist.ProcessGroup | None = None
         if dist.is_initialized():
-            # A group of its own: its collectives interleave with nobody else's. Every rank makes it at the same place.
+            # A separate group: its collectives interleave with no others. Every rank makes it at the same place.
             self.group = cast(dist.ProcessGroup, dist.new_group())
             wait_for_all_ranks()
         # Buckets become ready in the same order on every rank; one thread keeps that order while backward goes on.
@@ -129,7 +129,7 @@ class GradientReducer:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def push_gradients(self) -> None:
-        """Take the gradients of a micro-batch that is not the rank's last; leaves none behind."""
+        """Take the gradients of a micro-batch that is not the rank's last, and clear them."""
         gradients = []
         for parameter in self.parameters:
             assert parameter.grad is not None, "a parameter took no part in the loss"
@@ -138,7 +138,7 @@ class GradientReducer:
         self.accumulator.push(gradients)
 
     def finish_alone(self) -> None:
-        """One rank: add what was pushed into the last micro-batch's gradients."""
+        """With one rank: add the pushed gradients to the last micro-batch's, in place."""
         for number, parameter in enumerate(self.parameters):
             assert parameter.grad is not None, "a parameter took no part in the loss"
             self.accumulator.add_last(number, parameter.grad)
@@ -197,15 +197,15 @@ def choose_mode(
     micro_batches: int,
     compression: Literal["none", "bf16"] = "none",
 ) -> Literal["tree", "allreduce"]:
-    """Resolve `reduction`: tree needs powers of two, of ranks and of micro-batches on each, and no compression.
+    """Resolve `reduction`: tree needs a power of two of ranks, and of micro-batches on each, and no compression.
 
-    Raises UserError where tree is asked for and cannot be.
+    Raises UserError where tree is asked for and impossible.
     """
     if compression != "none":
         if wanted == "tree":
             raise UserError(
-                f"gradient_compression {compression} rounds what travels between ranks, and reduction tree promises the same "
-                "bits on any number of them: use reduction allreduce, or gradient_compression none"
+                f"gradient_compression {compression} rounds gradients between ranks, and reduction tree promises the same "
+                "bits on any number of ranks: use reduction allreduce, or gradient_compression none"
             )
         return "allreduce"
     possible = all(number & (number - 1) == 0 for number in (world_size, micro_batches))

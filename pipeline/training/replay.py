@@ -2,7 +2,7 @@
 
 An update of a small net is some thousand kernels of a few microseconds each; the host takes longer to launch them one by
 one than the device to run them. A graph is launched as one, and computes what the recorded update computed, bit for bit,
-in the same places of memory. What the host decided while it was recorded stays decided: see `ReplayedUpdate`.
+at the same addresses. Numbers that the host chose during the recording are part of the graph: see `ReplayedUpdate`.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from torch import Tensor
 from pipeline.base.command import UserError
 from pipeline.process.world import World
 
-# Updates that are carried out as usual before one is recorded: the first ones choose cuDNN's algorithms and compile
-# kernels, which a recording must not contain. PyTorch's documentation of CUDA graphs has three.
+# Updates that run as usual before one is recorded: the first ones choose cuDNN's algorithms and compile kernels, which a
+# recording must not contain. PyTorch's documentation of CUDA graphs has three.
 WARM_UP = 3
 
 
 class Recorder(Protocol):
-    """Carries work out now, or records it. Work reads and writes tensors on a device and returns one."""
+    """Runs work, or records it. Work reads and writes tensors on a device and returns one."""
 
     def run(self, work: Callable[[], Tensor]) -> Tensor:
-        """Carry `work` out, in the surroundings that a recording would have."""
+        """Run `work`, in the stream that a recording uses."""
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """(replay, result): each call of `replay` carries out what `work` would have done, into the same `result`.
+        """(replay, result): each call of `replay` does what `work` would do, into the same `result`.
 
-        Recording itself carries out nothing.
+        Recording itself computes nothing.
         """
 
 
 class CudaGraphs:
-    """Records into CUDA graphs, on a stream of its own: a device's default stream cannot be recorded."""
+    """Records CUDA graphs, on a separate stream: a device's default stream cannot be recorded."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.stream = device, torch.cuda.Stream(device)
@@ -52,59 +52,59 @@ class CudaGraphs:
         """As in `Recorder`. Raises UserError where the work cannot be recorded."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # thread_local: the loader's thread goes on allocating and copying meanwhile.
+            # thread_local: the loader's thread may allocate and copy meanwhile.
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 result = work()
-        except RuntimeError as error:  # of CUDA: torch.AcceleratorError is one
-            told = " ".join(str(error).split())[:300]
+        except RuntimeError as error:  # CUDA's too: torch.AcceleratorError is a RuntimeError
+            message = " ".join(str(error).split())[:300]
             raise UserError(
-                f"the update could not be recorded as a CUDA graph ({told}): start the same command again with "
+                f"the update could not be recorded as a CUDA graph ({message}): start the same command again with "
                 "--cuda-graph false, which goes on from the last checkpoint"
             ) from error
         return graph.replay, result
 
 
 class ReplayedUpdate:
-    """`update(images, labels)` -> metrics, replayed from a recording once its surroundings have stayed the same for a while.
+    """`update(images, labels)` -> metrics, replayed from a recording once the same `decided` came WARM_UP times in a row.
 
-    `update` may read and write any tensors that stay where they are in memory. It must not wait for the device.
+    `update` may read and write any tensors that keep their addresses. It must not wait for the device.
     """
 
     def __init__(self, update: Callable[[Tensor, Tensor], Tensor], recorder: Recorder) -> None:
         self._update, self._recorder = update, recorder
         self._key: Hashable = None
-        self._made = 0  # updates since the key changed
+        self._updates = 0  # run as usual since the key changed
         self._images, self._labels = torch.empty(0), torch.empty(0)
         self._recorded: tuple[Callable[[], None], Tensor] | None = None
 
     def __call__(self, images: Tensor, labels: Tensor, decided: Hashable) -> Tensor:
-        """One update. `decided`: the numbers that the host puts into it, such as the learning rate.
+        """Make one update. decided: the numbers that the host puts into the update, such as the learning rate.
 
-        A recording holds for one shape of the images and one value of `decided`: a change makes the next updates ordinary
-        ones, until a new one is recorded.
+        A recording is for one shape of the images and one value of `decided`: after a change the next updates run as
+        usual, until one is recorded again.
         """
         key = (images.shape, images.dtype, decided)
         if key != self._key:
-            self._key, self._made, self._recorded = key, 0, None
+            self._key, self._updates, self._recorded = key, 0, None
             self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
         self._images.copy_(images)
         self._labels.copy_(labels)
-        if self._made < WARM_UP:
-            self._made += 1
+        if self._updates < WARM_UP:
+            self._updates += 1
             return self._recorder.run(self._work)
         if self._recorded is None:
             self._recorded = self._recorder.record(self._work)
         replay, result = self._recorded
         replay()
-        return result.clone()  # the next replay writes there
+        return result.clone()  # the next replay overwrites it
 
     def _work(self) -> Tensor:
         return self._update(self._images, self._labels)
 
 
 def cuda_graphs(wanted: bool, world: World) -> Recorder | None:
-    """The recorder of a run with `cuda_graph`; None where updates are made one kernel at a time.
+    """The recorder of a run with `cuda_graph`; None where updates run kernel by kernel.
 
-    That is on a CPU, and where several ranks add up their gradients: DDP's hooks run on the host.
+    They do so on a CPU, and where several ranks sum their gradients: DDP's hooks run on the host.
     """
     return CudaGraphs(world.device) if wanted and world.device.type == "cuda" and world.size == 1 else None

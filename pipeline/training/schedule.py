@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipeline.base.command import UserError
@@ -14,31 +14,31 @@ class ScheduleConfig:
     """How the learning rate moves.
 
     Args:
-        kind: plateau divides when the val error stops improving (paper 3.4); steps divides at given iterations (paper
-            4.2); cosine goes to zero over the whole run.
+        kind: plateau drops when the val error stops improving (paper 3.4); steps drops at given iterations (paper 4.2);
+            cosine falls to zero over the whole run.
         factor: what a drop multiplies the learning rate by; 0.1 in the paper.
         steps: the iterations at which `steps` drops, in rising order; 32000 and 48000 for CIFAR-10 (paper 4.2).
-        patience: `plateau` drops after this many evaluations in a row without improvement; the paper leaves the rule open.
+        patience: `plateau` drops after this many consecutive evaluations without improvement; the paper does not give it.
         threshold: by how many percentage points the val top-1 error must fall to count as an improvement.
-        drops: `plateau` drops at most this often; two in the paper's Fig. 4.
-        warmup_iterations: the learning rate rises linearly from 1/warmup_iterations of its value over so many iterations.
-        start_lr: where not null, the learning rate until the training error first falls below `start_until_error`; 0.01
-            for ResNet-110 (paper 4.2).
-        start_until_error: training top-1 error in percent, over one log interval, that ends `start_lr`; 80 in the paper.
+        drops: `plateau` drops at most this often; twice in the paper's Fig. 4.
+        warmup_iterations: over so many iterations the learning rate rises linearly from 1/warmup_iterations of its value.
+        start_lr: the learning rate until the training error first falls below `start_until_error`; 0.01 for ResNet-110
+            (paper 4.2); null for none.
+        start_until_error: the training top-1 error of one log interval, percent, below which `start_lr` ends; 80 in the
+            paper.
     """
 
     kind: Literal["plateau", "steps", "cosine"] = "plateau"
     factor: float = 0.1
-    steps: tuple[int, ...] = ()
+    steps: tuple[int, ...] = field(default=(), metadata={"unit": "iterations"})
     patience: int = 8
     threshold: float = 0.1
     drops: int = 2
-    warmup_iterations: int = 0
+    warmup_iterations: int = field(default=0, metadata={"unit": "iterations"})
     start_lr: float | None = None
     start_until_error: float = 80.0
 
-    def check(self) -> None:
-        """Raise UserError where the values do not make a schedule."""
+    def __post_init__(self) -> None:
         if self.kind == "steps" and (not self.steps or list(self.steps) != sorted(set(self.steps))):
             raise UserError(
                 f"schedule.steps is {list(self.steps)}: give iterations in rising order, such as [32000, 48000]"
@@ -55,7 +55,7 @@ class ScheduleConfig:
 
 @dataclass(kw_only=True)
 class ScheduleState:
-    """What of the past the learning rate depends on; checkpointed."""
+    """What the learning rate depends on besides the iteration; checkpointed."""
 
     best_error: float = math.inf  # lowest val top-1 error seen, percent
     stale_evaluations: int = 0  # evaluations since then
@@ -71,7 +71,7 @@ class Schedule:
         self.state = ScheduleState(started=config.start_lr is None)
 
     def lr(self, iteration: int) -> float:
-        """The learning rate of the update number `iteration` (0-based)."""
+        """The learning rate of update number `iteration`, counted from 0."""
         config = self.config
         if not self.state.started:
             assert config.start_lr is not None
@@ -90,7 +90,7 @@ class Schedule:
         return config.factor**drops
 
     def observe_train_error(self, error: float) -> None:
-        """Take the training top-1 error (percent) of one log interval: it may end `start_lr`."""
+        """Take the training top-1 error (percent) of one log interval, which may end `start_lr`."""
         if error < self.config.start_until_error:
             self.state.started = True
 

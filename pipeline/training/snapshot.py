@@ -1,4 +1,4 @@
-"""Copies of a training's state in host memory, which the updates that follow do not touch and hardly wait for."""
+"""Copies of the training state in host memory: later updates do not change them and hardly wait for them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 
 class Snapshots:
-    """Takes one snapshot after the other; the one before must be done with when the next is taken.
+    """Takes snapshots one after the other: a snapshot must not be used after the next is taken.
 
-    On a GPU the copies go into pinned buffers, kept from one snapshot to the next, on a stream of their own: the host goes
-    on at once, and only the device's next kernels wait for the copies (state / PCIe rate: 205 MB of a ResNet-50 with its
-    momentum at 25 GB/s make 8 ms). On the CPU they are plain copies.
+    From a GPU a separate stream copies into pinned buffers, which all snapshots use: the host goes on at once, and only the
+    device's next kernels wait for the copies (state / PCIe rate: 205 MB of a ResNet-50 with its momentum at 25 GB/s take
+    8 ms). On the CPU they are plain copies.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Snapshots:
         self._sources: list[torch.Tensor] = []  # held until they are copied
 
     def take(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """A deep copy of `state` (tensors, numbers, strings, lists, dicts); good once `wait` has returned."""
+        """A deep copy of `state` (tensors, numbers, strings, lists, dicts), complete once `wait` has returned."""
         taken = self._copy(state, ())
         if self._stream is not None:
             self._copied = self._stream.record_event()
@@ -31,7 +31,7 @@ class Snapshots:
         return taken
 
     def wait(self) -> None:
-        """Wait until the copies are there; in any thread."""
+        """Wait until the copies are complete; any thread may call this."""
         if self._copied is not None:
             self._copied.synchronize()
         self._sources.clear()
@@ -53,7 +53,7 @@ class Snapshots:
         buffer = self._buffers.get(path)
         alike = buffer is not None and buffer.dtype == tensor.dtype and buffer.shape == tensor.shape
         if buffer is None or not alike or buffer.stride() != tensor.stride():
-            # Pinning takes longer than copying: once for the whole training.
+            # Once for the whole training: pinning takes longer than copying.
             buffer = self._buffers[path] = torch.empty_like(tensor, device="cpu", pin_memory=True)
         with torch.cuda.stream(self._stream):
             buffer.copy_(tensor, non_blocking=True)

@@ -1,13 +1,29 @@
-"""One update (paper section 3.4): the mini-batch in its normalization groups, gradients summed, SGD.
+"""One update of the weights (paper section 3.4). Line by line, for a batch of 256 and normalization groups of 32 images:
 
-Nothing here waits for the device: losses and errors stay on it until `take_metrics` is called at a log point.
+    if lr != last_lr: b = b * last_lr / lr            # caffe_momentum: v = lr b still holds the old rate's steps
+    for k in 0 .. 7:                                  # the groups, in row order; every rank computes its own
+        logits = net(images[k])                       # BN by the mean and variance of these 32 images
+        loss = sum(cross_entropy(logits, labels[k])) / 256
+        g[k] = d loss / d weights
+    g = ((g[0] + g[1]) + (g[2] + g[3])) + ((g[4] + g[5]) + (g[6] + g[7]))    # one fixed tree, within and across ranks
+    if all(isfinite(g)):                              # else the update is skipped, and everything stays as it was
+        b = momentum * b + (g + weight_decay * weights)
+        weights = weights - lr * b                    # with v = lr b: v = momentum v + lr (g + ...), weights = weights - v
+        for k in 0 .. 7:
+            statistics[k] = 0.9 * statistics[k] + 0.1 * (mean and variance of group k)
+        average = d * average + (1 - d) * weights     # where ema_decay is set; see average.py for d
+
+The tree: reduction.py. The groups: batchnorm.py. Momentum and weight decay: optimizer.py.
+Nothing here waits for the device: losses and errors stay on it until a log point calls `take_metrics`.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -23,82 +39,86 @@ from pipeline.training.average import WeightAverage
 from pipeline.training.batchnorm import GroupPlan, GroupStatistics
 from pipeline.training.compiling import compile_for_training, eager
 from pipeline.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
-from pipeline.training.reduction import GradientReducer
+from pipeline.training.reduction import GradientReducer, choose_mode
 from pipeline.training.replay import Recorder, ReplayedUpdate
 from pipeline.training.synced_batchnorm import share_normalization
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """What an update depends on besides the model and the ranks: the values of a config with these names (`Config.step`).
+
+    batch: images of the whole mini-batch.
+    """
+
+    batch: int
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    reduction: Literal["auto", "tree", "allreduce"] = "auto"
+    gradient_compression: Literal["none", "bf16"] = "none"
+    precision: Literal["float32", "bf16"] = "float32"
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    compile_crop: int | None = None
 
 
 class TrainingStep:
     """The model in training: `step(images, labels, lr)` makes one update on this rank's rows of the mini-batch.
 
-    `batch` is the size of the whole mini-batch: the loss is the mean over it. `label_smoothing` in [0, 1): the target is
-    the label by 1 - label_smoothing, and every class alike by the rest. `ema_decay` in [0, 1): of `average`, the moving
-    average of the weights, which is None where it is 0.
+    average: the moving average of the weights, None where `ema_decay` is 0. not_compiled: the reason why the net is not
+    compiled, where the config asks for it.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        *,
-        batch: int,
-        plan: GroupPlan,
-        optimizer: OptimizerConfig,
-        reduction: Literal["tree", "allreduce"],
-        precision: Literal["float32", "bf16"],
-        world: World,
-        label_smoothing: float = 0.0,
-        ema_decay: float = 0.0,
-        gradient_compression: Literal["none", "bf16"] = "none",
-        compile_crop: int | None = None,
-        recorder: Recorder | None = None,
+        self, model: nn.Module, config: StepConfig, plan: GroupPlan, world: World, recorder: Recorder | None = None
     ) -> None:
-        """compile_crop: side of the images in pixels where the net is to be compiled; `not_compiled` says why it was not.
+        """recorder: records whole updates and replays them; needs a world of one rank.
 
-        recorder: where updates are to be recorded and replayed as a whole; for a world of one rank.
+        Raises UserError where these ranks cannot use the config's `reduction`.
         """
         assert recorder is None or world.size == 1
-        self.batch, self.plan, self.world, self.precision = batch, plan, world, precision
-        self.optimizer_config, self.label_smoothing = optimizer, label_smoothing
+        self.config, self.plan, self.world = config, plan, world
+        mode = choose_mode(config.reduction, world.size, plan.local, config.gradient_compression)
         model = model.to(world.device).to(memory_format=torch.channels_last).train()
-        average = copy.deepcopy(model) if ema_decay else None  # before its BN modules belong to process groups
+        average = copy.deepcopy(model) if config.ema_decay else None  # before its BN modules join process groups
         if plan.ranks_per_group > 1:
             share_normalization(model, plan.ranks_per_group, world.rank, world.size)
         self.model = model
-        self.optimizer = build_optimizer(self.model, optimizer)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
         self.not_compiled: str | None = None
-        if compile_crop is not None:
-            example = torch.Size((plan.micro_batch, 3, compile_crop, compile_crop))
+        if config.compile_crop is not None:
+            example = torch.Size((plan.micro_batch, 3, config.compile_crop, config.compile_crop))
             spans = plan.ranks_per_group > 1
-            self.not_compiled = compile_for_training(self.model, example, precision, world, meets_others=spans)
+            self.not_compiled = compile_for_training(self.model, example, config.precision, world, meets_others=spans)
         self.statistics = GroupStatistics(self.model, plan)
-        self.average = WeightAverage(average, self.model, self.statistics, ema_decay) if average else None
+        self.average = WeightAverage(average, self.model, self.statistics, config.ema_decay) if average else None
         self.reducer = GradientReducer(
             list(self.model.parameters()),
-            reduction,
+            mode,
             world.device,
             lambda: world.watchdog.note("gradient reduction"),
-            gradient_compression,
+            config.gradient_compression,
         )
         self.network: nn.Module = self.model
         if world.size > 1:
-            # Every group keeps its own statistics; torch renamed the switch in 2.15 and warns of the old name.
+            # DDP must not copy buffers, since each group keeps its statistics. torch 2.15 renamed the switch and warns of
+            # the old name.
             parameters = inspect.signature(DistributedDataParallel).parameters
             switch = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
             self.network = DistributedDataParallel(
                 self.model,
                 device_ids=[world.device.index] if world.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
-                # Under no_sync, which several micro-batches need, torch 2.15 fails with an internal assertion of its own.
+                # Several micro-batches need no_sync, where torch 2.15 fails with an internal assertion.
                 static_graph=plan.local == 1,
                 **{switch: False},  # type: ignore[arg-type]
             )
             self.network.register_comm_hook(None, self.reducer.hook)
         self._replayed = ReplayedUpdate(self._update, recorder) if recorder else None
-        self._metrics: list[Tensor] = []  # one [local micro-batches, 3] per iteration: see `take_metrics`
+        self._metrics: list[Tensor] = []  # [local micro-batches, 3] of each update: see `take_metrics`
 
     def step(self, images: Tensor, labels: Tensor, lr: float) -> None:
-        """One update. `images` float32 [N, H, W, 3] normalised, `labels` int64 [N]: this rank's rows of the mini-batch."""
-        set_learning_rate(self.optimizer, lr, self.optimizer_config)
+        """Make one update. `images` float32 [N, H, W, 3] normalized, `labels` int64 [N]: this rank's rows of the mini-batch."""
+        set_learning_rate(self.optimizer, lr, self.config.optimizer)
         if self._replayed:
             decided = (lr, self.average.current_decay if self.average else None)
             self._metrics.append(self._replayed(images, labels, decided))
@@ -108,9 +128,9 @@ class TrainingStep:
             self.average.updates += 1
 
     def _update(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The update at the optimizer's learning rate; its metrics, as one element of `_metrics`.
+        """Make the update at the optimizer's learning rate; returns its metrics, an element of `_metrics`.
 
-        What it leaves behind, it leaves where it was in memory: a CUDA graph reads and writes the same places each time.
+        Every tensor that it changes keeps its address, because a CUDA graph replays fixed addresses.
         """
         self.optimizer.zero_grad(set_to_none=True)
         size = self.plan.micro_batch
@@ -124,8 +144,8 @@ class TrainingStep:
                 self.reducer.push_gradients()
         if self.network is self.model:
             self.reducer.finish_alone()
-        # The same on every rank: the gradients are summed by now. Nobody waits for the answer: the optimizer reads it on
-        # the device, and an update that would poison the weights leaves everything as it is.
+        # `finite` is the same on every rank, because the gradients are summed by now. The host does not wait for it: the
+        # optimizer reads it on the device and skips an update that would poison the weights.
         gradients = [parameter.grad for parameter in self.reducer.parameters if parameter.grad is not None]
         finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()
         self.statistics.commit(finite)
@@ -137,32 +157,51 @@ class TrainingStep:
         return metrics
 
     def _micro_batch(self, images: Tensor, labels: Tensor, *, travels: bool) -> Tensor:
-        """Forward and backward of one micro-batch; [2]: its share of the loss, its wrong predictions."""
+        """Forward and backward pass of one micro-batch; returns [its share of the loss, its wrong predictions].
+
+        travels: it is the rank's last, after which DDP sums the gradients over the ranks.
+        """
         waits = isinstance(self.network, DistributedDataParallel) and not travels
         with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
             # NHWC in memory seen as NCHW is channels_last: no copy.
-            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
                 logits = self.network(images.permute(0, 3, 1, 2))
                 # bf16 has 8 bits: the softmax and its loss are float32 (float64 stays, for tests).
                 logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-                smoothing = self.label_smoothing
-                loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing) / self.batch
+                smoothing = self.config.label_smoothing
+                loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing) / self.config.batch
             loss.backward()
         with torch.no_grad():
-            if smoothing:  # reported is the cross-entropy with the labels themselves: it compares with other recipes'
-                loss = F.cross_entropy(logits, labels, reduction="sum") / self.batch
+            if smoothing:  # the reported loss is the cross-entropy with the labels, to compare with other recipes
+                loss = F.cross_entropy(logits, labels, reduction="sum") / self.config.batch
             return torch.stack([loss.detach(), (logits.argmax(dim=1) != labels).sum().to(loss.dtype)])
 
     def batch_statistics(self, images: Tensor) -> Tensor:
-        """float32 [groups, C]: BN statistics of one mini-batch's groups; `images` as in `step`. A collective."""
-        with eager(), torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        """float32 [groups, C]: BN statistics of one mini-batch's groups; `images` as in `step`.
+
+        A collective: every rank calls it.
+        """
+        with eager(), torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             return self.statistics.observe(self.model, images.permute(0, 3, 1, 2))
 
-    def take_metrics(self) -> NDArray[np.float64]:
-        """float64 [iterations since the last call, 3]: of each mini-batch its loss, its wrong predictions, 1 if it counted.
+    def recompute_statistics(self, mini_batches: Iterable[Tensor], iteration: int) -> None:
+        """Set the model's BN statistics to their plain average over the groups of these mini-batches.
 
-        The last is 0 where a gradient was not a number and the update was skipped. A collective,
-        equal on every rank and, with the tree reduction, for every number of ranks.
+        mini_batches: the `images` of each. A collective: every rank calls it.
+        """
+        total, count = torch.zeros(1), 0
+        for images in mini_batches:
+            self.world.watchdog.tick()
+            total = total + self.batch_statistics(images).double().sum(dim=0)
+            count += 1
+        average = (total / (count * self.plan.groups)).float()
+        self.statistics.average_into_model(average[None], iteration)
+
+    def take_metrics(self) -> NDArray[np.float64]:
+        """float64 [updates since the last call, 3]: the loss of each mini-batch, its wrong predictions, and 1 or 0.
+
+        0: a gradient was not finite, and the update was skipped. Equal on every rank and, with the tree reduction, for
+        every number of ranks. A collective: every rank calls it.
         """
         if not self._metrics:
             return np.zeros((0, 3))

@@ -1,7 +1,7 @@
-"""Batch normalization over a group of ranks, on any backend: torch's own SyncBatchNorm runs on GPUs only.
+"""Batch normalization over a group of ranks, on any backend: torch's SyncBatchNorm runs on GPUs only.
 
-The collectives are torch's functional ones, so that torch.compile takes them into the net's one graph. That graph is the
-same on every rank, and so is the order of its collectives.
+The collectives are torch's functional ones, which torch.compile takes into the net's one graph. That graph is the same on
+every rank, and so is the order of its collectives.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pipeline.process.world import wait_for_all_ranks
 
 
 def share_normalization(model: nn.Module, ranks_per_group: int, rank: int, size: int) -> None:
-    """Make every BN module take its statistics over `ranks_per_group` consecutive ranks. A collective.
+    """Make every BN module compute its statistics over `ranks_per_group` consecutive ranks.
 
-    The modules keep their parameters, buffers and names.
+    The modules keep their parameters, buffers and names. A collective: every rank calls it.
     """
     group: dist.ProcessGroup | None = None
     for first in range(0, size, ranks_per_group):  # every rank takes part in making every group
         members = list(range(first, first + ranks_per_group))
-        made = cast(dist.ProcessGroup, dist.new_group(members))
+        group_of_members = cast(dist.ProcessGroup, dist.new_group(members))
         if rank in members:
-            group = made
+            group = group_of_members
     wait_for_all_ranks()
     assert group is not None
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedBatchNorm2d
-            # By name: a graph of torch.compile holds a name, not a process group.
+            # Its name: a graph of torch.compile can hold a name, but no process group.
             module.group, module.ranks = group.group_name, ranks_per_group  # type: ignore[assignment]
 
 
@@ -67,8 +67,8 @@ class _SharedNormalization(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         values = input.to(weight.dtype if input.dtype in (torch.float16, torch.bfloat16) else input.dtype)
         variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
-        # Every rank's mean and variance travel, at once, and make the group's exactly. Sums of values and of squares
-        # would too, but lose digits where the mean is large against the deviation.
+        # Every rank's mean and variance travel together; the group's follow from them exactly. They would from sums of
+        # values and of squares too, but with fewer digits where the mean is large against the deviation.
         means, variances = _of_all(torch.stack([mean, variance]), group, ranks).unbind(1)
         mean = means.mean(dim=0)
         variance = (variances + (means - mean).square()).mean(dim=0)
@@ -90,12 +90,12 @@ class _SharedNormalization(torch.autograd.Function):
         mean_gradient, mean_product = (sums / ctx.count).unbind(0)
         centred = gradient - _spread(mean_gradient) - normalized * _spread(mean_product)
         input_gradient = centred * _spread(weight * inverse)
-        # The parameters' gradients stay local sums: the gradient reduction adds them over the ranks.
+        # The gradients of the parameters stay this rank's sums: the gradient reduction adds up the ranks.
         return input_gradient.to(gradients[0].dtype), weight_gradient, bias_gradient, None, None, None
 
 
 def _of_all(values: Tensor, group: str, ranks: int) -> Tensor:
-    """[ranks, ...]: the `values` of every rank, on each."""
+    """[ranks, ...]: the `values` of every rank of the group, on each of them."""
     functional = torch.ops._c10d_functional
     gathered = functional.wait_tensor(functional.all_gather_into_tensor(values, ranks, group))
     return gathered.view(ranks, *values.shape)

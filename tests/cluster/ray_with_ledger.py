@@ -37,7 +37,7 @@ def keep(ledger: Path) -> None:
     def noting_update(trainer: Trainer, *batch: Any) -> None:
         taken, end = list(ids), time.monotonic() + UPDATE_SECONDS
         update(trainer, *batch)
-        line = {"time": time.time(), "iteration": trainer.iteration, "rank": trainer.world.rank, "ids": taken}
+        line = {"time": time.time(), "iteration": trainer.progress.iteration, "rank": trainer.world.rank, "ids": taken}
         line["world_size"] = trainer.world.size
         with open(ledger / f"{os.getpid()}.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")

@@ -114,7 +114,7 @@ def train_noting_scores(world: World, config: Config) -> list[list[float]]:
     After a dozen updates a net predicts one class for all images, so its errors say nothing of how they were seen; its
     scores do. Noted are the sum of the cross-entropies and, for each class, the sum of the scores.
     """
-    import pipeline.loop.trainer
+    import pipeline.loop.validation
     from pipeline.evaluation import scoring as protocols
 
     evaluate_errors, ranks = protocols.evaluate_errors, protocols.ranks
@@ -130,7 +130,7 @@ def train_noting_scores(world: World, config: Config) -> list[list[float]]:
         noted.append(torch.zeros(1, dtype=torch.float64))
         return evaluate_errors(*arguments, **options)
 
-    protocols.ranks, pipeline.loop.trainer.evaluate_errors = noting_ranks, noting_evaluate
+    protocols.ranks, pipeline.loop.validation.evaluate_errors = noting_ranks, noting_evaluate
     assert train_rank(world, config) == 0
     return [one.tolist() for one in noted]
 

@@ -53,7 +53,7 @@ def trained(digits: Path, experiment: Experiment, tmp_path_factory: pytest.TempP
 
 def train_and_test(spec: RunSpec, digits: Path, runs: Path) -> None:
     threads = torch.get_num_threads()
-    assert train.main(resolve(spec, digits, runs, SCALE)) == 0
+    assert train.train(resolve(spec, digits, runs, SCALE)) == 0
     assert evaluate.main([str(runs / spec.name(SCALE)), "--threads", "1"]) == 0
     torch.set_num_threads(threads)
 

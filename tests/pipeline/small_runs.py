@@ -13,8 +13,9 @@ from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_USER_ERROR
 from pipeline.data.augment import AugmentConfig, ResizeStage
 from pipeline.data.loader import LoaderConfig
+from pipeline.evaluation.config import EvaluationConfig
 from pipeline.process.world import World
-from pipeline.run.config import Config, EvaluationConfig
+from pipeline.run.config import Config
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
 from pipeline.training.schedule import ScheduleConfig
@@ -49,17 +50,17 @@ def config_of(digits: Path, runs: Path, name: str) -> Config:
 
 
 def train_rank(world: World, config: Config) -> int:
-    from pipeline.train import main
+    from pipeline.train import train
 
-    return main(config)
+    return train(config)
 
 
 def refusal(world: World, config: Config) -> str:
     """The sentence that this rank's training is refused with."""
-    from pipeline.train import main
+    from pipeline.train import train
 
     try:
-        code = main(config)
+        code = train(config)
     except UserError as refused:
         return str(refused)
     raise AssertionError(f"it was not refused and ended with {code}")
@@ -74,9 +75,9 @@ def hold_before(rank: int, folder: Path, iterations: tuple[int, ...]) -> None:
     update = Trainer.update
 
     def held(trainer: Trainer, *batch: Any) -> None:
-        if trainer.iteration in iterations:
-            (folder / f"at-{trainer.iteration}").touch()
-            wait_for((folder / f"go-{trainer.iteration}").exists, "leave to go on", 120)
+        if trainer.progress.iteration in iterations:
+            (folder / f"at-{trainer.progress.iteration}").touch()
+            wait_for((folder / f"go-{trainer.progress.iteration}").exists, "leave to go on", 120)
         update(trainer, *batch)
 
     Trainer.update = held  # type: ignore[method-assign, assignment]

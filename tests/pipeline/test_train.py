@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.order import Order
-from pipeline.run.config import Config, EvaluationConfig, to_yaml
+from pipeline.evaluation.config import EvaluationConfig
+from pipeline.run.config import Config, to_yaml
 from pipeline.run.options import load, parse, parser
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
 from pipeline.training.optimizer import OptimizerConfig

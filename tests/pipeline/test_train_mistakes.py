@@ -64,7 +64,7 @@ def test_mistakes_get_one_sentence(
     before = sorted(path.name for path in Path(undisturbed.runs).rglob("*"))
     threads = torch.get_num_threads()
     with pytest.raises(SystemExit) as stopped:
-        command.run(lambda: train.run(["--config", str(file), *arguments]))
+        command.run(lambda: train.main(["--config", str(file), *arguments]))
     torch.set_num_threads(threads)
     assert stopped.value.code == EXIT_USER_ERROR
     captured = capsys.readouterr().err
@@ -105,7 +105,7 @@ def test_misspelt_key_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     file = tmp_path / "config.yaml"
     file.write_text("schedule:\n  patiance: 3\n")
     with pytest.raises(SystemExit) as stopped:
-        command.run(lambda: train.run(["--config", str(file)]))
+        command.run(lambda: train.main(["--config", str(file)]))
     said = capsys.readouterr().err
     assert stopped.value.code == EXIT_USER_ERROR and said.startswith("error: ") and said.count("\n") == 1
     assert "'schedule.patiance'" in said and str(file) in said and "'patience'" in said

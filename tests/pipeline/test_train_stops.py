@@ -56,14 +56,14 @@ def become_the_command_and_wait(rank: int, config: Config, folder: Path) -> None
 
     hold_before(rank, folder, (13,))
     note_request(rank, folder)
-    file, main = folder / "config.yaml", train.main
+    file, train_config = folder / "config.yaml", train.train
     file.write_text(to_yaml(config))
 
     def command(_: Config) -> int:
-        train.main = main
-        return train.run(["--config", str(file), "--json"])
+        train.train = train_config
+        return train.main(["--config", str(file), "--json"])
 
-    train.main = command  # type: ignore[assignment]
+    train.train = command  # type: ignore[assignment]
 
 
 @pytest.mark.costly("a whole training, in two pieces, beside one left alone")
@@ -138,7 +138,7 @@ def test_killed_after_the_last_checkpoint_it_still_says_that_it_is_finished(
 def fail_when_taken_over(world: World, config: Config) -> str:
     """What tracking.json says after a rank of an attempt that was replaced meanwhile has failed of something else."""
     from pipeline.loop.trainer import Trainer
-    from pipeline.train import main
+    from pipeline.train import train
 
     def broken(trainer: Trainer, *batch: object) -> None:
         Lease(config.run_folder, attempt_variables("job-17", 1, {}))
@@ -147,7 +147,7 @@ def fail_when_taken_over(world: World, config: Config) -> str:
     os.environ |= attempt_variables("job-17", 0, {})
     Trainer.update = broken  # type: ignore[method-assign]
     with pytest.raises(FencedError):
-        main(config)
+        train(config)
     status: str = json.loads((config.run_folder / "tracking.json").read_text())["status"]
     return status
 

@@ -21,10 +21,11 @@ from torchvision.transforms.v2 import functional as transforms
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.dataset import Dataset, Statistics
 from pipeline.data.loader import LoaderConfig
+from pipeline.evaluation.config import EvaluationConfig
 from pipeline.evaluation.scores import Provenance
 from pipeline.evaluation.scoring import EvaluationSettings
 from pipeline.models.resnet import build
-from pipeline.run.config import Config, EvaluationConfig, to_yaml
+from pipeline.run.config import Config, to_yaml
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import publish
 from tests.patience import limit

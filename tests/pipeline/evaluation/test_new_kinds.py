@@ -24,8 +24,7 @@ from pipeline.models.resnet import Bottleneck, Option, ResNet, Stride, build, co
 from pipeline.run.config import Config, check
 from pipeline.run.options import parser
 from pipeline.training.batchnorm import plan_groups
-from pipeline.training.optimizer import OptimizerConfig
-from pipeline.training.step import TrainingStep
+from pipeline.training.step import StepConfig, TrainingStep
 from tests.pipeline.evaluation.nets_and_images import decoded, normalized, resized, settings
 from tests.ranks import ALONE
 
@@ -218,10 +217,8 @@ def test_an_update_equals_a_plain_loop_over_groups(arch: str) -> None:
     batch, group, lr = 8, 4, 0.1
     images, labels = noise(batch, 16, torch.float64), torch.arange(batch) % 5
     model = build(arch, classes=5).double().train()
-    step = TrainingStep(
-        build(arch, classes=5).double(), batch=batch, plan=plan_groups(batch, group, 0, 1), optimizer=OptimizerConfig(),
-        world=ALONE, reduction="tree", precision="float32",
-    )  # fmt: skip
+    config = StepConfig(batch=batch, reduction="tree")
+    step = TrainingStep(build(arch, classes=5).double(), config, plan_groups(batch, group, 0, 1), ALONE)
     step.step(images.permute(0, 2, 3, 1).contiguous(), labels, lr)
     for first in range(0, batch, group):
         rows = slice(first, first + group)

@@ -58,7 +58,7 @@ def hold_the_gil(rank: int, culprit: int) -> None:
     update = Trainer.update
 
     def deaf(trainer: Trainer, *batch: object) -> None:
-        if trainer.iteration == 8:
+        if trainer.progress.iteration == 8:
             ctypes.PyDLL(None).sleep(FOR_EVER)
         update(trainer, *batch)
 

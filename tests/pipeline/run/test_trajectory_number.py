@@ -122,7 +122,7 @@ def test_other_code_is_refused(
     note_commit(unfinished, commit)
     monkeypatch.setattr(run_folder, "TRAJECTORY", OTHER)
     before = contents(unfinished.run_folder)
-    assert code_of(unfinished, train.run, tmp_path) == EXIT_USER_ERROR
+    assert code_of(unfinished, train.main, tmp_path) == EXIT_USER_ERROR
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and "computes something else" in said
     assert f"the run's {TRAJECTORY} -> this code's {OTHER}" in said
@@ -156,7 +156,7 @@ def test_finished_runs_of_other_code_stay_results(
     """The same command says that the run was finished and leaves its record alone; it is evaluated as before."""
     monkeypatch.setattr(run_folder, "TRAJECTORY", OTHER)
     before = contents(finished.run_folder)
-    assert code_of(finished, train.run, tmp_path) == 0
+    assert code_of(finished, train.main, tmp_path) == 0
     assert "was finished already" in capsys.readouterr().out
     assert contents(finished.run_folder) == before
     assert read_state(finished).kind == "finished"
@@ -187,7 +187,7 @@ def test_checkpoints_without_config_yaml_are_refused(
     file.unlink()
     before = contents(unfinished.run_folder)
     for config in (unfinished, replace(unfinished, seed=9)):
-        assert code_of(config, train.run, tmp_path) == EXIT_USER_ERROR
+        assert code_of(config, train.main, tmp_path) == EXIT_USER_ERROR
         said = capsys.readouterr().err
         assert said.startswith(f"error: {file} is missing") and said.count("\n") == 1
         assert "put the run's config.yaml back" in said and "choose another --name" in said

@@ -15,9 +15,7 @@ import torch
 from pipeline.models.resnet import Shortcut, build
 from pipeline.process.world import World
 from pipeline.training.batchnorm import plan_groups
-from pipeline.training.optimizer import OptimizerConfig
-from pipeline.training.reduction import choose_mode
-from pipeline.training.step import TrainingStep
+from pipeline.training.step import StepConfig, TrainingStep
 from tests.ranks import ALONE, run_ranks
 
 BATCH, GROUP, STEPS, SIDE = 16, 4, 4, 8
@@ -32,13 +30,9 @@ def train(
     plan = plan_groups(BATCH, group, world.rank, world.size)
     step = TrainingStep(
         build("resnet8", classes=5, shortcut=shortcut, generator=torch.Generator().manual_seed(0)),
-        batch=BATCH,
-        plan=plan,
-        optimizer=OptimizerConfig(),
-        reduction=choose_mode("tree", world.size, plan.local),
-        precision="float32",
-        world=world,
-        compile_crop=SIDE if compiled else None,
+        StepConfig(batch=BATCH, reduction="tree", compile_crop=SIDE if compiled else None),
+        plan,
+        world,
     )
     assert all(parameter.grad is None for parameter in step.model.parameters())
     generator = torch.Generator().manual_seed(1)

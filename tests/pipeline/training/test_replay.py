@@ -19,9 +19,8 @@ from pipeline.base.command import UserError
 from pipeline.models.resnet import build
 from pipeline.process.world import World
 from pipeline.training.batchnorm import plan_groups
-from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.replay import WARM_UP, CudaGraphs, Recorder, cuda_graphs
-from pipeline.training.step import TrainingStep
+from pipeline.training.step import StepConfig, TrainingStep
 from tests.ranks import ALONE
 
 BATCH, GROUP, CLASSES = 16, 4, 5
@@ -86,13 +85,10 @@ def trained(device: str, recorder: Recorder | None, **more: Any) -> tuple[dict[s
     generator = torch.Generator().manual_seed(1)
     step = TrainingStep(
         build("resnet8", classes=CLASSES, generator=torch.Generator().manual_seed(0)),
-        batch=BATCH,
-        plan=plan_groups(BATCH, GROUP, 0, 1),
-        optimizer=OptimizerConfig(),
-        reduction="tree",
-        world=world,
-        recorder=recorder,
-        **{"precision": "float32", **more},
+        StepConfig(**{"batch": BATCH, "reduction": "tree", **more}),
+        plan_groups(BATCH, GROUP, 0, 1),
+        world,
+        recorder,
     )
     for number, lr in enumerate(RATES):
         images = torch.randn(BATCH, 16, 16, 3, generator=generator)

@@ -15,9 +15,7 @@ from torch import nn
 from pipeline.models.resnet import build
 from pipeline.process.world import World
 from pipeline.training.batchnorm import GroupPlan, GroupStatistics, plan_groups
-from pipeline.training.optimizer import OptimizerConfig
-from pipeline.training.reduction import choose_mode
-from pipeline.training.step import TrainingStep
+from pipeline.training.step import StepConfig, TrainingStep
 from tests.ranks import ALONE, run_ranks
 
 BATCH, GROUP, STEPS, CLASSES = 32, 8, 6, 5
@@ -43,9 +41,8 @@ def net(dtype: torch.dtype) -> nn.Module:
 
 
 def step_of(model: nn.Module, plan: GroupPlan, world: World = ALONE, **settings: Any) -> TrainingStep:
-    """The step of BATCH images; `settings` as `TrainingStep` takes them: the tree in float32 where they do not say."""
-    settings = {"reduction": "tree", "precision": "float32", **settings}
-    return TrainingStep(model, batch=BATCH, plan=plan, optimizer=OptimizerConfig(), world=world, **settings)
+    """The step of BATCH images; `settings` as `StepConfig` takes them: the tree in float32 where they do not say."""
+    return TrainingStep(model, StepConfig(**{"batch": BATCH, "reduction": "tree", **settings}), plan, world)
 
 
 def train(
@@ -57,7 +54,7 @@ def train(
         net(dtype),
         plan,
         world,
-        reduction=choose_mode(reduction, world.size, plan.local),
+        reduction=reduction,
         label_smoothing=smoothing,
         ema_decay=ema_decay,
     )

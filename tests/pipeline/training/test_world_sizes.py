@@ -11,9 +11,7 @@ import torch
 from pipeline.models.resnet import build
 from pipeline.process.world import World
 from pipeline.training.batchnorm import plan_groups
-from pipeline.training.optimizer import OptimizerConfig
-from pipeline.training.reduction import choose_mode
-from pipeline.training.step import TrainingStep
+from pipeline.training.step import StepConfig, TrainingStep
 from tests.ranks import ALONE, run_ranks
 
 BATCH, GROUP, ITERATIONS, SIDE, CLASSES = 64, 8, 200, 8, 5
@@ -24,12 +22,9 @@ def train(world: World, reduction: str, dtype: torch.dtype) -> tuple[str, np.nda
     plan = plan_groups(BATCH, GROUP, world.rank, world.size)
     step = TrainingStep(
         build("resnet8", classes=CLASSES, generator=torch.Generator().manual_seed(0)).to(dtype),
-        batch=BATCH,
-        plan=plan,
-        optimizer=OptimizerConfig(),
-        reduction=choose_mode(reduction, world.size, plan.local),
-        precision="float32",
-        world=world,
+        StepConfig(batch=BATCH, reduction=reduction),
+        plan,
+        world,
     )
     generator = torch.Generator().manual_seed(1)
     for iteration in range(ITERATIONS):
