@@ -1,1 +1,1 @@
-"""Three doors to the same pipeline.train.main: processes here, SLURM by submitit, Ray Train."""
+"""Three launchers of the same pipeline.train.main: processes on this machine, SLURM by submitit, Ray Train."""

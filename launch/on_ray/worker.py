@@ -1,4 +1,4 @@
-"""What Ray Train runs on every worker: the same work as behind every other door, in the process group that Ray has opened."""
+"""What Ray Train runs on every worker: the same work as every other launcher, in the process group that Ray has opened."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ class Arguments(TypedDict):
 def train(arguments: Arguments) -> None:
     """Work as one worker.
 
-    Raises RuntimeError where another start may help, so that Ray's FailureConfig decides. A mistake of the user is noted and
-    ends every worker without another start: at once where all found it, else by the restart that this worker's error causes.
+    Raises RuntimeError where another start may help, so that Ray's FailureConfig decides. A mistake of the user is noted,
+    and no worker starts again: all end at once where all of them found it; else this worker's error makes Ray restart them,
+    and they end at once then.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # it announces every report
     work, launch = arguments["work"], arguments["attempt"]
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     os.environ["PIPELINE_LAUNCHER"] = "ray"
-    # Where a node is cut off and not dead, its rank 0 still holds the run: the group of workers after it takes it over.
+    # A node that is cut off but not dead has a rank 0 that still holds the run: the next group of workers takes the run over.
     os.environ |= dict(zip(RAY_VARIABLES, (launch, str(time.time_ns() // 1_000_000)), strict=True))
     # Ray gives each worker process one OpenMP thread; the trainer divides the host's cores itself.
     os.environ.pop("OMP_NUM_THREADS", None)
@@ -55,7 +56,7 @@ def train(arguments: Arguments) -> None:
         code, failure = attempt(rank, lambda: work(on_hang, lambda: report_newest(work.folder / "checkpoints", rank)))
         if failure and code != EXIT_FENCED:
             note(failure, logs, launch, str(log))
-    if failure and code == EXIT_FENCED:  # the launch has other workers now, whose notes and outcome these would be
+    if failure and code == EXIT_FENCED:  # the notes and the outcome of this launch are now those of other workers
         raise RuntimeError(failure.sentence)
     if rank == 0:
         (logs / f"{launch}-{OUTCOME}").write_text(str(code))
@@ -82,11 +83,11 @@ def report_newest(checkpoints: Path, rank: int) -> None:
 
 def _mistakes(logs: Path, launch: str) -> int:
     """How many ranks of this launch have noted a mistake of the user."""
-    return sum(one.code == EXIT_USER_ERROR for one in read_notes(logs, launch))
+    return sum(failure.code == EXIT_USER_ERROR for failure in read_notes(logs, launch))
 
 
 def _found_by_all(logs: Path, launch: str, size: int) -> bool:
-    """Whether every rank notes a mistake of the user, as they do where it was in what all of them were given."""
+    """Whether every rank notes a mistake of the user, as they do where all of them were given it. Waits for their notes."""
     end = time.monotonic() + SAME_MISTAKE_SECONDS
     while (found := _mistakes(logs, launch)) < size and time.monotonic() < end:
         time.sleep(0.1)
@@ -95,7 +96,7 @@ def _found_by_all(logs: Path, launch: str, size: int) -> bool:
 
 @contextmanager
 def output_to(log: Path) -> Iterator[None]:
-    """What this process writes, in Python or machine code, goes to `log` while the block runs."""
+    """Send what this process writes, in Python or machine code, to `log` while the block runs."""
     kept = [os.dup(stream.fileno()) for stream in (sys.stdout, sys.stderr)]
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     _point_output_at(descriptor, descriptor)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from launch.on_slurm import ending, fence, visibility
 from launch.on_slurm.allocation import Allocation
 from launch.on_slurm.job import Job
-from launch.on_slurm.scheduler import TIMEOUT_SECONDS
-from launch.ranks.failure import conclude, read_notes
+from launch.ranks.failure import print_cause, read_notes
 from launch.ranks.follow import following
 from launch.ranks.work import Work
 from pipeline.base.command import UserError
@@ -96,37 +94,6 @@ def submit(work: Work, allocation: Allocation, after: Sequence[str] = ()) -> str
         raise UserError(f"sbatch refused the job: {reason.removeprefix('sbatch: error: ')}") from None
 
 
-@contextlib.contextmanager
-def all_or_none() -> Iterator[list[str]]:
-    """Around the submission of jobs that belong together: yields the list that takes their ids.
-
-    Where one of them is refused, or the command ends otherwise before the last, those before it are cancelled and that is said.
-    """
-    jobs: list[str] = []
-    try:
-        yield jobs
-    except UserError as error:
-        if not jobs:
-            raise
-        raise UserError(f"{error}; {_cancel(jobs)}") from None
-    except BaseException:  # Ctrl-C, a full disk
-        if jobs:
-            print(f"error: not all jobs were submitted; {_cancel(jobs)}", file=sys.stderr)
-        raise
-
-
-def _cancel(jobs: Sequence[str]) -> str:
-    """Cancel jobs that have just been submitted; a clause that says what became of them."""
-    try:
-        done = subprocess.run(["scancel", *jobs], capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
-        cancelled = done.returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        cancelled = False
-    if cancelled:
-        return f"what was submitted before it (job {', '.join(jobs)}) is cancelled"
-    return f"what was submitted before it could not be cancelled: run 'scancel {' '.join(jobs)}'"
-
-
 def run_here(work: Work, allocation: Allocation, cluster: str) -> int:
     """Do `work` under submitit's local or debug executor and wait for the end; the exit code."""
     executor = submitit.AutoExecutor(make_folder(submitit_folder(work)), cluster=cluster)
@@ -160,4 +127,4 @@ def outcome(work: Work, job: submitit.Job[int]) -> int:
     if not failures:
         print(f"error: the job ended without a result, its logs are in {job.paths.folder}", file=sys.stderr)
         return EXIT_FAILED
-    return conclude(failures)
+    return print_cause(failures)

@@ -1,60 +1,80 @@
-"""The dataset that a net is tested on, and the one it was trained on, which is known by its content wherever it lies."""
+"""The dataset that a model is tested on, and the one it was trained on, which is known by its content wherever it lies."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pipeline.base.command import UserError
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Dataset, Statistics
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.nets import TrainedNet
 
 
-def tested_on(subject: TrainedNet) -> Dataset:
-    """The dataset to test the net on. Raises UserError where it is not there, or its classes are not the net's.
+@dataclass(frozen=True, kw_only=True)
+class Datasets:
+    """tested: what a model is tested on. training: what it was trained on, or why that cannot be opened."""
+
+    tested: Dataset
+    training: Dataset | UserError
+
+    @property
+    def statistics(self) -> Statistics:
+        """Those of the training images: their mean is the model's. Raises UserError where they cannot be read."""
+        if isinstance(self.training, UserError):
+            raise self.training
+        return self.training.statistics
+
+
+def open_datasets(trained: TrainedNet) -> Datasets:
+    """Open each of the model's datasets once. Raises UserError where the one to test on is not there or has other classes.
 
     Which class is which is compared with the training dataset, where that can be read.
     """
-    dataset = open_dataset(subject.data)
-    if dataset.classes != subject.classes:
+    tested = open_dataset(trained.data)
+    if tested.classes != trained.classes:
         raise UserError(
-            f"{subject.name} tells {subject.classes} classes apart, the dataset {subject.data} has {dataset.classes}: "
+            f"{trained.name} tells {trained.classes} classes apart, the dataset {trained.data} has {tested.classes}: "
             "give the dataset that the net was trained for"
         )
     try:
-        trained = trained_on(subject, dataset)
-    except UserError:
-        return dataset
-    for label, (known, given) in enumerate(zip(trained.manifest.classes, dataset.manifest.classes, strict=False)):
+        training = _training_dataset(trained, tested)
+    except UserError as error:
+        return Datasets(tested=tested, training=error)
+    for label, (known, given) in enumerate(zip(training.manifest.classes, tested.manifest.classes, strict=False)):
         if known.wnid != given.wnid:
             raise UserError(
-                f"class {label} of the dataset {subject.data} is {given.wnid}, {subject.name} was trained with "
+                f"class {label} of the dataset {trained.data} is {given.wnid}, {trained.name} was trained with "
                 f"{known.wnid}: give a dataset with the same classes in the same order"
             )
-    return dataset
+    return Datasets(tested=tested, training=training)
 
 
-def on_training_data(subject: TrainedNet, dataset: Dataset) -> bool:
-    """Whether `dataset`, opened from `subject.data`, is what the net was trained on; by place where no hash is known."""
-    if subject.training_sha256 is None:
-        return subject.data == subject.training_data
-    return dataset.sha256 == subject.training_sha256
+def on_training_data(trained: TrainedNet, dataset: Dataset) -> bool:
+    """Whether `dataset`, opened from `trained.data`, is what the model was trained on.
+
+    By its location where the hash of the training dataset is unknown.
+    """
+    if trained.training_sha256 is None:
+        return trained.data == trained.training_data
+    return dataset.sha256 == trained.training_sha256
 
 
-def data_suffix(subject: TrainedNet, dataset: Dataset) -> str:
-    """What the names of files and metrics say of the dataset a net was tested on: nothing of its training dataset."""
-    return "" if on_training_data(subject, dataset) else f"-data{dataset.sha256[:8]}"
+def data_suffix(trained: TrainedNet, dataset: Dataset) -> str:
+    """What the names of files and metrics say of the tested dataset: nothing where it is the training dataset."""
+    return "" if on_training_data(trained, dataset) else f"-data{dataset.sha256[:8]}"
 
 
-def trained_on(subject: TrainedNet, dataset: Dataset) -> Dataset:
-    """The dataset whose mean is the net's: `dataset` where it is that one, else the one that the run's config names.
+def _training_dataset(trained: TrainedNet, tested: Dataset) -> Dataset:
+    """`tested` where the model was trained on it, else the dataset that the run's config names.
 
     Raises UserError where that is not there, or another lies in its place.
     """
-    if on_training_data(subject, dataset):
-        return dataset
-    trained = open_dataset(subject.training_data)
-    if subject.training_sha256 not in (None, trained.sha256):
+    if on_training_data(trained, tested):
+        return tested
+    training = open_dataset(trained.training_data)
+    if trained.training_sha256 not in (None, training.sha256):
         raise UserError(
-            f"{subject.training_data} is not the dataset that {subject.name} was trained on (its manifest differs), whose mean "
+            f"{trained.training_data} is not the dataset that {trained.name} was trained on (its manifest differs), whose mean "
             "is the net's: give that dataset with --data, or pipeline.evaluate the mean with --mean"
         )
-    return trained
+    return training

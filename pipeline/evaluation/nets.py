@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.base.command import UserError
 from pipeline.data.loader import LoaderConfig
+from pipeline.data.storage import location_in
 from pipeline.models.resnet import ResNet, build
 from pipeline.process.world import World, on_main, sum_over_ranks
 from pipeline.run.folder import CHECKPOINTS, CONFIG, read_facts
@@ -87,7 +88,7 @@ class CheckpointRemovedError(UserError):
     """A checkpoint was removed between its being found and its being read."""
 
 
-def open_target(target: Path, weights: Weights, data: str | None, world: World) -> TrainedNet:
+def open_target(target: Path, weights: Weights, data: str | None, world: World, base: Path = Path()) -> TrainedNet:
     """The net that a run folder or a checkpoint holds, the same on every rank; arguments and errors as below. A collective.
 
     A training may remove the checkpoint that was found: in a run folder the newest is then looked for again.
@@ -96,18 +97,18 @@ def open_target(target: Path, weights: Weights, data: str | None, world: World) 
         path = on_main(world, lambda: find_checkpoint(target))
         subject: TrainedNet | None = None
         with suppress(CheckpointRemovedError):
-            subject = open_checkpoint(path, weights, data)
+            subject = open_checkpoint(path, weights, data, base)
         removed = sum_over_ranks(world, int(subject is None))
         if subject is not None and not removed:
             return subject
     raise _removed(path)
 
 
-def open_checkpoint(path: Path, weights: Weights, data: str | None = None) -> TrainedNet:
+def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base: Path = Path()) -> TrainedNet:
     """The net in one checkpoint file of a run.
 
-    data: the dataset, where it is not the one that the run's config names. Raises UserError where the file is damaged or
-    has no such weights, CheckpointRemovedError where it is gone.
+    data: the dataset, where it is not the one that the run's config names. base: where relative locations of datasets
+    begin. Raises UserError where the file is damaged or has no such weights, CheckpointRemovedError where it is gone.
     """
     run, state = _run_of(path), read_verified(path)
     if state is None and not path.exists():
@@ -129,8 +130,8 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None) -> Tr
         weights=weights,
         weights_sha256=digest(net.state_dict()),
         run=run,
-        data=data or config.data,
-        training_data=config.data,
+        data=location_in(base, data or config.data),
+        training_data=location_in(base, config.data),
         training_sha256=read_facts(run).get("dataset_sha256"),
         short_side=config.evaluation.short_side,
         crop=config.test_crop,

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
-LAUNCHER_VARIABLE = "PIPELINE_LAUNCHER"  # set by the doors in launch/, recorded as a tag of the run
+LAUNCHER_VARIABLE = "PIPELINE_LAUNCHER"  # set by the launchers in launch/, recorded as a tag of the run
 
 
 @dataclass(frozen=True, kw_only=True)
