@@ -1,4 +1,4 @@
-"""What the preparing commands' command lines share."""
+"""What the commands that prepare datasets share: options, and the result that they print."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import sys
 from pathlib import Path
 
 from data_prep.image_statistics import StatisticsPlan
+from data_prep.images import ImageRules
 from data_prep.plan import Settings
-from data_prep.prepare import Summary
+from data_prep.prepare import Summary, prepare
 from data_prep.sources import Listing
 from pipeline.base.command import CommandParser, print_json, print_table
 from pipeline.base.cores import available_cores
-from pipeline.data.dataset import MANIFEST
+from pipeline.data.dataset import MANIFEST, ClassInfo
 
 
-def add_preparing_options(parser: CommandParser, name: str) -> None:
+def add_preparing_options(parser: CommandParser, name: str, source: str) -> None:
+    """Add the arguments of every such command. name: of the dataset; source: help text."""
     defaults = Settings()
+    parser.add_argument("source", type=Path, help=source)
+    parser.add_argument("destination", type=Path, help="the dataset folder to make")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the training split's shuffle (default 0)")
     parser.add_argument("--name", default=name, help=f"begins the shards' file names (default {name})")
     parser.add_argument(
@@ -26,9 +30,30 @@ def add_preparing_options(parser: CommandParser, name: str) -> None:
         "--workers", type=int, default=available_cores(), metavar="N", help="default: the cores at hand"
     )
     parser.add_argument(
-        "--skip-corrupt", action="store_true", help="leave images out that do not decode; the manifest lists them"
+        "--skip-corrupt", action="store_true", help="leave out images that do not decode; the manifest lists them"
     )
     parser.add_json_option()
+
+
+def settings_of(args: argparse.Namespace, statistics: StatisticsPlan, rules: ImageRules) -> Settings:
+    """The settings that the options of `add_preparing_options` give."""
+    return Settings(
+        name=args.name,
+        seed=args.seed,
+        samples_per_shard=args.samples_per_shard,
+        statistics=statistics,
+        rules=rules,
+        skip_corrupt=args.skip_corrupt,
+        workers=args.workers,
+    )
+
+
+def make_dataset(
+    listings: dict[str, Listing], classes: tuple[ClassInfo, ...], settings: Settings, args: argparse.Namespace
+) -> None:
+    """Prepare the dataset and print what was made."""
+    print_recognised(listings)
+    print_result(prepare(listings, classes, args.destination, settings), args.destination, args.json)
 
 
 def count_or_all(text: str) -> int | None:
@@ -69,7 +94,7 @@ def print_recognised(listings: dict[str, Listing]) -> None:
         print(f"{split}: {len(listing):,} images, {listing.kind}{passed_over}", file=sys.stderr)
 
 
-def report(summary: Summary, destination: Path, as_json: bool) -> None:
+def print_result(summary: Summary, destination: Path, as_json: bool) -> None:
     """Print what was made: a table, and with `as_json` the same figures."""
     manifest = summary.dataset.manifest
     rows, splits = [], {}
