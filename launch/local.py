@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from launch.ranks.command_line import EVALUATE, CommandLine, read_work, split_arguments
 from launch.ranks.supervisor import supervise
-from launch.ranks.work import EVALUATE, CommandLine, read_work, split_arguments
 from pipeline.base import command
 from pipeline.base.command import UserError
 

@@ -16,20 +16,18 @@ from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launch.local import gpus
 from launch.on_ray.worker import OUTCOME, train
+from launch.ranks.command_line import CommandLine, read_work
 from launch.ranks.failure import print_cause, read_notes
 from launch.ranks.follow import following
-from launch.ranks.work import CommandLine, Evaluation, Training, read_work
+from launch.ranks.work import Evaluation, Training
 from pipeline.base import command
 from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_FAILED, EXIT_USER_ERROR
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS
-
-if TYPE_CHECKING:
-    from ray.train.torch import TorchTrainer
+from pipeline.run.config import Config
 
 
 def add_ray_options(parser: ArgumentParser) -> None:
@@ -179,6 +177,7 @@ def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpu
 
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    timeout = work.config.timeout_seconds if isinstance(work, Training) else Config.timeout_seconds
     use_gpu = work.device != "cpu" and devices > 0
     launch = f"ray-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
     logs = work.folder / "logs"
@@ -192,7 +191,7 @@ def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpu
         ),
         torch_config=TorchConfig(
             backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
-            timeout_s=int(work.timeout_seconds + COLLECTIVE_GRACE_SECONDS),
+            timeout_s=int(timeout + COLLECTIVE_GRACE_SECONDS),
         ),
         run_config=RunConfig(
             name=launch,
@@ -201,22 +200,18 @@ def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpu
             checkpoint_config=CheckpointConfig(num_to_keep=2),  # pointers; the run folder keeps the checkpoints
         ),
     )
+    error: Exception | None = None
     with following(logs / "rank-0.log"):
-        error = _fit(trainer)
+        try:
+            trainer.fit()
+        except Exception as failure:  # Ray has a class for each place of failure
+            error = failure
     if failures := [failure for failure in read_notes(logs, launch) if error or failure.code == EXIT_USER_ERROR]:
         return print_cause(failures)
     if error:
         print(f"error: Ray Train gave up: {error}", file=sys.stderr)
         return EXIT_FAILED
     return int((logs / f"{launch}-{OUTCOME}").read_text())
-
-
-def _fit(trainer: TorchTrainer) -> Exception | None:
-    try:
-        trainer.fit()
-    except Exception as error:  # Ray has a class for each place of failure
-        return error
-    return None
 
 
 if __name__ == "__main__":

@@ -15,11 +15,10 @@ from typing import Any
 
 from launch.forecast.plan import show_plan
 from launch.local import gpus
-from launch.on_slurm.allocation import Allocation, add_options, has_slurm, resolve
-from launch.on_slurm.scheduler import check_partition
+from launch.on_slurm.allocation import Allocation, add_options, resolve
 from launch.on_slurm.submission import run_here, script, submit
-from launch.on_slurm.visibility import check_shared
-from launch.ranks.work import CommandLine, Evaluation, Training, Work, read_work
+from launch.ranks.command_line import CommandLine, read_work
+from launch.ranks.work import Evaluation, Training, Work
 from pipeline.base import command
 from pipeline.base.command import UserError, print_json, print_table
 from pipeline.data.dataset import MANIFEST, Dataset
@@ -82,7 +81,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(work, Training):
         # The dataset can be read here, and the job would not refuse the run after its time in the queue.
         check_same(work.config, open_dataset(work.config.data))
-    check_slurm(allocation, work)
     return print_result(submit(work, allocation), work, allocation, args.json)
 
 
@@ -116,17 +114,6 @@ def check_cluster(allocation: Allocation, cluster: str) -> None:
         raise UserError(
             f"--cluster debug works in this process, {allocation.ranks} ranks were asked for: use --cluster local"
         )
-
-
-def check_slurm(allocation: Allocation, work: Work) -> None:
-    """Raise UserError for what SLURM would find only after the job has waited in the queue."""
-    if not has_slurm():
-        raise UserError(
-            "there is no SLURM on this machine (sbatch and srun are not on PATH): run this on a login node of the cluster, "
-            "or add --dry-run, or --cluster local to work here"
-        )
-    check_partition(allocation)
-    check_shared(allocation, [work.folder, *work.inputs])
 
 
 def show(work: Training | Evaluation, allocation: Allocation, as_json: bool) -> int:

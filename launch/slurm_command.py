@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launch.on_slurm.allocation import add_options, has_slurm, resolve
-from launch.on_slurm.scheduler import check_partition
+from launch.on_slurm.allocation import add_options, resolve
 from launch.on_slurm.submission import submit
-from launch.on_slurm.visibility import check_shared
 from launch.ranks.work import Command
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
@@ -44,13 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     after = [job for job in args.after.split(",") if job]
     if not all(re.fullmatch(r"[0-9]+", job) for job in after) or not re.fullmatch(r"[A-Za-z0-9._-]+", args.name):
         raise UserError("--after takes job numbers such as 17,18, and --name letters, digits and . _ -")
-    if not has_slurm():
-        raise UserError("there is no SLURM on this machine (sbatch and srun are not on PATH): run this on a login node")
     asked = resolve(vars(args))
     allocation = replace(asked, nodes=1, gpus_per_node=min(1, asked.gpus_per_node), tasks_per_node=1)
-    check_partition(allocation)
     folder = (args.folder.parent if args.folder.name == "slurm" else args.folder).absolute()
-    check_shared(allocation, [folder])
     job = submit(Command(args.name, folder, tuple(words)), allocation, after)
     print_table("submitted", ("job", "name", "after"), [(job, args.name, ", ".join(after) or "-")])
     if args.json:

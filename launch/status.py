@@ -129,17 +129,9 @@ def show_status(status: Status) -> None:
 
 
 def figures(status: Status) -> dict[str, object]:
-    return {
-        "name": status.name,
-        "jobs": status.jobs,
-        "active_jobs": status.active_jobs,
-        "restarts": status.restarts,
-        "iteration": status.iteration,
-        "iterations": status.iterations,
-        "images_per_second": status.images_per_second,
-        "left_seconds": status.left_seconds,
-        "errors": [failure.sentence for failure in status.errors],
-    }
+    values = {**vars(status), "active_jobs": status.active_jobs}
+    del values["log"], values["held"]
+    return {**values, "errors": [failure.sentence for failure in status.errors]}
 
 
 def duration(seconds: float) -> str:

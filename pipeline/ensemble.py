@@ -65,7 +65,7 @@ def options() -> CommandParser:
         "Averages the softmax scores of several nets and gives the errors of each and of all.", EXAMPLE
     )
     parser.add_argument("members", nargs="+", metavar="MEMBER", help="run folders, score files or MLflow run ids")
-    add_member_options(parser, protocol="repeated or a,b (default: every one that all members have)")
+    add_member_options(parser, "repeated or a,b (default: every one that all members have)")
     parser.add_argument("--search", type=int, metavar="K", help="keep the K members whose average has the lowest error")
     parser.add_argument("--by", choices=["top-1", "top-5"], default="top-1", help="the error that --search lowers")
     parser.add_argument("--name", help="of the ensemble's run folder and MLflow run (default: made of its members)")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ import torch
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.base.cores import available_cores
-from pipeline.data.dataset import Dataset, Split, Statistics
+from pipeline.data.dataset import Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.data.storage import location_in
 from pipeline.evaluation.datasets import Datasets, open_datasets
-from pipeline.evaluation.foreign import open_weights
+from pipeline.evaluation.foreign import WeightsFile, open_weights
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import (
     add_weights_option,
@@ -31,8 +32,8 @@ from pipeline.evaluation.options import (
     three_numbers,
     three_positive_numbers,
 )  # fmt: skip
-from pipeline.evaluation.protocols import PROTOCOLS, Protocol, find
-from pipeline.evaluation.request import EvaluationRequest, WeightsFile
+from pipeline.evaluation.protocols import PROTOCOLS, find
+from pipeline.evaluation.request import EvaluationRequest
 from pipeline.evaluation.score_files import ScoreFile, make, metric_kind, score_path, trial_suffix
 from pipeline.evaluation.scoring import Showing
 from pipeline.process.world import World, on_main, open_world, set_threads
@@ -45,42 +46,27 @@ EXAMPLE = "python -m pipeline.evaluate runs/resnet50-seed0 --protocol center,ten
 
 def options() -> CommandParser:
     parser = CommandParser("Tests one net on a split of a dataset and writes its score files.", EXAMPLE)
-    parser.add_argument(
-        "target", type=Path, nargs="?", metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/"
-    )
+    add = parser.add_argument
+    add("target", type=Path, nargs="?", metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
     names = ", ".join(PROTOCOLS)
-    parser.add_argument(
-        "--protocol", action="append", metavar="NAME", help=f"{names}; repeated or a,b (default center)"
-    )
-    parser.add_argument("--split", default="val", help="of the dataset (default val)")
+    add("--protocol", action="append", metavar="NAME", help=f"{names}; repeated or a,b (default center)")
+    add("--split", default="val", help="of the dataset (default val)")
     add_weights_option(parser)
-    parser.add_argument("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
-    parser.add_argument(
-        "--mean", type=three_numbers, metavar="R,G,B", help="subtracted, 0..255 (default: the dataset's)"
-    )
-    parser.add_argument(
-        "--std", type=three_positive_numbers, metavar="R,G,B", help="divided by, 0..255 (default: no division)"
-    )
-    parser.add_argument(
-        "--short-side", type=positive, metavar="PIXELS", help="of center and ten-crop (default: the run's)"
-    )
-    parser.add_argument(
-        "--precision", choices=["float32", "bf16"], default="float32", help="of the net (default float32)"
-    )
-    parser.add_argument("--scores", type=Path, metavar="OUT.npz", help="the score file (default: in the run folder)")
-    parser.add_argument("--again", action="store_true", help="score anew where a score file exists already")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument(
-        "--threads", type=positive, help="CPU threads per rank (default: the cores divided among the ranks)"
-    )
-    foreign = parser.add_argument_group("weights from elsewhere, instead of RUN|CHECKPOINT")
-    foreign.add_argument("--weights-file", type=Path, metavar="FILE", help="a state dict in torchvision's naming")
-    foreign.add_argument("--arch", help="the net, such as resnet50; needs --data too")
-    foreign.add_argument("--shortcut", choices=["default", "A", "B", "C"], default="default")
-    foreign.add_argument("--stride", choices=["paper", "v1.5"], default="paper", help="v1.5 is torchvision's")
-    foreign.add_argument(
-        "--crop", type=positive, metavar="PIXELS", help="the net's input (default: 224, CIFAR nets 32)"
-    )
+    add("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
+    add("--mean", type=three_numbers, metavar="R,G,B", help="subtracted, 0..255 (default: the dataset's)")
+    add("--std", type=three_positive_numbers, metavar="R,G,B", help="divided by, 0..255 (default: no division)")
+    add("--short-side", type=positive, metavar="PIXELS", help="of center and ten-crop (default: the run's)")
+    add("--precision", choices=["float32", "bf16"], default="float32", help="of the net (default float32)")
+    add("--scores", type=Path, metavar="OUT.npz", help="the score file (default: in the run folder)")
+    add("--again", action="store_true", help="score anew where a score file exists already")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--threads", type=positive, help="CPU threads per rank (default: the cores divided among the ranks)")
+    add = parser.add_argument_group("weights from elsewhere, instead of RUN|CHECKPOINT").add_argument
+    add("--weights-file", type=Path, metavar="FILE", help="a state dict in torchvision's naming")
+    add("--arch", help="the net, such as resnet50; needs --data too")
+    add("--shortcut", choices=["default", "A", "B", "C"], default="default")
+    add("--stride", choices=["paper", "v1.5"], default="paper", help="v1.5 is torchvision's")
+    add("--crop", type=positive, metavar="PIXELS", help="the net's input (default: 224, CIFAR nets 32)")
     parser.add_json_option()
     return parser
 
@@ -155,20 +141,16 @@ def open_model(request: EvaluationRequest, world: World) -> TrainedNet:
     if not isinstance(model, WeightsFile):
         return open_target(base / model, request.weights, request.data, world, base)
     assert request.data is not None, "a request checks that"
-    return open_weights(
-        base / model.file,
-        model.arch,
-        location_in(base, request.data),
-        shortcut=model.shortcut,
-        stride=model.stride,
-        short_side=request.short_side,
-        crop=model.crop,
-    )
+    return open_weights(replace(model, file=base / model.file), location_in(base, request.data), request.short_side)
 
 
 def score(trained: TrainedNet, request: EvaluationRequest, world: World) -> list[ScoreFile]:
-    """The score file of each protocol, on rank 0; nothing on the others. A collective: every rank calls it."""
+    """The score file of each protocol, made or found, and recorded; none on ranks other than 0.
+
+    A collective: every rank calls it.
+    """
     datasets = open_datasets(trained)
+    dataset, split = datasets.tested, datasets.tested.split(request.split)
     threads = trained.loader.threads or max(1, available_cores() // world.local_size)
     showing = Showing(
         short_side=request.short_side or trained.short_side,
@@ -180,32 +162,17 @@ def score(trained: TrainedNet, request: EvaluationRequest, world: World) -> list
     # float32 is float32: on the GPU, convolutions would otherwise round their inputs to TF32's 10 bits.
     torch.backends.cudnn.allow_tf32 = False
     trained.net.to(world.device).to(memory_format=torch.channels_last)
-    dataset = datasets.tested
-    split = dataset.split(request.split)
-    protocols = [find(name) for name in request.protocols]
-    results = [score_protocol(trained, split, dataset, one, showing, request, world) for one in protocols]
-    return [result for result in results if result is not None]
-
-
-def score_protocol(
-    trained: TrainedNet,
-    split: Split,
-    dataset: Dataset,
-    protocol: Protocol,
-    showing: Showing,
-    request: EvaluationRequest,
-    world: World,
-) -> ScoreFile | None:
-    """The score file of one protocol, made or found, and recorded; None on ranks other than 0.
-
-    A collective: every rank calls it.
-    """
-    trial = trial_suffix(trained, dataset, protocol, showing)
-    path = request.base / (request.scores or score_path(trained, protocol.name, split.name, trial))
     guarded = request.scores is not None or trained.run is None  # nothing in such a name tells two evaluations apart
-    result = make(trained, split, dataset, protocol, showing, path, world=world, again=request.again, guarded=guarded)
-    on_main(world, lambda: record(trained, result, trial))
-    return result
+    results = []
+    for protocol in map(find, request.protocols):
+        trial = trial_suffix(trained, dataset, protocol, showing)
+        path = request.base / (request.scores or score_path(trained, protocol.name, split.name, trial))
+        result = make(
+            trained, split, dataset, protocol, showing, path, world=world, again=request.again, guarded=guarded
+        )
+        on_main(world, partial(record, trained, result, trial))
+        results.append(result)
+    return [result for result in results if result is not None]
 
 
 def normalization(datasets: Datasets, request: EvaluationRequest) -> Statistics | Normalization:

@@ -33,7 +33,7 @@ ROWS = 10  # of the tables on the terminal; the files hold all
 def options() -> CommandParser:
     parser = CommandParser("Shows what a net gets wrong: errors per class, confusions, confident mistakes.", EXAMPLE)
     parser.add_argument("target", metavar="RUN|SCORES", help="a run folder, a score file or an MLflow run id")
-    add_member_options(parser, protocol="of the score file (default: the first that the run has)")
+    add_member_options(parser, "of the score file (default: the first that the run has)")
     parser.add_argument("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
     parser.add_argument("--pictures", type=int, default=24, metavar="N", help="mistakes on the sheet (default 24)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: beside the score file")

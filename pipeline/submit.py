@@ -19,17 +19,10 @@ def options() -> CommandParser:
     parser = CommandParser("Writes the ILSVRC submission of a net or an ensemble from its score files.", EXAMPLE)
     parser.add_argument("members", nargs="+", metavar="MEMBER", help="run folders, score files or MLflow run ids")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the submission")
-    add_member_options(
-        parser,
-        protocol="default: the one that all members have",
-        split="test",
-        split_help="of the score files: test (default), or val to check by its labels",
-    )
+    add_member_options(parser, "default: the one that all members have", split="test")
     parser.add_argument("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the first run's)")
-    parser.add_argument("--ground-truth", type=Path, metavar="FILE", help="the development kit's, for val")
-    parser.add_argument(
-        "--lines", type=int, metavar="N", help="images of the split, where it is not ILSVRC's whole one"
-    )
+    parser.add_argument("--ground-truth", type=Path, metavar="FILE", help="the development kit's, to check val")
+    parser.add_argument("--lines", type=int, metavar="N", help="images of the split, where it is not ILSVRC's whole")
     parser.add_json_option()
     return parser
 

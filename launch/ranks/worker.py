@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch.local import COMMAND_LINE
+from launch.ranks.command_line import read_work
 from launch.ranks.failure import attempt, failure_of_hang
 from launch.ranks.supervisor import tell_launcher, tell_launcher_of_notes
-from launch.ranks.work import Training, read_work
+from launch.ranks.work import Training
 from pipeline.process.signals import end_on_request
 from pipeline.process.watchdog import ACTIVITY, Hang
 

@@ -18,15 +18,10 @@ def add_weights_option(parser: argparse.ArgumentParser, help: str = "which of th
     parser.add_argument("--weights", choices=list(STATE_KEYS), default="final", help=help)
 
 
-def add_member_options(
-    parser: argparse.ArgumentParser,
-    protocol: str,
-    split: str = "val",
-    split_help: str = "of the score files (default val)",
-) -> None:
-    """What chooses the score files of members. protocol, split_help: help texts."""
+def add_member_options(parser: argparse.ArgumentParser, protocol: str, split: str = "val") -> None:
+    """What chooses the score files of members. protocol: help text; split: the default."""
     parser.add_argument("--protocol", action="append", metavar="NAME", help=protocol)
-    parser.add_argument("--split", default=split, help=split_help)
+    parser.add_argument("--split", default=split, help=f"of the score files (default {split})")
     add_weights_option(parser, "of the score files")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="where MLflow run ids are looked up (default runs)"

@@ -7,26 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.base.command import UserError
+from pipeline.evaluation.foreign import WeightsFile
 from pipeline.evaluation.nets import Weights
 from pipeline.evaluation.protocols import find
 from pipeline.evaluation.scoring import Precision
-from pipeline.models.resnet import Shortcut, Stride
 
 Channels = tuple[float, float, float]  # red, green, blue on the 0..255 scale
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsFile:
-    """Weights from elsewhere: a state dict in torchvision's naming, and the model that it belongs to.
-
-    crop: pixels of the model's input; None: the usual ones of its family.
-    """
-
-    file: Path
-    arch: str
-    shortcut: Shortcut = "default"
-    stride: Stride = "paper"
-    crop: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +22,13 @@ class EvaluationRequest:
     Args:
         model: a run folder, a file in its checkpoints/, or weights from elsewhere.
         directory: where relative paths begin, those of the run's config too. Absolute.
-        protocols: their names.
-        split: of the dataset.
-        weights: which of a checkpoint's weights.
-        data: the dataset, a folder or a URL; None: the one that the run was trained on.
+        data: the dataset, a folder or a URL; None: the one that the run's config names.
         mean: subtracted from the images; None: the mean of the training dataset.
-        std: what they are divided by; None: nothing.
-        short_side: pixels of the resized image's shorter side; None: the run's.
-        precision: of the model's arithmetic.
+        std: what the images are divided by; None: nothing.
+        short_side: pixels of the resized image's shorter side; None: as the run's own evaluations have it.
         scores: the score file; None: in the run folder.
         again: score anew where a score file exists already.
-        device: auto, cpu or cuda.
-        threads: CPU threads of each rank; None: the cores divided among the ranks.
-        json: print the figures as JSON too.
+        threads: of each rank; None: the cores divided among the ranks.
     """
 
     model: Path | WeightsFile
@@ -71,13 +51,12 @@ class EvaluationRequest:
         assert self.directory.is_absolute(), self.directory
         for name in self.protocols:
             find(name)
-        if isinstance(self.model, WeightsFile):
-            if self.data is None:
-                raise UserError("--weights-file needs --arch and --data: say which net it is and what to test it on")
-            if self.weights != "final":
-                raise UserError(
-                    "--weights goes with a run: a --weights-file holds one set of weights, name the file you mean"
-                )
+        if isinstance(self.model, WeightsFile) and self.data is None:
+            raise UserError("--weights-file needs --arch and --data: say which net it is and what to test it on")
+        if isinstance(self.model, WeightsFile) and self.weights != "final":
+            raise UserError(
+                "--weights goes with a run: a --weights-file holds one set of weights, name the file you mean"
+            )
         if self.std is not None and self.mean is None:
             raise UserError("--std needs --mean: give both on the 0..255 scale")
         if self.scores is not None and (len(self.protocols) > 1 or self.scores.suffix != ".npz"):
@@ -85,9 +64,8 @@ class EvaluationRequest:
 
     @property
     def base(self) -> Path:
-        """What relative paths are joined to.
+        """What relative paths are joined to: nothing in a process that works in `directory`, else `directory`.
 
-        Nothing in a process that works in `directory`, so that messages show the paths as they were typed; Ray's workers
-        have another working directory.
+        So messages show paths as they were typed, except on Ray's workers, which have another working directory.
         """
         return Path() if Path.cwd() == self.directory else self.directory

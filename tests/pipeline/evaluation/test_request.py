@@ -13,7 +13,8 @@ from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.evaluate import evaluate, read_request
-from pipeline.evaluation.request import EvaluationRequest, WeightsFile
+from pipeline.evaluation.foreign import WeightsFile
+from pipeline.evaluation.request import EvaluationRequest
 from tests.pipeline.evaluation.nets_and_images import Run, changed_copy, figures, name_data, write_run
 
 
