@@ -1,4 +1,4 @@
-"""The options and the closing table that the preparing commands share."""
+"""What the commands that prepare datasets share: options, and the result that they print."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ import sys
 from pathlib import Path
 
 from data_prep.image_statistics import StatisticsPlan
+from data_prep.images import ImageRules
 from data_prep.plan import Settings
-from data_prep.prepare import Summary
+from data_prep.prepare import Summary, prepare
 from data_prep.sources import Listing
 from pipeline.base.command import CommandParser, print_json, print_table
 from pipeline.base.cores import available_cores
-from pipeline.data.dataset import MANIFEST
+from pipeline.data.dataset import MANIFEST, ClassInfo
 
 
-def add_preparing_options(parser: CommandParser, name: str) -> None:
+def add_preparing_options(parser: CommandParser, name: str, source: str) -> None:
+    """Add the arguments of every such command. name: of the dataset; source: help text."""
     defaults = Settings()
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="shuffles the training split (default 0)")
-    parser.add_argument("--name", default=name, help=f"prefix of the shards' file names (default {name})")
+    parser.add_argument("source", type=Path, help=source)
+    parser.add_argument("destination", type=Path, help="the dataset folder to make")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="of the training split's shuffle (default 0)")
+    parser.add_argument("--name", default=name, help=f"begins the shards' file names (default {name})")
     parser.add_argument(
         "--samples-per-shard", type=int, default=defaults.samples_per_shard, metavar="N", help="default 1000"
     )
@@ -29,6 +33,27 @@ def add_preparing_options(parser: CommandParser, name: str) -> None:
         "--skip-corrupt", action="store_true", help="leave out images that do not decode; the manifest lists them"
     )
     parser.add_json_option()
+
+
+def settings_of(args: argparse.Namespace, statistics: StatisticsPlan, rules: ImageRules) -> Settings:
+    """The settings that the options of `add_preparing_options` give."""
+    return Settings(
+        name=args.name,
+        seed=args.seed,
+        samples_per_shard=args.samples_per_shard,
+        statistics=statistics,
+        rules=rules,
+        skip_corrupt=args.skip_corrupt,
+        workers=args.workers,
+    )
+
+
+def make_dataset(
+    listings: dict[str, Listing], classes: tuple[ClassInfo, ...], settings: Settings, args: argparse.Namespace
+) -> None:
+    """Prepare the dataset and print what was made."""
+    print_recognised(listings)
+    print_result(prepare(listings, classes, args.destination, settings), args.destination, args.json)
 
 
 def count_or_all(text: str) -> int | None:
@@ -69,8 +94,8 @@ def print_recognised(listings: dict[str, Listing]) -> None:
         print(f"{split}: {len(listing):,} images, {listing.kind}{ignored}", file=sys.stderr)
 
 
-def report(summary: Summary, destination: Path, as_json: bool) -> None:
-    """Print the dataset's figures as a table, and with `as_json` as JSON too."""
+def print_result(summary: Summary, destination: Path, as_json: bool) -> None:
+    """Print what was made: a table, and with `as_json` the same figures."""
     manifest = summary.dataset.manifest
     rows, splits = [], {}
     for name, split in manifest.splits.items():

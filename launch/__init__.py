@@ -1,1 +1,1 @@
-"""Three doors to the same pipeline.train.train: processes here, SLURM by submitit, Ray Train."""
+"""Three launchers of the same pipeline.train.train: processes on this machine, SLURM by submitit, Ray Train."""

@@ -13,39 +13,43 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launch.on_slurm.attempt import slurm_variables
+from launch.ranks.command_line import EVALUATE, CommandLine, read_work, split_arguments
 from launch.ranks.supervisor import supervise
-from launch.ranks.work import EVALUATE, EVALUATE_HELP, split_arguments
 from pipeline.base import command
 from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.command import UserError
 
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
-EXAMPLE = "python launch/local.py --config configs/demo.yaml --procs 2"
-
-
-def options() -> ArgumentParser:
-    """The command line: the config's values and `--procs`. Imports torch."""
-    from pipeline.run.options import parser
-
-    made = parser("Trains one net on this machine, or goes on with its run.", EXAMPLE)
-    made.add_argument("--procs", type=int, help="processes (ranks); default: one per GPU, or 1 without a GPU")
-    made.add_argument("--json", action="store_true", help="end with one line of JSON")
-    made.add_argument("--evaluate", type=str, metavar="RUN ...", help=EVALUATE_HELP)
-    return made
+def add_local_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--procs", type=int, help="processes (ranks); default: one per GPU, or 1 without a GPU")
 
 
-def run(argv: Sequence[str] | None = None) -> int:
-    """Start the ranks and wait for them; the exit code of pipeline.base.command's conventions."""
+COMMAND_LINE = CommandLine(
+    training=(
+        "Trains one net on this machine, or continues its run.",
+        "python launch/local.py --config configs/demo.yaml --procs 2",
+    ),
+    evaluation=(
+        "Tests one net on this machine.",
+        "python launch/local.py --procs 2 --evaluate demo/runs/resnet14-seed0 --protocol ten-crop",
+    ),
+    add_options=add_local_options,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Start the ranks and wait for them; the exit code, by the conventions of pipeline.base.command.
+
+    Each rank reads the command line itself (launch/ranks/worker.py): its import of torch would delay them all by 5 s here.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
-    words, testing = split_arguments(argv)
-    if testing is None and {"-h", "--help", "--print-config"} & set(words):
-        return _show(words)
-    procs = _procs(words, alone=testing is not None)
+    words, evaluation = split_arguments(argv)
+    if evaluation is None and {"-h", "--help", "--print-config"} & set(words):
+        read_work(argv, COMMAND_LINE)  # prints; --help ends there
+        return 0
+    procs = _procs(words, alone=evaluation is not None)
     rank = [sys.executable, "-m", "launch.ranks.worker", *argv]
     with reserve_port() as port:
         return supervise([rank] * procs, [rank_environment(number, procs, port) for number in range(procs)])
@@ -72,9 +76,9 @@ def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
 def reserve_port() -> Iterator[int]:
     """A TCP port of this machine that the kernel gives to nobody else while the block runs.
 
-    Rank 0 needs seconds until it listens there; a port that is merely free can be another program's by then. This socket
-    is bound, to every address, and never listens. A server that asks for this very port still gets it if it sets
-    SO_REUSEADDR, too: torch's TCPStore and Python's servers do.
+    Rank 0 needs seconds until it listens there; a port that is merely free can be another program's by then. The socket
+    here is bound to every address and never listens. A server that asks for this very port still gets it if the server
+    sets SO_REUSEADDR too, as torch's TCPStore and Python's servers do.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -83,21 +87,18 @@ def reserve_port() -> Iterator[int]:
 
 
 def _procs(argv: Sequence[str], alone: bool) -> int:
-    """`--procs`, read without the config's parser, whose import of torch would delay every rank by 5 s.
-
-    `alone`: there may be no other option.
-    """
-    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    reader.add_argument("--procs")
+    """`--procs`, read without the config's parser, which imports torch. `alone`: there must be no other option."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--procs")
     try:
-        own, others = reader.parse_known_args(argv)
+        args, others = parser.parse_known_args(argv)
     except argparse.ArgumentError:
         raise UserError("--procs needs a number: --procs 2") from None
     if alone and others:
         raise UserError(
-            f"{others[0]} has no place before {EVALUATE}: only --procs has, pipeline.evaluate's options follow it"
+            f"{others[0]} cannot stand before {EVALUATE}: only --procs can, the options of pipeline.evaluate follow it"
         )
-    text = own.procs
+    text = args.procs
     if text is None:
         return gpus() or 1
     if not text.isdigit() or int(text) < 1:
@@ -106,7 +107,7 @@ def _procs(argv: Sequence[str], alone: bool) -> int:
 
 
 def gpus() -> int:
-    """NVIDIA GPUs this process may use; torch is asked only where there is a driver."""
+    """How many NVIDIA GPUs this process may use. Imports torch only where there is a driver."""
     if not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
         return 0
     import torch
@@ -114,14 +115,5 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _show(argv: Sequence[str]) -> int:
-    from pipeline.run.config import to_yaml
-    from pipeline.run.options import parse
-
-    config, _ = parse(options(), argv)  # --help ends here
-    print(to_yaml(config), end="")
-    return 0
-
-
 if __name__ == "__main__":
-    command.run(run)
+    command.run(main)

@@ -1,4 +1,4 @@
-"""Train on a Ray cluster, by Ray Train: an existing cluster (--address), or one made here for the occasion.
+"""Train on a Ray cluster, by Ray Train: one that runs already (--address), or one that is started here and ends with the work.
 
 python launch/ray_train.py --config configs/demo.yaml --workers 2
 python launch/ray_train.py --workers 2 --evaluate demo/runs/resnet14-seed0 --protocol ten-crop
@@ -12,103 +12,82 @@ import re
 import secrets
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from jsonargparse import ArgumentParser
 
 from launch.local import gpus
 from launch.on_ray.worker import train
-from launch.ranks.failure import conclude, read_notes
+from launch.ranks.command_line import CommandLine, read_work
+from launch.ranks.failure import print_cause, read_notes
 from launch.ranks.follow import following
-from launch.ranks.work import EVALUATE_HELP, Training, Work, check_readable, evaluation, split_arguments
+from launch.ranks.work import Evaluation, Training
 from pipeline.base import command
-from pipeline.base.command import CommandParser, UserError, print_json
+from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_FAILED, EXIT_USER_ERROR
-from pipeline.base.layout import LOGS, RAY, RAY_OUTCOME, rank_log
+from pipeline.base.layout import LOGS, RAY, RAY_OUTCOME
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS
-from pipeline.run.config import Config, to_yaml
-from pipeline.run.options import parse, parser
-from pipeline.run.summary import summary
-from pipeline.training.batchnorm import plan_groups
-
-EXAMPLE = "python launch/ray_train.py --config configs/demo.yaml --workers 2"
-EVALUATION_EXAMPLE = "python launch/ray_train.py --workers 2 --evaluate demo/runs/resnet14-seed0 --protocol ten-crop"
+from pipeline.run.config import Config
 
 
-def options() -> ArgumentParser:
-    """The command line: the config's values and the workers."""
-    made = parser("Trains one net by Ray Train, or goes on with its run.", EXAMPLE)
-    _add_workers(made)
-    made.add_argument("--json", action="store_true", help="end with one line of JSON")
-    made.add_argument("--evaluate", type=str, metavar="RUN ...", help=EVALUATE_HELP)
-    return made
-
-
-def evaluation_options() -> CommandParser:
-    """The command line before `--evaluate`."""
-    made = CommandParser("Tests one net on Ray's workers.", EVALUATION_EXAMPLE)
-    _add_workers(made)
-    return made
-
-
-def _add_workers(made: ArgumentParser | CommandParser) -> None:
-    made.add_argument(
+def add_ray_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
         "--workers", type=str, help="N, or MIN:MAX to follow a cluster that grows and shrinks (default: 1 per GPU)"
     )
-    made.add_argument("--cpus-per-worker", type=int, default=1, help="cores that Ray reserves for each worker")
-    made.add_argument(
+    parser.add_argument("--cpus-per-worker", type=int, default=1, help="cores that Ray reserves for each worker")
+    parser.add_argument(
         "--address", type=str, help="a running cluster: auto, or HOST:PORT; default: processes on this machine"
     )
-    made.add_argument("--max-failures", type=int, default=3, help="restarts after a lost worker or node; -1: no limit")
+    parser.add_argument(
+        "--max-failures", type=int, default=3, help="restarts after a lost worker or node; -1: no limit"
+    )
 
 
-def run(argv: Sequence[str] | None = None) -> int:
-    """Train under Ray and wait for the end; the exit code."""
-    words, testing = split_arguments(sys.argv[1:] if argv is None else argv)
-    if testing is not None:
-        return run_evaluation(words, testing)
-    config, own = parse(options(), words)
-    if own.print_config:
-        print(to_yaml(config), end="")
+COMMAND_LINE = CommandLine(
+    training=(
+        "Trains one net by Ray Train, or continues its run.",
+        "python launch/ray_train.py --config configs/demo.yaml --workers 2",
+    ),
+    evaluation=(
+        "Tests one net on Ray's workers.",
+        "python launch/ray_train.py --workers 2 --evaluate demo/runs/resnet14-seed0 --protocol ten-crop",
+    ),
+    add_options=add_ray_options,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do the work on Ray's workers and wait for the end; the exit code."""
+    asked = read_work(argv, COMMAND_LINE)
+    if asked is None:
         return 0
-    workers = read_workers(own.workers, own.address)
-    check_workers(config, workers)
-    # Workers have another working directory, on other hosts perhaps.
-    data = config.data if "://" in config.data else str(Path(config.data).absolute())
-    config = replace(config, runs=str(Path(config.runs).absolute()), data=data)
-    with ray_cluster(own.address, workers, own.cpus_per_worker) as devices:
-        if own.address and not devices and config.device == "cuda":
+    work, args = asked
+    workers = read_workers(args.workers, args.address)
+    check_workers(work, workers)
+    if isinstance(work, Training):
+        work = work.absolute()  # workers have another working directory, perhaps on other hosts
+    else:
+        work.check_inputs()
+    with ray_cluster(args.address, workers, args.cpus_per_worker) as devices:
+        if args.address and not devices and work.device == "cuda":
             devices = 1  # asked for, so that a cluster that is scaled to none now may bring some
-        elif own.address and not devices and config.device == "auto":
+        elif args.address and not devices and work.device == "auto":
             print(
-                "warning: the cluster has no GPU now: training on CPUs (--device cuda waits for GPUs)", file=sys.stderr
+                "warning: the cluster has no GPU now: working on CPUs (--device cuda waits for GPUs)", file=sys.stderr
             )
         workers = workers or (devices or 1,) * 2
-        check_workers(config, workers)
-        code = fit(Training(config), workers, devices, own.cpus_per_worker, own.max_failures, config)
-    if own.json:
-        print_json(summary(config, code))
+        check_workers(work, workers)
+        code = fit(work, workers, devices, args.cpus_per_worker, args.max_failures)
+    if isinstance(work, Training) and args.json:  # pipeline.evaluate has a --json of its own
+        work.print_summary(code)
     return code
 
 
-def run_evaluation(words: Sequence[str], testing: Sequence[str]) -> int:
-    """`--evaluate`: the workers score one net."""
-    own = evaluation_options().parse_args(list(words))
-    workers = read_workers(own.workers, own.address)
-    work = evaluation(testing)
-    check_readable(work)
-    with ray_cluster(own.address, workers, own.cpus_per_worker) as devices:
-        return fit(work, workers or (devices or 1,) * 2, devices, own.cpus_per_worker, own.max_failures)
-
-
 def read_workers(text: str | None, address: str | None) -> tuple[int, int] | None:
-    """`N` or `MIN:MAX` as (min, max); without `text` one per GPU of this machine. Raises UserError.
+    """`N` or `MIN:MAX` as (min, max); without `text` one worker per GPU of this machine. Raises UserError.
 
-    None without `text` but with the address of a cluster, whose GPUs can be counted once it answers.
+    None where there is no `text` but the address of a cluster: its GPUs are counted once the cluster answers.
     """
     if text is None:
         return None if address else (gpus() or 1,) * 2
@@ -119,17 +98,18 @@ def read_workers(text: str | None, address: str | None) -> tuple[int, int] | Non
     return low, high
 
 
-def check_workers(config: Config, workers: tuple[int, int] | None) -> None:
-    """Raise UserError where a number of workers between these does not divide the batch into its groups."""
-    for size in range(workers[0], workers[1] + 1) if workers else ():
-        plan_groups(config.batch, config.bn_group, 0, size)
+def check_workers(work: Training | Evaluation, workers: tuple[int, int] | None) -> None:
+    """Raise UserError where a training's batch cannot be divided among a number of workers between these two."""
+    if isinstance(work, Training) and workers:
+        for size in range(workers[0], workers[1] + 1):
+            work.check_ranks(size)
 
 
 @contextmanager
 def ray_cluster(address: str | None, workers: tuple[int, int] | None, cpus: int) -> Iterator[int]:
-    """Connect to Ray, or start it here for `workers` of `cpus` cores each, closed to whoever has not the token.
+    """Connect to Ray, or start it here for `workers` of `cpus` cores each; only processes with the token can connect to it.
 
-    Yields the number of GPUs that workers can have: this machine's, or the cluster's, whose head may have none itself.
+    Yields the number of GPUs that workers can have: this machine's, or the cluster's (its head may have none itself).
     """
     quiet = {
         "RAY_AUTH_MODE": "token",
@@ -137,7 +117,7 @@ def ray_cluster(address: str | None, workers: tuple[int, int] | None, cpus: int)
         # Needs ray[default]; without it Ray warns once a second.
         "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it logs what is printed a second time
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it logs what is printed, a second time
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS": "0",
     }
@@ -170,7 +150,7 @@ def ray_cluster(address: str | None, workers: tuple[int, int] | None, cpus: int)
 
 
 def protect_token(create: bool) -> None:
-    """Make sure that the token exists and that only its owner can read it: who has it can run code on the cluster.
+    """Make sure that the token exists and that only its owner can read it: its reader can run code on the cluster.
 
     Ray itself writes the file with mode 0644.
     """
@@ -188,20 +168,18 @@ def protect_token(create: bool) -> None:
         file.write(secrets.token_hex(32))
 
 
-def fit(
-    work: Work, workers: tuple[int, int], devices: int, cpus: int, max_failures: int, config: Config | None = None
-) -> int:
-    """One TorchTrainer around the workers' `train`; the exit code of pipeline.base.command's conventions.
+def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpus: int, max_failures: int) -> int:
+    """Run one TorchTrainer around the workers' `train`; the exit code, by the conventions of pipeline.base.command.
 
-    `devices`: the GPUs that the workers can have. `config`: for its device and timeout_seconds.
+    `devices`: the GPUs that the workers can have.
     """
-    config = config or Config()
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    use_gpu = config.device != "cpu" and devices > 0
+    timeout = work.config.timeout_seconds if isinstance(work, Training) else Config.timeout_seconds
+    use_gpu = work.device != "cpu" and devices > 0
     launch = f"ray-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
     logs = work.folder / LOGS
     trainer = TorchTrainer(
@@ -214,7 +192,7 @@ def fit(
         ),
         torch_config=TorchConfig(
             backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
-            timeout_s=int(config.timeout_seconds + COLLECTIVE_GRACE_SECONDS),
+            timeout_s=int(timeout + COLLECTIVE_GRACE_SECONDS),
         ),
         run_config=RunConfig(
             name=launch,
@@ -223,23 +201,19 @@ def fit(
             checkpoint_config=CheckpointConfig(num_to_keep=2),  # pointers; the run folder keeps the checkpoints
         ),
     )
-    with following(rank_log(work.folder, 0)):
-        error = _fit(trainer)
-    if failures := [one for one in read_notes(logs, launch) if error or one.code == EXIT_USER_ERROR]:
-        return conclude(failures)
+    error: Exception | None = None
+    with following(logs / "rank-0.log"):
+        try:
+            trainer.fit()
+        except Exception as failure:  # Ray has a class for each place of failure
+            error = failure
+    if failures := [failure for failure in read_notes(logs, launch) if error or failure.code == EXIT_USER_ERROR]:
+        return print_cause(failures)
     if error:
         print(f"error: Ray Train gave up: {error}", file=sys.stderr)
         return EXIT_FAILED
     return int((logs / f"{launch}{RAY_OUTCOME}").read_text())
 
 
-def _fit(trainer: Any) -> Exception | None:
-    try:
-        trainer.fit()
-    except Exception as error:  # Ray's own kinds of it, one for each place of failure
-        return error
-    return None
-
-
 if __name__ == "__main__":
-    command.run(run)
+    command.run(main)

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launch.on_slurm.allocation import add_options, has_slurm, resolve
-from launch.on_slurm.scheduler import check_partition
-from launch.on_slurm.several import Command
+from launch.on_slurm.allocation import add_options, resolve
 from launch.on_slurm.submission import submit
-from launch.on_slurm.visibility import check_shared
+from launch.ranks.work import Command
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.base.layout import SLURM
@@ -27,37 +25,33 @@ EXAMPLE = (
 
 
 def options() -> CommandParser:
-    made = CommandParser("Submits the command behind '--' to SLURM, as one task with one GPU.", EXAMPLE)
-    made.add_argument("--name", required=True, help="of the job")
-    made.add_argument("--folder", type=Path, required=True, help="its script and logs are kept in slurm/ there")
-    made.add_argument("--after", default="", metavar="JOB,JOB", help="start after these jobs have ended well")
-    add_options(made)
-    made.add_json_option()
-    return made
+    parser = CommandParser("Submits the command behind '--' to SLURM, as one task with one GPU.", EXAMPLE)
+    parser.add_argument("--name", required=True, help="of the job")
+    parser.add_argument("--folder", type=Path, required=True, help="its script and logs are kept in slurm/ there")
+    parser.add_argument("--after", default="", metavar="JOB,JOB", help="start after these jobs have ended well")
+    add_options(parser)
+    parser.add_json_option()
+    return parser
 
 
-def run(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    split = words.index("--") if "--" in words else len(words)
-    own, work = options().parse_args(words[:split]), words[split + 1 :]
-    if not work:
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    split = argv.index("--") if "--" in argv else len(argv)
+    args, words = options().parse_args(argv[:split]), argv[split + 1 :]
+    if not words:
         raise UserError("there is no command to submit: put it behind '--'")
-    after = [job for job in own.after.split(",") if job]
-    if not all(re.fullmatch(r"[0-9]+", job) for job in after) or not re.fullmatch(r"[A-Za-z0-9._-]+", own.name):
+    after = [job for job in args.after.split(",") if job]
+    if not all(re.fullmatch(r"[0-9]+", job) for job in after) or not re.fullmatch(r"[A-Za-z0-9._-]+", args.name):
         raise UserError("--after takes job numbers such as 17,18, and --name letters, digits and . _ -")
-    if not has_slurm():
-        raise UserError("there is no SLURM on this machine (sbatch and srun are not on PATH): run this on a login node")
-    asked = resolve(vars(own))
+    asked = resolve(vars(args))
     allocation = replace(asked, nodes=1, gpus_per_node=min(1, asked.gpus_per_node), tasks_per_node=1)
-    check_partition(allocation)
-    folder = (own.folder.parent if own.folder.name == SLURM else own.folder).absolute()
-    check_shared(allocation, [folder])
-    job = submit(Command(own.name, folder, tuple(work)), allocation, after)
-    print_table("submitted", ("job", "name", "after"), [(job, own.name, ", ".join(after) or "-")])
-    if own.json:
-        print_json({"job_id": job, "name": own.name, "after": after})
+    folder = (args.folder.parent if args.folder.name == SLURM else args.folder).absolute()
+    job = submit(Command(args.name, folder, tuple(words)), allocation, after)
+    print_table("submitted", ("job", "name", "after"), [(job, args.name, ", ".join(after) or "-")])
+    if args.json:
+        print_json({"job_id": job, "name": args.name, "after": after})
     return 0
 
 
 if __name__ == "__main__":
-    command.run(run)
+    command.run(main)

@@ -21,11 +21,15 @@ from pipeline.base.lease import is_held
 FOLLOW_SECONDS = 10.0
 LOG_BYTES = 4000
 LOG_LINES = 10
+ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "PREEMPTED"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """One run as its folder and SLURM show it. `left_seconds`: at the rate of the last log interval, None where unknown."""
+    """One run, as its folder and SLURM show it.
+
+    `images_per_second`: in the last log interval; `left_seconds`: at that rate. None where unknown.
+    """
 
     name: str
     jobs: dict[str, str]  # job id -> state in SLURM's words
@@ -36,11 +40,11 @@ class Status:
     left_seconds: float | None
     errors: list[Failure]  # the cause of each attempt that failed, oldest first
     log: Path | None
-    held: bool  # a process is writing the run, behind whichever door
+    held: bool  # a process is writing the run, whatever launcher started it
 
     @property
     def active_jobs(self) -> list[str]:
-        """The jobs that SLURM has in its queue or on its nodes."""
+        """The jobs that are in SLURM's queue or on its nodes."""
         return [job for job, state in self.jobs.items() if state.split()[0] in ACTIVE]
 
     @property
@@ -49,33 +53,32 @@ class Status:
         return finished or not (self.active_jobs or self.held)
 
 
-ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "PREEMPTED"}
-
-
-def _is_known(folder: Path) -> bool:
-    """Whether it is a run, or a folder that jobs were submitted from."""
-    return (folder / CONFIG).exists() or (folder / SLURM).exists()
-
-
-def run(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser("Shows how a run is doing.", "python launch/status.py resnet152-seed0")
     parser.add_argument("name", help="the run's name, or its folder")
     parser.add_argument("--runs", default="runs", help="the folder that holds the run folders (default: runs)")
-    parser.add_argument("--follow", action="store_true", help=f"again every {FOLLOW_SECONDS:g} s until the run is over")
+    parser.add_argument(
+        "--follow", action="store_true", help=f"show it every {FOLLOW_SECONDS:g} s until the run is over"
+    )
     parser.add_json_option()
-    own = parser.parse_args(argv)
-    folder = Path(own.name) if _is_known(Path(own.name)) else Path(own.runs) / own.name
+    args = parser.parse_args(argv)
+    folder = Path(args.name) if _is_known(Path(args.name)) else Path(args.runs) / args.name
     if not _is_known(folder):
         raise UserError(f"there is no run in {folder}: give its name and --runs, or its folder")
     while True:
         status = read(folder)
         show_status(status)
-        if not own.follow or status.over:
+        if not args.follow or status.over:
             break
         time.sleep(FOLLOW_SECONDS)
-    if own.json:
+    if args.json:
         print_json(figures(status))
     return 0
+
+
+def _is_known(folder: Path) -> bool:
+    """Whether `folder` is a run folder, or one that jobs were submitted from."""
+    return (folder / CONFIG).exists() or (folder / SLURM).exists()
 
 
 def read(folder: Path) -> Status:
@@ -119,7 +122,7 @@ def show_status(status: Status) -> None:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure.time))
         print(f"{when} {failure.who}: {failure.sentence}  (log: {failure.log})")
     if status.log:
-        print(f"\n{status.log}, its end:")
+        print(f"\nThe end of {status.log}:")
         with open(status.log, "rb") as file:
             file.seek(max(0, file.seek(0, 2) - LOG_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
@@ -127,17 +130,9 @@ def show_status(status: Status) -> None:
 
 
 def figures(status: Status) -> dict[str, object]:
-    return {
-        "name": status.name,
-        "jobs": status.jobs,
-        "active_jobs": status.active_jobs,
-        "restarts": status.restarts,
-        "iteration": status.iteration,
-        "iterations": status.iterations,
-        "images_per_second": status.images_per_second,
-        "left_seconds": status.left_seconds,
-        "errors": [failure.sentence for failure in status.errors],
-    }
+    values = {**vars(status), "active_jobs": status.active_jobs}
+    del values["log"], values["held"]
+    return {**values, "errors": [failure.sentence for failure in status.errors]}
 
 
 def duration(seconds: float) -> str:
@@ -147,7 +142,10 @@ def duration(seconds: float) -> str:
 
 
 def _jobs(folder: Path) -> tuple[dict[str, str], int]:
-    """State of every job ever submitted for the run (by the scripts that submitit left), and restarts of the latest."""
+    """The state of every job that was ever submitted for the run, and the restarts of the latest.
+
+    submitit leaves a script of each job.
+    """
     numbers = jobs_in(folder)
     if not has_slurm():
         return dict.fromkeys(numbers, "unknown (no SLURM on this machine)"), 0
@@ -164,4 +162,4 @@ def _jobs(folder: Path) -> tuple[dict[str, str], int]:
 
 
 if __name__ == "__main__":
-    command.run(run)
+    command.run(main)

@@ -1,6 +1,6 @@
 """Average the softmax scores of several nets: python -m pipeline.ensemble runs/A runs/B runs/C
 
-Needs only their score files: no images, no nets, no GPU.
+Needs only their score files: no images, no models, no GPU.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from pipeline.evaluation.ensemble import (
     search,
     size_curve,
 )  # fmt: skip
-from pipeline.evaluation.members import Member, find_members, read_members, shared_protocols
-from pipeline.evaluation.options import add_runs_option, add_weights_option, protocol_names, rate_cell
+from pipeline.evaluation.members import Member, read_members
+from pipeline.evaluation.options import add_member_options, chosen_members, protocol_names, rate_cell
 from pipeline.evaluation.score_files import ScoreFile, metric_kind
 from pipeline.evaluation.scores import Scores
 from pipeline.run.config import RUN_NAME
@@ -45,7 +45,7 @@ EXAMPLE = "python -m pipeline.ensemble runs/resnet34-seed0 runs/resnet50-seed0 r
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of averaging some members under one protocol. Percent everywhere; overlaps are matrices."""
+    """The average of some members under one protocol, beside the members. In percent; overlaps are matrices."""
 
     protocol: str
     members: list[str]
@@ -61,39 +61,35 @@ class Result:
 
 
 def options() -> CommandParser:
-    made = CommandParser(
+    parser = CommandParser(
         "Averages the softmax scores of several nets and gives the errors of each and of all.", EXAMPLE
     )
-    made.add_argument("members", nargs="+", metavar="MEMBER", help="run folders, score files or MLflow run ids")
-    made.add_argument("--protocol", action="append", metavar="NAME", help="default: every one that all members have")
-    made.add_argument("--split", default="val", help="of the runs' score files (default val)")
-    add_weights_option(made, "of the runs' score files")
-    made.add_argument("--search", type=int, metavar="K", help="keep the K members whose average has the lowest error")
-    made.add_argument("--by", choices=["top-1", "top-5"], default="top-1", help="the error that --search lowers")
-    add_runs_option(made)
-    made.add_argument("--name", help="of the ensemble's own run folder and MLflow run (default: of its members)")
-    made.add_argument("--no-tracking", action="store_true", help="write no run folder and no MLflow run")
-    made.add_json_option()
-    return made
+    parser.add_argument("members", nargs="+", metavar="MEMBER", help="run folders, score files or MLflow run ids")
+    add_member_options(parser, "repeated or a,b (default: every one that all members have)")
+    parser.add_argument("--search", type=int, metavar="K", help="keep the K members whose average has the lowest error")
+    parser.add_argument("--by", choices=["top-1", "top-5"], default="top-1", help="the error that --search lowers")
+    parser.add_argument("--name", help="of the ensemble's run folder and MLflow run (default: made of its members)")
+    parser.add_argument("--no-tracking", action="store_true", help="write no run folder and no MLflow run")
+    parser.add_json_option()
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    own = options().parse_args(argv)
-    if own.name is not None and not RUN_NAME.fullmatch(own.name):
+    args = options().parse_args(argv)
+    if args.name is not None and not RUN_NAME.fullmatch(args.name):
         raise UserError(
-            f"--name '{own.name}' cannot name a run folder: use letters, digits, '.', '_' and '-', no sign in front"
+            f"--name '{args.name}' cannot name a run folder: use letters, digits, '.', '_' and '-', no sign in front"
         )
-    torch.set_num_threads(1)  # the pieces are small: on a busy machine waiting for threads took six times the work
-    members = find_members(own.members, runs=own.runs, split=own.split, weights=own.weights)
-    if len(members) < 2:
-        raise UserError(f"an ensemble needs at least two members, here is one ({own.members[0]}): name more of them")
-    protocols = shared_protocols(members, protocol_names(own.protocol) if own.protocol else [])
-    results = [average(members, protocol, own.search, 1 if own.by == "top-1" else 5) for protocol in protocols]
-    report(results)
+    torch.set_num_threads(1)  # the tensors are small: on a busy machine, waiting for threads took six times as long
+    if len(args.members) < 2:
+        raise UserError(f"an ensemble needs at least two members, here is one ({args.members[0]}): name more of them")
+    members, protocols = chosen_members(args, args.members)
+    results = [average(members, protocol, args.search, 1 if args.by == "top-1" else 5) for protocol in protocols]
+    print_result(results)
     figures = {result.protocol: to_json(result) for result in results}
-    if not own.no_tracking:
-        track(members, results, figures, own)
-    if own.json:
+    if not args.no_tracking:
+        track(members, results, figures, args)
+    if args.json:
         print_json({"protocols": figures})
     return 0
 
@@ -101,41 +97,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 def average(members: Sequence[Member], protocol: str, size: int | None, k: int) -> Result:
     """The ensemble of all members, or of the best `size` of them by top-k error."""
     files = read_members(members, protocol)
-    names = [one.name for one in members]
-    check_members([one.scores for one in files], names)
+    names = [member.name for member in members]
+    check_members([file.scores for file in files], names)
     if not files[0].scores.labelled:
         raise UserError(
             f"the scores of the split '{files[0].scores.provenance.split}' have no labels, so there are no errors: "
             "write a submission of it with 'python -m pipeline.submit'"
         )
     if size is not None:
-        chosen = searched([one.scores for one in files], names, protocol, size, k)
+        chosen = searched([file.scores for file in files], names, protocol, size, k)
         files, names = [files[i] for i in chosen], [names[i] for i in chosen]
     return combine(files, names, protocol)
 
 
 def searched(scores: Sequence[Scores], names: Sequence[str], protocol: str, size: int, k: int) -> Subset:
-    """The best `size` members; says how they were found."""
+    """The best `size` members. Prints how they were found."""
     if not 2 <= size <= len(scores):
-        raise UserError(f"--search {size} cannot be: {len(scores)} members are named, give 2 to {len(scores)}")
+        raise UserError(f"--search must be 2 to {len(scores)}, the number of members (got {size})")
     chosen, exhaustive = search(scores, size, k)
     how = (
-        f"all {math.comb(len(scores), size):,} ensembles tried" if exhaustive else "members added greedily, one by one"
+        f"all {math.comb(len(scores), size):,} ensembles tried"
+        if exhaustive
+        else "members added greedily, one at a time"
     )
     print(
         f"{protocol}: the best {size} of {len(scores)} by top-{k} error: {', '.join(names[i] for i in chosen)} ({how})"
     )
-    print("They were chosen on the images that they are measured on, which flatters them.")
+    print("They were chosen on the same images that they are measured on, which flatters them.")
     return chosen
 
 
 def combine(files: Sequence[ScoreFile], names: Sequence[str], protocol: str) -> Result:
-    """Everything that is told of the ensemble of all of `files`."""
-    scores, count = [one.scores for one in files], len(files)
+    """Average all of `files`: the errors and what is compared with them."""
+    scores, count = [file.scores for file in files], len(files)
     subsets: list[Subset] = [*((i,) for i in range(count)), tuple(range(count))]
     ranks = all_ranks(scores, subsets)
     each, whole = ranks[:-1], ranks[-1]
-    rates = [one.images_per_second for one in files]
+    rates = [file.images_per_second for file in files]
     gains = []
     for wrong, wrong_ensemble in ((each >= 1, whole >= 1), (each >= 5, whole >= 5)):
         gains.append(gain_interval(wrong_ensemble, wrong[wrong.sum(axis=1).argmin()]))
@@ -143,7 +141,7 @@ def combine(files: Sequence[ScoreFile], names: Sequence[str], protocol: str) -> 
         protocol=protocol,
         members=list(names),
         files=list(files),
-        errors=[errors_of(one) for one in each],
+        errors=[errors_of(member_ranks) for member_ranks in each],
         ensemble=errors_of(whole),
         images_per_second=None if None in rates else 1 / sum(1 / rate for rate in rates if rate),
         gain_top1_interval=gains[0],
@@ -154,33 +152,37 @@ def combine(files: Sequence[ScoreFile], names: Sequence[str], protocol: str) -> 
     )
 
 
-def report(results: Sequence[Result]) -> None:
-    """Print what each ensemble is made of, then the errors of all members and ensembles."""
+def print_result(results: Sequence[Result]) -> None:
+    """Print the details of each ensemble, then the errors of all members and ensembles."""
     for result in results:
-        report_details(result)
+        print_details(result)
     rows = []
     for result in results:
         names = [*result.members, f"ensemble of {len(result.members)}"]
-        rates = [*(one.images_per_second for one in result.files), result.images_per_second]
-        for name, one, rate in zip(names, [*result.errors, result.ensemble], rates, strict=True):
-            cells = (f"{one.top1_error:.2f}", _interval(one.top1_interval), f"{one.top5_error:.2f}")
-            rows.append((name, result.protocol, *cells, _interval(one.top5_interval), rate_cell(rate)))
+        rates = [*(file.images_per_second for file in result.files), result.images_per_second]
+        for name, errors, rate in zip(names, [*result.errors, result.ensemble], rates, strict=True):
+            cells = (f"{errors.top1_error:.2f}", _interval(errors.top1_interval), f"{errors.top5_error:.2f}")
+            rows.append((name, result.protocol, *cells, _interval(errors.top5_interval), rate_cell(rate)))
     scores = results[0].files[0].scores
     columns = ("net", "protocol", "top-1 error %", "95% interval", "top-5 error %", "95% interval", "images/s")
     print_table(f"{len(scores):,} images of {scores.provenance.split}", columns, rows)
 
 
-def report_details(result: Result) -> None:
-    """Print how one ensemble compares with its best member, how its members' errors overlap, and what its size gives."""
-    gains = (f"top-{k} {_interval(one)}" for k, one in ((1, result.gain_top1_interval), (5, result.gain_top5_interval)))
-    print(f"{result.protocol}: error of the best member less that of the ensemble, 95% intervals: {', '.join(gains)}\n")
+def print_details(result: Result) -> None:
+    """Print the gain over the best member, the overlap of the members' errors, and the error against the ensemble's size."""
+    intervals = {1: result.gain_top1_interval, 5: result.gain_top5_interval}
+    gains = ", ".join(f"top-{k} {_interval(interval)}" for k, interval in intervals.items())
+    print(f"{result.protocol}: error of the best member minus that of the ensemble, 95% intervals: {gains}\n")
     overlaps = [
         (name, *(f"{value:.2f}" for value in row))
         for name, row in zip(result.members, result.overlap_top1, strict=True)
     ]
     columns = (f"{result.protocol}: % both get wrong, top-1", *(str(i + 1) for i in range(len(overlaps))))
     print_table("", columns, overlaps)
-    curve = [(one.size, one.ensembles, *(f"{value:.2f}" for value in (*one.top1, *one.top5))) for one in result.curve]
+    curve = [
+        (errors.size, errors.ensembles, *(f"{value:.2f}" for value in (*errors.top1, *errors.top5)))
+        for errors in result.curve
+    ]
     columns = ("members", "ensembles", "top-1 mean", "lowest", "highest", "top-5 mean", "lowest", "highest")
     print_table(f"{result.protocol}: error % against ensemble size", columns, curve)
 
@@ -203,28 +205,28 @@ def to_json(result: Result) -> dict[str, Any]:
     }
 
 
-def track(members: Sequence[Member], results: Sequence[Result], figures: dict[str, Any], own: Namespace) -> None:
-    """Write the ensemble's run folder, among those of its members, and its MLflow run, which names them."""
-    first = next((one.run for one in members if one.run is not None), None)
-    name = own.name or _default_name([one.name for one in members], own)
-    folder = (first.parent if first else own.runs) / name
+def track(members: Sequence[Member], results: Sequence[Result], figures: dict[str, Any], args: Namespace) -> None:
+    """Write the ensemble's run folder, beside its members', and its MLflow run, which names the members."""
+    first = next((member.run for member in members if member.run is not None), None)
+    name = args.name or _default_name([member.name for member in members], args)
+    folder = (first.parent if first else args.runs) / name
     if (folder / CONFIG).exists():
         raise UserError(f"{folder} is the run folder of a training: give the ensemble another --name")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / ENSEMBLE, json.dumps({"protocols": figures}, indent=1) + "\n")
-    tags = {"arch": "ensemble", "candidates": ", ".join(one.name for one in members)}
-    chosen = [one for one in members if any(one.name in result.members for result in results)]
-    for position, one in enumerate(chosen):
-        identity = mlflow_run_id(one.run) if one.run else None
-        tags[f"member.{position + 1}"] = f"{one.name} ({identity})" if identity else one.name
+    tags = {"arch": "ensemble", "candidates": ", ".join(member.name for member in members)}
+    chosen = [member for member in members if any(member.name in result.members for result in results)]
+    for number, member in enumerate(chosen, start=1):
+        identity = mlflow_run_id(member.run) if member.run else None
+        tags[f"member.{number}"] = f"{member.name} ({identity})" if identity else member.name
     split = results[0].files[0].scores.provenance.split
-    # The kinds of pipeline.evaluate: MLflow shows the ensemble in its members' columns.
+    # As pipeline.evaluate names them: MLflow shows the ensemble in its members' columns.
     metrics = {
-        metric_kind(one.protocol, split, shared_weights(one.files)): {
-            "top1_error": one.ensemble.top1_error,
-            "top5_error": one.ensemble.top5_error,
+        metric_kind(result.protocol, split, shared_weights(result.files)): {
+            "top1_error": result.ensemble.top1_error,
+            "top5_error": result.ensemble.top5_error,
         }
-        for one in results
+        for result in results
     }
     log_result_run(
         folder,
@@ -239,17 +241,17 @@ def track(members: Sequence[Member], results: Sequence[Result], figures: dict[st
 
 
 def shared_weights(files: Sequence[ScoreFile]) -> str:
-    """Which weights the members' scores are of, for the metrics' names: "mixed" where they are of several kinds."""
+    """Which weights the members' scores were made with, for the metrics' names: "mixed" where they differ."""
     kinds = {file.scores.provenance.weights.replace("file", "final") for file in files}
     return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
-def _default_name(names: Sequence[str], own: Namespace) -> str:
-    """Of the members and of every option that is not default, so that no call takes another one's place."""
-    chosen = protocol_names(own.protocol) if own.protocol else []
-    chosen += [own.split] if own.split != "val" else []
-    chosen += [own.weights] if own.weights != "final" else []
-    chosen += [f"best{own.search}-by-{own.by}"] if own.search is not None else []
+def _default_name(names: Sequence[str], args: Namespace) -> str:
+    """A name made of the members and of every option that is not the default, so that no call replaces another's folder."""
+    chosen = protocol_names(args.protocol) if args.protocol else []
+    chosen += [args.split] if args.split != "val" else []
+    chosen += [args.weights] if args.weights != "final" else []
+    chosen += [f"best{args.search}-by-{args.by}"] if args.search is not None else []
     name = "--".join(["-".join(["ensemble", *names]), *chosen])
     if len(name) <= 80 and RUN_NAME.fullmatch(name):
         return name

@@ -1,4 +1,4 @@
-"""Test one net on a split: python -m pipeline.evaluate runs/NAME --protocol center,ten-crop
+"""Test one model on a split: python -m pipeline.evaluate runs/NAME --protocol center,ten-crop
 
 Alone, or as one rank of several (torchrun and any other launcher): the score files are the same.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ import torch
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.base.cores import available_cores
-from pipeline.base.layout import CONFIG, SCORES
-from pipeline.data.dataset import Dataset, Split, Statistics
+from pipeline.base.layout import CONFIG
+from pipeline.data.dataset import Statistics
 from pipeline.data.graphs import Normalization
-from pipeline.evaluation.datasets import tested_on, trained_on
-from pipeline.evaluation.foreign import open_weights
+from pipeline.data.storage import location_in
+from pipeline.evaluation.datasets import Datasets, open_datasets
+from pipeline.evaluation.foreign import WeightsFile, open_weights
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import (
     add_weights_option,
@@ -31,7 +33,8 @@ from pipeline.evaluation.options import (
     three_numbers,
     three_positive_numbers,
 )  # fmt: skip
-from pipeline.evaluation.protocols import PROTOCOLS, Protocol, find
+from pipeline.evaluation.protocols import PROTOCOLS, find
+from pipeline.evaluation.request import EvaluationRequest
 from pipeline.evaluation.score_files import ScoreFile, make, metric_kind, score_path, trial_suffix
 from pipeline.evaluation.scoring import EvaluationSettings
 from pipeline.process.world import World, on_main, open_world, set_threads
@@ -42,182 +45,188 @@ EXAMPLE = "python -m pipeline.evaluate runs/resnet50-seed0 --protocol center,ten
 
 
 def options() -> CommandParser:
-    made = CommandParser("Tests one net on a split of a dataset and writes its score files.", EXAMPLE)
-    made.add_argument(
-        "target", type=Path, nargs="?", metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/"
-    )
+    parser = CommandParser("Tests one net on a split of a dataset and writes its score files.", EXAMPLE)
+    add = parser.add_argument
+    add("target", type=Path, nargs="?", metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
     names = ", ".join(PROTOCOLS)
-    made.add_argument("--protocol", action="append", metavar="NAME", help=f"{names}; repeated or a,b (default center)")
-    made.add_argument("--split", default="val", help="of the dataset (default val)")
-    add_weights_option(made)
-    made.add_argument("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
-    made.add_argument("--mean", type=three_numbers, metavar="R,G,B", help="subtracted, 0..255 (default: the dataset's)")
-    made.add_argument(
-        "--std", type=three_positive_numbers, metavar="R,G,B", help="divided by, 0..255 (default: no division)"
-    )
-    made.add_argument(
-        "--short-side", type=positive, metavar="PIXELS", help="of center and ten-crop (default: the run's)"
-    )
-    made.add_argument(
-        "--precision", choices=["float32", "bf16"], default="float32", help="of the net (default float32)"
-    )
-    made.add_argument("--scores", type=Path, metavar="OUT.npz", help="the score file (default: in the run folder)")
-    made.add_argument("--again", action="store_true", help="score anew where a score file stands already")
-    made.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    made.add_argument(
-        "--threads", type=positive, help="CPU threads per rank (default: the cores divided among the ranks)"
-    )
-    foreign = made.add_argument_group("weights from elsewhere, instead of RUN|CHECKPOINT")
-    foreign.add_argument("--weights-file", type=Path, metavar="FILE", help="a state dict in torchvision's naming")
-    foreign.add_argument("--arch", help="the net, such as resnet50; needs --data too")
-    foreign.add_argument("--shortcut", choices=["default", "A", "B", "C"], default="default")
-    foreign.add_argument("--stride", choices=["paper", "v1.5"], default="paper", help="v1.5 is torchvision's")
-    foreign.add_argument(
-        "--crop", type=positive, metavar="PIXELS", help="the net's input (default: 224, CIFAR nets 32)"
-    )
-    made.add_json_option()
-    return made
+    add("--protocol", action="append", metavar="NAME", help=f"{names}; repeated or a,b (default center)")
+    add("--split", default="val", help="of the dataset (default val)")
+    add_weights_option(parser)
+    add("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
+    add("--mean", type=three_numbers, metavar="R,G,B", help="subtracted, 0..255 (default: the dataset's)")
+    add("--std", type=three_positive_numbers, metavar="R,G,B", help="divided by, 0..255 (default: no division)")
+    add("--short-side", type=positive, metavar="PIXELS", help="of center and ten-crop (default: the run's)")
+    add("--precision", choices=["float32", "bf16"], default="float32", help="of the net (default float32)")
+    add("--scores", type=Path, metavar="OUT.npz", help="the score file (default: in the run folder)")
+    add("--again", action="store_true", help="score anew where a score file exists already")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--threads", type=positive, help="CPU threads per rank (default: the cores divided among the ranks)")
+    add = parser.add_argument_group("weights from elsewhere, instead of RUN|CHECKPOINT").add_argument
+    add("--weights-file", type=Path, metavar="FILE", help="a state dict in torchvision's naming")
+    add("--arch", help="the net, such as resnet50; needs --data too")
+    add("--shortcut", choices=["default", "A", "B", "C"], default="default")
+    add("--stride", choices=["paper", "v1.5"], default="paper", help="v1.5 is torchvision's")
+    add("--crop", type=positive, metavar="PIXELS", help="the net's input (default: 224, CIFAR nets 32)")
+    parser.add_json_option()
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    own = options().parse_args(argv)
-    names = protocol_names(own.protocol or ["center"])
-    check(own, names)
-    with open_world(own.device) as world:
-        set_threads(world, own.threads)
-        subject = open_subject(own, world)
-        results = evaluate(subject, names, own, world)
+    return evaluate(read_request(argv))
+
+
+def read_request(argv: Sequence[str] | None = None) -> EvaluationRequest:
+    """What a command line asks for. Raises UserError for options that do not go together."""
+    args = options().parse_args(argv)
+    if args.scores is not None:
+        check_writable(args.scores)
+    return EvaluationRequest(
+        model=model_of(args),
+        directory=Path.cwd(),
+        protocols=tuple(protocol_names(args.protocol or ["center"])),
+        split=args.split,
+        weights=args.weights,
+        data=args.data,
+        mean=args.mean,
+        std=args.std,
+        short_side=args.short_side,
+        precision=args.precision,
+        scores=args.scores,
+        again=args.again,
+        device=args.device,
+        threads=args.threads,
+        json=args.json,
+    )
+
+
+def model_of(args: Namespace) -> Path | WeightsFile:
+    """The model that is named, by either of two ways."""
+    if (args.target is None) == (args.weights_file is None):
+        raise UserError("name either a run folder (or checkpoint) or a --weights-file: see --help")
+    if args.weights_file is not None:
+        if args.arch is None or args.data is None:
+            raise UserError("--weights-file needs --arch and --data: say which net it is and what to test it on")
+        return WeightsFile(
+            file=args.weights_file, arch=args.arch, shortcut=args.shortcut, stride=args.stride, crop=args.crop
+        )
+    if (args.arch, args.crop, args.shortcut, args.stride) != (None, None, "default", "paper"):
+        raise UserError("--arch, --shortcut, --stride and --crop go with --weights-file: a run's config knows them")
+    target: Path = args.target
+    return target
+
+
+def check_writable(scores: Path) -> None:
+    """Raise UserError where a file or folder stands in the way of the score file."""
+    standing = next(folder for folder in scores.absolute().parents if folder.exists())
+    if not standing.is_dir() or scores.is_dir():
+        where = scores if scores.is_dir() else standing
+        raise UserError(f"--scores {scores} cannot be written ({where} stands there): name another file")
+
+
+def evaluate(request: EvaluationRequest) -> int:
+    """Make the score files and print the errors; the exit code. A collective: every rank calls it."""
+    with open_world(request.device) as world:
+        set_threads(world, request.threads)
+        trained = open_model(request, world)
+        results = score(trained, request, world)
     if world.is_main:
-        report(subject, results, own.json)
-        tell_mlflow(subject)
+        print_result(trained, results, request.json)
+        tell_mlflow(trained)
     return 0
 
 
-def check(own: Namespace, names: Sequence[str]) -> None:
-    """Raise UserError for options that do not go together."""
-    if (own.target is None) == (own.weights_file is None):
-        raise UserError("name either a run folder (or checkpoint) or a --weights-file: see --help")
-    if own.weights_file is not None and (own.arch is None or own.data is None):
-        raise UserError("--weights-file needs --arch and --data: say which net it is and what to test it on")
-    if own.weights_file is not None and own.weights != "final":
-        raise UserError("--weights goes with a run: a --weights-file holds one set of weights, name the file you mean")
-    if own.weights_file is None and (own.arch, own.crop, own.shortcut, own.stride) != (None, None, "default", "paper"):
-        raise UserError("--arch, --shortcut, --stride and --crop go with --weights-file: a run's config knows them")
-    if own.std is not None and own.mean is None:
-        raise UserError("--std needs --mean: give both on the 0..255 scale")
-    if own.scores is not None and (len(names) > 1 or own.scores.suffix != ".npz"):
-        raise UserError("--scores names the one file OUT.npz: give it with one --protocol")
-    if own.scores is not None:
-        standing = next(folder for folder in own.scores.absolute().parents if folder.exists())
-        if not standing.is_dir() or own.scores.is_dir():
-            where = own.scores if own.scores.is_dir() else standing
-            raise UserError(f"--scores {own.scores} cannot be written ({where} stands there): name another file")
+def open_model(request: EvaluationRequest, world: World) -> TrainedNet:
+    """The model that is to be tested, the same on every rank. A collective: every rank calls it."""
+    model, base = request.model, request.base
+    if not isinstance(model, WeightsFile):
+        return open_target(base / model, request.weights, request.data, world, base)
+    assert request.data is not None, "a request checks that"
+    return open_weights(replace(model, file=base / model.file), location_in(base, request.data), request.short_side)
 
 
-def open_subject(own: Namespace, world: World) -> TrainedNet:
-    """The net that is to be tested, on every rank the same."""
-    if own.weights_file is None:
-        return open_target(own.target, own.weights, own.data, world)
-    return open_weights(
-        own.weights_file,
-        own.arch,
-        own.data,
-        shortcut=own.shortcut,
-        stride=own.stride,
-        short_side=own.short_side,
-        crop=own.crop,
-    )
+def score(trained: TrainedNet, request: EvaluationRequest, world: World) -> list[ScoreFile]:
+    """The score file of each protocol, made or found, and recorded; none on ranks other than 0.
 
-
-def evaluate(subject: TrainedNet, names: Sequence[str], own: Namespace, world: World) -> list[ScoreFile]:
-    """The score file of each protocol, on rank 0; nothing on the others. Every rank calls it."""
-    dataset = tested_on(subject)
-    threads = subject.loader.threads or max(1, available_cores() // world.local_size)
+    A collective: every rank calls it.
+    """
+    datasets = open_datasets(trained)
+    dataset, split = datasets.tested, datasets.tested.split(request.split)
+    threads = trained.loader.threads or max(1, available_cores() // world.local_size)
     showing = EvaluationSettings(
-        short_side=own.short_side or subject.short_side,
-        crop=subject.crop,
-        normalization=normalization(subject, dataset, own),
-        loader=replace(subject.loader, threads=threads),
-        precision=own.precision,
+        short_side=request.short_side or trained.short_side,
+        crop=trained.crop,
+        normalization=normalization(datasets, request),
+        loader=replace(trained.loader, threads=threads),
+        precision=request.precision,
     )
     # float32 is float32: on the GPU, convolutions would otherwise round their inputs to TF32's 10 bits.
     torch.backends.cudnn.allow_tf32 = False
-    subject.net.to(world.device).to(memory_format=torch.channels_last)
-    split = dataset.split(own.split)
-    results = [evaluate_protocol(subject, split, dataset, find(name), showing, own, world) for name in names]
-    return [one for one in results if one is not None]
+    trained.net.to(world.device).to(memory_format=torch.channels_last)
+    guarded = request.scores is not None or trained.run is None  # nothing in such a name tells two evaluations apart
+    results = []
+    for protocol in map(find, request.protocols):
+        trial = trial_suffix(trained, dataset, protocol, showing)
+        path = request.base / (request.scores or score_path(trained, protocol.name, split.name, trial))
+        result = make(
+            trained, split, dataset, protocol, showing, path, world=world, again=request.again, guarded=guarded
+        )
+        on_main(world, partial(record, trained, result, trial))
+        results.append(result)
+    return [result for result in results if result is not None]
 
 
-def evaluate_protocol(
-    subject: TrainedNet,
-    split: Split,
-    dataset: Dataset,
-    protocol: Protocol,
-    showing: EvaluationSettings,
-    own: Namespace,
-    world: World,
-) -> ScoreFile | None:
-    """The score file of one protocol, made or found, and recorded; None on ranks other than 0. Every rank calls it."""
-    trial = trial_suffix(subject, dataset, protocol, showing)
-    path = own.scores or score_path(subject, protocol.name, split.name, trial)
-    guarded = own.scores is not None or subject.run is None  # nothing in such a name tells two evaluations apart
-    result = make(subject, split, dataset, protocol, showing, path, world=world, again=own.again, guarded=guarded)
-    on_main(world, lambda: record(subject, result, trial))
-    return result
+def normalization(datasets: Datasets, request: EvaluationRequest) -> Statistics | Normalization:
+    """`--mean` and `--std`, else the statistics of the dataset that the model was trained on."""
+    if request.mean is None:
+        return datasets.statistics
+    std = None if request.std is None else np.array(request.std, np.float32)
+    return Normalization(np.array(request.mean, np.float32), std)
 
 
-def normalization(subject: TrainedNet, dataset: Dataset, own: Namespace) -> Statistics | Normalization:
-    """`--mean` and `--std`, else the statistics of the dataset that the net was trained on."""
-    if own.mean is None:
-        return trained_on(subject, dataset).statistics
-    std = None if own.std is None else np.array(own.std, np.float32)
-    return Normalization(np.array(own.mean, np.float32), std)
+def record(trained: TrainedNet, result: ScoreFile | None, trial: str) -> None:
+    """Add a score file's errors to the run's metrics.jsonl and note there, with the file, what `tell_mlflow` sends.
 
-
-def record(subject: TrainedNet, result: ScoreFile | None, trial: str) -> None:
-    """Add a score file's errors to the run's metrics.jsonl and have it wait there, with the file, for `tell_mlflow`.
-
-    One that was found is added too: an attempt that was interrupted may not have come to that.
+    A file that was found is added too: an attempt that was interrupted may not have come to that.
     """
-    if subject.run is None or result is None:
+    if trained.run is None or result is None:
         return
-    made = result.scores.provenance
+    provenance = result.scores.provenance
     evaluations: dict[str, dict[str, float]] = {}
     top1, top5 = result.scores.errors(1), result.scores.errors(5)
     if top1 is not None and top5 is not None:
-        kind = metric_kind(made.protocol, made.split, subject.weights, trial)
+        kind = metric_kind(provenance.protocol, provenance.split, trained.weights, trial)
         evaluations[kind] = {"top1_error": top1, "top5_error": top5}
-    quiet = replace(load(subject.run / CONFIG).tracking, mlflow=False)  # the other ranks wait for this
-    log_evaluations(subject.run, quiet, subject.iteration or 0, evaluations, [(result.path, SCORES)])
+    quiet = replace(load(trained.run / CONFIG).tracking, mlflow=False)  # the other ranks wait for this
+    log_evaluations(trained.run, quiet, trained.iteration or 0, evaluations, [(result.path, "scores")])
 
 
-def tell_mlflow(subject: TrainedNet) -> None:
-    """Have MLflow take over what was recorded, now or by an attempt that was interrupted before it came to that."""
-    if subject.run is not None and not is_delivered(subject.run):
-        log_evaluations(subject.run, load(subject.run / CONFIG).tracking, subject.iteration or 0, {})
+def tell_mlflow(trained: TrainedNet) -> None:
+    """Deliver to MLflow what was recorded, now or by an attempt that was interrupted before it delivered."""
+    if trained.run is not None and not is_delivered(trained.run):
+        log_evaluations(trained.run, load(trained.run / CONFIG).tracking, trained.iteration or 0, {})
 
 
-def report(subject: TrainedNet, results: Sequence[ScoreFile], as_json: bool) -> None:
+def print_result(trained: TrainedNet, results: Sequence[ScoreFile], as_json: bool) -> None:
     """Print the table and, with `as_json`, the figures."""
     rows, figures = [], []
-    for one in results:
-        provenance, errors = one.scores.provenance, (one.scores.errors(1), one.scores.errors(5))
-        rows.append((subject.name, provenance.protocol, *errors_cells(*errors), rate_cell(one.images_per_second)))
+    for result in results:
+        provenance, errors = result.scores.provenance, (result.scores.errors(1), result.scores.errors(5))
+        rows.append((trained.name, provenance.protocol, *errors_cells(*errors), rate_cell(result.images_per_second)))
         figures.append(
             {
                 "protocol": provenance.protocol,
                 "top1_error": errors[0],
                 "top5_error": errors[1],
-                "images": len(one.scores),
-                "images_per_second": one.images_per_second,
-                "scores": str(one.path),
+                "images": len(result.scores),
+                "images_per_second": result.images_per_second,
+                "scores": str(result.path),
             }
         )
     split = results[0].scores.provenance.split
-    title = f"{subject.arch} ({subject.checkpoint.name}) on {len(results[0].scores):,} images of {split}"
+    title = f"{trained.arch} ({trained.checkpoint.name}) on {len(results[0].scores):,} images of {split}"
     print_table(title, ("net", "protocol", "top-1 error %", "top-5 error %", "images/s"), rows)
     if as_json:
-        print_json({"net": subject.name, "arch": subject.arch, "split": split, "results": figures})
+        print_json({"net": trained.name, "arch": trained.arch, "split": split, "results": figures})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Export a trained net for use elsewhere: python -m pipeline.export runs/NAME --out exported/NAME"""
+"""Export a trained model for use elsewhere: python -m pipeline.export runs/NAME --out exported/NAME"""
 
 from __future__ import annotations
 
@@ -30,93 +30,96 @@ RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)  # these name versions
 
 
 def options() -> CommandParser:
-    made = CommandParser("Exports a trained net with a model card, and registers it in MLflow on request.", EXAMPLE)
-    made.add_argument("target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
-    made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
-    add_weights_option(made)
-    made.add_argument(
+    parser = CommandParser("Exports a trained net with a model card, and registers it in MLflow on request.", EXAMPLE)
+    parser.add_argument(
+        "target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
+    add_weights_option(parser)
+    parser.add_argument(
         "--data",
         metavar="DATASET",
         help="the training dataset, a folder or URL, where it is not where the run's config says",
     )
-    made.add_argument(
+    parser.add_argument(
         "--format", metavar="A,B", default=",".join(FORMATS), help=f"of {', '.join(FORMATS)} (default: all)"
     )
-    made.add_argument("--register", metavar="NAME", help="make it a version of this model in MLflow's registry")
-    made.add_argument("--alias", action="append", default=[], metavar="ALIAS", help="such as best, ensemble-member")
-    made.add_json_option()
-    return made
+    parser.add_argument("--register", metavar="NAME", help="make it a version of this model in MLflow's registry")
+    parser.add_argument("--alias", action="append", default=[], metavar="ALIAS", help="such as best, ensemble-member")
+    parser.add_json_option()
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    own = options().parse_args(argv)
-    names = formats(own)
+    args = options().parse_args(argv)
+    names = formats(args)
     with open_world("cpu") as world:
-        subject = open_target(own.target, own.weights, own.data, world)
-    assert subject.run is not None
-    dataset = training_dataset(subject)
-    normalization = Normalization.of(dataset.statistics, subject.crop)
-    module = Deployed(subject.net, normalization, subject.crop).eval()
-    exported = [export(module, own.out, name) for name in names]
-    with replacing(own.out / "mean.npy") as file:
+        trained = open_target(args.target, args.weights, args.data, world)
+    assert trained.run is not None
+    dataset = training_dataset(trained)
+    normalization = Normalization.of(dataset.statistics, trained.crop)
+    module = Deployed(trained.net, normalization, trained.crop).eval()
+    exported = [export(module, args.out, name) for name in names]
+    with replacing(args.out / "mean.npy") as file:
         np.save(file, normalization.mean, allow_pickle=False)
-    card = model_card(subject, dataset.sha256, exported, known_scores(subject))
-    write_text(own.out / "README.md", card)
+    card = model_card(trained, dataset.sha256, exported, known_scores(trained))
+    write_text(args.out / "README.md", card)
     version = None
-    if own.register is not None:
+    if args.register is not None:
         from pipeline.handover.registry import register  # imports MLflow: seconds
 
-        tracking = load(subject.run / CONFIG).tracking
-        version = register(subject.run, tracking, module, own.register, own.alias, f"export/{subject.iteration}")
-    report(subject, exported, version, own)
+        tracking = load(trained.run / CONFIG).tracking
+        version = register(trained.run, tracking, module, args.register, args.alias, f"export/{trained.iteration}")
+    print_result(trained, exported, version, args)
     return 0
 
 
-def training_dataset(subject: TrainedNet) -> Dataset:
-    """The dataset whose mean the net is exported with. Raises UserError where `--data`, or what lies there now, is another."""
-    dataset = open_dataset(subject.data)
-    if not on_training_data(subject, dataset):
+def training_dataset(trained: TrainedNet) -> Dataset:
+    """The dataset whose mean is exported with the model. Raises UserError where the model was trained on another dataset."""
+    dataset = open_dataset(trained.data)
+    if not on_training_data(trained, dataset):
         raise UserError(
-            f"{subject.data} is not the dataset that {subject.name} was trained on (its manifest differs): "
+            f"{trained.data} is not the dataset that {trained.name} was trained on (its manifest differs): "
             "give that one with --data"
         )
     return dataset
 
 
-def formats(own: Namespace) -> list[str]:
+def formats(args: Namespace) -> list[str]:
     """The formats asked for. Raises UserError for options that do not fit."""
-    if own.alias and own.register is None:
+    if args.alias and args.register is None:
         raise UserError("--alias goes with --register: say which model the alias belongs to")
-    if own.register is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", own.register):
+    if args.register is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", args.register):
         raise UserError(
-            f"'{own.register}' cannot be a name in MLflow's registry: use letters, digits, '.', '_' and '-'"
+            f"'{args.register}' cannot be a name in MLflow's registry: use letters, digits, '.', '_' and '-'"
         )
-    for alias in own.alias:
+    for alias in args.alias:
         if not ALIAS.fullmatch(alias):
             raise UserError(f"'{alias}' cannot be an alias in MLflow's registry: use letters, digits, '_' and '-'")
         if RESERVED.fullmatch(alias):
             raise UserError(
-                f"'{alias}' cannot be an alias, it names a version to MLflow itself: take another, such as best"
+                f"'{alias}' cannot be an alias, because it names a version in MLflow: take another, such as best"
             )
-    names = [name for name in own.format.split(",") if name]
+    names = [name for name in args.format.split(",") if name]
     for name in names:
         if name not in FORMATS:
             raise UserError(f"there is no format '{name}': {nearest(name, FORMATS)}")
     return names
 
 
-def report(subject: TrainedNet, exported: Sequence[Exported], version: str | None, own: Namespace) -> None:
-    """Print where the net is registered and what was written."""
+def print_result(trained: TrainedNet, exported: Sequence[Exported], version: str | None, args: Namespace) -> None:
+    """Print where the model is registered and what was written."""
     if version is not None:
-        aliases = "".join(f", {alias}" for alias in own.alias)
-        print(f"Registered in MLflow as {own.register}, version {version}{aliases}.")
+        aliases = "".join(f", {alias}" for alias in args.alias)
+        print(f"Registered in MLflow as {args.register}, version {version}{aliases}.")
     rows = [
-        (one.format, one.path, f"{one.path.stat().st_size / 1e6:,.1f}", f"{one.difference:.1g}") for one in exported
+        (file.format, file.path, f"{file.path.stat().st_size / 1e6:,.1f}", f"{file.difference:.1g}")
+        for file in exported
     ]
-    print_table(f"{subject.name} exported to {own.out}", ("format", "file", "MB", "difference when read back"), rows)
-    if own.json:
-        files = {one.format: {"file": str(one.path), "difference": one.difference} for one in exported}
-        print_json({"net": subject.name, "formats": files, "version": version})
+    print_table(f"{trained.name} exported to {args.out}", ("format", "file", "MB", "difference when read back"), rows)
+    if args.json:
+        files = {file.format: {"file": str(file.path), "difference": file.difference} for file in exported}
+        print_json({"net": trained.name, "formats": files, "version": version})
 
 
 if __name__ == "__main__":

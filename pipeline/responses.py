@@ -18,7 +18,7 @@ from pipeline.base.cores import available_cores
 from pipeline.base.files import write_text
 from pipeline.base.layout import CONFIG, RESPONSES, RESPONSES_FIGURE
 from pipeline.data.dataset import Dataset
-from pipeline.evaluation.datasets import data_suffix, tested_on, trained_on
+from pipeline.evaluation.datasets import Datasets, data_suffix, open_datasets
 from pipeline.evaluation.figures import responses_figure
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import add_weights_option
@@ -51,24 +51,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     with open_world(own.device) as world:
         set_threads(world, own.threads)
         subject = open_target(own.target, own.weights, own.data, world)
-        dataset = tested_on(subject)
-        responses = responses_of(subject, dataset, own.split, world)
+        datasets = open_datasets(subject)
+        responses = responses_of(subject, datasets, own.split, world)
         if responses is not None:
-            report(subject, responses, track(subject, dataset, responses), own)
+            print_result(subject, responses, track(subject, datasets.tested, responses), own)
     return 0
 
 
-def responses_of(subject: TrainedNet, dataset: Dataset, split: str, world: World) -> Responses | None:
+def responses_of(subject: TrainedNet, datasets: Datasets, split: str, world: World) -> Responses | None:
     """The responses of a trained net, on rank 0. Every rank calls it."""
     showing = EvaluationSettings(
         short_side=subject.short_side,
         crop=subject.crop,
-        normalization=trained_on(subject, dataset).statistics,
+        normalization=datasets.statistics,
         loader=replace(subject.loader, threads=max(1, available_cores() // world.local_size)),
     )
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as in pipeline.evaluate
     subject.net.to(world.device).to(memory_format=torch.channels_last)
-    shown = dataset.split(split)
+    shown = datasets.tested.split(split)
     measured = measure(subject.net, shown, showing, world=world, show_progress=True)
     if measured is None:
         return None
@@ -81,7 +81,7 @@ def responses_of(subject: TrainedNet, dataset: Dataset, split: str, world: World
         checkpoint=subject.checkpoint.name,
         weights=subject.weights,
         weights_sha256=subject.weights_sha256,
-        dataset_sha256=dataset.sha256,
+        dataset_sha256=datasets.tested.sha256,
         layers=tuple(measured),
         std=tuple(measured.values()),
     )
@@ -103,7 +103,7 @@ def track(subject: TrainedNet, dataset: Dataset, responses: Responses) -> list[P
     return files
 
 
-def report(subject: TrainedNet, responses: Responses, files: Sequence[Path], own: Namespace) -> None:
+def print_result(subject: TrainedNet, responses: Responses, files: Sequence[Path], own: Namespace) -> None:
     """Print the table and, on request, the figures."""
     title = f"{subject.arch} ({subject.checkpoint.name}) on {responses.images:,} images of {responses.split}"
     rows = [(name, f"{std:.4f}") for name, std in zip(responses.layers, responses.std, strict=True)]

@@ -64,7 +64,9 @@ def has_parser(module: str) -> bool:
     """Whether a command reads its words by argparse: some programs of tests/ do not."""
     text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
     return (
-        re.search(r"\b(ArgumentParser|CommandParser|parser)\(|^from paper\.\w+ import main", text, re.MULTILINE)
+        re.search(
+            r"\b(ArgumentParser|CommandParser|parser|read_work)\(|^from paper\.\w+ import main", text, re.MULTILINE
+        )
         is not None
     )
 

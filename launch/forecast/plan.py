@@ -5,7 +5,7 @@
     all-reduce = 2 (N-1)/N bytes / bandwidth + 2 (N-1) latency        (ring; of N ranks, through the slowest link)
     data       = rows per rank / (cores per rank x images/s per core)
 
-Each number that goes in says whether it was measured (`launch.forecast.rates`) or assumed.
+The plan says of each number in it whether it was measured (`launch.forecast.rates`) or assumed.
 """
 
 from __future__ import annotations
@@ -38,6 +38,14 @@ LOCAL_LATENCY_SECONDS = 5e-6
 LOCAL_BYTES_PER_SECOND = 360e9  # all-reduce inside a host of NVLink GPUs (fp32 ResNet-50: 0.57 ms)
 LOCAL_CPU_BYTES_PER_SECOND = 0.7e9  # ... of 4 gloo ranks on one host, tree: 0.23 s for 25.6 million floats in a trial
 IMAGENET_CLASSES = 1000
+PARTS = {  # of a step: column of the printed table -> key of a row
+    "step ms": "step_ms",
+    "compute": "compute_ms",
+    "sync BN": "synchronized_bn_ms",
+    "all-reduce": "all_reduce_ms",
+    "of it seen": "exposed_ms",
+    "data": "data_ms",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +66,9 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """images/s of the config's net on one rank's device, and how its host's ranks add up gradients, each with its source.
+    """images/s of the config's net on one rank's device, and where that number comes from.
 
-    link: measured, of ranks of one host; None where it was not.
+    link: how fast ranks of one host sum gradients; None where that was not measured.
     """
 
     images_per_second: float
@@ -69,7 +77,7 @@ class Device:
 
 
 def device_of(config: Config, allocation: Allocation) -> Device:
-    """The allocation's device: as its user gives it, else as it was measured (`launch.forecast.rates`), else by a reference."""
+    """The allocation's device: as the user gives it, else as it was measured (`launch.forecast.rates`), else by a reference."""
     kind: rates.Kind = "cuda" if allocation.gpus_per_node else "cpu"
     path = Path(allocation.rates) if allocation.rates else rates.RATES_FILE
     known = rates.matching(rates.read(path), kind, allocation.device_name)
@@ -103,19 +111,19 @@ def device_of(config: Config, allocation: Allocation) -> Device:
     reference, words = REFERENCE_RATE, f"{REFERENCE_RATE:,.0f} images/s of ResNet-50 on an A100 (NVIDIA's README)"
     if kind == "cpu":
         reference = CPU_REFERENCE_RATE * allocation.cpus_per_gpu
-        words = f"{CPU_REFERENCE_RATE} images/s of ResNet-50 on a Xeon's core (MLPerf), {allocation.cpus_per_gpu} cores a rank"
+        words = f"{CPU_REFERENCE_RATE} images/s of ResNet-50 on one Xeon core (MLPerf), {allocation.cpus_per_gpu} cores a rank"
     rate = reference * _net("resnet50", 224, "B", "v1.5").multiply_adds / net.multiply_adds
     return Device(images_per_second=rate, source=f"assumed: {words}, others by multiply-adds", link=link)
 
 
 def predict(config: Config, allocation: Allocation) -> Step:
-    """One update of `config` on `allocation`. Raises UserError where its ranks do not divide the batch."""
+    """One update of `config` on `allocation`. Raises UserError where the batch cannot be divided among its ranks."""
     ranks = allocation.ranks
     groups = plan_groups(config.batch, config.bn_group, 0, ranks)
     net = _net(config.arch, config.augment.crop, config.shortcut, config.stride)
     device = device_of(config, allocation)
     rows = config.batch / ranks
-    # Smaller images while training starts (augment.stages): their mean work over the run.
+    # Images may be smaller while training starts (augment.stages): the mean work over the run.
     stages = config.augment.spans(0, config.iterations)
     sizes = [(len(span), _net(config.arch, one.crop, config.shortcut, config.stride)) for span, one in stages]
     work = sum(length * one.multiply_adds for length, one in sizes) / config.iterations
@@ -131,7 +139,7 @@ def predict(config: Config, allocation: Allocation) -> Step:
     group = groups.ranks_per_group
     group_latency = LOCAL_LATENCY_SECONDS if group <= allocation.ranks_per_node else LATENCY_SECONDS
     synchronized_bn = 2 * net.bn_layers * ring_seconds(0, group, bandwidth, group_latency)
-    # A GPU's links work beside it. On the CPU the ranks' own cores move the bytes: what travels does not compute.
+    # A GPU computes while its links move bytes. On the CPU the ranks' cores move the bytes, and do not compute meanwhile.
     hidden = min(all_reduce, BACKWARD_SHARE * compute) if allocation.gpus_per_node else 0.0
     return Step(
         ranks=ranks,
@@ -144,17 +152,17 @@ def predict(config: Config, allocation: Allocation) -> Step:
 
 
 def link_seconds(link: rates.Link, size: float, ranks: int) -> float:
-    """The sum of `size` bytes over `ranks` ranks of one host, by a link measured with any number of them."""
+    """Seconds to sum `size` bytes over `ranks` ranks of one host, by a link that was measured with any number of ranks."""
     return 2 * (ranks - 1) / ranks * size / link.bytes_per_second + link.latency_seconds
 
 
 def ring_seconds(size: float, ranks: int, bandwidth: float, latency: float) -> float:
-    """A ring all-reduce of `size` bytes: 2 (N-1)/N size / bandwidth (bytes/s) + 2 (N-1) latency (s)."""
+    """Seconds of a ring all-reduce of `size` bytes: 2 (N-1)/N size / bandwidth (bytes/s) + 2 (N-1) latency (s)."""
     return 2 * (ranks - 1) / ranks * size / bandwidth + 2 * (ranks - 1) * latency
 
 
 def table(config: Config, allocation: Allocation) -> list[dict[str, float]]:
-    """The prediction for 1, 2, 4, 8 ... nodes and for the nodes asked for, as far as the batch can be divided."""
+    """The prediction for 1, 2, 4, 8 ... nodes and for the nodes asked for, where the batch can be divided."""
     sizes = sorted({allocation.nodes, *(2**power for power in range(7))})
     rows = []
     for nodes in sizes:
@@ -182,20 +190,9 @@ def table(config: Config, allocation: Allocation) -> list[dict[str, float]]:
 
 
 def show_plan(config: Config, allocation: Allocation) -> list[dict[str, float]]:
-    """Print the plan and where its numbers come from; the table's rows."""
+    """Print the plan and where its numbers come from. Returns the table's rows."""
     rows = table(config, allocation)
-    columns = (
-        "nodes",
-        "ranks",
-        "images/s",
-        "time",
-        "GPU hours",
-        "step ms",
-        "compute",
-        "sync BN",
-        "all-reduce",
-        "of it seen",
-    )
+    columns = ("nodes", "ranks", "images/s", "time", "GPU hours", *PARTS, "efficiency")
     cells = [
         (
             f"{row['nodes']:g}{' *' if row['nodes'] == allocation.nodes else ''}",
@@ -203,16 +200,13 @@ def show_plan(config: Config, allocation: Allocation) -> list[dict[str, float]]:
             f"{row['images_per_second']:,.0f}",
             duration(3600 * row["hours"]),
             f"{row['gpu_hours']:,.0f}",
-            *(
-                f"{row[name]:.1f}"
-                for name in ("step_ms", "compute_ms", "synchronized_bn_ms", "all_reduce_ms", "exposed_ms", "data_ms")
-            ),
+            *(f"{row[part]:.1f}" for part in PARTS.values()),
             f"{100 * row['efficiency']:.0f}%",
         )
         for row in rows
     ]
     title = f"The plan: {config.arch}, {config.iterations:,} iterations of {config.batch} images (* asked for)"
-    print_table(title, (*columns, "data", "efficiency"), cells)
+    print_table(title, columns, cells)
     device = device_of(config, allocation)
     print(f"one device: {device.source}")
     if device.source.startswith("assumed"):
@@ -233,7 +227,7 @@ def show_plan(config: Config, allocation: Allocation) -> list[dict[str, float]]:
 
 
 def _reduction(config: Config, allocation: Allocation) -> str:
-    """How the ranks of this allocation will add up gradients."""
+    """How the ranks of this allocation will sum gradients."""
     plan = plan_groups(config.batch, config.bn_group, 0, allocation.ranks)
     return choose_mode(config.reduction, allocation.ranks, plan.local, config.gradient_compression)
 

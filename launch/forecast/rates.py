@@ -1,7 +1,7 @@
-"""What was measured of a device, for the plan: images/s of a net on it, and how fast ranks of one host add up gradients.
+"""Measurements of devices, for the plan: images/s of a net, and how fast ranks of one host sum gradients.
 
-`bench/step.py` and `bench/scaling.py` write it, on the machine that will train; `launch/forecast/plan.py` reads it, on a
-login node as a rule, so it lies beside the site's file, on what the nodes share.
+`bench/step.py` and `bench/scaling.py` write the file, on the machine that will train. `launch/forecast/plan.py` reads it,
+usually on a login node; so the file stands beside the site's, on storage that all of them share.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import yaml
 from pipeline.base.checkout import CONFIGS
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
-from pipeline.base.files import write_text
+from pipeline.base.files import read_yaml, write_text
+from pipeline.base.typed import read_typed
 
 RATES_FILE = CONFIGS / "rates.yaml"
 HEADER = "# Measured by bench/step.py and bench/scaling.py, read by the plan of launch/slurm.py --dry-run.\n"
@@ -30,10 +31,10 @@ Kind = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """Whole updates of one rank, synthetic images, no reduction between ranks.
+    """Speed of whole updates of one rank, on synthetic images, without a reduction between ranks.
 
     device: its name as the driver gives it. threads: of the rank, 0 on a GPU. processes: ranks at work on the host at
-    once, this one included; images_per_second is of one of them. crop: pixels. micro_batch: images of a forward pass.
+    once, this one included; each of them makes images_per_second. crop: pixels. micro_batch: images of a forward pass.
     """
 
     kind: Kind
@@ -53,7 +54,7 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """The sum of gradients over `ranks` ranks of one host: seconds = 2 (N-1)/N bytes / bytes_per_second + latency_seconds."""
+    """How fast `ranks` ranks of one host sum gradients: seconds = 2 (N-1)/N bytes / bytes_per_second + latency_seconds."""
 
     kind: Kind
     device: str
@@ -78,35 +79,29 @@ def read(path: Path = RATES_FILE) -> Rates:
     """The measurements stored in `path`, none where it does not exist. Raises UserError for a file that does not fit."""
     if not path.exists():
         return Rates()
+    what = "file of measured rates"
     try:
-        values = yaml.safe_load(path.read_text()) or {}
-        return Rates(
-            rates=tuple(Rate(**one) for one in values.get("rates", ())),
-            links=tuple(Link(**one) for one in values.get("links", ())),
-        )
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"the file of measured rates {path} cannot be read ({reason}): remove it and measure again with bench/step.py"
-        ) from None
+        return read_typed(Rates, read_yaml(path, what) or {}, f"the {what} {path}")
+    except UserError as error:
+        raise UserError(f"{error}; or remove the file and measure again with bench/step.py") from None
 
 
 def store(entries: Sequence[Rate | Link], path: Path = RATES_FILE) -> None:
-    """Add measurements to `path`, each in the place of an older one of the same thing."""
+    """Add measurements to `path`. Each replaces an older one of the same thing."""
     old = read(path)
     fresh = {_what(entry) for entry in entries}
     before: list[Rate | Link] = [*old.rates, *old.links]
     everything = sorted([*(entry for entry in before if _what(entry) not in fresh), *entries], key=repr)
     plain = {
-        "rates": [dataclasses.asdict(one) for one in everything if isinstance(one, Rate)],
-        "links": [dataclasses.asdict(one) for one in everything if isinstance(one, Link)],
+        "rates": [dataclasses.asdict(entry) for entry in everything if isinstance(entry, Rate)],
+        "links": [dataclasses.asdict(entry) for entry in everything if isinstance(entry, Link)],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, HEADER + yaml.safe_dump(plain, sort_keys=False))
 
 
 def stamp() -> dict[str, str]:
-    """When and with what something is measured: today, and torch's version."""
+    """What says when and with what something was measured: today's date, and torch's version."""
     return {"measured": date.today().isoformat(), "torch": str(torch.__version__)}
 
 
@@ -126,7 +121,10 @@ def cpu_name() -> str:
 
 
 def matching(rates: Rates, kind: Kind, device: str | None) -> Rates:
-    """The measurements of one device: of the one whose name contains `device`, or of the only one of its kind."""
+    """The measurements of one device: the one whose name contains `device`, or the only one of its kind.
+
+    None of any device where several fit.
+    """
 
     def fits(entry: Rate | Link) -> bool:
         return entry.kind == kind and (device is None or device.lower() in entry.device.lower())
@@ -139,26 +137,26 @@ def matching(rates: Rates, kind: Kind, device: str | None) -> Rates:
 def find_rate(
     rates: Rates, *, arch: str, precision: str, compile: bool, crop: int, micro_batch: int, threads: int, processes: int
 ) -> Rate | None:
-    """Among the rates of one device (`matching`) the one measured closest to what is asked for.
+    """Among the rates of one device (`matching`) the one that was measured closest to what is asked for.
 
-    Precision, crop and a CPU rank's threads must be the same; where this net was not measured, another one's rate is given.
+    Precision, crop and a CPU rank's threads must be the same. Where this net was not measured, another net's rate is given.
     """
 
-    def fits(one: Rate) -> bool:
-        return (one.precision, one.crop) == (precision, crop) and one.threads in (0, threads)
+    def fits(rate: Rate) -> bool:
+        return (rate.precision, rate.crop) == (precision, crop) and rate.threads in (0, threads)
 
-    def distance(one: Rate) -> tuple[float, ...]:
-        circumstances = _ratio(one.processes, processes), _ratio(one.micro_batch, micro_batch)
-        return one.arch != arch, one.compile != compile, *circumstances
+    def distance(rate: Rate) -> tuple[float, ...]:
+        circumstances = _ratio(rate.processes, processes), _ratio(rate.micro_batch, micro_batch)
+        return rate.arch != arch, rate.compile != compile, *circumstances
 
     return min(filter(fits, rates.rates), key=distance, default=None)
 
 
 def find_link(rates: Rates, *, reduction: str, ranks: int) -> Link | None:
-    """How ranks of one host add up gradients: as many ranks as asked for, or as near to it as was measured."""
+    """How fast ranks of one host sum gradients: measured with `ranks` ranks, or with the nearest number."""
     return min(
-        (one for one in rates.links if one.reduction == reduction),
-        key=lambda one: _ratio(one.ranks, ranks),
+        (link for link in rates.links if link.reduction == reduction),
+        key=lambda link: _ratio(link.ranks, ranks),
         default=None,
     )
 
@@ -168,6 +166,6 @@ def _ratio(one: int, other: int) -> float:
 
 
 def _what(entry: Rate | Link) -> tuple[Any, ...]:
-    """What an entry measures, its figures left out."""
+    """What an entry measures: all of it but its figures."""
     values = dataclasses.asdict(entry)
     return (type(entry).__name__, *(value for name, value in values.items() if name not in FIGURES))

@@ -1,4 +1,4 @@
-"""What Ray Train runs on every worker: the same work as behind every other door, in the process group that Ray has opened."""
+"""What Ray Train runs on every worker: the same work as every other launcher, in the process group that Ray has opened."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class Arguments(TypedDict):
 def train(arguments: Arguments) -> None:
     """Work as one worker.
 
-    Raises RuntimeError where another start may help, so that Ray's FailureConfig decides. A mistake of the user is noted and
-    ends every worker without another start: at once where all found it, else by the restart that this worker's error causes.
+    Raises RuntimeError where another start may help, so that Ray's FailureConfig decides. A mistake of the user is noted,
+    and no worker starts again: all end at once where all of them found it; else this worker's error makes Ray restart them,
+    and they end at once then.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # it announces every report
     work, launch = arguments["work"], arguments["attempt"]
@@ -57,7 +58,7 @@ def train(arguments: Arguments) -> None:
         code, failure = attempt(rank, lambda: work(on_hang, lambda: report_newest(work.folder / CHECKPOINTS, rank)))
         if failure and code != EXIT_FENCED:
             note(failure, logs, launch, str(log))
-    if failure and code == EXIT_FENCED:  # the launch has other workers now, whose notes and outcome these would be
+    if failure and code == EXIT_FENCED:  # the notes and the outcome of this launch are now those of other workers
         raise RuntimeError(failure.sentence)
     if rank == 0:
         (logs / f"{launch}{RAY_OUTCOME}").write_text(str(code))
@@ -83,11 +84,11 @@ def report_newest(checkpoints: Path, rank: int) -> None:
 
 def _mistakes(logs: Path, launch: str) -> int:
     """How many ranks of this launch have noted a mistake of the user."""
-    return sum(one.code == EXIT_USER_ERROR for one in read_notes(logs, launch))
+    return sum(failure.code == EXIT_USER_ERROR for failure in read_notes(logs, launch))
 
 
 def _found_by_all(logs: Path, launch: str, size: int) -> bool:
-    """Whether every rank notes a mistake of the user, as they do where it was in what all of them were given."""
+    """Whether every rank notes a mistake of the user, as they do where all of them were given it. Waits for their notes."""
     end = time.monotonic() + SAME_MISTAKE_SECONDS
     while (found := _mistakes(logs, launch)) < size and time.monotonic() < end:
         time.sleep(0.1)
@@ -96,7 +97,7 @@ def _found_by_all(logs: Path, launch: str, size: int) -> bool:
 
 @contextmanager
 def output_to(log: Path) -> Iterator[None]:
-    """What this process writes, in Python or machine code, goes to `log` while the block runs."""
+    """Send what this process writes, in Python or machine code, to `log` while the block runs."""
     kept = [os.dup(stream.fileno()) for stream in (sys.stdout, sys.stderr)]
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     _point_output_at(descriptor, descriptor)

@@ -1,4 +1,4 @@
-"""What is asked of the scheduler: options with SLURM's own words, the site's defaults, and how submitit is told."""
+"""The nodes that a job asks SLURM for: the options of the command line, the site's defaults, submitit's parameters."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
+
+import docstring_parser
 
 from pipeline.base.checkout import CONFIGS, configs
-from pipeline.base.command import UserError, nearest
+from pipeline.base.command import UserError
 from pipeline.base.files import read_yaml
+from pipeline.base.typed import read_typed
 
 SITE_FILE = CONFIGS / "site.yaml"
 
-# These become part of a shell script that runs on the nodes; submitit's quoting lets a newline through.
+# What may stand in words that become part of a shell script on the nodes; submitit's quoting lets a newline through.
 _PLAIN = re.compile(r"[A-Za-z0-9._,:=&|()*\[\]/@+-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """The nodes a job asks for. The defaults are a node of 8 GPUs, as most clusters for training have.
+    """The nodes that a job asks for. The default is one node of 8 GPUs, as most clusters for training have.
 
     Args:
         nodes: number of nodes.
@@ -37,15 +40,15 @@ class Allocation:
         constraint: features the nodes must have.
         time: time limit of one attempt: minutes, H:MM:SS, or D-HH:MM:SS. A longer training requeues itself.
         signal_delay: seconds before the time limit (or preemption) at which the job is told to save.
-        requeue_limit: crashes in a row, without a newer checkpoint between them, after which the job is requeued. Preemption,
-            time limit and lost nodes do not count.
-        assume_shared: submit although the run folder or the dataset lies on a file system of this host alone: the nodes
-            see it too, or hold the same files in the same place. Each job looks for them when it starts.
+        requeue_limit: how many crashes in a row, without a newer checkpoint between them, are followed by a requeueing.
+            Preemption, the time limit and lost nodes do not count.
+        assume_shared: submit although the run folder or the dataset is on a file system of this host alone: the nodes
+            see that file system too, or hold the same files in the same place. Each job looks for them when it starts.
         network_gbits: bandwidth between nodes in Gb/s, for the plan of `--dry-run`.
-        device_name: part of the name of the nodes' GPU (H100), or of their CPU, for the plan: whose measured rates it takes;
-            needed where rates of several are stored.
+        device_name: part of the name of the nodes' GPU (H100), or of their CPU: the plan takes the rates that were measured
+            on it. Needed where rates of several devices are stored.
         rates: file of the rates that bench/step.py and bench/scaling.py measured; configs/rates.yaml where null.
-        images_per_second: of this net on one device, for the plan, instead of a stored rate.
+        images_per_second: speed of this net on one device, for the plan, instead of a stored rate.
         setup: shell lines that run on the first node before the ranks start (module load ..., export ...).
     """
 
@@ -68,6 +71,21 @@ class Allocation:
     images_per_second: float | None = None
     setup: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        at_least = dict.fromkeys(("nodes", "cpus_per_gpu", "tasks_per_node"), 1)
+        at_least |= dict.fromkeys(("gpus_per_node", "signal_delay", "requeue_limit"), 0)
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{_option(name)} is {value}: it must be at least {least}")
+        for name in ("partition", "account", "qos", "constraint"):
+            value = getattr(self, name)
+            if value is not None and not _PLAIN.fullmatch(value):
+                raise UserError(
+                    f"{_option(name)} {value!r} holds characters that have no place there: give the name that sinfo shows"
+                )
+        minutes(self.time)
+
     @property
     def ranks_per_node(self) -> int:
         return self.tasks_per_node or self.gpus_per_node or 1
@@ -81,22 +99,11 @@ class Allocation:
         """The time limit, rounded up to SLURM's unit."""
         return minutes(self.time)
 
-    def check(self) -> None:
-        """Raise UserError for values that cannot be, whatever the cluster."""
-        for name in ("nodes", "cpus_per_gpu"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
-        for name in ("gpus_per_node", "signal_delay", "requeue_limit"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it cannot be negative")
-        if self.tasks_per_node is not None and self.tasks_per_node < 1:
-            raise UserError(f"--tasks-per-node is {self.tasks_per_node}: it must be at least 1")
-        for name in ("partition", "account", "qos", "constraint"):
-            value = getattr(self, name)
-            if value is not None and not _PLAIN.fullmatch(value):
-                raise UserError(
-                    f"--{name} {value!r} holds characters that have no place there: give the name that sinfo shows"
-                )
+    def check_time(self) -> None:
+        """Raise UserError where the time limit leaves no time to work.
+
+        Apart from __post_init__: of these two a site file may set one, and the command line the other.
+        """
         if self.minutes * 60 <= self.signal_delay:
             raise UserError(
                 f"the time limit {self.time} is over before the {self.signal_delay} s that --signal-delay reserves for saving: "
@@ -104,7 +111,7 @@ class Allocation:
             )
 
     def sbatch_parameters(self, name: str) -> dict[str, Any]:
-        """SlurmExecutor's parameters, in its own words, without `setup`."""
+        """The parameters of submitit's SlurmExecutor, without `setup`."""
         asked: dict[str, Any] = {
             "job_name": name,
             "nodes": self.nodes,
@@ -119,7 +126,7 @@ class Allocation:
             "time": self.minutes,
             "signal_delay_s": self.signal_delay,
             # A rank that dies takes the step with it, so that the job ends at once instead of at a collective's time-out.
-            # srun takes the cores per task from its own options alone since SLURM 22.05; without, a rank is held to one.
+            # Since SLURM 22.05 srun takes the cores per task from its own options alone; without them a rank gets one core.
             "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={self.cpus_per_gpu}"],
             "additional_parameters": {"requeue": True},
         }
@@ -132,7 +139,7 @@ def minutes(text: str) -> int:
     if not found:
         raise UserError(f"--time '{text}' is not a time limit: give minutes, H:MM:SS or D-HH:MM:SS")
     days, *rest = found.groups()
-    numbers = [int(one) for one in rest if one is not None]
+    numbers = [int(number) for number in rest if number is not None]
     if days is not None or len(numbers) == 3:
         hours, minute, second = (*numbers, 0, 0)[:3]
     else:
@@ -140,67 +147,48 @@ def minutes(text: str) -> int:
     return int(days or 0) * 1440 + hours * 60 + minute + -(-second // 60)
 
 
-def add_options(made: argparse.ArgumentParser) -> None:
-    """Add every value of Allocation to a command line, hyphenated; not given means the site's value, then the default."""
-    documents = _documents()
-    for one in dataclasses.fields(Allocation):
-        if one.name == "setup":
-            continue
-        if one.type == "bool":
-            made.add_argument(
-                f"--{one.name.replace('_', '-')}", action="store_true", default=None, help=documents[one.name]
-            )
-            continue
-        kind = next(
-            kind for name, kind in (("int", int), ("float", float), ("str", str)) if str(one.type).startswith(name)
-        )
-        default = "" if one.default is None else f" (default: {one.default})"
-        made.add_argument(f"--{one.name.replace('_', '-')}", type=kind, help=documents[one.name] + default)
-    made.add_argument(
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every value of Allocation but `setup`. Not given, it is the site's value, else the default."""
+    types = get_type_hints(Allocation)
+    helps = {param.arg_name: param.description for param in docstring_parser.parse(Allocation.__doc__ or "").params}
+    for field in dataclasses.fields(Allocation):
+        name, text = field.name, " ".join((helps[field.name] or "").split())
+        kind, *_ = get_args(types[name]) or (types[name],)  # int of `int | None`
+        if kind is bool:
+            parser.add_argument(_option(name), action="store_true", default=None, help=text)
+        elif name != "setup":
+            default = "" if field.default is None else f" (default: {field.default})"
+            parser.add_argument(_option(name), type=kind, help=text + default)
+    parser.add_argument(
         "--site", type=str, help=f"YAML file of this site's defaults (default: {SITE_FILE.name} in configs/)"
     )
 
 
 def resolve(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Allocation:
-    """What the command line says, else the site's file, else `defaults`, else Allocation's. Raises UserError."""
-    names = [one.name for one in dataclasses.fields(Allocation)]
-    given = {name: options.get(name) for name in names if options.get(name) is not None}
+    """The command line's values, else the site file's, else `defaults`, else Allocation's. Raises UserError."""
+    names = [field.name for field in dataclasses.fields(Allocation)]
+    given = {name: options[name] for name in names if options.get(name) is not None}
     path = Path(options["site"]) if options.get("site") else configs() / SITE_FILE.name
     site = read_site(path) if options.get("site") or path.exists() else {}
     allocation = Allocation(**{**(defaults or {}), **site, **given})
-    allocation.check()
+    allocation.check_time()
     return allocation
 
 
 def read_site(path: Path) -> dict[str, Any]:
-    """A site file's values. Raises UserError for keys or types that do not fit."""
+    """The values that a site file sets; null sets nothing. Raises UserError for keys and values that do not fit."""
     values = read_yaml(path, "site file", "give an existing file to --site") or {}
-    if not isinstance(values, dict):
-        raise UserError(f"the site file {path} holds no 'key: value' lines: see configs/site.yaml")
-    fields = {one.name: str(one.type) for one in dataclasses.fields(Allocation)}
-    for key, value in values.items():
-        if key not in fields:
-            raise UserError(f"unknown key '{key}' in {path}: {nearest(str(key), fields)}")
-        kinds: dict[str, tuple[type, ...]] = {
-            "int": (int,), "float": (int, float), "str": (str,), "tuple": (list,), "bool": (bool,)
-        }  # fmt: skip
-        fitting = next(kind for name, kind in kinds.items() if fields[key].startswith(name))
-        if value is not None and (not isinstance(value, fitting) or isinstance(value, bool) != (fitting == (bool,))):
-            raise UserError(f"'{key}' in {path} is {value!r}: expected {fields[key]}")
-    if any("\n" in str(line) for line in values.get("setup") or ()):
+    if isinstance(values, dict):
+        values = {key: value for key, value in values.items() if value is not None}
+    site = read_typed(Allocation, values, f"the site file {path}")
+    if any("\n" in line for line in site.setup):
         raise UserError(f"'setup' in {path} holds a line break inside a line: give one list item per shell line")
-    values = {key: value for key, value in values.items() if value is not None}
-    return {**values, "setup": tuple(map(str, values["setup"]))} if "setup" in values else values
+    return {key: getattr(site, key) for key in values}
 
 
 def has_slurm() -> bool:
     return all(shutil.which(command) for command in ("sbatch", "srun"))
 
 
-def _documents() -> dict[str, str]:
-    """Allocation's Args section, by name."""
-    text = (Allocation.__doc__ or "").split("Args:")[1]
-    return {
-        name: " ".join(words.split())
-        for name, words in re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", text, re.MULTILINE)
-    }
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -74,14 +74,14 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         # Else it was cancelled, requeued or preempted already, or a node that was cut off came back late.
         if is_running(job, attempt):
-            conclude(args.folder, job, attempt, args.code, args.log_start, args.limit)
+            close_attempt(args.folder, job, attempt, args.code, args.log_start, args.limit)
     except ControllerError as error:
         print(f"error: {error}: unless launch/status.py shows the job, start the same command again", file=sys.stderr)
         return EXIT_FAILED
     return 0
 
 
-def conclude(folder: Path, job: str, attempt: int, code: int, log_start: int, limit: int) -> None:
+def close_attempt(folder: Path, job: str, attempt: int, code: int, log_start: int, limit: int) -> None:
     """Say what ended this attempt, note it where it was a crash, and put the job back into the queue where that may help.
 
     Arguments as on the command line. Raises ControllerError.

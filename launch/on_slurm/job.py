@@ -1,4 +1,4 @@
-"""What submitit ships to the nodes: the work, and what one task (one rank) does about it."""
+"""What submitit ships to the nodes: the work, and how one SLURM task (one rank) does it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ REQUEUE_SECONDS = 90.0
 
 @dataclass(frozen=True)
 class Job:
-    """Does `work` as one rank of the allocation it is called in; picklable."""
+    """Does `work` as one rank of the allocation that it is called in. Picklable."""
 
     work: Work
 
     def __call__(self) -> int:
-        """Returns 0 where the work is finished. Any other outcome leaves through SystemExit, so that the scheduler sees it."""
+        """Returns 0 where the work is finished. Raises SystemExit for any other outcome, so that the scheduler sees it."""
         environment = JobEnvironment()
         export_environment(environment)
         if environment.cluster == "slurm":
@@ -56,14 +56,14 @@ class Job:
         return code
 
     def checkpoint(self) -> DelayedSubmission:
-        """Called by submitit in rank 0 where the signal came before the trainer could take it: the same job again."""
+        """Called by submitit in rank 0 where the signal came before the trainer could handle it: the same job again."""
         leftover = JobEnvironment().paths.submitted_pickle
         leftover = leftover.with_suffix(leftover.suffix + ".save_tmp")
         leftover.unlink(missing_ok=True)  # of a save that was killed: submitit would trip over it
         return DelayedSubmission(Job(self.work))
 
     def _tell(self, failure: Failure, environment: JobEnvironment) -> None:
-        """Where nobody waits for the job (SLURM) its log says it, in debug mode this terminal, else its launcher does."""
+        """Print the failure (into the job's log on SLURM, here in debug mode); note it for launchers in other processes."""
         if environment.cluster != "local":
             print(failure.detail or f"error: {failure.sentence}", file=sys.stderr, flush=True)
         if environment.cluster != "debug":
@@ -72,7 +72,7 @@ class Job:
 
 
 def export_environment(environment: JobEnvironment) -> None:
-    """Give this task torchrun's names, as the trainer reads them."""
+    """Set the environment variables that the trainer reads, with torchrun's names."""
     names = TorchDistributedEnvironment()
     job_id = environment.raw_job_id if environment.raw_job_id.isdigit() else str(os.getpid())
     names.master_port = port_of(job_id, restarts())
@@ -87,14 +87,14 @@ def export_environment(environment: JobEnvironment) -> None:
 def port_of(job_id: str, restarts: int) -> int:
     """The TCP port where the ranks of one attempt of a job meet: the same on every node.
 
-    A hash of both: what is left of the attempt before may still hold its port, and the job with the next number may share a
-    node with this one.
+    A hash of both: what is left of the attempt before may still hold that attempt's port, and the job with the next number
+    may share a node with this one.
     """
     return FIRST_PORT + zlib.crc32(f"{job_id}.{restarts}".encode()) % (LAST_PORT - FIRST_PORT)
 
 
 def requeue(environment: JobEnvironment) -> None:
-    """Rank 0 puts the job back into the queue; every task then ends, by the scheduler's hand."""
+    """Rank 0 puts the job back into the queue; the scheduler then ends every task."""
     if environment.cluster == "slurm":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # saved: the scheduler need not wait before it kills
         if environment.global_rank == 0:
@@ -105,17 +105,17 @@ def requeue(environment: JobEnvironment) -> None:
 
 
 def requeue_running_job(job_id: str) -> None:
-    """`scontrol requeue` for this attempt alone: not a job that its user has just cancelled, not a later attempt."""
+    """`scontrol requeue` for this attempt alone: not for a job that its user has just cancelled, nor for a later attempt."""
     try:
         if is_running(job_id, restarts()):
             print(f"saved; requeueing job {job_id}", file=sys.stderr, flush=True)
             requeue_attempt(job_id, restarts())
         else:
             print(
-                f"saved; job {job_id} is not running any more: the scheduler decides what becomes of it",
+                f"saved; job {job_id} is not running any more: the scheduler decides whether it starts again",
                 file=sys.stderr,
             )
-    except ControllerError as error:  # the exit code that follows has the batch script try again
+    except ControllerError as error:  # the exit code makes the batch script try again
         print(f"warning: saved, but {error}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""What SLURM says: its partitions, before a job is submitted; the state of a job, after."""
+"""Asks SLURM: for its partitions before a job is submitted, for the job's state afterwards."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ TIMEOUT_SECONDS = 60.0
 
 
 def check_partition(allocation: Allocation) -> None:
-    """Raise UserError where the partition does not exist, or would let the job wait for ever: sbatch accepts both lengths.
+    """Raise UserError where the partition does not exist, or where the job would wait in it for ever.
 
-    What sbatch itself refuses (features, GPUs, accounts) it refuses in its own words, with nothing submitted.
+    sbatch accepts a time and a number of nodes that the partition never grants. What it refuses itself (features, GPUs,
+    accounts) needs no check: nothing is submitted then, and sbatch says why.
     """
-    partitions = {one["PartitionName"]: one for one in show("partition")}
+    partitions = {partition["PartitionName"]: partition for partition in show("partition")}
     if not partitions:
-        return  # scontrol does not tell: sbatch will
+        return  # scontrol does not know: sbatch will say
     names = allocation.partition.split(",") if allocation.partition else _default(partitions)
     for name in names:
         if name not in partitions:
@@ -26,7 +27,7 @@ def check_partition(allocation: Allocation) -> None:
     if all(_too_long(allocation.minutes, partitions[name].get("MaxTime", "UNLIMITED")) for name in names):
         longest = ", ".join(f"{name} {partitions[name]['MaxTime']}" for name in names)
         raise UserError(
-            f"--time {allocation.time} is over the partition's limit ({longest}): give a shorter one, "
+            f"--time {allocation.time} is over the partition's limit ({longest}): give a shorter time, "
             "the job requeues itself as often as the training needs"
         )
     if all(allocation.nodes > int(partitions[name].get("TotalNodes", allocation.nodes)) for name in names):
@@ -35,15 +36,14 @@ def check_partition(allocation: Allocation) -> None:
 
 
 def show(kind: str, name: str | None = None) -> list[dict[str, str]]:
-    """`scontrol show KIND [NAME]` as one dict per line; empty where SLURM knows nothing of that name."""
-    command = ["scontrol", "show", kind, *([name] if name else []), "--oneliner"]
-    text = ask(command)
+    """`scontrol show KIND [NAME]` as one dict per line; none where SLURM knows nothing of that name."""
+    text = ask(["scontrol", "show", kind, *([name] if name else []), "--oneliner"])
     lines = [dict(word.partition("=")[::2] for word in line.split()) for line in text.splitlines()]
     return [line for line in lines if "=" in text and line]
 
 
 def ask(command: Sequence[str]) -> str:
-    """Standard output of one of SLURM's commands; empty where it fails or is not installed.
+    """Standard output of one of SLURM's commands; empty where the command fails or is not installed.
 
     Raises UserError where SLURM does not answer.
     """
@@ -59,7 +59,7 @@ def ask(command: Sequence[str]) -> str:
 
 
 def _default(partitions: dict[str, dict[str, str]]) -> list[str]:
-    names = [name for name, one in partitions.items() if one.get("Default") == "YES"]
+    names = [name for name, partition in partitions.items() if partition.get("Default") == "YES"]
     if not names:
         raise UserError(
             f"this cluster has no default partition: give --partition, one of {', '.join(sorted(partitions))}"

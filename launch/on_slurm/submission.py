@@ -1,13 +1,12 @@
-"""Handing work to submitit: its scripts, its folder, and its executors for SLURM, for this machine and for this process."""
+"""Hands work to submitit: its scripts, its folder, its executors for SLURM, for this machine and for this process."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,21 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launch.on_slurm import ending, fence, visibility
-from launch.on_slurm.allocation import Allocation
+from launch.on_slurm.allocation import Allocation, has_slurm
 from launch.on_slurm.job import Job
-from launch.on_slurm.scheduler import TIMEOUT_SECONDS
-from launch.ranks.failure import conclude, read_notes
+from launch.on_slurm.scheduler import check_partition
+from launch.ranks.failure import print_cause, read_notes
 from launch.ranks.follow import following
 from launch.ranks.work import Work
 from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_FAILED
 from pipeline.base.layout import LOGS, SLURM
 
-STOPS = 1_000_000  # submitit's own limit on time-outs: a training of weeks meets its time limit as often as it takes
+STOPS = 1_000_000  # submitit's limit on time-outs: a training of weeks meets the job's time limit many times
 
 
 class _Script(submitit.SlurmExecutor):
-    """Writes sbatch scripts also where there is no SLURM (`--dry-run` on a laptop)."""
+    """Writes sbatch scripts where there is no SLURM, too (`--dry-run` on a laptop)."""
 
     @classmethod
     def affinity(cls) -> int:
@@ -41,23 +40,23 @@ def submitit_folder(work: Work) -> Path:
 
 
 def make_folder(folder: Path) -> Path:
-    """submitit's folder: scripts, pickles and logs, for its owner alone, since a pickle is code."""
+    """Make submitit's folder, for scripts, pickles and logs. Only its owner can enter: a pickle is code."""
     folder.mkdir(parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
     return folder
 
 
 def sbatch_parameters(work: Work, allocation: Allocation) -> dict[str, Any]:
-    """SlurmExecutor's parameters for `work`, with the shell lines that look after its ranks.
+    """The parameters of submitit's SlurmExecutor for `work`, with the shell lines that look after its ranks.
 
     Raises UserError for folders whose names could become lines of the script.
     """
     folder = submitit_folder(work)
-    for one in (folder, *work.inputs):
-        if not str(one).isprintable():
+    for named in (folder, *work.inputs):
+        if not str(named).isprintable():
             raise UserError(
-                f"the folder {str(one)!r} holds control characters, which have no place in a script for sbatch: choose another "
-                "folder (--runs, --data)"
+                f"the name of the folder {str(named)!r} holds control characters, which must not get into a script for "
+                "sbatch: choose another folder (--runs, --data)"
             )
     setup = [
         *allocation.setup,
@@ -76,19 +75,27 @@ def script(work: Work, allocation: Allocation) -> str:
 
 
 def submit(work: Work, allocation: Allocation, after: Sequence[str] = ()) -> str:
-    """Hand `work` to SLURM as one job, to start after those in `after` have ended well; its id.
+    """Submit `work` as one job, to start after the jobs `after` have ended well; the job's id.
 
-    Raises UserError with sbatch's own words where it refuses.
+    Raises UserError for what SLURM would find only after the job has waited in the queue, and where sbatch refuses the job,
+    with sbatch's words.
     """
+    if not has_slurm():
+        raise UserError(
+            "there is no SLURM on this machine (sbatch and srun are not on PATH): run this on a login node of the cluster "
+            "(with --dry-run or --cluster local, launch/slurm.py works here)"
+        )
+    check_partition(allocation)
+    visibility.check_shared(allocation, [work.folder, *work.inputs])
     parameters = sbatch_parameters(work, allocation)
-    if after:  # one that can never start is no longer in the queue, where it would pass for waiting
+    if after:  # a job that can never start leaves the queue, where it would seem to wait
         dependency = {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
         parameters["additional_parameters"] |= dependency
     folder = make_folder(submitit_folder(work))
     executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=STOPS)
     executor.update_parameters(**{f"slurm_{key}": value for key, value in parameters.items()})
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit repeats there what the error says
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints there what the error says
             return str(executor.submit(Job(work)).job_id)
     except (FailedSubmissionError, FailedJobError) as error:
         for leftover in (*folder.glob(".submission_file_*"), *folder.glob("[0-9a-f]" * 32 + ".pkl")):
@@ -97,39 +104,8 @@ def submit(work: Work, allocation: Allocation, after: Sequence[str] = ()) -> str
         raise UserError(f"sbatch refused the job: {reason.removeprefix('sbatch: error: ')}") from None
 
 
-@contextlib.contextmanager
-def all_or_none() -> Iterator[list[str]]:
-    """Around the submission of jobs that belong together: yields the list that takes their ids.
-
-    Where one of them is refused, or the command ends otherwise before the last, those before it are cancelled and that is said.
-    """
-    jobs: list[str] = []
-    try:
-        yield jobs
-    except UserError as error:
-        if not jobs:
-            raise
-        raise UserError(f"{error}; {_cancel(jobs)}") from None
-    except BaseException:  # Ctrl-C, a full disk
-        if jobs:
-            print(f"error: not all jobs were submitted; {_cancel(jobs)}", file=sys.stderr)
-        raise
-
-
-def _cancel(jobs: Sequence[str]) -> str:
-    """Cancel jobs that have just been submitted; a clause that says what became of them."""
-    try:
-        done = subprocess.run(["scancel", *jobs], capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
-        cancelled = done.returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        cancelled = False
-    if cancelled:
-        return f"what was submitted before it (job {', '.join(jobs)}) is cancelled"
-    return f"what was submitted before it could not be cancelled: run 'scancel {' '.join(jobs)}'"
-
-
 def run_here(work: Work, allocation: Allocation, cluster: str) -> int:
-    """Do `work` under submitit's local or debug executor and wait for the end; the exit code."""
+    """Do `work` under submitit's local or debug executor and wait for its end; the exit code."""
     executor = submitit.AutoExecutor(make_folder(submitit_folder(work)), cluster=cluster)
     executor.update_parameters(
         timeout_min=allocation.minutes,
@@ -152,7 +128,7 @@ def run_here(work: Work, allocation: Allocation, cluster: str) -> int:
 
 
 def outcome(work: Work, job: submitit.Job[int]) -> int:
-    """Exit code of a local job that has ended; prints the cause where it failed."""
+    """Exit code of a local job that has ended. Prints the cause where the job failed."""
     if all(task.paths.result_pickle.exists() for task in map(job.task, range(job.num_tasks))):
         lines = job.task(0).paths.stdout.read_text().splitlines()
         print("\n".join(line for line in lines if not line.startswith("submitit ")))
@@ -161,4 +137,4 @@ def outcome(work: Work, job: submitit.Job[int]) -> int:
     if not failures:
         print(f"error: the job ended without a result, its logs are in {job.paths.folder}", file=sys.stderr)
         return EXIT_FAILED
-    return conclude(failures)
+    return print_cause(failures)

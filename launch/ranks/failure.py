@@ -1,7 +1,7 @@
-"""What one rank's failure looks like to the launcher that waits for it, and which of several failures was the cause.
+"""Failures of ranks: noted by the ranks, read by launchers, reduced to the one that caused the others.
 
-A rank that fails takes its neighbours along: their collectives end in "connection reset". The cause is the failure that
-was noted first, and every rank notes its own while its connections are still open, so the order is causal.
+A rank that fails takes its neighbours along: their collectives end in "connection reset". Every rank notes its failure
+while its connections are still open, so the failure that was noted first is the cause.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ NO_RANK = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why `rank` ended with `code`. `time`: Unix seconds. `detail`: a traceback, or nothing where the sentence is all.
+    """Why `rank` ended with `code`. `time`: Unix seconds. `detail`: a traceback, empty where the sentence says all.
 
-    `rank` is NO_RANK where the job failed before or beside its ranks.
+    `rank` is NO_RANK where the job failed before its ranks started, or outside them.
     """
 
     rank: int
@@ -51,7 +51,7 @@ class Failure:
 
     @property
     def killed(self) -> bool:
-        """Died of a signal from outside or of a fault in machine code: never the consequence of another rank's end.
+        """Whether a signal from outside or a fault in machine code ended the rank: another rank's end never causes that.
 
         SIGABRT (134) does not count: NCCL's watchdog aborts a rank when another one vanishes.
         """
@@ -59,7 +59,7 @@ class Failure:
 
 
 def attempt(rank: int, main: Callable[[], int]) -> tuple[int, Failure | None]:
-    """Call `main`; its exit code, and the failure where it raised. Exit codes are those of pipeline.base.command.run."""
+    """Call `main`; its exit code, and the failure where `main` raised. Exit codes are those of pipeline.base.command.run."""
 
     def failure(code: int, sentence: str, detail: str = "") -> tuple[int, Failure]:
         return code, Failure(rank=rank, time=time.time(), code=code, sentence=sentence, detail=detail)
@@ -81,17 +81,17 @@ def attempt(rank: int, main: Callable[[], int]) -> tuple[int, Failure | None]:
 
 
 def failure_of_hang(hang: Hang, log: str = "") -> Failure:
-    """What the watchdog of any rank found, as the failure of the rank that holds the others up."""
+    """A hang that the watchdog of any rank found, as the failure of the rank that holds the others up."""
     return Failure(rank=hang.ranks[0], time=time.time(), code=EXIT_HUNG, sentence=hang.sentence, log=log)
 
 
 def cause(failures: Iterable[Failure]) -> Failure:
-    """The failure that brought the others about: a rank that was killed, else the one noted first."""
-    return min(failures, key=lambda one: (not one.killed, one.time))
+    """The failure that caused the others: that of a rank that was killed, else the one noted first."""
+    return min(failures, key=lambda failure: (not failure.killed, failure.time))
 
 
 def note(failure: Failure, logs: Path, attempt_name: str, log: str) -> None:
-    """Leave the failure in the run's logs/, where whoever waits for this attempt looks for its cause."""
+    """Write the failure into the run's logs/, where whoever waits for this attempt looks for the cause."""
     try:
         logs.mkdir(parents=True, exist_ok=True)
         failure_note(logs, attempt_name, failure.rank).write_text(replace(failure, log=log).to_json() + "\n")
@@ -105,15 +105,15 @@ def read_notes(logs: Path, attempt_name: str) -> list[Failure]:
 
 
 def read_all_notes(logs: Path) -> dict[str, list[Failure]]:
-    """The failures of every attempt that had some, by the attempt's name."""
+    """The failures of every attempt that had any, by the attempt's name."""
     found: dict[str, list[Failure]] = {}
     for attempt_name, path in failure_notes(logs):
         found.setdefault(attempt_name, []).append(Failure.from_json(path.read_text()))
     return found
 
 
-def conclude(failures: Iterable[Failure]) -> int:
-    """Print the cause of these failures; its exit code. Raises UserError where it is its user's mistake."""
+def print_cause(failures: Iterable[Failure]) -> int:
+    """Print the cause of these failures and return its exit code. Raises UserError where the cause is the user's mistake."""
     first = cause(failures)
     if first.code == EXIT_USER_ERROR and not first.detail:
         raise UserError(first.sentence)

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from launch.ranks.failure import Failure, conclude
+from launch.ranks.failure import Failure, print_cause
 from pipeline.base.exits import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from pipeline.process.watchdog import Note
 
-# The rank's inherited file descriptor for its Failure; None of the ranks' business beyond `report`.
+# The file descriptor, inherited by a rank, that `tell_launcher` writes to; the ranks themselves need not know of it.
 REPORT_VARIABLE = "PIPELINE_REPORT_FD"
 
-# Once a rank has failed the others can only fail too: time for their own clean-up, then a request, then force.
+# Once a rank has failed the others can only fail too: they get time to clean up, then a request to end, then SIGKILL.
 REQUEST_AFTER_SECONDS = 5.0
 FORCE_AFTER_SECONDS = 10.0
 TAIL_BYTES = 4000
@@ -40,17 +40,17 @@ _prctl = ctypes.CDLL(None, use_errno=True).prctl
 class _Rank:
     number: int
     process: subprocess.Popen[bytes]
-    output: IO[bytes] | None  # what it wrote before it opened its own log
-    report: IO[bytes]
+    output: IO[bytes] | None  # what it wrote before it opened its log; None: it writes to the terminal
+    messages: IO[bytes]  # what it told this launcher
 
     def failure(self, log: Path | None = None) -> Failure | None:
-        """Why it ended, None where it ended well (0, or saved and stopped on request)."""
+        """Why the rank ended; None where it ended well (finished, or saved and stopped on request)."""
         code = self.process.returncode
         if code in (0, EXIT_PREEMPTED):
             return None
-        self.report.seek(0)
-        told = self.report.read().decode().splitlines()
-        if failures := [line for line in told if line.startswith("{")]:
+        self.messages.seek(0)
+        lines = self.messages.read().decode().splitlines()
+        if failures := [line for line in lines if line.startswith("{")]:
             return Failure.from_json(failures[0])
         if code < 0:
             reason = f"was killed by {signal.Signals(-code).name}"
@@ -58,7 +58,7 @@ class _Rank:
                 reason += " (the kernel does that when memory runs out: see dmesg)"
         else:
             reason = f"ended with exit code {code}"
-        note = Note.read(Path(told[0])) if told else None
+        note = Note.read(Path(lines[0])) if lines else None
         if note and note.process == self.process.pid:
             reason += f", its last word: {note}"
         code = 128 - code if code < 0 else code
@@ -74,11 +74,11 @@ class _Rank:
 def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> int:
     """Run one process per command, rank 0 on this terminal, until all have ended; print the cause of a failure.
 
-    Signals that end, save or interrupt are passed on to every rank, once; a second Ctrl-C kills. When one rank fails the
-    others are stopped. When this process dies, however it dies, the kernel kills every rank.
+    Signals that ask to end, save or interrupt are passed on to every rank, once; a second Ctrl-C kills. When one rank fails
+    the others are stopped. When this process dies, in whatever way, the kernel kills every rank.
 
     Returns 0, EXIT_PREEMPTED, EXIT_INTERRUPTED, or the exit code of the rank that failed first (128 + N for signal N).
-    Raises UserError where that was its user's mistake.
+    Raises UserError where that failure was a mistake of the user.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     ranks: list[_Rank] = []
@@ -93,26 +93,26 @@ def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[
                 rank.process.wait()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if failures and not interrupted:
-        return conclude(failures)
+        return print_cause(failures)
     if interrupted and any(rank.process.returncode for rank in ranks):
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
     return EXIT_PREEMPTED if any(rank.process.returncode == EXIT_PREEMPTED for rank in ranks) else 0
 
 
-def report(failure: Failure) -> None:
-    """Called in a rank: tell the supervisor why this rank ends, before its connections close."""
-    _tell(failure.to_json() + "\n")
+def tell_launcher(failure: Failure) -> None:
+    """Called in a rank: say why this rank ends, before its connections close."""
+    _write_message(failure.to_json())
 
 
-def report_activity(path: Path) -> None:
-    """Called in a rank, before anything is reported: where its `Note` will stand, for the case that it can report nothing."""
-    _tell(f"{path.absolute()}\n")
+def tell_launcher_of_notes(path: Path) -> None:
+    """Called in a rank first of all: where its `Note` will be, to be read if the rank dies without a word."""
+    _write_message(str(path.absolute()))
 
 
-def _tell(text: str) -> None:
+def _write_message(line: str) -> None:
     if descriptor := os.environ.get(REPORT_VARIABLE):
-        os.write(int(descriptor), text.encode())
+        os.write(int(descriptor), f"{line}\n".encode())
 
 
 def _start(number: int, command: Sequence[str], environment: Mapping[str, str]) -> _Rank:
@@ -120,24 +120,24 @@ def _start(number: int, command: Sequence[str], environment: Mapping[str, str]) 
 
     def become_rank() -> None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != launcher:  # it died between the fork and the line above
+        if os.getppid() != launcher:  # the launcher died between the fork and the line above
             os._exit(EXIT_INTERRUPTED)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
-        signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # for ranks that do not make it show their stacks
+        signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # for programs that do not show their stacks on SIGQUIT
 
     output = None if number == 0 else tempfile.TemporaryFile()  # noqa: SIM115
-    report_file = tempfile.TemporaryFile()  # noqa: SIM115
+    messages = tempfile.TemporaryFile()  # noqa: SIM115
     process = subprocess.Popen(
         command,
-        env={**environment, REPORT_VARIABLE: str(report_file.fileno())},
+        env={**environment, REPORT_VARIABLE: str(messages.fileno())},
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=output,
-        pass_fds=(report_file.fileno(),),
-        process_group=0,  # its own: the terminal's Ctrl-C reaches the launcher alone, which passes it on once
+        pass_fds=(messages.fileno(),),
+        process_group=0,  # a new one: the terminal's Ctrl-C reaches the launcher alone, which passes it on once
         preexec_fn=become_rank,
     )
-    return _Rank(number, process, output, report_file)
+    return _Rank(number, process, output, messages)
 
 
 def _wait(ranks: Sequence[_Rank]) -> tuple[list[Failure], bool]:
@@ -152,7 +152,8 @@ def _wait(ranks: Sequence[_Rank]) -> tuple[list[Failure], bool]:
             _signal(running, signal.SIGKILL)
             force_at = float("inf")
         elif now >= request_at:
-            # SIGQUIT: its threads' stacks into its log. SIGCONT: a rank that was stopped can do neither otherwise.
+            # SIGQUIT writes the stacks of a rank's threads into its log. SIGCONT wakes a stopped rank, which could do
+            # neither otherwise.
             for number in (signal.SIGQUIT, signal.SIGTERM, signal.SIGCONT):
                 _signal(running, number)
             request_at = float("inf")
@@ -162,13 +163,13 @@ def _wait(ranks: Sequence[_Rank]) -> tuple[list[Failure], bool]:
             _signal(running, signal.SIGKILL if interrupts > 1 else signal.Signals(received.si_signo))
         elif received is not None and received.si_signo == signal.SIGTSTP:
             _pause(running)
-        for rank in [one for one in running if one.process.poll() is not None]:
+        for rank in [rank for rank in running if rank.process.poll() is not None]:
             running.remove(rank)
             if failure := rank.failure():
                 if not failures:
                     request_at = time.monotonic() + REQUEST_AFTER_SECONDS
                     force_at = time.monotonic() + FORCE_AFTER_SECONDS
-                # What this launcher itself ends tells nothing about the cause.
+                # The ends that this launcher itself brings about say nothing about the cause.
                 if request_at < float("inf") or not failures:
                     failures.append(failure)
     return failures, interrupts > 0

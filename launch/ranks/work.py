@@ -1,27 +1,24 @@
-"""What a door starts on every rank: the training of a config, or the evaluation of a net; picklable."""
+"""The work that a launcher starts on every rank: a training, an evaluation, or a command."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from pipeline.base.command import UserError
-from pipeline.base.layout import CONFIG, EVALUATION
+from pipeline.base.command import print_json
+from pipeline.base.layout import EVALUATION
 
-if TYPE_CHECKING:  # its import of torch is the ranks' business
+if TYPE_CHECKING:  # these import torch
+    from pipeline.evaluation.request import EvaluationRequest
     from pipeline.process.watchdog import Hang
     from pipeline.run.config import Config
 
-EVALUATE = "--evaluate"  # the words after it are those of python -m pipeline.evaluate
-EVALUATE_HELP = "test a net instead, on the same ranks; what follows are the options of python -m pipeline.evaluate"
-
 
 class Work(Protocol):
-    """Called by every rank with torchrun's names in its environment; its result is the exit code."""
+    """Picklable. Every rank calls it, with torchrun's names in its environment; the result is the exit code."""
 
     @property
     def name(self) -> str:
@@ -29,7 +26,7 @@ class Work(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where the ranks' logs and the scheduler's files go: logs/ and slurm/ below it. Absolute."""
+        """Where the ranks' logs and the scheduler's files go: into logs/ and slurm/ below it. Absolute."""
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -41,7 +38,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """Trains the run that `config` describes, or goes on with it."""
+    """Trains the run that `config` describes, or continues it."""
 
     config: Config
 
@@ -55,7 +52,30 @@ class Training:
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        return _local(self.config.data)
+        return _local_folders(self.config.data, Path.cwd())
+
+    @property
+    def device(self) -> str:
+        return self.config.device
+
+    def absolute(self) -> Training:
+        """The same training for processes with another working directory."""
+        from pipeline.data.storage import location_in
+
+        config, here = self.config, Path.cwd()
+        return Training(replace(config, runs=str(here / config.runs), data=location_in(here, config.data)))
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raise UserError where the batch cannot be divided among `ranks` ranks."""
+        from pipeline.training.batchnorm import plan_groups
+
+        plan_groups(self.config.batch, self.config.bn_group, 0, ranks)
+
+    def print_summary(self, code: int) -> None:
+        """Print the closing line of `--json`. `code`: the exit code."""
+        from pipeline.run.summary import summary
+
+        print_json(summary(self.config, code))
 
     def __call__(
         self, on_hang: Callable[[Hang], None] = lambda hang: None, on_save: Callable[[], None] = lambda: None
@@ -67,13 +87,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`python -m pipeline.evaluate ARGUMENTS` in `directory`, where the relative paths among them begin.
+    """Scores one trained model.
 
-    `run`: the run folder whose net is tested, None for weights from elsewhere. `data`: the dataset's place.
+    `run`: the run folder that holds the model, absolute; None for weights from elsewhere. `data`: the dataset's location.
     """
 
-    arguments: tuple[str, ...]
-    directory: Path
+    request: EvaluationRequest
     run: Path | None
     data: str
 
@@ -83,56 +102,43 @@ class Evaluation:
 
     @property
     def folder(self) -> Path:
-        return self.run / EVALUATION if self.run else self.directory / "runs" / EVALUATION
+        return self.run / EVALUATION if self.run else self.request.directory / "runs" / EVALUATION
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        return tuple(self.directory / one for one in _local(self.data))
+        return _local_folders(self.data, self.request.directory)
+
+    @property
+    def device(self) -> str:
+        return self.request.device
+
+    def check_inputs(self) -> None:
+        """Raise UserError where there is no sound checkpoint or no dataset, before a job waits in a queue for them."""
+        from pipeline.data.storage import open_dataset
+        from pipeline.evaluation.nets import find_checkpoint
+
+        if self.run is not None:
+            find_checkpoint(self.run)
+        open_dataset(self.data)
 
     def __call__(self, *_: object) -> int:
-        from pipeline.evaluate import main
+        from pipeline.evaluate import evaluate
 
-        os.chdir(self.directory)
-        return main(self.arguments)
-
-
-def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:
-    """A door's command line: its own words, and those for pipeline.evaluate where it is to evaluate."""
-    words = list(argv)
-    if EVALUATE not in words:
-        return words, None
-    at = words.index(EVALUATE)
-    return words[:at], words[at + 1 :]
+        return evaluate(self.request)
 
 
-def evaluation(arguments: Sequence[str]) -> Evaluation:
-    """The evaluation that these words of pipeline.evaluate ask for. Raises UserError for words that do not fit."""
-    from pipeline.evaluate import check, options
-    from pipeline.evaluation.options import protocol_names
-    from pipeline.run.options import load
+@dataclass(frozen=True)
+class Command:
+    """Runs one command, as one task."""
 
-    own = options().parse_args(arguments)
-    check(own, protocol_names(own.protocol or ["center"]))
-    run, data = None, str(own.data)
-    if own.target is not None:
-        run = (own.target if own.target.is_dir() else own.target.parent.parent).absolute()
-        if not (run / CONFIG).is_file():
-            raise UserError(f"{own.target} is neither a run folder nor a checkpoint in one: give runs/NAME")
-        data = str(own.data or load(run / CONFIG).data)
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run.name):  # becomes a job's name and part of a script
-            raise UserError(f"the run folder's name '{run.name}' may hold only letters, digits and . _ -: rename it")
-    return Evaluation(tuple(arguments), Path.cwd(), run, data)
+    name: str
+    folder: Path
+    words: tuple[str, ...]
+    inputs: tuple[Path, ...] = ()
+
+    def __call__(self, *_: object) -> int:
+        return subprocess.run(self.words, check=False).returncode
 
 
-def check_readable(work: Evaluation) -> None:
-    """Raise UserError where there is no sound checkpoint or no dataset yet: before a job waits in a queue for them."""
-    from pipeline.data.storage import open_dataset
-    from pipeline.evaluation.nets import find_checkpoint
-
-    if work.run is not None:
-        find_checkpoint(work.run)
-    open_dataset(work.data)
-
-
-def _local(data: str) -> tuple[Path, ...]:
-    return () if "://" in data else (Path(data).absolute(),)
+def _local_folders(data: str, directory: Path) -> tuple[Path, ...]:
+    return () if "://" in data else (directory / data,)

@@ -24,7 +24,16 @@ def open_dataset(location: str | Path, cache: Path | None = None) -> Dataset:
     cache: folder for the small files of a remote dataset; None is $XDG_CACHE_HOME or ~/.cache.
     Raises UserError if there is no dataset, or if it cannot be reached.
     """
-    return RemoteDataset(str(location), cache) if "://" in str(location) else Dataset(location)
+    return RemoteDataset(str(location), cache) if is_url(location) else Dataset(location)
+
+
+def is_url(location: str | Path) -> bool:
+    return "://" in str(location)
+
+
+def location_in(folder: Path, location: str) -> str:
+    """A dataset's location where relative paths begin in `folder`; a URL stays as it is."""
+    return location if is_url(location) else str(folder / location)
 
 
 class RemoteDataset(Dataset):

@@ -1,61 +1,80 @@
-"""Opens the dataset that a net is tested on, and the one it was trained on, which is identified by its content."""
+"""The dataset that a model is tested on, and the one it was trained on, which is known by its content wherever it lies."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from pipeline.base.command import UserError
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Dataset, Statistics
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.nets import TrainedNet
 
 
-def tested_on(trained: TrainedNet) -> Dataset:
-    """Open the dataset to test the net on. Raises UserError if it is missing or its classes are not the net's.
+@dataclass(frozen=True, kw_only=True)
+class Datasets:
+    """tested: what a model is tested on. training: what it was trained on, or why that cannot be opened."""
+
+    tested: Dataset
+    training: Dataset | UserError
+
+    @property
+    def statistics(self) -> Statistics:
+        """Those of the training images: their mean is the model's. Raises UserError where they cannot be read."""
+        if isinstance(self.training, UserError):
+            raise self.training
+        return self.training.statistics
+
+
+def open_datasets(trained: TrainedNet) -> Datasets:
+    """Open each of the model's datasets once. Raises UserError where the one to test on is not there or has other classes.
 
     The classes are compared with those of the training dataset, if that can be read.
     """
-    dataset = open_dataset(trained.data)
-    if dataset.classes != trained.classes:
+    tested = open_dataset(trained.data)
+    if tested.classes != trained.classes:
         raise UserError(
-            f"{trained.name} has {trained.classes} classes, but the dataset {trained.data} has {dataset.classes}: "
+            f"{trained.name} tells {trained.classes} classes apart, the dataset {trained.data} has {tested.classes}: "
             "give the dataset that the net was trained for"
         )
     try:
-        training_dataset = trained_on(trained, dataset)
-    except UserError:
-        return dataset
-    pairs = zip(training_dataset.manifest.classes, dataset.manifest.classes, strict=False)
-    for label, (known, given) in enumerate(pairs):
+        training = _training_dataset(trained, tested)
+    except UserError as error:
+        return Datasets(tested=tested, training=error)
+    for label, (known, given) in enumerate(zip(training.manifest.classes, tested.manifest.classes, strict=False)):
         if known.wnid != given.wnid:
             raise UserError(
-                f"class {label} of the dataset {trained.data} is {given.wnid}, but {trained.name} was trained with "
+                f"class {label} of the dataset {trained.data} is {given.wnid}, {trained.name} was trained with "
                 f"{known.wnid}: give a dataset with the same classes in the same order"
             )
-    return dataset
+    return Datasets(tested=tested, training=training)
 
 
 def on_training_data(trained: TrainedNet, dataset: Dataset) -> bool:
-    """Return whether the net was trained on `dataset` (from `trained.data`), by its hash, or by its path if none is known."""
+    """Whether `dataset`, opened from `trained.data`, is what the model was trained on.
+
+    By its location where the hash of the training dataset is unknown.
+    """
     if trained.training_sha256 is None:
         return trained.data == trained.training_data
     return dataset.sha256 == trained.training_sha256
 
 
 def data_suffix(trained: TrainedNet, dataset: Dataset) -> str:
-    """Return the part of file and metric names that states the test dataset: empty for the net's training dataset."""
+    """What the names of files and metrics say of the tested dataset: nothing where it is the training dataset."""
     return "" if on_training_data(trained, dataset) else f"-data{dataset.sha256[:8]}"
 
 
-def trained_on(trained: TrainedNet, dataset: Dataset) -> Dataset:
-    """Return the dataset whose mean the net needs: `dataset` if it is the training dataset, else the one in the run's config.
+def _training_dataset(trained: TrainedNet, tested: Dataset) -> Dataset:
+    """`tested` where the model was trained on it, else the dataset that the run's config names.
 
     Raises UserError if that dataset is missing or is another one.
     """
-    if on_training_data(trained, dataset):
-        return dataset
-    training_dataset = open_dataset(trained.training_data)
-    if trained.training_sha256 not in (None, training_dataset.sha256):
+    if on_training_data(trained, tested):
+        return tested
+    training = open_dataset(trained.training_data)
+    if trained.training_sha256 not in (None, training.sha256):
         raise UserError(
-            f"{trained.training_data} is not the dataset that {trained.name} was trained on (its manifest differs), and the "
-            "net needs the mean of that one: give that dataset with --data, or the mean with --mean"
+            f"{trained.training_data} is not the dataset that {trained.name} was trained on (its manifest differs), whose mean "
+            "is the net's: give that dataset with --data, or pipeline.evaluate the mean with --mean"
         )
-    return training_dataset
+    return training

@@ -6,6 +6,7 @@ import errno
 import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +27,33 @@ RENAMED = ((re.compile(r"^linear\."), "fc."), (re.compile(r"\.shortcut\."), ".do
 SIZES = {"imagenet": (256, 224), "cifar": (32, 32)}
 
 
-def open_weights(
-    path: Path,
-    arch: str,
-    data: str | Path,
-    *,
-    shortcut: Shortcut = "default",
-    stride: Stride = "paper",
-    short_side: int | None = None,
-    crop: int | None = None,
-) -> TrainedNet:
-    """Open the net `arch` with the weights in `path`, to test it on the dataset `data`, a folder or a URL.
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """A state dict in torchvision's naming, and the model that it belongs to. crop: pixels; None: its family's usual crop."""
 
-    short_side, crop: pixels; default: the paper's for the net's family. Raises UserError if the file holds no weights, or
-    those of another net.
+    file: Path
+    arch: str
+    shortcut: Shortcut = "default"
+    stride: Stride = "paper"
+    crop: int | None = None
+
+
+def open_weights(source: WeightsFile, data: str | Path, short_side: int | None = None) -> TrainedNet:
+    """The model with these weights, to be tested on the dataset `data`, a folder or a URL.
+
+    short_side: pixels; the paper's for the model's family by default. Raises UserError where the file holds no weights,
+    or those of another model.
     """
-    architecture = parse_arch(arch)
-    state = read_weights(path)
-    net = build(arch, classes=classes_of(state, path), shortcut=shortcut, stride=stride)
-    load_weights(net, state, path)
+    architecture = parse_arch(source.arch)
+    state = read_weights(source.file)
+    net = build(source.arch, classes=classes_of(state, source.file), shortcut=source.shortcut, stride=source.stride)
+    load_weights(net, state, source.file)
     usual_short_side, usual_crop = SIZES[architecture.family]
     return TrainedNet(
         net=net,
-        arch=arch,
-        stride=stride,
-        checkpoint=path,
+        arch=source.arch,
+        stride=source.stride,
+        checkpoint=source.file,
         iteration=None,
         weights="file",
         weights_sha256=digest(net.state_dict()),
@@ -58,8 +61,8 @@ def open_weights(
         data=str(data),
         training_data=str(data),
         training_sha256=None,
-        short_side=short_side or max(usual_short_side, crop or 0),
-        crop=crop or usual_crop,
+        short_side=short_side or max(usual_short_side, source.crop or 0),
+        crop=source.crop or usual_crop,
     )
 
 

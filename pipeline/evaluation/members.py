@@ -67,14 +67,20 @@ def read_members(members: Sequence[Member], protocol: str) -> list[ScoreFile]:
     return [read(member.files[protocol]) for member in members]
 
 
-def dataset_of(members: Sequence[Member], data: str | None) -> Dataset:
-    """Open the dataset `data`, a folder or a URL; by default that of the first run among the members."""
-    runs = [member.run for member in members if member.run is not None]
-    if data is not None:
-        return open_dataset(data)
-    if not runs:
-        raise UserError("score files do not state where their dataset lies: give it with --data")
-    return open_dataset(load(runs[0] / CONFIG).data)
+def dataset_of(members: Sequence[Member], data: str | None, sha256: str) -> Dataset:
+    """The dataset that the members' scores are of: `data`, a folder or a URL, or that of the first run among the members.
+
+    Raises UserError where its manifest's hash is not `sha256`.
+    """
+    runs = [one.run for one in members if one.run is not None]
+    if data is None and not runs:
+        raise UserError("score files do not say where their dataset lies: give it with --data")
+    dataset = open_dataset(data or load(runs[0] / CONFIG).data)
+    if dataset.sha256 != sha256:
+        raise UserError(
+            f"the scores are not of the dataset {dataset.folder}: give with --data the one they were made on"
+        )
+    return dataset
 
 
 def _find(text: str, runs: Path, split: str, weights: str) -> Member:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.base.command import UserError
 from pipeline.base.layout import CHECKPOINTS, CONFIG, checkpoint_parts
 from pipeline.data.loader import LoaderConfig
+from pipeline.data.storage import location_in
 from pipeline.models.resnet import ResNet, build
 from pipeline.process.world import World, on_main, sum_over_ranks
 from pipeline.run.folder import read_facts
@@ -93,7 +94,7 @@ class CheckpointRemovedError(UserError):
     """A checkpoint was removed after it was found and before it was read."""
 
 
-def open_target(target: Path, weights: Weights, data: str | None, world: World) -> TrainedNet:
+def open_target(target: Path, weights: Weights, data: str | None, world: World, base: Path = Path()) -> TrainedNet:
     """Open the net of a run folder or a checkpoint, the same on every rank. A collective: every rank calls it.
 
     A training may remove the checkpoint that was found; of a run folder the newest is then looked up again. For arguments
@@ -103,18 +104,18 @@ def open_target(target: Path, weights: Weights, data: str | None, world: World) 
         path = on_main(world, lambda: find_checkpoint(target))
         trained: TrainedNet | None = None
         with suppress(CheckpointRemovedError):
-            trained = open_checkpoint(path, weights, data)
+            trained = open_checkpoint(path, weights, data, base)
         removed = sum_over_ranks(world, int(trained is None))
         if trained is not None and not removed:
             return trained
     raise _removed(path)
 
 
-def open_checkpoint(path: Path, weights: Weights, data: str | None = None) -> TrainedNet:
+def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base: Path = Path()) -> TrainedNet:
     """Open the net in one checkpoint file of a run.
 
-    data: the dataset to test on; None is the one in the run's config. Raises UserError if the file is damaged or has no such
-    weights, CheckpointRemovedError if it is gone.
+    data: the dataset to test on; None is the one in the run's config. base: where relative locations of datasets begin.
+    Raises UserError if the file is damaged or has no such weights, CheckpointRemovedError if it is gone.
     """
     run, state = _run_of(path), read_verified(path)
     if state is None and not path.exists():
@@ -136,8 +137,8 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None) -> Tr
         weights=weights,
         weights_sha256=digest(net.state_dict()),
         run=run,
-        data=data or config.data,
-        training_data=config.data,
+        data=location_in(base, data or config.data),
+        training_data=location_in(base, config.data),
         training_sha256=read_facts(run).get("dataset_sha256"),
         short_side=config.evaluation.short_side,
         crop=config.test_crop,

@@ -1,26 +1,37 @@
-"""What the evaluation commands' command lines share."""
+"""What the command lines of the evaluation commands share."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.base.command import UserError
+from pipeline.evaluation.members import Member, find_members, shared_protocols
 from pipeline.evaluation.nets import STATE_KEYS
 from pipeline.evaluation.protocols import PROTOCOLS, find
 
 
-def add_weights_option(made: argparse.ArgumentParser, help: str = "which of the checkpoint's weights") -> None:
+def add_weights_option(parser: argparse.ArgumentParser, help: str = "which of the checkpoint's weights") -> None:
     """`--weights`: final, or another of a checkpoint's sets."""
-    made.add_argument("--weights", choices=list(STATE_KEYS), default="final", help=help)
+    parser.add_argument("--weights", choices=list(STATE_KEYS), default="final", help=help)
 
 
-def add_runs_option(made: argparse.ArgumentParser) -> None:
-    """`--runs`, of commands whose arguments may be MLflow run ids."""
-    made.add_argument(
+def add_member_options(parser: argparse.ArgumentParser, protocol: str, split: str = "val") -> None:
+    """What chooses the score files of members. protocol: help text; split: the default."""
+    parser.add_argument("--protocol", action="append", metavar="NAME", help=protocol)
+    parser.add_argument("--split", default=split, help=f"of the score files (default {split})")
+    add_weights_option(parser, "of the score files")
+    parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="where MLflow run ids are looked up (default runs)"
     )
+
+
+def chosen_members(args: argparse.Namespace, texts: Sequence[str]) -> tuple[list[Member], list[str]]:
+    """The members that `texts` name, and their protocols: those of `--protocol`, else all that they share."""
+    members = find_members(texts, runs=args.runs, split=args.split, weights=args.weights)
+    return members, shared_protocols(members, protocol_names(args.protocol) if args.protocol else [])
 
 
 def three_numbers(text: str) -> tuple[float, float, float]:
@@ -49,8 +60,8 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def protocol_names(texts: list[str]) -> list[str]:
-    """The protocols named by repeated options and comma lists, in that order, once each. Raises UserError."""
+def protocol_names(texts: Sequence[str]) -> list[str]:
+    """The protocols that repeated options and comma lists name: in that order, each once. Raises UserError."""
     names = [name for text in texts for name in text.split(",") if name]
     for name in names:
         find(name)

@@ -55,4 +55,4 @@ if __name__ == "__main__":
         ray_worker.train(arguments)
 
     ray_train.train = train
-    command.run(lambda: ray_train.run(sys.argv[2:]))
+    command.run(lambda: ray_train.main(sys.argv[2:]))

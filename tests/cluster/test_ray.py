@@ -42,9 +42,9 @@ def train(
 ) -> subprocess.Popen[str]:
     (folder / "tiny.yaml").write_text(TINY.format(data=digits))
     with_ledger = [sys.executable, str(ROOT / "tests" / "cluster" / "ray_with_ledger.py"), str(ledger)]
-    door = with_ledger if ledger else script("ray_train.py")
+    launcher = with_ledger if ledger else script("ray_train.py")
     return subprocess.Popen(
-        [*door, "--config", str(folder / "tiny.yaml"), "--evaluation.every", "100000", *options],
+        [*launcher, "--config", str(folder / "tiny.yaml"), "--evaluation.every", "100000", *options],
         cwd=folder,
         env=home,
         stdout=subprocess.PIPE,

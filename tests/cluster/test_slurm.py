@@ -19,7 +19,7 @@ import pytest
 from pipeline.base.attempt import read_holder
 from tests.cluster.conftest import Run, Trainings
 from tests.cluster.slurm_cluster import SlurmCluster
-from tests.helpers import wait_for
+from tests.helpers import ROOT, wait_for
 from tests.launch.launchers import environment, final_checkpoint
 
 pytestmark = pytest.mark.cluster
@@ -154,35 +154,22 @@ def test_a_node_without_the_dataset(trainings: Trainings, digits: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "archs",
-    ["resnet8,resnet14", pytest.param("resnet8,resnet14,resnet20,resnet26,resnet32,resnet38", marks=pytest.mark.slow)],
-    ids=["two", "six"],
-)
-def test_ensemble(trainings: Trainings, archs: str) -> None:
-    """Jobs for the nets, and the evaluation that SLURM starts after them; then one net again, on two nodes."""
-    name, nets = f"ensemble{len(archs)}", archs.split(",")
-    options = ("--array-of-archs", archs, "--ensemble", "--nodes", "1", "--iterations", "8")
-    done = trainings.slurm_py("--name", name, *options)
+def test_evaluation(trainings: Trainings) -> None:
+    """On two nodes, and by a command that waits for the training: the same scores."""
+    run = trainings.submit("evaluated", "--nodes", "1", "--iterations", "8")
+    command = [sys.executable, str(ROOT / "launch" / "slurm_command.py"), "--site", str(trainings.site), "--json"]
+    command += ["--name", "scores", "--folder", str(run.folder / "waiting"), "--after", run.job, "--", sys.executable]
+    command += ["-m", "pipeline.evaluate", str(run.folder), "--protocol", "ten-crop"]
+    done = trainings.cluster.run(command, cwd=trainings.folder, extra=environment())
+    waiting = Run(trainings.cluster, run.folder / "waiting", json.loads(done.stdout.splitlines()[-1])["job_id"])
+    assert waiting.wait_for_end(400) == "COMPLETED", waiting.log()
+    scores = np.load(run.folder / "scores" / "ten-crop-val-00000008.npz")["scores"]
+    evaluate = [str(run.folder.relative_to(trainings.folder)), "--protocol", "ten-crop", "--again"]
+    done = trainings.slurm_py("--nodes", "2", evaluate=evaluate)
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert len(figures["jobs"]) == len(nets)
-    runs = [trainings.folder / "runs" / f"{name}-{arch}-seed0" for arch in nets]
-    evaluation = Run(trainings.cluster, trainings.folder / "runs" / f"{name}-evaluation", figures["evaluation"])
-    assert trainings.cluster.field(evaluation.job, "Dependency").count("afterok") == len(nets)
-    assert evaluation.wait_for_end(400) == "COMPLETED", evaluation.log()
-    result = json.loads((trainings.folder / "runs" / name / "ensemble.json").read_text())["protocols"]["ten-crop"]
-    assert [one["name"] for one in result["members"]] == [run.name for run in runs]
-    # The average of the members' scores, computed here.
-    scores = [np.load(run / "scores" / "ten-crop-val-00000008.npz") for run in runs]
-    average = sum(one["scores"].astype(np.float64) for one in scores) / len(scores)
-    order = np.argsort(-average, axis=1, kind="stable")
-    assert 100 * (order[:, 0] != scores[0]["labels"]).mean() == pytest.approx(result["ensemble"]["top1_error"])
-    done = trainings.slurm_py("--nodes", "2", evaluate=[str(runs[0]), "--protocol", "ten-crop", "--again"])
-    again = Run(trainings.cluster, runs[0] / "evaluation", json.loads(done.stdout.splitlines()[-1])["job_id"])
+    again = Run(trainings.cluster, run.folder / "evaluation", json.loads(done.stdout.splitlines()[-1])["job_id"])
     assert again.wait_for_end() == "COMPLETED", again.log()
-    rescored = np.load(runs[0] / "scores" / "ten-crop-val-00000008.npz")
-    np.testing.assert_array_equal(rescored["scores"], scores[0]["scores"])
+    np.testing.assert_array_equal(np.load(run.folder / "scores" / "ten-crop-val-00000008.npz")["scores"], scores)
 
 
 def test_cancelled_is_cancelled(trainings: Trainings) -> None:
@@ -212,11 +199,11 @@ MISTAKES = (
 )
 ONE_BY_ONE = """
 import json, sys
-from launch.slurm import run
+from launch.slurm import main
 from pipeline.base.command import UserError
 for options in json.loads(sys.argv[1]):
     try:
-        print(json.dumps(f"exit code {run(options)}"))
+        print(json.dumps(f"exit code {main(options)}"))
     except UserError as error:
         print(json.dumps(str(error)))
 """

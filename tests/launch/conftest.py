@@ -21,7 +21,7 @@ def tiny(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> str:
-    """The final checkpoint of the tiny config trained in one process, without any door."""
+    """The final checkpoint of the tiny config trained in one process, without any launcher."""
 
     def make(folder: Path) -> None:
         config = replace(load(tiny), runs=str(folder / "runs"), name="run")

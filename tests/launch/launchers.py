@@ -1,4 +1,4 @@
-"""Starting the doors of launch/ as a user does, and reading what they leave."""
+"""Starting the launchers as a user does, and reading what they leave."""
 
 from __future__ import annotations
 
@@ -58,6 +58,6 @@ def final_checkpoint(run_folder: Path) -> str:
 
 
 def launcher_of(run_folder: Path) -> tuple[str, int]:
-    """The door and the world size of the run's latest attempt."""
+    """The launcher and the world size of the run's latest attempt."""
     attempt = json.loads((run_folder / "run.json").read_text())["attempts"][-1]
     return attempt["launcher"], attempt["world_size"]

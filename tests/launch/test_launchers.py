@@ -1,4 +1,4 @@
-"""The doors open on the same training: real runs, compared to the bit with one process started without any door."""
+"""Every launcher starts the same training: real runs, compared to the bit with one process started without a launcher."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_ray_uses_the_clusters_gpus(
     monkeypatch.setattr(os, "environ", {**os.environ, "RAY_AUTH_MODE": "none"})
     monkeypatch.setattr(ray_train, "gpus", lambda: 0)
     monkeypatch.setattr(ray_train, "fit", lambda work, *arguments: given.extend(arguments) or 0)
-    assert ray_train.run(["--config", str(tiny), *options]) == 0
+    assert ray_train.main(["--config", str(tiny), *options]) == 0
     assert given[:2] == [workers, devices]
 
 
@@ -210,7 +210,7 @@ def become_a_worker(rank: int, argv: list[str], told: Path) -> None:
     """A rank of launch/local.py, whose supervisor's file is `told`/RANK."""
     descriptor = os.open(told / str(rank), os.O_WRONLY | os.O_CREAT)
     os.environ[REPORT_VARIABLE] = str(descriptor)
-    os._exit(worker.run(argv))
+    os._exit(worker.main(argv))
 
 
 def test_ranks_tell_their_launcher_of_a_mistake(tmp_path: Path, tiny: Path) -> None:
@@ -249,16 +249,16 @@ def test_a_mistake_found_by_the_ranks_is_one_sentence(tmp_path: Path, tiny: Path
 
 
 MISTAKES = {
-    "procs": (local.run, ["--procs", "none"], "--procs is 'none'"),
-    "no procs": (local.run, ["--procs"], "--procs needs a number"),
-    "tasks": (slurm.run, ["--cluster", "local", "--tasks-per-node", "3"], "batch 16 is not divided by 3 processes"),
-    "cluster": (slurm.run, ["--cluster", "pbs"], "pbs"),
-    "local nodes": (slurm.run, ["--cluster", "local", "--nodes", "2"], "this machine alone"),
-    "debug ranks": (slurm.run, ["--cluster", "debug", "--tasks-per-node", "2"], "use --cluster local"),
-    "job name": (slurm.run, ["--cluster", "local", "--name", "a;b"], "run name 'a;b'"),
-    "option": (slurm.run, ["--nods", "2"], "did you mean '--nodes'"),
-    "workers": (ray_train.run, ["--workers", "4:2"], "--workers is '4:2'"),
-    "elastic workers": (ray_train.run, ["--workers", "2:3"], "batch 16 is not divided by 3 processes"),
+    "procs": (local.main, ["--procs", "none"], "--procs is 'none'"),
+    "no procs": (local.main, ["--procs"], "--procs needs a number"),
+    "tasks": (slurm.main, ["--cluster", "local", "--tasks-per-node", "3"], "batch 16 is not divided by 3 processes"),
+    "cluster": (slurm.main, ["--cluster", "pbs"], "pbs"),
+    "local nodes": (slurm.main, ["--cluster", "local", "--nodes", "2"], "this machine alone"),
+    "debug ranks": (slurm.main, ["--cluster", "debug", "--tasks-per-node", "2"], "use --cluster local"),
+    "job name": (slurm.main, ["--cluster", "local", "--name", "a;b"], "run name 'a;b'"),
+    "option": (slurm.main, ["--nods", "2"], "did you mean '--nodes'"),
+    "workers": (ray_train.main, ["--workers", "4:2"], "--workers is '4:2'"),
+    "elastic workers": (ray_train.main, ["--workers", "2:3"], "batch 16 is not divided by 3 processes"),
 }
 
 
@@ -276,9 +276,9 @@ def test_mistakes_found_before_anything_starts(
 
 @pytest.mark.parametrize("name", ["local.py", "slurm.py", "ray_train.py"])
 def test_help_opens_with_a_sentence_and_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    door = {"local.py": local, "slurm.py": slurm, "ray_train.py": ray_train}[name]
+    launcher = {"local.py": local, "slurm.py": slurm, "ray_train.py": ray_train}[name]
     with pytest.raises(SystemExit) as ended:
-        door.run(["--help"])
+        launcher.main(["--help"])
     assert ended.value.code == 0
     sentence, _, title, example, *_ = capsys.readouterr().out.splitlines()
     assert sentence.endswith(".") and title == "example:" and example.startswith(f"  python launch/{name} ")

@@ -236,14 +236,14 @@ def test_options_behind_the_dashes_go_where_they_belong() -> None:
 
 
 def test_plan_of_the_ensemble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The launchers parse the printed commands to the very configs."""
-    from launch.local import options
+    """The commands that are shown are the launchers' and give the very configs."""
+    from launch.local import COMMAND_LINE
     from pipeline.run.options import parse
 
     places = ["--data", str(tmp_path / "data"), "--runs", str(tmp_path / "runs"), "--scale", "0.05"]
     assert experiment.main(["table5", *places, "--procs", "2", "--dry-run"]) == 0
     shown = [line.split()[4:] for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
-    configs = [parse(options(), words)[0] for words in shown]
+    configs = [parse(COMMAND_LINE.training_parser(), words)[0] for words in shown]
     assert configs == [resolve(spec, places[1], places[3], 0.05) for spec in find("table5").runs]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import slurm
+from launch import slurm, slurm_command
 from launch.on_slurm.allocation import Allocation, minutes, read_site, resolve
 from pipeline.base.command import UserError
 
@@ -40,8 +40,8 @@ def test_command_line_overrides_site_overrides_defaults(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("partiton: gpu", "did you mean 'partition'"),
-        ("nodes: many", "expected int"),
-        ("nodes: true", "expected int"),
+        ("nodes: many", "give a whole number"),
+        ("nodes: true", "give a whole number"),
         ("- a", "no 'key: value' lines"),
         ("a: [", "not YAML"),
         ("setup: ['a\\nb', \"c\\nd\"]", "line break"),
@@ -91,7 +91,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_short_command_is_enough(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert slurm.run(["--arch", "resnet152", "--nodes", "4", "--dry-run", "--json"]) == 0
+    assert slurm.main(["--arch", "resnet152", "--nodes", "4", "--dry-run", "--json"]) == 0
     printed = capsys.readouterr().out.splitlines()
     for line in (
         "#SBATCH --nodes=4",
@@ -111,10 +111,10 @@ def test_short_command_is_enough(stand_in: Path, capsys: pytest.CaptureFixture[s
 
 def test_dry_run_is_what_sbatch_gets(stand_in: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--config", str(tiny), "--nodes", "2", "--gpus-per-node", "0", "--qos", "high", "--assume-shared"]
-    assert slurm.run([*command, "--dry-run"]) == 0
+    assert slurm.main([*command, "--dry-run"]) == 0
     dry = capsys.readouterr().out
     assert list(stand_in.iterdir()) == []
-    assert slurm.run([*command, "--json"]) == 0
+    assert slurm.main([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["job_id"] == "77"
     received = (stand_in / "received").read_text()
     assert received in dry
@@ -124,20 +124,20 @@ def test_dry_run_is_what_sbatch_gets(stand_in: Path, tiny: Path, capsys: pytest.
 def test_a_refusal_of_sbatch_is_shown(stand_in: Path, tiny: Path) -> None:
     (stand_in / "refusal").write_text("sbatch: error: invalid partition specified: nix\n")
     with pytest.raises(UserError, match="invalid partition specified: nix"):
-        slurm.run(["--config", str(tiny), "--gpus-per-node", "1", "--partition", "nix", "--assume-shared"])
+        slurm.main(["--config", str(tiny), "--gpus-per-node", "1", "--partition", "nix", "--assume-shared"])
 
 
 def test_without_slurm_it_says_so(stand_in: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(UserError, match="there is no SLURM on this machine"):
-        slurm.run(["--config", str(tiny), "--gpus-per-node", "1"])
+        slurm.main(["--config", str(tiny), "--gpus-per-node", "1"])
     assert list(stand_in.iterdir()) == []
 
 
 def test_plan_follows_the_ring_model(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Figures of the project's performance notes: fp32 gradients of ResNet-50/101/152 at 100 Gb/s take 16.4/28.5/38.5 ms."""
     for arch, milliseconds in (("resnet50", 16.4), ("resnet101", 28.5), ("resnet152", 38.5)):
-        assert slurm.run(["--arch", arch, "--nodes", "4", "--dry-run", "--json"]) == 0
+        assert slurm.main(["--arch", arch, "--nodes", "4", "--dry-run", "--json"]) == 0
         plan = json.loads(capsys.readouterr().out.splitlines()[-1])["plan"]
         by_nodes = {row["nodes"]: row for row in plan}
         ranks = 32
@@ -147,7 +147,7 @@ def test_plan_follows_the_ring_model(stand_in: Path, capsys: pytest.CaptureFixtu
         assert all(row["efficiency"] <= 1.001 for row in plan)
     # Twice the network: half the time on the wire. A measured rate is taken as it is.
     assert (
-        slurm.run(
+        slurm.main(
             [
                 "--nodes",
                 "4",
@@ -169,57 +169,31 @@ def test_plan_follows_the_ring_model(stand_in: Path, capsys: pytest.CaptureFixtu
     assert row["gpu_hours"] == pytest.approx(row["hours"] * 32)
 
 
-def test_several_nets_and_the_ensemble(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert slurm.run(["--array-of-archs", "resnet18,resnet34", "--dry-run", "--json"]) == 0
-    runs = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
-    assert [run["name"] for run in runs] == ["resnet18-seed0", "resnet34-seed0"]
-    assert slurm.run(["--ensemble", "--dry-run", "--json"]) == 0
-    runs = json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]
-    names = [run["name"] for run in runs]
-    assert (
-        len(set(names)) == 6 and sum("152" in name for name in names) == 2
-    )  # section 4.1: two of six are 152 layers deep
-
-
-@pytest.mark.parametrize("archs", ["resnet18,resnet34\ntouch x", "resnet18,resnet19"])
-def test_every_net_of_several_is_checked(stand_in: Path, archs: str) -> None:
-    """Its name becomes part of the script: a line break would be a line of it."""
-    with pytest.raises(UserError, match="there is no net named") as caught:
-        slurm.run(["--array-of-archs", archs, "--dry-run"])
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        (["--ensemble"], "python -m pipeline.experiment table5 --launcher slurm"),
+        (["--array-of-archs", "resnet18,resnet34"], "python launch/slurm.py --arch $arch"),
+        (["--array-of-archs=resnet18,resnet34", "--dry-run"], "python launch/slurm.py --arch $arch"),
+    ],
+)
+def test_options_that_are_gone_name_what_does_the_same(stand_in: Path, words: list[str], instead: str) -> None:
+    with pytest.raises(UserError) as caught:
+        slurm.main(["--nodes", "1", *words])
+    sentence = str(caught.value)
+    assert sentence.startswith(f"{words[0].partition('=')[0]} is gone") and instead in sentence and "\n" not in sentence
+    assert list(stand_in.iterdir()) == []
 
 
 @pytest.mark.parametrize("option", ["--runs", "--data"])
 def test_folders_that_would_be_lines_of_the_script(stand_in: Path, option: str) -> None:
     with pytest.raises(UserError, match="control characters") as caught:
-        slurm.run([option, "a\n#SBATCH --comment=x", "--dry-run"])
+        slurm.main([option, "a\n#SBATCH --comment=x", "--dry-run"])
     assert "\n" not in str(caught.value)
 
 
-def of_two_nets(tiny: Path) -> list[str]:
-    return [
-        *("--config", str(tiny), "--array-of-archs", "resnet8,resnet14", "--ensemble"),
-        *("--gpus-per-node", "0", "--assume-shared"),
-    ]
-
-
-def test_what_waits_for_a_job_that_fails_leaves_the_queue(stand_in: Path, tiny: Path) -> None:
-    assert slurm.run(of_two_nets(tiny)) == 0
-    lines = (stand_in / "received").read_text().splitlines()  # of the last job, the evaluation
-    assert "#SBATCH --dependency=afterok:77:77" in lines and "#SBATCH --kill-on-invalid-dep=yes" in lines
-
-
-@pytest.mark.parametrize(
-    ("code", "sentence"), [(0, "(job 77, 78) is cancelled"), (1, "could not be cancelled: run 'scancel 77 78'")]
-)
-def test_a_refusal_cancels_what_was_submitted_before_it(stand_in: Path, tiny: Path, code: int, sentence: str) -> None:
-    commands = stand_in.parent / "bin"
-    count = f"echo x >>{stand_in}/jobs; number=$(grep -c x {stand_in}/jobs)"
-    refuse = '[ $number -eq 3 ] && { echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; }'
-    (commands / "sbatch").write_text(f"#!/bin/sh\n{count}\n{refuse}\necho Submitted batch job $((76 + number))\n")
-    (commands / "scancel").write_text(f'#!/bin/sh\necho "$@" >{stand_in}/cancelled\nexit {code}\n')
-    (commands / "scancel").chmod(0o755)
-    with pytest.raises(UserError, match="QOSMaxSubmitJobPerUserLimit") as caught:
-        slurm.run(of_two_nets(tiny))
-    assert sentence in str(caught.value)
-    assert (stand_in / "cancelled").read_text().split() == ["77", "78"]
+def test_what_waits_for_a_job_that_fails_leaves_the_queue(stand_in: Path) -> None:
+    words = ["--name", "scores", "--folder", "scores", "--after", "77,78", "--gpus-per-node", "0", "--assume-shared"]
+    assert slurm_command.main([*words, "--", "true"]) == 0
+    lines = (stand_in / "received").read_text().splitlines()
+    assert "#SBATCH --dependency=afterok:77:78" in lines and "#SBATCH --kill-on-invalid-dep=yes" in lines

@@ -32,7 +32,7 @@ RANK = """
 import os, signal, sys, time
 from pathlib import Path
 from launch.ranks.failure import attempt
-from launch.ranks.supervisor import report, report_activity
+from launch.ranks.supervisor import tell_launcher, tell_launcher_of_notes
 from pipeline.base.command import UserError
 rank = int(os.environ["RANK"])
 def wait_until(condition):
@@ -41,7 +41,7 @@ def main():
 {body}
 code, failure = attempt(rank, main)
 if failure:
-    report(failure)
+    tell_launcher(failure)
 sys.exit(code)
 """
 
@@ -132,7 +132,7 @@ def test_a_killed_rank_is_named_with_its_last_word(tmp_path: Path) -> None:
         f"activity = Path({str(activity)!r})",
         "values = dict(rank=1, beat=3, position=9, iteration=1234, activity='saving', standing=0.0, time=0.0)",
         "activity.write_text(json.dumps({**values, 'host': socket.gethostname(), 'process': os.getpid()}))",
-        "report_activity(activity)",
+        "tell_launcher_of_notes(activity)",
         "os.kill(os.getpid(), signal.SIGKILL)",
     )
     code, _, err = finish(start(rank(f"time.sleep({FOR_EVER})"), culprit, before=IMPATIENT))

@@ -155,7 +155,7 @@ def test_mistakes_get_one_sentence(runs: list[Path], run: Run, tmp_path: Path) -
         ([center, relabelled], "the labels of their images differ"),
         ([unlabelled, unlabelled_too], "have no labels"),
         ([center, spoiled], "row 3 of .* is not a softmax"),
-        ([a, b, "--search", "3"], "--search 3 cannot be"),
+        ([a, b, "--search", "3"], "--search must be 2 to 2"),
         ([a, b, "--name", "a"], "is the run folder of a training"),
         ([a, "0123456789abcdef0123456789abcdef", "--runs", tmp_path], "no run folder in .* is the MLflow run"),
     ]

@@ -18,7 +18,7 @@ from torchvision.transforms import v2 as transforms
 
 from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
-from pipeline.evaluation.foreign import open_weights, read_weights
+from pipeline.evaluation.foreign import WeightsFile, open_weights, read_weights
 from pipeline.evaluation.nets import digest
 from pipeline.evaluation.scores import load
 from tests.images import encode, photograph
@@ -68,7 +68,7 @@ def wrapped(state: dict[str, torch.Tensor]) -> dict[str, Any]:
 def test_every_wrapping_gives_the_same_weights(tmp_path: Path, published: torch.nn.Module, wrapping: str) -> None:
     state = published.state_dict()
     torch.save(wrapped(state)[wrapping], tmp_path / "net.pth")
-    subject = open_weights(tmp_path / "net.pth", "resnet8", tmp_path)
+    subject = open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet8"), tmp_path)
     assert subject.weights_sha256 == digest(state)
     assert (subject.classes, subject.crop, subject.short_side, subject.run) == (CLASSES, 32, 32, None)
 
@@ -86,7 +86,7 @@ def test_torchvisions_weights_give_torchvisions_answers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.resnet50(num_classes=11).eval()
     torch.save(theirs.state_dict(), tmp_path / "net.pth")
-    subject = open_weights(tmp_path / "net.pth", "resnet50", tmp_path, stride="v1.5")
+    subject = open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet50", stride="v1.5"), tmp_path)
     assert (subject.short_side, subject.crop) == (256, 224)
     images = torch.randn(2, 3, 96, 96)
     with torch.no_grad():

@@ -107,7 +107,7 @@ def test_mistakes_get_one_sentence(
         ([tmp_path / "absent"], "does not exist"),
         ([scored_run], "has no scores of the split 'val'"),
         ([scored_run, "--split", "train", "--protocol", "ten-crop"], "has no ten-crop scores"),
-        ([scored_run, "--split", "train", "--pictures", 0], "--pictures 0 cannot be"),
+        ([scored_run, "--split", "train", "--pictures", 0], "--pictures must be at least 1 (got 0)"),
         ([scored_run, "--split", "train", "--data", tiny_data], "the scores are not of the dataset"),
     ]
     for arguments, sentence in cases:

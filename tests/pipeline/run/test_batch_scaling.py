@@ -1,4 +1,4 @@
-"""--scale-batch against the linear scaling rule of Goyal et al. 2017, written out by hand, behind every door."""
+"""--scale-batch against the linear scaling rule of Goyal et al. 2017, written out by hand, behind every launcher."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from tests.helpers import ROOT
 OPTIONS = ["--iterations", "9000", "--batch", "64", "--schedule.kind", "cosine", "--optimizer.lr", "0.05"]
 
 
-def test_every_door_scales_alike() -> None:
+def test_every_launcher_scales_alike() -> None:
     """The resolved values, written out; the factor beside them; and what is not scaled is as it was."""
     from launch import local, ray_train, slurm
 
-    for options in (local.options, slurm.options, ray_train.options):
-        base, _ = parse(options(), OPTIONS)
-        scaled, own = parse(options(), [*OPTIONS, "--scale-batch", "4"])
+    for launcher in (local, slurm, ray_train):
+        parser = launcher.COMMAND_LINE.training_parser()
+        base, _ = parse(parser, OPTIONS)
+        scaled, own = parse(parser, [*OPTIONS, "--scale-batch", "4"])
         assert not hasattr(own, "scale_batch")
         assert differences(to_plain(base), to_plain(scaled)) == [
             "batch: 64 -> 256",
@@ -88,7 +89,7 @@ def test_the_record_alone_changes_nothing() -> None:
 def slurm_options():
     from launch import slurm
 
-    return slurm.options()
+    return slurm.COMMAND_LINE.training_parser()
 
 
 @pytest.mark.parametrize(

@@ -322,20 +322,20 @@ def test_no_job_is_queued_only_to_be_refused(
     queue = stand_in_for_slurm(tmp_path, monkeypatch)
     arguments = [*ONE_NODE, *dry]
     before = contents(unfinished.run_folder)
-    assert code_of(unfinished, slurm.run, tmp_path, *arguments, "--seed", "9") == EXIT_USER_ERROR
+    assert code_of(unfinished, slurm.main, tmp_path, *arguments, "--seed", "9") == EXIT_USER_ERROR
     printed = capsys.readouterr()
     assert "seed: 0 -> 9" in printed.err and printed.out == ""
     with monkeypatch.context() as patched:
         patched.setattr(run_folder, "TRAJECTORY", OTHER)
-        assert code_of(unfinished, slurm.run, tmp_path, *arguments) == EXIT_USER_ERROR
+        assert code_of(unfinished, slurm.main, tmp_path, *arguments) == EXIT_USER_ERROR
     printed = capsys.readouterr()
     assert f"this code's {OTHER}" in printed.err and printed.out == ""
     assert not queue.exists() and contents(unfinished.run_folder) == before
-    assert code_of(unfinished, slurm.run, tmp_path, *arguments) == 0
+    assert code_of(unfinished, slurm.main, tmp_path, *arguments) == 0
     assert queue.exists() != bool(dry)
     facts = facts_of(unfinished)
     note(unfinished, {**facts, "dataset_sha256": "0" * 64})
-    assert code_of(unfinished, slurm.run, tmp_path, *arguments) == EXIT_USER_ERROR
+    assert code_of(unfinished, slurm.main, tmp_path, *arguments) == EXIT_USER_ERROR
     assert "the dataset's content: 000000000000 -> " in capsys.readouterr().err
 
 
@@ -345,11 +345,11 @@ def test_a_dry_run_needs_no_dataset(
     """Where its folder is elsewhere, or a URL, values and code alone are compared."""
     for data in (str(tmp_path / "elsewhere"), "s3://nowhere/digits"):
         away = replace(unfinished, data=data)
-        assert code_of(away, slurm.run, tmp_path, *ONE_NODE, "--dry-run") == 0
+        assert code_of(away, slurm.main, tmp_path, *ONE_NODE, "--dry-run") == 0
         assert "Nothing was submitted" in capsys.readouterr().out
-        assert code_of(away, slurm.run, tmp_path, *ONE_NODE, "--dry-run", "--seed", "9") == EXIT_USER_ERROR
+        assert code_of(away, slurm.main, tmp_path, *ONE_NODE, "--dry-run", "--seed", "9") == EXIT_USER_ERROR
         assert "seed: 0 -> 9" in capsys.readouterr().err
         with monkeypatch.context() as patched:
             patched.setattr(run_folder, "TRAJECTORY", OTHER)
-            assert code_of(away, slurm.run, tmp_path, *ONE_NODE, "--dry-run") == EXIT_USER_ERROR
+            assert code_of(away, slurm.main, tmp_path, *ONE_NODE, "--dry-run") == EXIT_USER_ERROR
         assert f"this code's {OTHER}" in capsys.readouterr().err
