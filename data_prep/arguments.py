@@ -35,9 +35,15 @@ def add_preparing_options(parser: CommandParser, name: str, source: str) -> None
     parser.add_json_option()
 
 
-def settings_of(args: argparse.Namespace, statistics: StatisticsPlan, rules: ImageRules) -> Settings:
-    """The settings that the options of `add_preparing_options` give."""
-    return Settings(
+def make_dataset(
+    listings: dict[str, Listing],
+    classes: tuple[ClassInfo, ...],
+    statistics: StatisticsPlan,
+    rules: ImageRules,
+    args: argparse.Namespace,
+) -> None:
+    """Prepare the dataset, with the options of `add_preparing_options`, and print what was made."""
+    settings = Settings(
         name=args.name,
         seed=args.seed,
         samples_per_shard=args.samples_per_shard,
@@ -46,12 +52,6 @@ def settings_of(args: argparse.Namespace, statistics: StatisticsPlan, rules: Ima
         skip_corrupt=args.skip_corrupt,
         workers=args.workers,
     )
-
-
-def make_dataset(
-    listings: dict[str, Listing], classes: tuple[ClassInfo, ...], settings: Settings, args: argparse.Namespace
-) -> None:
-    """Prepare the dataset and print what was made."""
     print_recognised(listings)
     print_result(prepare(listings, classes, args.destination, settings), args.destination, args.json)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data_prep.arguments import add_preparing_options, make_dataset, settings_of
+from data_prep.arguments import add_preparing_options, make_dataset
 from data_prep.cifar import CLASSES, hold_out, recognise
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
@@ -29,13 +29,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="N training images, drawn by --seed, become val, and CIFAR's test images the split test; 5000 in the paper",
     )
     args = parser.parse_args(argv)
-    # Paper, section 4.2: the per-pixel mean of the 32 x 32 training images.
-    settings = settings_of(args, StatisticsPlan(size=SIDE, short_side=None), ImageRules(exact_side=SIDE))
+    statistics = StatisticsPlan(
+        size=SIDE, short_side=None
+    )  # paper, section 4.2: the per-pixel mean of the 32 x 32 images
     classes = tuple(ClassInfo(wnid=name, name=name) for name in CLASSES)
     with recognise(args.source) as listings:
         if args.hold_out is not None:
             listings = hold_out(listings, args.hold_out, args.seed)
-        make_dataset(listings, classes, settings, args)
+        make_dataset(listings, classes, statistics, ImageRules(exact_side=SIDE), args)
 
 
 if __name__ == "__main__":

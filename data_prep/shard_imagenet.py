@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data_prep.arguments import add_preparing_options, add_statistics_options, make_dataset, settings_of
+from data_prep.arguments import add_preparing_options, add_statistics_options, make_dataset
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.recognise import recognise
@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         size=args.statistics_size, short_side=args.statistics_short_side, images=args.statistics_images
     )
     source = recognise(args.source)
-    settings = settings_of(args, statistics, ImageRules(max_short_side=args.max_short_side))
-    make_dataset(source.listings, source.classes, settings, args)
+    rules = ImageRules(max_short_side=args.max_short_side)
+    make_dataset(source.listings, source.classes, statistics, rules, args)
 
 
 if __name__ == "__main__":

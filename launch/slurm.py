@@ -117,7 +117,7 @@ def check_cluster(allocation: Allocation, cluster: str) -> None:
 
 
 def show(work: Training | Evaluation, allocation: Allocation, as_json: bool) -> int:
-    """`--dry-run`; of a training it needs neither the dataset nor a network."""
+    """What `--dry-run` prints. For a training this needs neither the dataset nor a network."""
     text = script(work, allocation)
     if isinstance(work, Evaluation):
         print(f"# The script for sbatch\n{text}\nNothing was submitted.")
@@ -135,7 +135,7 @@ def show(work: Training | Evaluation, allocation: Allocation, as_json: bool) -> 
 
 
 def print_result(job: str, work: Work, allocation: Allocation, as_json: bool) -> int:
-    """The closing table of what was submitted."""
+    """Print what was submitted; the exit code."""
     # As its user would type the folder: relative where it lies below the working directory.
     folder = work.folder.relative_to(Path.cwd()) if work.folder.is_relative_to(Path.cwd()) else work.folder
     row = (job, work.name, allocation.nodes, allocation.ranks, allocation.time, folder)

@@ -1,1 +1,1 @@
-"""What every launcher shares: the work of a rank, a group of ranks on one machine, how a rank's failure is told."""
+"""What every launcher shares: its command line, the work of a rank, the ranks of one machine, failures of ranks."""
