@@ -1,4 +1,4 @@
-"""The dataset that a model is tested on, and the one it was trained on, which is known by its content wherever it lies."""
+"""Opens the dataset that a net is tested on, and the one it was trained on, which is identified by its content."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def open_datasets(trained: TrainedNet) -> Datasets:
     tested = open_dataset(trained.data)
     if tested.classes != trained.classes:
         raise UserError(
-            f"{trained.name} tells {trained.classes} classes apart, the dataset {trained.data} has {tested.classes}: "
+            f"{trained.name} has {trained.classes} classes, but the dataset {trained.data} has {tested.classes}: "
             "give the dataset that the net was trained for"
         )
     try:
@@ -43,29 +43,26 @@ def open_datasets(trained: TrainedNet) -> Datasets:
     for label, (known, given) in enumerate(zip(training.manifest.classes, tested.manifest.classes, strict=False)):
         if known.wnid != given.wnid:
             raise UserError(
-                f"class {label} of the dataset {trained.data} is {given.wnid}, {trained.name} was trained with "
+                f"class {label} of the dataset {trained.data} is {given.wnid}, but {trained.name} was trained with "
                 f"{known.wnid}: give a dataset with the same classes in the same order"
             )
     return Datasets(tested=tested, training=training)
 
 
 def on_training_data(trained: TrainedNet, dataset: Dataset) -> bool:
-    """Whether `dataset`, opened from `trained.data`, is what the model was trained on.
-
-    By its location where the hash of the training dataset is unknown.
-    """
+    """Return whether the net was trained on `dataset` (from `trained.data`), by its hash, or by its path if none is known."""
     if trained.training_sha256 is None:
         return trained.data == trained.training_data
     return dataset.sha256 == trained.training_sha256
 
 
 def data_suffix(trained: TrainedNet, dataset: Dataset) -> str:
-    """What the names of files and metrics say of the tested dataset: nothing where it is the training dataset."""
+    """Return the part of file and metric names that states the test dataset: empty for the net's training dataset."""
     return "" if on_training_data(trained, dataset) else f"-data{dataset.sha256[:8]}"
 
 
 def _training_dataset(trained: TrainedNet, tested: Dataset) -> Dataset:
-    """`tested` where the model was trained on it, else the dataset that the run's config names.
+    """Return the dataset whose mean the net needs: `tested` if it is the training dataset, else the one in the run's config.
 
     Raises UserError if that dataset is missing or is another one.
     """
@@ -74,7 +71,7 @@ def _training_dataset(trained: TrainedNet, tested: Dataset) -> Dataset:
     training = open_dataset(trained.training_data)
     if trained.training_sha256 not in (None, training.sha256):
         raise UserError(
-            f"{trained.training_data} is not the dataset that {trained.name} was trained on (its manifest differs), whose mean "
-            "is the net's: give that dataset with --data, or pipeline.evaluate the mean with --mean"
+            f"{trained.training_data} is not the dataset that {trained.name} was trained on (its manifest differs), and the "
+            "net needs the mean of that one: give that dataset with --data, or the mean with --mean"
         )
     return training

@@ -78,7 +78,7 @@ def test_training_is_refused_without_locks(
     file.write_text(to_yaml(config))
     monkeypatch.setattr(fcntl, "flock", without_locks())
     with pytest.raises(SystemExit) as stopped:
-        command.run(lambda: train.run(["--config", str(file)]))
+        command.run(lambda: train.main(["--config", str(file)]))
     assert stopped.value.code == EXIT_USER_ERROR
     assert capsys.readouterr().err == f"error: {config.run_folder} {NO_LOCKS}\n"
 
