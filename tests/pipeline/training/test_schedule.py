@@ -76,4 +76,4 @@ def test_start_of_resnet_110() -> None:
 )
 def test_values_that_make_no_schedule(values: dict) -> None:
     with pytest.raises(UserError, match="schedule"):
-        ScheduleConfig(**values).check()
+        ScheduleConfig(**values)
