@@ -27,19 +27,20 @@ from pipeline.run.config import to_yaml
 from pipeline.run.folder import check_same
 
 CLUSTERS = ("slurm", "local", "debug")
+REMOVED = {  # option -> what does the same now
+    "--ensemble": "'python -m pipeline.experiment table5 --launcher slurm' trains, tests and averages the paper's ensemble",
+    "--array-of-archs": "submit each net by its own command, "
+    "'for arch in resnet18 resnet34; do python launch/slurm.py --arch $arch; done'",
+}
 
 
 def add_slurm_options(parser: ArgumentParser) -> None:
     """The allocation's values, and where to submit."""
     add_options(parser)
-    parser.add_argument(
-        "--cluster", choices=CLUSTERS, help="slurm; local: submitit's processes on this machine; debug: in this process"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the sbatch script, the config and the plan (hours, GPU hours, scaling); submit nothing",
-    )
+    kinds = "slurm; local: submitit's processes on this machine; debug: in this process"
+    parser.add_argument("--cluster", choices=CLUSTERS, help=kinds)
+    dry_run = "print the sbatch script, the config and the plan (hours, GPU hours, scaling); submit nothing"
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
 
 
 COMMAND_LINE = CommandLine(
@@ -86,17 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def refuse_removed_options(words: Sequence[str]) -> None:
     """Raise UserError, with what does the same now, for an option that is gone."""
-    options = {word.partition("=")[0] for word in words}
-    if "--ensemble" in options:
-        raise UserError(
-            "--ensemble is gone: 'python -m pipeline.experiment table5 --launcher slurm' trains, tests and averages the "
-            "paper's ensemble"
-        )
-    if "--array-of-archs" in options:
-        raise UserError(
-            "--array-of-archs is gone: submit each net by its own command, "
-            "'for arch in resnet18 resnet34; do python launch/slurm.py --arch $arch; done'"
-        )
+    for option in (word.partition("=")[0] for word in words):
+        if option in REMOVED:
+            raise UserError(f"{option} is gone: {REMOVED[option]}")
 
 
 def defaults_of(cluster: str) -> dict[str, Any]:
@@ -111,9 +104,8 @@ def check_cluster(allocation: Allocation, cluster: str) -> None:
     if cluster != "slurm" and allocation.nodes != 1:
         raise UserError(f"--cluster {cluster} is this machine alone, --nodes is {allocation.nodes}: leave --nodes out")
     if cluster == "debug" and allocation.ranks != 1:
-        raise UserError(
-            f"--cluster debug works in this process, {allocation.ranks} ranks were asked for: use --cluster local"
-        )
+        ranks = f"{allocation.ranks} ranks were asked for"
+        raise UserError(f"--cluster debug works in this process, {ranks}: use --cluster local")
 
 
 def show(work: Training | Evaluation, allocation: Allocation, as_json: bool) -> int:

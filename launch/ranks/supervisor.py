@@ -52,16 +52,13 @@ class _Rank:
         lines = self.messages.read().decode().splitlines()
         if failures := [line for line in lines if line.startswith("{")]:
             return Failure.from_json(failures[0])
+        reason = f"ended with exit code {code}"
         if code < 0:
-            reason = f"was killed by {signal.Signals(-code).name}"
-            if code == -signal.SIGKILL:
-                reason += " (the kernel does that when memory runs out: see dmesg)"
-        else:
-            reason = f"ended with exit code {code}"
+            memory = " (the kernel does that when memory runs out: see dmesg)" if code == -signal.SIGKILL else ""
+            code, reason = 128 - code, f"was killed by {signal.Signals(-code).name}{memory}"
         note = Note.read(Path(lines[0])) if lines else None
         if note and note.process == self.process.pid:
             reason += f", its last word: {note}"
-        code = 128 - code if code < 0 else code
         return Failure(rank=self.number, time=time.time(), code=code, sentence=reason, detail=self._tail())
 
     def _tail(self) -> str:
