@@ -32,14 +32,12 @@ from pipeline.run.config import Config
 
 
 def add_ray_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers", type=str, help="N, or MIN:MAX to follow a cluster that grows and shrinks (default: 1 per GPU)"
-    )
+    workers = "N, or MIN:MAX to follow a cluster that grows and shrinks (default: 1 per GPU)"
+    parser.add_argument("--workers", type=str, help=workers)
     parser.add_argument("--cpus-per-worker", type=int, default=1, help="cores that Ray reserves for each worker")
     parser.add_argument("--address", type=str, help="a running cluster: auto, or HOST:PORT (default: this machine)")
-    parser.add_argument(
-        "--max-failures", type=int, default=3, help="restarts after a lost worker or node; -1: no limit"
-    )
+    failures = "restarts after a lost worker or node; -1: no limit"
+    parser.add_argument("--max-failures", type=int, default=3, help=failures)
 
 
 COMMAND_LINE = CommandLine(
@@ -161,10 +159,7 @@ def protect_token(create: bool) -> None:
 
 
 def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpus: int, max_failures: int) -> int:
-    """Run one TorchTrainer around the workers' `train`; the exit code, by the conventions of pipeline.base.command.
-
-    `devices`: the GPUs that the workers can have.
-    """
+    """Run one TorchTrainer around the workers' `train`; the exit code. `devices`: the GPUs that the workers can have."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -174,14 +169,11 @@ def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpu
     timeout = int(seconds + COLLECTIVE_GRACE_SECONDS)
     use_gpu = work.device != "cpu" and devices > 0
     launch = f"ray-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
+    count = workers[0] if workers[0] == workers[1] else workers
     trainer = TorchTrainer(
         train,
         train_loop_config={"work": work, "attempt": launch},
-        scaling_config=ScalingConfig(
-            num_workers=workers[0] if workers[0] == workers[1] else workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
-        ),
+        scaling_config=ScalingConfig(num_workers=count, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=timeout),
         run_config=RunConfig(
             name=launch,

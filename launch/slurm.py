@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(work, Training):
         # The dataset can be read here, and the job would not refuse the run after its time in the queue.
         check_same(work.config, open_dataset(work.config.data))
-    return print_result(submit(work, allocation), work, allocation, args.json)
+    print_result(submit(work, allocation), work, allocation, args.json)
+    return 0
 
 
 def refuse_removed_options(words: Sequence[str]) -> None:
@@ -126,8 +127,8 @@ def show(work: Training | Evaluation, allocation: Allocation, as_json: bool) -> 
     return 0
 
 
-def print_result(job: str, work: Work, allocation: Allocation, as_json: bool) -> int:
-    """Print what was submitted; the exit code."""
+def print_result(job: str, work: Work, allocation: Allocation, as_json: bool) -> None:
+    """Print what was submitted."""
     # As its user would type the folder: relative where it lies below the working directory.
     folder = work.folder.relative_to(Path.cwd()) if work.folder.is_relative_to(Path.cwd()) else work.folder
     row = (job, work.name, allocation.nodes, allocation.ranks, allocation.time, folder)
@@ -136,7 +137,6 @@ def print_result(job: str, work: Work, allocation: Allocation, as_json: bool) ->
     if as_json:
         fields = {"nodes": allocation.nodes, "ranks": allocation.ranks, "name": work.name}
         print_json({"job_id": job, **fields, "run_folder": str(folder)})
-    return 0
 
 
 if __name__ == "__main__":

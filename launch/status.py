@@ -19,8 +19,7 @@ from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, job_log, jobs_in,
 from pipeline.base.lease import is_held
 
 FOLLOW_SECONDS = 10.0
-LOG_BYTES = 4000
-LOG_LINES = 10
+LOG_BYTES, LOG_LINES = 4000, 10
 ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "PREEMPTED"}
 
 

@@ -77,9 +77,8 @@ class Allocation:
         for name in ("partition", "account", "qos", "constraint"):
             value = getattr(self, name)
             if value is not None and not _PLAIN.fullmatch(value):
-                raise UserError(
-                    f"{_option(name)} {value!r} holds characters that have no place there: give the name that sinfo shows"
-                )
+                problem = f"{_option(name)} {value!r} holds characters that have no place there"
+                raise UserError(f"{problem}: give the name that sinfo shows")
         minutes(self.time)
 
     @property
@@ -145,7 +144,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             default = "" if field.default is None else f" (default: {field.default})"
             parser.add_argument(_option(name), type=kind, help=text + default)
     parser.add_argument(
-        "--site", type=str, help=f"YAML file of this site's defaults (default: configs/{SITE_FILE.name})"
+        "--site", type=str, help=f"YAML file of the site's defaults (default: configs/{SITE_FILE.name})"
     )
 
 
