@@ -57,19 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
     """This process's environment with torchrun's names for rank `rank` of `size` on this machine alone."""
-    names = {
-        "RANK": rank,
-        "WORLD_SIZE": size,
-        "LOCAL_RANK": rank,
-        "LOCAL_WORLD_SIZE": size,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        LAUNCHER_VARIABLE: "local",
-        **slurm_variables(),
-    }
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    names = {name: str(number) for name, number in numbers.items()}
+    names |= {"MASTER_ADDR": "127.0.0.1", LAUNCHER_VARIABLE: "local", **slurm_variables()}
     # Ranks of one machine need no network: no host name to resolve, no port open to others.
-    loopback = {"GLOO_SOCKET_IFNAME": "lo"}
-    return {**loopback, **os.environ, **{name: str(value) for name, value in names.items()}}
+    return {"GLOO_SOCKET_IFNAME": "lo", **os.environ, **names}
 
 
 @contextmanager
@@ -95,15 +87,13 @@ def _procs(argv: Sequence[str], alone: bool) -> int:
     except argparse.ArgumentError:
         raise UserError("--procs needs a number: --procs 2") from None
     if alone and others:
-        raise UserError(
-            f"{others[0]} cannot stand before {EVALUATE}: only --procs can, the options of pipeline.evaluate follow it"
-        )
-    text = args.procs
-    if text is None:
+        rule = "only --procs can, the options of pipeline.evaluate follow it"
+        raise UserError(f"{others[0]} cannot stand before {EVALUATE}: {rule}")
+    if args.procs is None:
         return gpus() or 1
-    if not text.isdigit() or int(text) < 1:
-        raise UserError(f"--procs is '{text}': give the number of processes, at least 1")
-    return int(text)
+    if not args.procs.isdigit() or int(args.procs) < 1:
+        raise UserError(f"--procs is '{args.procs}': give the number of processes, at least 1")
+    return int(args.procs)
 
 
 def gpus() -> int:

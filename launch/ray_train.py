@@ -26,22 +26,18 @@ from launch.ranks.work import Evaluation, Training
 from pipeline.base import command
 from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_FAILED, EXIT_USER_ERROR
-from pipeline.base.layout import LOGS, RAY, RAY_OUTCOME
+from pipeline.base.layout import LOGS, RAY, RAY_OUTCOME, rank_log
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS
 from pipeline.run.config import Config
 
 
 def add_ray_options(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers", type=str, help="N, or MIN:MAX to follow a cluster that grows and shrinks (default: 1 per GPU)"
-    )
+    workers = "N, or MIN:MAX to follow a cluster that grows and shrinks (default: 1 per GPU)"
+    parser.add_argument("--workers", type=str, help=workers)
     parser.add_argument("--cpus-per-worker", type=int, default=1, help="cores that Ray reserves for each worker")
-    parser.add_argument(
-        "--address", type=str, help="a running cluster: auto, or HOST:PORT; default: processes on this machine"
-    )
-    parser.add_argument(
-        "--max-failures", type=int, default=3, help="restarts after a lost worker or node; -1: no limit"
-    )
+    parser.add_argument("--address", type=str, help="a running cluster: auto, or HOST:PORT (default: this machine)")
+    failures = "restarts after a lost worker or node; -1: no limit"
+    parser.add_argument("--max-failures", type=int, default=3, help=failures)
 
 
 COMMAND_LINE = CommandLine(
@@ -73,9 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.address and not devices and work.device == "cuda":
             devices = 1  # asked for, so that a cluster that is scaled to none now may bring some
         elif args.address and not devices and work.device == "auto":
-            print(
-                "warning: the cluster has no GPU now: working on CPUs (--device cuda waits for GPUs)", file=sys.stderr
-            )
+            print("warning: the cluster has no GPU: working on CPUs (--device cuda waits for GPUs)", file=sys.stderr)
         workers = workers or (devices or 1,) * 2
         check_workers(work, workers)
         code = fit(work, workers, devices, args.cpus_per_worker, args.max_failures)
@@ -129,13 +123,9 @@ def ray_cluster(address: str | None, workers: tuple[int, int] | None, cpus: int)
 
     try:
         if address is None:
-            ray.init(
-                num_cpus=max(workers[1] * cpus if workers else cpus, 1),
-                include_dashboard=False,
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            assert workers, "read_workers counts this machine's GPUs"
+            cores = max(workers[1] * cpus, 1)
+            ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
@@ -160,40 +150,31 @@ def protect_token(create: bool) -> None:
     if path.exists():
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
-        return
-    if not create:
+    elif create:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    else:
         raise UserError(f"there is no token in {path}: copy the cluster's there (mode 0600), or set RAY_AUTH_TOKEN")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
 
 
 def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpus: int, max_failures: int) -> int:
-    """Run one TorchTrainer around the workers' `train`; the exit code, by the conventions of pipeline.base.command.
-
-    `devices`: the GPUs that the workers can have.
-    """
+    """Run one TorchTrainer around the workers' `train`; the exit code. `devices`: the GPUs that the workers can have."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    timeout = work.config.timeout_seconds if isinstance(work, Training) else Config.timeout_seconds
+    seconds = work.config.timeout_seconds if isinstance(work, Training) else Config.timeout_seconds
+    timeout = int(seconds + COLLECTIVE_GRACE_SECONDS)
     use_gpu = work.device != "cpu" and devices > 0
     launch = f"ray-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
-    logs = work.folder / LOGS
+    count = workers[0] if workers[0] == workers[1] else workers
     trainer = TorchTrainer(
         train,
         train_loop_config={"work": work, "attempt": launch},
-        scaling_config=ScalingConfig(
-            num_workers=workers[0] if workers[0] == workers[1] else workers,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if use_gpu else {})},
-        ),
-        torch_config=TorchConfig(
-            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
-            timeout_s=int(timeout + COLLECTIVE_GRACE_SECONDS),
-        ),
+        scaling_config=ScalingConfig(num_workers=count, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=timeout),
         run_config=RunConfig(
             name=launch,
             storage_path=str(work.folder / RAY),
@@ -201,8 +182,8 @@ def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpu
             checkpoint_config=CheckpointConfig(num_to_keep=2),  # pointers; the run folder keeps the checkpoints
         ),
     )
-    error: Exception | None = None
-    with following(logs / "rank-0.log"):
+    logs, error = work.folder / LOGS, None
+    with following(rank_log(work.folder, 0)):
         try:
             trainer.fit()
         except Exception as failure:  # Ray has a class for each place of failure

@@ -27,19 +27,20 @@ from pipeline.run.config import to_yaml
 from pipeline.run.folder import check_same
 
 CLUSTERS = ("slurm", "local", "debug")
+REMOVED = {  # option -> what does the same now
+    "--ensemble": "'python -m pipeline.experiment table5 --launcher slurm' trains, tests and averages the paper's ensemble",
+    "--array-of-archs": "submit each net by its own command, "
+    "'for arch in resnet18 resnet34; do python launch/slurm.py --arch $arch; done'",
+}
 
 
 def add_slurm_options(parser: ArgumentParser) -> None:
     """The allocation's values, and where to submit."""
     add_options(parser)
-    parser.add_argument(
-        "--cluster", choices=CLUSTERS, help="slurm; local: submitit's processes on this machine; debug: in this process"
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the sbatch script, the config and the plan (hours, GPU hours, scaling); submit nothing",
-    )
+    kinds = "slurm; local: submitit's processes on this machine; debug: in this process"
+    parser.add_argument("--cluster", choices=CLUSTERS, help=kinds)
+    dry_run = "print the sbatch script, the config and the plan (hours, GPU hours, scaling); submit nothing"
+    parser.add_argument("--dry-run", action="store_true", help=dry_run)
 
 
 COMMAND_LINE = CommandLine(
@@ -81,22 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(work, Training):
         # The dataset can be read here, and the job would not refuse the run after its time in the queue.
         check_same(work.config, open_dataset(work.config.data))
-    return print_result(submit(work, allocation), work, allocation, args.json)
+    print_result(submit(work, allocation), work, allocation, args.json)
+    return 0
 
 
 def refuse_removed_options(words: Sequence[str]) -> None:
     """Raise UserError, with what does the same now, for an option that is gone."""
-    options = {word.partition("=")[0] for word in words}
-    if "--ensemble" in options:
-        raise UserError(
-            "--ensemble is gone: 'python -m pipeline.experiment table5 --launcher slurm' trains, tests and averages the "
-            "paper's ensemble"
-        )
-    if "--array-of-archs" in options:
-        raise UserError(
-            "--array-of-archs is gone: submit each net by its own command, "
-            "'for arch in resnet18 resnet34; do python launch/slurm.py --arch $arch; done'"
-        )
+    for option in (word.partition("=")[0] for word in words):
+        if option in REMOVED:
+            raise UserError(f"{option} is gone: {REMOVED[option]}")
 
 
 def defaults_of(cluster: str) -> dict[str, Any]:
@@ -111,9 +105,8 @@ def check_cluster(allocation: Allocation, cluster: str) -> None:
     if cluster != "slurm" and allocation.nodes != 1:
         raise UserError(f"--cluster {cluster} is this machine alone, --nodes is {allocation.nodes}: leave --nodes out")
     if cluster == "debug" and allocation.ranks != 1:
-        raise UserError(
-            f"--cluster debug works in this process, {allocation.ranks} ranks were asked for: use --cluster local"
-        )
+        ranks = f"{allocation.ranks} ranks were asked for"
+        raise UserError(f"--cluster debug works in this process, {ranks}: use --cluster local")
 
 
 def show(work: Training | Evaluation, allocation: Allocation, as_json: bool) -> int:
@@ -134,8 +127,8 @@ def show(work: Training | Evaluation, allocation: Allocation, as_json: bool) -> 
     return 0
 
 
-def print_result(job: str, work: Work, allocation: Allocation, as_json: bool) -> int:
-    """Print what was submitted; the exit code."""
+def print_result(job: str, work: Work, allocation: Allocation, as_json: bool) -> None:
+    """Print what was submitted."""
     # As its user would type the folder: relative where it lies below the working directory.
     folder = work.folder.relative_to(Path.cwd()) if work.folder.is_relative_to(Path.cwd()) else work.folder
     row = (job, work.name, allocation.nodes, allocation.ranks, allocation.time, folder)
@@ -144,7 +137,6 @@ def print_result(job: str, work: Work, allocation: Allocation, as_json: bool) ->
     if as_json:
         fields = {"nodes": allocation.nodes, "ranks": allocation.ranks, "name": work.name}
         print_json({"job_id": job, **fields, "run_folder": str(folder)})
-    return 0
 
 
 if __name__ == "__main__":

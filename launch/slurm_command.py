@@ -19,9 +19,7 @@ from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.base.layout import SLURM
 
-EXAMPLE = (
-    "python launch/slurm_command.py --name scores --folder scores/slurm --after 17 -- python -m pipeline.evaluate RUN"
-)
+EXAMPLE = "python launch/slurm_command.py --name scores --folder scores --after 17 -- python -m pipeline.evaluate RUN"
 
 
 def options() -> CommandParser:

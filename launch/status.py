@@ -19,8 +19,7 @@ from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, job_log, jobs_in,
 from pipeline.base.lease import is_held
 
 FOLLOW_SECONDS = 10.0
-LOG_BYTES = 4000
-LOG_LINES = 10
+LOG_BYTES, LOG_LINES = 4000, 10
 ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD", "PREEMPTED"}
 
 
@@ -57,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = CommandParser("Shows how a run is doing.", "python launch/status.py resnet152-seed0")
     parser.add_argument("name", help="the run's name, or its folder")
     parser.add_argument("--runs", default="runs", help="the folder that holds the run folders (default: runs)")
-    parser.add_argument(
-        "--follow", action="store_true", help=f"show it every {FOLLOW_SECONDS:g} s until the run is over"
-    )
+    parser.add_argument("--follow", action="store_true", help=f"again every {FOLLOW_SECONDS:g} s until the run is over")
     parser.add_json_option()
     args = parser.parse_args(argv)
     folder = Path(args.name) if _is_known(Path(args.name)) else Path(args.runs) / args.name
@@ -91,9 +88,7 @@ def read(folder: Path) -> Status:
     training = [record for record in records if record.kind == "train"]
     iteration = max((record.iteration for record in records), default=0)
     rate = training[-1].values.get("images_per_second") if training else None
-    left = None
-    if config and rate:
-        left = (config.iterations - iteration) * config.batch / rate
+    left = (config.iterations - iteration) * config.batch / rate if config and rate else None
     jobs, restarts = _jobs(folder)
     notes = read_all_notes(folder / LOGS)
     logs = [*(folder / SLURM).glob(job_log("*")), *filter(Path.exists, [rank_log(folder, 0)])]
@@ -151,13 +146,14 @@ def _jobs(folder: Path) -> tuple[dict[str, str], int]:
         return dict.fromkeys(numbers, "unknown (no SLURM on this machine)"), 0
     states, restarts = {}, 0
     for number in numbers:
-        found = show("job", number)
-        states[number] = found[0]["JobState"] if found else "forgotten by SLURM"
-        restarts = int(found[0].get("Restarts", 0)) if found else restarts
-        if found and found[0].get("Reason") == "JobLaunchFailure":
-            states[number] += f" (a node could not start it: does every node see {folder}?)"
-        if found and states[number] == "PENDING" and found[0].get("Reason") not in (None, "None"):
-            states[number] += f" ({found[0]['Reason']})"
+        job, *_ = show("job", number) or [{"JobState": "forgotten by SLURM"}]
+        state, reason = job["JobState"], job.get("Reason", "None")
+        restarts = int(job.get("Restarts", restarts))
+        if reason == "JobLaunchFailure":
+            state += f" (a node could not start it: does every node see {folder}?)"
+        elif state == "PENDING" and reason != "None":
+            state += f" ({reason})"
+        states[number] = state
     return states, restarts
 
 

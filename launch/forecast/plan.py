@@ -20,7 +20,7 @@ from launch.forecast import rates
 from launch.on_slurm.allocation import Allocation
 from launch.status import duration
 from pipeline.base.command import UserError, print_table
-from pipeline.models.complexity import count
+from pipeline.models.complexity import Complexity, count
 from pipeline.models.resnet import Shortcut, Stride, build
 from pipeline.run.config import Config
 from pipeline.training.batchnorm import plan_groups
@@ -82,8 +82,9 @@ def device_of(config: Config, allocation: Allocation) -> Device:
     path = Path(allocation.rates) if allocation.rates else rates.RATES_FILE
     known = rates.matching(rates.read(path), kind, allocation.device_name)
     share = config.batch // allocation.ranks
-    ranks_per_node = allocation.ranks_per_node
-    link = rates.find_link(known, reduction=_reduction(config, allocation), ranks=ranks_per_node)
+    groups = plan_groups(config.batch, config.bn_group, 0, allocation.ranks)
+    reduction = choose_mode(config.reduction, allocation.ranks, groups.local, config.gradient_compression)
+    link = rates.find_link(known, reduction=reduction, ranks=allocation.ranks_per_node)
     if allocation.images_per_second:
         source = f"measured (--images-per-second): {allocation.images_per_second:,.0f} images/s of {config.arch}"
         return Device(images_per_second=allocation.images_per_second, source=source, link=link)
@@ -94,7 +95,7 @@ def device_of(config: Config, allocation: Allocation) -> Device:
         crop=config.augment.crop,
         micro_batch=share if config.bn_group == "rank" else min(share, config.bn_group),
         threads=config.threads or allocation.cpus_per_gpu,
-        processes=ranks_per_node,
+        processes=allocation.ranks_per_node,
         compile=config.compile,
     )
     net = _net(config.arch, config.augment.crop, config.shortcut, config.stride)
@@ -133,8 +134,9 @@ def predict(config: Config, allocation: Allocation) -> Step:
     bandwidth = allocation.network_gbits * 1e9 / 8 if between_hosts else inside
     latency = LATENCY_SECONDS if between_hosts else LOCAL_LATENCY_SECONDS
     all_reduce = ring_seconds(4 * net.parameters, ranks, bandwidth, latency)
-    if device.link and not between_hosts and ranks > 1:
-        all_reduce = link_seconds(device.link, 4 * net.parameters, ranks)
+    if (link := device.link) and not between_hosts and ranks > 1:
+        # Measured with any number of ranks; the link's latency is that of a whole sum.
+        all_reduce = ring_seconds(4 * net.parameters, ranks, link.bytes_per_second, 0) + link.latency_seconds
     # A small all-reduce in forward and one in backward for every layer; groups of neighbours mostly stay on one host.
     group = groups.ranks_per_group
     group_latency = LOCAL_LATENCY_SECONDS if group <= allocation.ranks_per_node else LATENCY_SECONDS
@@ -151,11 +153,6 @@ def predict(config: Config, allocation: Allocation) -> Step:
     )
 
 
-def link_seconds(link: rates.Link, size: float, ranks: int) -> float:
-    """Seconds to sum `size` bytes over `ranks` ranks of one host, by a link that was measured with any number of ranks."""
-    return 2 * (ranks - 1) / ranks * size / link.bytes_per_second + link.latency_seconds
-
-
 def ring_seconds(size: float, ranks: int, bandwidth: float, latency: float) -> float:
     """Seconds of a ring all-reduce of `size` bytes: 2 (N-1)/N size / bandwidth (bytes/s) + 2 (N-1) latency (s)."""
     return 2 * (ranks - 1) / ranks * size / bandwidth + 2 * (ranks - 1) * latency
@@ -163,9 +160,8 @@ def ring_seconds(size: float, ranks: int, bandwidth: float, latency: float) -> f
 
 def table(config: Config, allocation: Allocation) -> list[dict[str, float]]:
     """The prediction for 1, 2, 4, 8 ... nodes and for the nodes asked for, where the batch can be divided."""
-    sizes = sorted({allocation.nodes, *(2**power for power in range(7))})
     rows = []
-    for nodes in sizes:
+    for nodes in sorted({allocation.nodes, *(2**power for power in range(7))}):
         try:
             step = predict(config, replace(allocation, nodes=nodes))
         except UserError:
@@ -211,25 +207,15 @@ def show_plan(config: Config, allocation: Allocation) -> list[dict[str, float]]:
     print(f"one device: {device.source}")
     if device.source.startswith("assumed"):
         print(f"measure yours: python bench/step.py --arch {config.arch}")
-    if allocation.nodes == 1 and device.link:
-        link = device.link
+    if allocation.nodes == 1 and (link := device.link):
         print(
             f"gradients of one node's ranks: {link.bytes_per_second / 1e9:.2f} GB/s, measured with {link.ranks} ranks, "
             f"{link.reduction}, on {link.device} ({link.measured})"
         )
-    print(
-        f"network: {allocation.network_gbits:g} Gb/s per node, assumed unless the site's file says so (network_gbits)"
-    )
-    print(
-        f"data: {LOADER_RATE_PER_CORE:.0f} images/s per core (a trial on 4 CPU cores); {allocation.cpus_per_gpu} cores per rank"
-    )
+    network, cores = allocation.network_gbits, allocation.cpus_per_gpu
+    print(f"network: {network:g} Gb/s per node, assumed unless the site's file says so (network_gbits)")
+    print(f"data: {LOADER_RATE_PER_CORE:.0f} images/s per core (a trial on 4 CPU cores); {cores} cores per rank")
     return rows
-
-
-def _reduction(config: Config, allocation: Allocation) -> str:
-    """How the ranks of this allocation will sum gradients."""
-    plan = plan_groups(config.batch, config.bn_group, 0, allocation.ranks)
-    return choose_mode(config.reduction, allocation.ranks, plan.local, config.gradient_compression)
 
 
 def _rate(images_per_second: float) -> str:
@@ -237,9 +223,7 @@ def _rate(images_per_second: float) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Net:
-    parameters: int
-    multiply_adds: int  # of one image
+class _Net(Complexity):
     bn_layers: int
 
 
@@ -247,6 +231,5 @@ class _Net:
 def _net(arch: str, crop: int, shortcut: Shortcut, stride: Stride) -> _Net:
     with torch.device("meta"):
         net = build(arch, classes=IMAGENET_CLASSES, shortcut=shortcut, stride=stride)
-    complexity = count(net, crop)
     layers = sum(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
-    return _Net(parameters=complexity.parameters, multiply_adds=complexity.multiply_adds, bn_layers=layers)
+    return _Net(**vars(count(net, crop)), bn_layers=layers)

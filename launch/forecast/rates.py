@@ -146,19 +146,16 @@ def find_rate(
         return (rate.precision, rate.crop) == (precision, crop) and rate.threads in (0, threads)
 
     def distance(rate: Rate) -> tuple[float, ...]:
-        circumstances = _ratio(rate.processes, processes), _ratio(rate.micro_batch, micro_batch)
-        return rate.arch != arch, rate.compile != compile, *circumstances
+        ratios = _ratio(rate.processes, processes), _ratio(rate.micro_batch, micro_batch)
+        return rate.arch != arch, rate.compile != compile, *ratios
 
     return min(filter(fits, rates.rates), key=distance, default=None)
 
 
 def find_link(rates: Rates, *, reduction: str, ranks: int) -> Link | None:
     """How fast ranks of one host sum gradients: measured with `ranks` ranks, or with the nearest number."""
-    return min(
-        (link for link in rates.links if link.reduction == reduction),
-        key=lambda link: _ratio(link.ranks, ranks),
-        default=None,
-    )
+    links = [link for link in rates.links if link.reduction == reduction]
+    return min(links, key=lambda link: _ratio(link.ranks, ranks), default=None)
 
 
 def _ratio(one: int, other: int) -> float:

@@ -15,6 +15,7 @@ from typing import TypedDict
 
 from launch.on_slurm.attempt import slurm_variables
 from launch.ranks.failure import attempt, failure_of_hang, note, read_notes
+from launch.ranks.follow import point_output_at, send_output_to
 from launch.ranks.work import Work
 from pipeline.base.attempt import LAUNCHER_VARIABLE, attempt_variables
 from pipeline.base.exits import EXIT_FENCED, EXIT_USER_ERROR
@@ -99,18 +100,10 @@ def _found_by_all(logs: Path, launch: str, size: int) -> bool:
 def output_to(log: Path) -> Iterator[None]:
     """Send what this process writes, in Python or machine code, to `log` while the block runs."""
     kept = [os.dup(stream.fileno()) for stream in (sys.stdout, sys.stderr)]
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    _point_output_at(descriptor, descriptor)
-    os.close(descriptor)
+    send_output_to(log)
     try:
         yield
     finally:
-        _point_output_at(*kept)
+        point_output_at(*kept)
         for descriptor in kept:
             os.close(descriptor)
-
-
-def _point_output_at(out: int, err: int) -> None:
-    for stream, descriptor in ((sys.stdout, out), (sys.stderr, err)):
-        stream.flush()
-        os.dup2(descriptor, stream.fileno())

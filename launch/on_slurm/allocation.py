@@ -14,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 import docstring_parser
 
 from pipeline.base.checkout import CONFIGS, configs
-from pipeline.base.command import UserError
+from pipeline.base.command import UserError, check_at_least
 from pipeline.base.files import read_yaml
 from pipeline.base.typed import read_typed
 
@@ -72,18 +72,13 @@ class Allocation:
     setup: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        at_least = dict.fromkeys(("nodes", "cpus_per_gpu", "tasks_per_node"), 1)
-        at_least |= dict.fromkeys(("gpus_per_node", "signal_delay", "requeue_limit"), 0)
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{_option(name)} is {value}: it must be at least {least}")
+        check_at_least(1, self, "nodes", "cpus_per_gpu", "tasks_per_node")
+        check_at_least(0, self, "gpus_per_node", "signal_delay", "requeue_limit")
         for name in ("partition", "account", "qos", "constraint"):
             value = getattr(self, name)
             if value is not None and not _PLAIN.fullmatch(value):
-                raise UserError(
-                    f"{_option(name)} {value!r} holds characters that have no place there: give the name that sinfo shows"
-                )
+                problem = f"{_option(name)} {value!r} holds characters that have no place there"
+                raise UserError(f"{problem}: give the name that sinfo shows")
         minutes(self.time)
 
     @property
@@ -98,17 +93,6 @@ class Allocation:
     def minutes(self) -> int:
         """The time limit, rounded up to SLURM's unit."""
         return minutes(self.time)
-
-    def check_time(self) -> None:
-        """Raise UserError where the time limit leaves no time to work.
-
-        Apart from __post_init__: of these two a site file may set one, and the command line the other.
-        """
-        if self.minutes * 60 <= self.signal_delay:
-            raise UserError(
-                f"the time limit {self.time} is over before the {self.signal_delay} s that --signal-delay reserves for saving: "
-                "give a longer --time"
-            )
 
     def sbatch_parameters(self, name: str) -> dict[str, Any]:
         """The parameters of submitit's SlurmExecutor, without `setup`."""
@@ -160,7 +144,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             default = "" if field.default is None else f" (default: {field.default})"
             parser.add_argument(_option(name), type=kind, help=text + default)
     parser.add_argument(
-        "--site", type=str, help=f"YAML file of this site's defaults (default: {SITE_FILE.name} in configs/)"
+        "--site", type=str, help=f"YAML file of the site's defaults (default: configs/{SITE_FILE.name})"
     )
 
 
@@ -171,7 +155,12 @@ def resolve(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = Non
     path = Path(options["site"]) if options.get("site") else configs() / SITE_FILE.name
     site = read_site(path) if options.get("site") or path.exists() else {}
     allocation = Allocation(**{**(defaults or {}), **site, **given})
-    allocation.check_time()
+    # Not in __post_init__: a site file may set one of these two, and the command line the other.
+    if allocation.minutes * 60 <= allocation.signal_delay:
+        raise UserError(
+            f"the time limit {allocation.time} is over before the {allocation.signal_delay} s that --signal-delay reserves for "
+            "saving: give a longer --time"
+        )
     return allocation
 
 

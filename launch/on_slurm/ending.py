@@ -15,10 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launch.on_slurm.attempt import restarts
+from launch.on_slurm.scheduler import scontrol
 from launch.ranks.failure import NO_RANK, Failure, cause, note, read_notes
 from pipeline.base import command
 from pipeline.base.command import CommandParser
@@ -27,7 +28,6 @@ from pipeline.base.layout import CHECKPOINTS, JOB_FAILURES, LOGS, job_log, newes
 from pipeline.process.signals import SIGNALS
 
 EXAMPLE = "python -m launch.on_slurm.ending runs/resnet152-seed0/slurm --code 137 --limit 3"
-CONTROLLER_SECONDS = 60.0  # for one answer
 # How long a controller that does not answer (a restart, a failover) is asked again; the job's nodes wait with it.
 PATIENCE_SECONDS, PAUSE_SECONDS = 300.0, 5.0
 # A rank that was asked to stop before it could answer (its imports take seconds) ends so: preempted, not crashed.
@@ -95,21 +95,15 @@ def close_attempt(folder: Path, job: str, attempt: int, code: int, log_start: in
         return
     history = folder / f"{job}{JOB_FAILURES}"
     earlier = [Ending(**json.loads(line)) for line in history.read_text().splitlines()] if history.exists() else []
-    newest = newest_checkpoint(folder.parent / CHECKPOINTS)
-    checkpoint = newest[0] if newest else 0
-    again = starts_again(first.code, checkpoint, earlier, limit)
-    ending = Ending(
-        attempt=attempt,
-        time=time.time(),
-        code=first.code,
-        sentence=f"{first.who}: {first.sentence}",
-        checkpoint=checkpoint,
-        requeued=again,
-    )
-    with open(history, "a") as file:  # first: the requeueing ends the batch script, and this with it
+    checkpoint, _ = newest_checkpoint(folder.parent / CHECKPOINTS) or (0, None)
+    code, sentence = first.code, f"{first.who}: {first.sentence}"
+    again = starts_again(code, checkpoint, earlier, limit)
+    now = time.time()
+    ending = Ending(attempt=attempt, time=now, code=code, sentence=sentence, checkpoint=checkpoint, requeued=again)
+    with open(history, "a") as file:  # first: the requeueing ends the batch script, and this process with it
         file.write(json.dumps(asdict(ending)) + "\n")
     outcome = "the job is requeued" if again else "the job ends here"
-    print(f"error: attempt {attempt} failed, {ending.sentence}; {outcome}", file=sys.stderr, flush=True)
+    print(f"error: attempt {attempt} failed, {sentence}; {outcome}", file=sys.stderr, flush=True)
     if again:
         requeue(job, attempt)
 
@@ -122,40 +116,35 @@ def explain(logs: Path, attempt_name: str, log: Path, start: int, code: int) -> 
         text = file.read().decode(errors="replace")
     seen = first_failure(text)
     if seen is None or (code == EXIT_USER_ERROR and not notes):
-        said = re.search(r"^error: (.+)$", text, re.MULTILINE)  # by what ran before the ranks, as every command says it
+        # What ran before the ranks says its error as every command does.
+        said = re.search(r"^error: (.+)$", text, re.MULTILINE)
         sentence = said[1] if said else f"ended with exit code {code}"
         seen = Failure(rank=NO_RANK, time=time.time(), code=code, sentence=sentence)
     if seen.code in REQUESTED:  # no failure to note: what the other ranks say of it is its consequence
         return seen
     # A rank whose end srun saw first and that says itself why knows better; the others' ends may be its consequence.
-    if own := [one for one in notes if one.rank == seen.rank and not seen.killed]:
-        return own[0]
-    if seen.killed or not notes:
-        job = attempt_name.partition(".")[0]
-        note(seen, logs, attempt_name, str(log.with_name(job_log(job, max(seen.rank, 0)))))
-        return seen
-    return cause(notes)
+    if notes and not seen.killed:
+        return next((noted for noted in notes if noted.rank == seen.rank), cause(notes))
+    job = attempt_name.partition(".")[0]
+    note(seen, logs, attempt_name, str(log.with_name(job_log(job, max(seen.rank, 0)))))
+    return seen
 
 
 def first_failure(text: str) -> Failure | None:
     """The first end of a rank that srun reports in `text`, its log of one attempt; what it ended itself comes later."""
-    found = _SRUN.search(text)
-    if not found:
+    if (found := _SRUN.search(text)) is None:
         return None
     node, rank, words = found[1], int(found[2]), found[3].removesuffix(" (core dumped)")
-    signals = {signal.strsignal(one): one for one in signal.Signals}
-    failure = Failure(rank=rank, time=time.time(), code=1, sentence=f"{words[0].lower()}{words[1:]} on {node}")
+    signals = {signal.strsignal(number): number for number in signal.Signals}
+    code, sentence = 1, f"{words[0].lower()}{words[1:]} on {node}"
     if number := signals.get(words):
         reason = " (the kernel does that when memory runs out)" if number == signal.SIGKILL else ""
-        sentence = f"was killed by {number.name} on {node}{reason}"
-        return replace(failure, code=128 + number, sentence=sentence)
-    if words == "Out Of Memory":
-        return replace(
-            failure, code=128 + signal.SIGKILL, sentence=f"ran out of memory on {node}: ask for more by mem_gb"
-        )
-    if exited := re.fullmatch(r"Exited with exit code (\d+)", words):
-        return replace(failure, code=int(exited[1]))
-    return failure
+        code, sentence = 128 + number, f"was killed by {number.name} on {node}{reason}"
+    elif words == "Out Of Memory":
+        code, sentence = 128 + signal.SIGKILL, f"ran out of memory on {node}: ask for more by mem_gb"
+    elif exited := re.fullmatch(r"Exited with exit code (\d+)", words):
+        code = int(exited[1])
+    return Failure(rank=rank, time=time.time(), code=code, sentence=sentence)
 
 
 def starts_again(code: int, checkpoint: int, earlier: Sequence[Ending], limit: int) -> bool:
@@ -164,9 +153,8 @@ def starts_again(code: int, checkpoint: int, earlier: Sequence[Ending], limit: i
     Not after 2 (a mistake of its user) and 76 (a later attempt has taken over). SLURM itself requeues a job whose node is
     lost.
     """
-    if code in (EXIT_USER_ERROR, EXIT_FENCED):
-        return False
-    return sum(one.checkpoint == checkpoint for one in earlier) < limit
+    without_progress = sum(ending.checkpoint == checkpoint for ending in earlier)
+    return code not in (EXIT_USER_ERROR, EXIT_FENCED) and without_progress < limit
 
 
 class ControllerError(Exception):
@@ -177,7 +165,7 @@ def is_running(job: str, attempt: int) -> bool:
     """Whether SLURM takes this attempt for the job's present one, and for running. Raises ControllerError."""
     end = time.monotonic() + PATIENCE_SECONDS
     while True:
-        shown = _scontrol("show", "job", job, "--oneliner")
+        shown = scontrol("show", "job", job, "--oneliner")
         if shown.stdout.strip() or "Invalid job id" in shown.stderr:
             return {"JobState=RUNNING", f"Restarts={attempt}"} <= set(shown.stdout.split())
         _pause(end, f"SLURM's controller did not say what job {job} does", shown)
@@ -187,7 +175,7 @@ def requeue(job: str, attempt: int) -> None:
     """Put the job back into the queue, from this attempt and from no later one. Raises ControllerError."""
     end = time.monotonic() + PATIENCE_SECONDS
     while is_running(job, attempt):  # asked again each time: a request without an answer may have been heard
-        done = _scontrol("requeue", job)
+        done = scontrol("requeue", job)
         if done.returncode == 0:
             return
         _pause(end, f"SLURM did not requeue job {job}", done)
@@ -199,15 +187,6 @@ def _pause(end: float, what: str, done: subprocess.CompletedProcess[str]) -> Non
         reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
         raise ControllerError(f"{what} for {PATIENCE_SECONDS:g} s ({reason})")
     time.sleep(PAUSE_SECONDS)
-
-
-def _scontrol(*words: str) -> subprocess.CompletedProcess[str]:
-    """One call of scontrol; return code 124 where it does not end within CONTROLLER_SECONDS."""
-    command = ["scontrol", *words]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=CONTROLLER_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", f"no answer within {CONTROLLER_SECONDS:g} s")
 
 
 if __name__ == "__main__":

@@ -3,20 +3,21 @@
 The later attempt takes the run folder's lease (pipeline/base/lease.py), and from then on the older one can publish nothing.
 The older one must then end, before its srun sees how its ranks end: once the network is back that srun would cancel the step
 of the later attempt, since both are called JOB.0. So the batch script watches the lease too, from beside its srun:
-python -m launch.on_slurm.fence FOLDER SHELL. Imports the standard library and light modules of base alone.
+python -m launch.on_slurm.fence FOLDER SHELL. Imports light modules alone.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from launch.on_slurm.attempt import job_name, restarts
 from pipeline.base.attempt import is_later, read_holder
@@ -60,21 +61,11 @@ def watch_script(folder: Path, shell: int) -> None:
     """
     while os.getppid() == shell:
         if is_superseded(folder):
-            for process in (*_children(shell, "srun"), shell):
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-            return
+            with suppress(psutil.NoSuchProcess):  # one has ended meanwhile: the next look finds the others
+                script = psutil.Process(shell)
+                for process in (*(child for child in script.children() if child.name() == "srun"), script):
+                    process.kill()
         time.sleep(LOOK_SECONDS)
-
-
-def _children(parent: int, name: str) -> Iterator[int]:
-    """The processes of this name that `parent` has started."""
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
-            before, _, after = file.read_text(errors="replace").rpartition(") ")
-            pid, _, command = before.partition(" (")
-            if command == name and int(after.split()[1]) == parent:
-                yield int(pid)
 
 
 if __name__ == "__main__":

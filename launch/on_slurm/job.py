@@ -13,9 +13,8 @@ from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission
 from submitit.helpers import TorchDistributedEnvironment
 
+from launch.on_slurm import ending
 from launch.on_slurm.attempt import restarts, slurm_variables
-from launch.on_slurm.ending import ControllerError, is_running
-from launch.on_slurm.ending import requeue as requeue_attempt
 from launch.on_slurm.fence import watch
 from launch.ranks.failure import Failure, attempt, failure_of_hang, note
 from launch.ranks.work import Work
@@ -53,7 +52,7 @@ class Job:
             requeue(environment)
         if code:
             sys.exit(code)
-        return code
+        return 0
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit in rank 0 where the signal came before the trainer could handle it: the same job again."""
@@ -67,8 +66,8 @@ class Job:
         if environment.cluster != "local":
             print(failure.detail or f"error: {failure.sentence}", file=sys.stderr, flush=True)
         if environment.cluster != "debug":
-            log = str(environment.paths.stderr)
-            note(failure, self.work.folder / LOGS, attempt_name(environment), log)
+            name = f"{environment.job_id}.{restarts()}"
+            note(failure, self.work.folder / LOGS, name, str(environment.paths.stderr))
 
 
 def export_environment(environment: JobEnvironment) -> None:
@@ -107,17 +106,11 @@ def requeue(environment: JobEnvironment) -> None:
 def requeue_running_job(job_id: str) -> None:
     """`scontrol requeue` for this attempt alone: not for a job that its user has just cancelled, nor for a later attempt."""
     try:
-        if is_running(job_id, restarts()):
+        if ending.is_running(job_id, restarts()):
             print(f"saved; requeueing job {job_id}", file=sys.stderr, flush=True)
-            requeue_attempt(job_id, restarts())
+            ending.requeue(job_id, restarts())
         else:
-            print(
-                f"saved; job {job_id} is not running any more: the scheduler decides whether it starts again",
-                file=sys.stderr,
-            )
-    except ControllerError as error:  # the exit code makes the batch script try again
+            reason = f"job {job_id} is not running any more"
+            print(f"saved; {reason}: the scheduler decides whether the job starts again", file=sys.stderr)
+    except ending.ControllerError as error:  # the exit code makes the batch script try again
         print(f"warning: saved, but {error}", file=sys.stderr)
-
-
-def attempt_name(environment: JobEnvironment) -> str:
-    return f"{environment.job_id}.{restarts()}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
 
 from launch.on_slurm.allocation import Allocation, minutes
 from pipeline.base.command import UserError, nearest
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS, NO_ANSWER = 60.0, 124  # of one call of scontrol, and its return code behind that time
 
 
 def check_partition(allocation: Allocation) -> None:
@@ -20,7 +19,11 @@ def check_partition(allocation: Allocation) -> None:
     partitions = {partition["PartitionName"]: partition for partition in show("partition")}
     if not partitions:
         return  # scontrol does not know: sbatch will say
-    names = allocation.partition.split(",") if allocation.partition else _default(partitions)
+    names = allocation.partition.split(",") if allocation.partition else []
+    names = names or [name for name, partition in partitions.items() if partition.get("Default") == "YES"]
+    if not names:
+        valid = ", ".join(sorted(partitions))
+        raise UserError(f"this cluster has no default partition: give --partition, one of {valid}")
     for name in names:
         if name not in partitions:
             raise UserError(f"there is no partition '{name}' on this cluster: {nearest(name, partitions)}")
@@ -35,36 +38,31 @@ def check_partition(allocation: Allocation) -> None:
         raise UserError(f"--nodes {allocation.nodes} is more than the partition has ({largest}): give fewer nodes")
 
 
-def show(kind: str, name: str | None = None) -> list[dict[str, str]]:
-    """`scontrol show KIND [NAME]` as one dict per line; none where SLURM knows nothing of that name."""
-    text = ask(["scontrol", "show", kind, *([name] if name else []), "--oneliner"])
-    lines = [dict(word.partition("=")[::2] for word in line.split()) for line in text.splitlines()]
-    return [line for line in lines if "=" in text and line]
-
-
-def ask(command: Sequence[str]) -> str:
-    """Standard output of one of SLURM's commands; empty where the command fails or is not installed.
+def show(*words: str) -> list[dict[str, str]]:
+    """`scontrol show KIND [NAME]` as one dict per line; none where SLURM is not installed, or does not know the name.
 
     Raises UserError where SLURM does not answer.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+        done = scontrol("show", *words, "--oneliner")
     except FileNotFoundError:
-        return ""  # SLURM is not installed
-    except subprocess.TimeoutExpired:
-        raise UserError(f"SLURM's controller did not answer '{' '.join(command)}' within a minute: try again") from None
+        return []
+    if done.returncode == NO_ANSWER:
+        raise UserError(f"SLURM's controller did not answer '{' '.join(done.args)}' within a minute: try again")
     if "Unable to contact slurm controller" in done.stderr:
         raise UserError("SLURM's controller cannot be reached: try again, or ask the cluster's administrators")
-    return done.stdout if done.returncode == 0 else ""
+    text = done.stdout if done.returncode == 0 else ""
+    lines = [dict(word.partition("=")[::2] for word in line.split()) for line in text.splitlines()]
+    return [line for line in lines if "=" in text and line]
 
 
-def _default(partitions: dict[str, dict[str, str]]) -> list[str]:
-    names = [name for name, partition in partitions.items() if partition.get("Default") == "YES"]
-    if not names:
-        raise UserError(
-            f"this cluster has no default partition: give --partition, one of {', '.join(sorted(partitions))}"
-        )
-    return names
+def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    """One call of scontrol; return code NO_ANSWER where it does not end within TIMEOUT_SECONDS."""
+    command = ["scontrol", *words]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, NO_ANSWER, "", f"no answer within {TIMEOUT_SECONDS:g} s")
 
 
 def _too_long(wanted: int, limit: str) -> bool:

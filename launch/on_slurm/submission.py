@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,14 +34,11 @@ class _Script(submitit.SlurmExecutor):
         return 1
 
 
-def submitit_folder(work: Work) -> Path:
-    return (work.folder / SLURM).absolute()
-
-
-def make_folder(folder: Path) -> Path:
+def make_folder(work: Work) -> Path:
     """Make submitit's folder, for scripts, pickles and logs. Only its owner can enter: a pickle is code."""
+    folder = work.folder / SLURM
     folder.mkdir(parents=True, exist_ok=True)
-    os.chmod(folder, 0o700)
+    folder.chmod(0o700)
     return folder
 
 
@@ -51,7 +47,7 @@ def sbatch_parameters(work: Work, allocation: Allocation) -> dict[str, Any]:
 
     Raises UserError for folders whose names could become lines of the script.
     """
-    folder = submitit_folder(work)
+    folder = work.folder / SLURM
     for named in (folder, *work.inputs):
         if not str(named).isprintable():
             raise UserError(
@@ -69,7 +65,7 @@ def sbatch_parameters(work: Work, allocation: Allocation) -> dict[str, Any]:
 
 def script(work: Work, allocation: Allocation) -> str:
     """The sbatch script, exactly as submitit submits it."""
-    executor = _Script(submitit_folder(work), max_num_timeout=STOPS)
+    executor = _Script(work.folder / SLURM, max_num_timeout=STOPS)
     executor.update_parameters(**sbatch_parameters(work, allocation))
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
@@ -91,7 +87,7 @@ def submit(work: Work, allocation: Allocation, after: Sequence[str] = ()) -> str
     if after:  # a job that can never start leaves the queue, where it would seem to wait
         dependency = {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
         parameters["additional_parameters"] |= dependency
-    folder = make_folder(submitit_folder(work))
+    folder = make_folder(work)
     executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=STOPS)
     executor.update_parameters(**{f"slurm_{key}": value for key, value in parameters.items()})
     try:
@@ -106,7 +102,7 @@ def submit(work: Work, allocation: Allocation, after: Sequence[str] = ()) -> str
 
 def run_here(work: Work, allocation: Allocation, cluster: str) -> int:
     """Do `work` under submitit's local or debug executor and wait for its end; the exit code."""
-    executor = submitit.AutoExecutor(make_folder(submitit_folder(work)), cluster=cluster)
+    executor = submitit.AutoExecutor(make_folder(work), cluster=cluster)
     executor.update_parameters(
         timeout_min=allocation.minutes,
         tasks_per_node=allocation.ranks,

@@ -6,7 +6,6 @@ the job has waited hours in the queue.
 
 from __future__ import annotations
 
-import os
 import shlex
 import socket
 from collections.abc import Sequence
@@ -41,7 +40,7 @@ def check_shared(allocation: Allocation, folders: Sequence[Path]) -> None:
 
 def filesystem(path: Path) -> tuple[str, Path]:
     """(type, mount point) of the file system that `path` lies on, or would lie on if it existed."""
-    real = Path(os.path.realpath(path))
+    real = path.resolve()
     types = {Path(partition.mountpoint): partition.fstype for partition in psutil.disk_partitions(all=True)}
     above = [mount for mount in types if real.is_relative_to(mount)]
     mount = max(above, key=lambda mount: len(mount.parts), default=Path("/"))

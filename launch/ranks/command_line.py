@@ -42,12 +42,8 @@ class CommandLine:
         training = parser(*self.training)
         self.add_options(training)
         training.add_argument("--json", action="store_true", help="end with one line of JSON")
-        training.add_argument(
-            EVALUATE,
-            type=str,
-            metavar="RUN ...",
-            help="evaluate a model instead, on the same ranks; the options of python -m pipeline.evaluate follow",
-        )
+        sentence = "evaluate a model instead, on the same ranks; the options of python -m pipeline.evaluate follow"
+        training.add_argument(EVALUATE, type=str, metavar="RUN ...", help=sentence)
         return training
 
     def evaluation_parser(self) -> CommandParser:

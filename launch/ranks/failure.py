@@ -72,11 +72,9 @@ def attempt(rank: int, main: Callable[[], int]) -> tuple[int, Failure | None]:
         return failure(EXIT_USER_ERROR, str(error))
     except KeyboardInterrupt:
         return failure(EXIT_INTERRUPTED, "interrupted: the same command goes on where this one stopped")
-    except OSError as error:
-        if sentence := describe_os_error(error):
-            return failure(EXIT_USER_ERROR, sentence)
-        return failure(EXIT_FAILED, f"{type(error).__name__}: {error}", traceback.format_exc())
     except Exception as error:
+        if isinstance(error, OSError) and (sentence := describe_os_error(error)):
+            return failure(EXIT_USER_ERROR, sentence)
         return failure(EXIT_FAILED, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
@@ -106,10 +104,7 @@ def read_notes(logs: Path, attempt_name: str) -> list[Failure]:
 
 def read_all_notes(logs: Path) -> dict[str, list[Failure]]:
     """The failures of every attempt that had any, by the attempt's name."""
-    found: dict[str, list[Failure]] = {}
-    for attempt_name, path in failure_notes(logs):
-        found.setdefault(attempt_name, []).append(Failure.from_json(path.read_text()))
-    return found
+    return {attempt_name: read_notes(logs, attempt_name) for attempt_name in {name for name, _ in failure_notes(logs)}}
 
 
 def print_cause(failures: Iterable[Failure]) -> int:
@@ -118,6 +113,6 @@ def print_cause(failures: Iterable[Failure]) -> int:
     if first.code == EXIT_USER_ERROR and not first.detail:
         raise UserError(first.sentence)
     place = f" (its log: {first.log})" if first.log else ""
-    print(first.detail.rstrip() or "", file=sys.stderr)
+    print(first.detail.rstrip(), file=sys.stderr)
     print(f"error: {first.who} failed first: {first.sentence}{place}", file=sys.stderr)
     return first.code

@@ -43,7 +43,7 @@ class _Rank:
     output: IO[bytes] | None  # what it wrote before it opened its log; None: it writes to the terminal
     messages: IO[bytes]  # what it told this launcher
 
-    def failure(self, log: Path | None = None) -> Failure | None:
+    def failure(self) -> Failure | None:
         """Why the rank ended; None where it ended well (finished, or saved and stopped on request)."""
         code = self.process.returncode
         if code in (0, EXIT_PREEMPTED):
@@ -52,16 +52,13 @@ class _Rank:
         lines = self.messages.read().decode().splitlines()
         if failures := [line for line in lines if line.startswith("{")]:
             return Failure.from_json(failures[0])
+        reason = f"ended with exit code {code}"
         if code < 0:
-            reason = f"was killed by {signal.Signals(-code).name}"
-            if code == -signal.SIGKILL:
-                reason += " (the kernel does that when memory runs out: see dmesg)"
-        else:
-            reason = f"ended with exit code {code}"
+            memory = " (the kernel does that when memory runs out: see dmesg)" if code == -signal.SIGKILL else ""
+            code, reason = 128 - code, f"was killed by {signal.Signals(-code).name}{memory}"
         note = Note.read(Path(lines[0])) if lines else None
         if note and note.process == self.process.pid:
             reason += f", its last word: {note}"
-        code = 128 - code if code < 0 else code
         return Failure(rank=self.number, time=time.time(), code=code, sentence=reason, detail=self._tail())
 
     def _tail(self) -> str:
@@ -162,7 +159,10 @@ def _wait(ranks: Sequence[_Rank]) -> tuple[list[Failure], bool]:
             interrupts += received.si_signo == signal.SIGINT
             _signal(running, signal.SIGKILL if interrupts > 1 else signal.Signals(received.si_signo))
         elif received is not None and received.si_signo == signal.SIGTSTP:
-            _pause(running)
+            # Ctrl-Z: the ranks stop with the launcher, and go on with it.
+            _signal(running, signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            _signal(running, signal.SIGCONT)
         for rank in [rank for rank in running if rank.process.poll() is not None]:
             running.remove(rank)
             if failure := rank.failure():
@@ -179,10 +179,3 @@ def _signal(ranks: Sequence[_Rank], number: signal.Signals) -> None:
     for rank in ranks:
         if rank.process.poll() is None:
             os.killpg(rank.process.pid, number)
-
-
-def _pause(ranks: Sequence[_Rank]) -> None:
-    """Ctrl-Z: the ranks stop with the launcher, and go on with it."""
-    _signal(ranks, signal.SIGSTOP)
-    os.kill(os.getpid(), signal.SIGSTOP)
-    _signal(ranks, signal.SIGCONT)

@@ -32,7 +32,7 @@ class Work(Protocol):
     def inputs(self) -> tuple[Path, ...]:
         """Folders that every rank reads. Absolute."""
 
-    def __call__(self, on_hang: Callable[[Hang], None] = ..., on_save: Callable[[], None] = ..., /) -> int:
+    def __call__(self, on_hang: Callable[[Hang], None], on_save: Callable[[], None] = ..., /) -> int:
         """`on_hang` and `on_save` as pipeline.train.train calls them."""
 
 
@@ -77,9 +77,7 @@ class Training:
 
         print_json(summary(self.config, code))
 
-    def __call__(
-        self, on_hang: Callable[[Hang], None] = lambda hang: None, on_save: Callable[[], None] = lambda: None
-    ) -> int:
+    def __call__(self, on_hang: Callable[[Hang], None], on_save: Callable[[], None] = lambda: None) -> int:
         from pipeline.train import train
 
         return train(self.config, on_hang, on_save)

@@ -16,6 +16,7 @@ from pathlib import Path
 from launch.local import COMMAND_LINE
 from launch.ranks.command_line import read_work
 from launch.ranks.failure import attempt, failure_of_hang
+from launch.ranks.follow import send_output_to
 from launch.ranks.supervisor import tell_launcher, tell_launcher_of_notes
 from launch.ranks.work import Training
 from pipeline.base.layout import activity_of, rank_log
@@ -35,12 +36,12 @@ def main(argv: Sequence[str]) -> int:
     def work_as_rank() -> int:
         nonlocal log
         asked = read_work(argv, COMMAND_LINE)
-        assert asked is not None, "the launcher itself answers --print-config"
+        assert asked, "the launcher itself answers --print-config"
         work, args = asked
         log = rank_log(work.folder, rank)
         log.parent.mkdir(parents=True, exist_ok=True)
         if rank > 0:
-            _write_to(log)
+            send_output_to(log)
         tell_launcher_of_notes(activity_of(work.folder, rank))
 
         def on_hang(hang: Hang) -> None:
@@ -58,16 +59,6 @@ def main(argv: Sequence[str]) -> int:
                 file.write(failure.detail)
         tell_launcher(replace(failure, log=str(log or "")))
     return code
-
-
-def _write_to(log: Path) -> None:
-    """Send this rank's output, also that of machine code, to its log from now on."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, sys.stdout.fileno())
-    os.dup2(descriptor, sys.stderr.fileno())
-    os.close(descriptor)
 
 
 if __name__ == "__main__":
