@@ -12,8 +12,7 @@ from pipeline.base.command import CommandParser, UserError, print_json, print_ta
 from pipeline.base.files import write_text
 from pipeline.base.layout import METRICS
 from pipeline.evaluation.figures import Panel, standalone
-from pipeline.tracking import read_metrics
-from pipeline.tracking.journal import Record
+from pipeline.tracking import Record, read_metrics
 
 EXAMPLE = "python -m pipeline.curves runs/resnet20-seed0 runs/resnet56-seed0 --out curves.svg"
 COMPARED = {"train": ("loss", "top1_error"), "val": ("top1_error", "top5_error")}

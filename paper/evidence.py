@@ -32,7 +32,7 @@ class Measured:
     """The figures of one model or ensemble: train_error, top1_error, top5_error in percent; response_std.
 
     intervals: 95%, of the figures that have one. images: how many the errors are counted on; 0 where that is not known.
-    logged: by the run's own evaluation at its end, not from a score file.
+    logged: whether the figures come from the run's own evaluation at its end, not from a score file.
     """
 
     figures: Mapping[str, float]

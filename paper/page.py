@@ -132,12 +132,9 @@ def render(
     sections: Sequence[Section], cards: Sequence[RunCard], warnings: Sequence[str], origin: str, out: Path
 ) -> str:
     """The page as text. origin: date and source of the page. out: the page's path, for relative links."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
 
     def link(path: Path) -> str:

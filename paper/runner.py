@@ -22,7 +22,7 @@ from pipeline.base.layout import ENSEMBLE, EVALUATION, SLURM
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """The work that one run needs. words: the work for people. trains: whether to train. lacks: the missing tests."""
+    """The work that one run needs. words: the work, for people. trains: whether to train. lacks: the missing tests."""
 
     spec: RunSpec
     state: RunState

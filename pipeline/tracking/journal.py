@@ -35,7 +35,7 @@ class Record:
 
     def to_line(self) -> bytes:
         line: dict[str, Any] = {"kind": self.kind, "iteration": self.iteration, "time": self.time}
-        line |= {name: _to_json(value) for name, value in self.values.items()}
+        line |= {name: value if math.isfinite(value) else json.dumps(value) for name, value in self.values.items()}
         return json.dumps(line, allow_nan=False).encode() + b"\n"
 
     @classmethod
@@ -149,9 +149,3 @@ def _parse(path: Path, content: bytes) -> tuple[list[Record], int]:
             ) from None
         sound += len(line)
     return records, sound
-
-
-def _to_json(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
