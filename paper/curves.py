@@ -12,8 +12,7 @@ from pipeline.base.command import CommandParser, UserError, print_json, print_ta
 from pipeline.base.files import write_text
 from pipeline.base.layout import METRICS
 from pipeline.evaluation.figures import Panel, standalone
-from pipeline.tracking import read_metrics
-from pipeline.tracking.journal import Record
+from pipeline.tracking import Record, read_metrics
 
 EXAMPLE = "python -m pipeline.curves runs/resnet20-seed0 runs/resnet56-seed0 --out curves.svg"
 COMPARED = {"train": ("loss", "top1_error"), "val": ("top1_error", "top5_error")}
@@ -21,12 +20,9 @@ COMPARED = {"train": ("loss", "top1_error"), "val": ("top1_error", "top5_error")
 
 def options() -> CommandParser:
     parser = CommandParser(
-        "Draws training error (thin) and val error (bold) of several runs over one another, and compares the runs.",
-        EXAMPLE,
+        "Draws training error (thin) and val error (bold) of runs in one figure, and compares the runs.", EXAMPLE
     )
-    parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="run folders; the others are compared with the first"
-    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, each compared with the first")
     parser.add_argument("--out", type=Path, default=Path("curves.svg"), help="the SVG file (default curves.svg)")
     parser.add_argument("--until", type=int, metavar="N", help="leave out everything after iteration N")
     parser.add_argument("--title", default="Training and val error", help="the figure's title")

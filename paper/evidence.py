@@ -32,7 +32,7 @@ class Measured:
     """The figures of one model or ensemble: train_error, top1_error, top5_error in percent; response_std.
 
     intervals: 95%, of the figures that have one. images: how many the errors are counted on; 0 where that is not known.
-    logged: by the run's own evaluation at its end, not from a score file.
+    logged: whether the figures come from the run's own evaluation at its end, not from a score file.
     """
 
     figures: Mapping[str, float]
@@ -129,11 +129,8 @@ def _trained_on(state: RunState) -> str | None:
 
 def _last_errors(state: RunState) -> Measured:
     """The training and val errors that the run logged at its last iteration."""
-    last = {
-        record.kind: record.values
-        for record in read_metrics(state.folder / METRICS)
-        if record.iteration == state.config.iterations
-    }
+    records = read_metrics(state.folder / METRICS)
+    last = {record.kind: record.values for record in records if record.iteration == state.config.iterations}
     figures = {"train_error": last.get("train", {}).get("top1_error", math.nan)}
     figures |= {name: last.get("val", {}).get(name, math.nan) for name in ("top1_error", "top5_error")}
     return Measured(figures={name: value for name, value in figures.items() if math.isfinite(value)})

@@ -15,7 +15,7 @@ from paper.evidence import RunResult
 from paper.launching import LAUNCHERS, Settings, check_surroundings, split_options, text_of, training
 from paper.reading import find, names
 from paper.rows import RowResult, collect
-from paper.runner import Step, Stopped, plan, run_here, submit
+from paper.runner import Step, Stopped, Submitted, plan, run_here, submit
 from paper.spec import Experiment
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.base.exits import EXIT_PREEMPTED, EXIT_USER_ERROR
@@ -39,29 +39,19 @@ def options() -> CommandParser:
     parser = CommandParser(
         "Makes a table or figure of the paper: trains what is missing, reuses what is finished, tests it.", EXAMPLE
     )
-    parser.add_argument(
-        "name", nargs="?", help="an experiment, or a YAML file of yours; without it the experiments are listed"
-    )
+    text = "an experiment, or a YAML file of yours; without a name the experiments are listed"
+    parser.add_argument("name", nargs="?", help=text)
     parser.add_argument("--list", action="store_true", help="list the experiments")
-    parser.add_argument(
-        "--launcher", choices=list(LAUNCHERS), default="local", help="which launcher of launch/ trains (default local)"
-    )
-    parser.add_argument(
-        "--scale",
-        type=float,
-        default=1.0,
-        metavar="F",
-        help="shorten every schedule to this share, for a rehearsal",
-    )
+    text = "the launcher that trains (default local)"
+    parser.add_argument("--launcher", choices=list(LAUNCHERS), default="local", help=text)
+    text = "shorten every schedule to this share, for a rehearsal"
+    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help=text)
     parser.add_argument("--data", metavar="DATASET", help="the dataset folder (default: the config's)")
     parser.add_argument("--runs", type=Path, help="the folder that holds the run folders (default: the config's)")
     parser.add_argument("--only", action="append", metavar="ROW", help="this row alone; repeat for several")
-    parser.add_argument(
-        "--procs", type=int, metavar="N", help="processes of each run, with local or ray (default: the launcher's)"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show each run and what would be done for it; start nothing"
-    )
+    text = "processes of each run, with local or ray (default: the launcher's)"
+    parser.add_argument("--procs", type=int, metavar="N", help=text)
+    parser.add_argument("--dry-run", action="store_true", help="show the work that each run needs; start nothing")
     parser.add_json_option()
     parser.epilog = "Words behind '--' go to the launcher: ... --launcher slurm -- --nodes 4 --partition gpu"
     return parser
@@ -96,12 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def read_settings(args: Namespace, behind: Sequence[str]) -> Settings:
     """The options as values. Raises UserError for options that do not go together."""
-    if args.procs is not None and (args.procs < 1 or args.launcher == "slurm"):
+    if args.procs is not None and args.launcher == "slurm":
         raise UserError(
-            f"--procs is {args.procs}: give at least 1, with --launcher local or ray"
-            if args.launcher != "slurm"
-            else "--procs goes with --launcher local or ray: on SLURM put --nodes and --gpus-per-node behind '--'"
+            "--procs goes with --launcher local or ray: on SLURM put --nodes and --gpus-per-node behind '--'"
         )
+    if args.procs is not None and args.procs < 1:
+        raise UserError(f"--procs is {args.procs}: give at least 1, with --launcher local or ray")
     surroundings, launcher_options = split_options(behind)
     return Settings(
         launcher=args.launcher,
@@ -159,13 +149,13 @@ def show_plan(experiment: Experiment, steps: Sequence[Step], settings: Settings,
 def submit_all(experiment: Experiment, settings: Settings, as_json: bool) -> int:
     """`--launcher slurm`: submit, then print the jobs and the rows as they are now."""
     jobs = submit(experiment, settings)
-    print_table("submitted", ("job", "run", "what"), [(job.job, job.run, job.what) for job in jobs])
+    print_table("submitted", Submitted._fields, jobs)
     results = collect(experiment, settings.data, settings.runs, settings.scale)
     report(experiment, results, {}, settings.scale)
     if jobs:
         print("The same command shows the jobs' progress, and submits failed jobs again.")
     if as_json:
-        submitted = [{"job": job.job, "run": job.run, "what": job.what} for job in jobs]
+        submitted = [job._asdict() for job in jobs]
         print_json({**figures(experiment, results, settings.scale), "submitted": submitted})
     return EXIT_USER_ERROR if any(_conflicting(result) for result in results) else 0
 

@@ -28,9 +28,8 @@ from pipeline.run.options import key_names
 Launcher = Literal["local", "slurm", "ray"]
 LAUNCHERS: dict[Launcher, ModuleType] = {"local": local, "slurm": slurm, "ray": ray_train}
 STOPPED = (EXIT_PREEMPTED, EXIT_INTERRUPTED)
-SET_BY_THE_EXPERIMENT = frozenset(
-    ("config", "json", "print_config", "dry_run", "name", "data", "runs", "procs", "workers", "scale_batch")
-)
+# Options that the experiment sets.
+RESERVED = {"config", "json", "print_config", "dry_run", "name", "data", "runs", "procs", "workers", "scale_batch"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ def split_options(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...
     for word in words:
         if word.startswith("--"):
             key = word[2:].partition("=")[0].replace("-", "_")
-            if key in SET_BY_THE_EXPERIMENT:
+            if key in RESERVED:
                 raise UserError(f"{word} must not stand behind '--': the experiment sets it (see --help)")
             target = surroundings if key in key_names() else options
         target.append(word)

@@ -89,17 +89,15 @@ class Section:
 
     @property
     def caption(self) -> str:
-        """The figure's caption."""
         assert self.figure is not None
+        training = "training error, with augmentation, over the updates between two log points"
         if self.experiment.measure == "responses":
             text = "Standard deviation of each 3x3 layer's output over images, channels and positions, after BN and before "
             text += "ReLU and addition: in layer order, and sorted."
         elif any("train" in {curve.kind for curve in panel.curves} for panel in self.figure.panels):
-            text = (
-                "Dashed: training error, with augmentation, over the updates between two log points. Bold: test error."
-            )
+            text = f"Dashed: {training}. Bold: test error."
         else:
-            text = "Training error, with augmentation, over the updates between two log points; test error."
+            text = f"{training.capitalize()}; test error."
         if any(panel.marks for panel in self.figure.panels):
             text += " Diamonds: the paper's errors at the end."
         return " ".join([text, *self.figure.notes])
@@ -111,13 +109,8 @@ class Section:
                 return "Standard deviations over the 3x3 layers."
             case "curve":
                 return f"Errors at the end of each curve; the training error is the mean of the last {LAST_POINTS} log points."
-        return f"Error in %, {self.protocol}."
-
-    @property
-    def protocol(self) -> str:
-        """`ten-crop on val, BN statistics recomputed after training`."""
         weights = ", BN statistics recomputed after training" if self.experiment.weights == "recomputed-bn" else ""
-        return f"{self.experiment.protocols[0]} on {self.experiment.split}{weights}"
+        return f"Error in %, {self.experiment.protocols[0]} on {self.experiment.split}{weights}."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +121,6 @@ class RunCard:
     overrides belong too.
     """
 
-    name: str
     state: RunState
     place: Path
     facts: RunFacts | None
@@ -140,12 +132,9 @@ def render(
     sections: Sequence[Section], cards: Sequence[RunCard], warnings: Sequence[str], origin: str, out: Path
 ) -> str:
     """The page as text. origin: date and source of the page. out: the page's path, for relative links."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
 
     def link(path: Path) -> str:
@@ -186,11 +175,9 @@ def _elements(section: Section) -> list[Markup]:
 
 def _range(section: Section) -> tuple[float, float] | None:
     """The lowest and highest error of the section's small plots; None where there is nothing to plot."""
-    values: list[float | None] = []
-    for line in (line for row in section.rows for line in section.lines_of(row) if line.ours is not None):
-        values += [line.ours, line.paper, *(line.interval or ())]
-    known = [value for value in values if value is not None]
-    return (min(known), max(known)) if known else None
+    lines = [line for row in section.rows for line in section.lines_of(row) if line.ours is not None]
+    values = [value for line in lines for value in (line.ours, line.paper, *(line.interval or ())) if value is not None]
+    return (min(values), max(values)) if values else None
 
 
 def _interval_plot(line: Line, reach: tuple[float, float] | None) -> Markup:
@@ -208,6 +195,5 @@ def _interval_plot(line: Line, reach: tuple[float, float] | None) -> Markup:
         parts.append(f'<path class="bar" d="M{place(bounds[0]):.1f} 8H{place(bounds[1]):.1f}"/>')
     parts.append(f'<circle class="ours" cx="{place(line.ours):.1f}" cy="8" r="3.5"/>')
     if line.paper is not None:
-        x = place(line.paper)
-        parts.append(f'<path class="paper" d="M{x:.1f} 3l5 5-5 5-5-5z"/>')
+        parts.append(f'<path class="paper" d="M{place(line.paper):.1f} 3l5 5-5 5-5-5z"/>')
     return Markup(f'<svg class="plot" viewBox="0 0 {PLOT_WIDTH:g} 16" aria-hidden="true">{"".join(parts)}</svg>')

@@ -103,7 +103,5 @@ def _marks(experiment: Experiment) -> dict[str, float]:
 
 def _ends(lines: Sequence[Curve]) -> tuple[float | None, float | None]:
     """Training and test error at the end of a run's curves."""
-    ends = {
-        curve.kind: float(curve.y[-LAST_POINTS:].mean() if curve.kind == "train" else curve.y[-1]) for curve in lines
-    }
+    ends = {line.kind: float(line.y[-LAST_POINTS:].mean() if line.kind == "train" else line.y[-1]) for line in lines}
     return ends.get("train"), ends.get("test")

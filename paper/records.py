@@ -28,9 +28,7 @@ def keep_records(runs: Sequence[Path], into: Path) -> dict[Path, Path]:
     places = {run: into / run.name for run in runs}
     for place in places.values():
         if place.exists() and not (place / RECORD).is_file():
-            raise UserError(
-                f"{place} is no record of an earlier report: give with --records a folder for records alone"
-            )
+            raise UserError(f"{place} is no record of an earlier report: give --records a folder for records alone")
     for run, place in places.items():
         place.mkdir(parents=True, exist_ok=True)
         write_text(place / RECORD, json.dumps({"run": run.name, "files": _large_files(run)}, indent=1) + "\n")
@@ -59,20 +57,12 @@ def _large_files(run: Path) -> dict[str, dict[str, int | str]]:
 
 def _config(run: Path) -> str:
     config = load(run / CONFIG)
-    return to_yaml(
-        replace(
-            config,
-            data=Path(config.data).name,
-            runs=Path(config.runs).name,
-            loader=replace(config.loader, stage_to=None),
-            tracking=replace(config.tracking, uri=None),
-        )
-    )
+    loader, tracking = replace(config.loader, stage_to=None), replace(config.tracking, uri=None)
+    data, runs = Path(config.data).name, Path(config.runs).name
+    return to_yaml(replace(config, data=data, runs=runs, loader=loader, tracking=tracking))
 
 
 def _facts(run: Path) -> str:
     facts = read_facts(run)
-    attempts = [
-        {key: value for key, value in attempt.items() if key != "host"} for attempt in facts.get("attempts", [])
-    ]
+    attempts = [{key: attempt[key] for key in attempt if key != "host"} for attempt in facts.get("attempts", [])]
     return json.dumps({**facts, "attempts": attempts}, indent=1) + "\n"

@@ -33,25 +33,18 @@ from pipeline.run.options import load
 from pipeline.tracking import TrackingConfig, log_result_run
 
 EXAMPLE = "python -m pipeline.report --runs runs --experiments table6,fig6,fig7 --out report.html"
-StateOf = Callable[[RunSpec, float], RunState]  # of a run at a scale
 RESULT_RUN = "report"  # the folder, beside the run folders, of the page's MLflow run
 
 
 def options() -> CommandParser:
     parser = CommandParser("Writes one page with the paper's tables and figures beside our runs.", EXAMPLE)
-    parser.add_argument(
-        "--runs", type=Path, nargs="+", default=[Path("runs")], help="folders that hold run folders (default runs)"
-    )
-    parser.add_argument(
-        "--experiments", nargs="+", metavar="NAME", help=f"of {', '.join(names())}, or YAML files (default: all)"
-    )
+    text = "folders that hold run folders (default runs)"
+    parser.add_argument("--runs", type=Path, nargs="+", default=[Path("runs")], help=text)
+    text = f"of {', '.join(names())}, or YAML files (default: all)"
+    parser.add_argument("--experiments", nargs="+", metavar="NAME", help=text)
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default report.html)")
-    parser.add_argument(
-        "--records",
-        type=Path,
-        metavar="FOLDER",
-        help="keep a small record of each run there and link to it: config, metrics, hashes of weights and scores",
-    )
+    text = "keep a small record of each run there and link to it: config, metrics, hashes of weights and scores"
+    parser.add_argument("--records", type=Path, metavar="FOLDER", help=text)
     parser.add_argument("--no-tracking", action="store_true", help="keep no copy of the page in MLflow")
     parser.add_json_option()
     return parser
@@ -97,7 +90,7 @@ def check_runs(folders: Sequence[Path]) -> None:
         )
 
 
-def section_of(experiment: Experiment, state_of: StateOf, scale: float) -> Section:
+def section_of(experiment: Experiment, state_of: Callable[[RunSpec, float], RunState], scale: float) -> Section:
     """One experiment at one scale as the run folders show it now; of a rehearsal, only the rows that have a run."""
     rows = tuple(evaluate(experiment, lambda spec: state_of(spec, scale)))
     if scale != 1:
@@ -124,7 +117,6 @@ def cards_of(sections: Sequence[Section]) -> list[RunCard]:
             continue
         sound = state.kind != "conflicting"
         cards[folder] = RunCard(
-            name=folder.name,
             state=state,
             place=folder,
             facts=read_facts(folder, state.config.batch) if sound else None,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paper.evidence import Measured, RunResult, measured_errors, read_result
-from paper.spec import Experiment, Measure, Row, RunSpec, resolve
+from paper.spec import Experiment, Measure, Place, Row, RunSpec, resolve
 from paper.state import RunState, read_state
 from pipeline.base.command import UserError
 from pipeline.base.layout import METRICS
@@ -115,9 +115,7 @@ class RowResult:
         return tuple(run.state.folder.name for run in self.runs if run.state.kind == "finished")
 
 
-def collect(
-    experiment: Experiment, data: Path | str | None = None, runs: Path | str | None = None, scale: float = 1.0
-) -> list[RowResult]:
+def collect(experiment: Experiment, data: Place = None, runs: Place = None, scale: float = 1.0) -> list[RowResult]:
     """Every row as the run folders show it now; arguments as in `paper.spec.resolve`. Starts nothing."""
     return evaluate(experiment, lambda spec: read_state(resolve(spec, data, runs, scale)))
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from launch import slurm_command, status
 from paper.evidence import RunResult, read_result
@@ -21,7 +22,7 @@ from pipeline.base.layout import ENSEMBLE, EVALUATION, SLURM
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """The work that one run needs. words: the work for people. trains: whether to train. lacks: the missing tests."""
+    """The work that one run needs. words: the work, for people. trains: whether to train. lacks: the missing tests."""
 
     spec: RunSpec
     state: RunState
@@ -103,22 +104,19 @@ def ensemble_name(experiment: Experiment, scale: float) -> str:
 
 def _average(experiment: Experiment, settings: Settings) -> dict[str, int]:
     """Make the ensemble's run folder and MLflow run once all members are tested, and again where their scores are newer."""
-    failures = {}
-    for row in collect(experiment, settings.data, settings.runs, settings.scale):
-        if not row.complete:
-            continue
-        members = [run.state.config for run in row.runs]
-        name = ensemble_name(experiment, settings.scale)
-        written = Path(members[0].runs) / name / ENSEMBLE
-        newest = max(run.source.stat().st_mtime for run in row.runs if run.source is not None)
-        fresh = written.exists() and written.stat().st_mtime >= newest
-        if not fresh and (code := _do(averaging(experiment, members, name))):
-            failures[name] = code
-    return failures
+    (row,) = collect(experiment, settings.data, settings.runs, settings.scale)
+    if not row.complete:
+        return {}
+    members = [run.state.config for run in row.runs]
+    name = ensemble_name(experiment, settings.scale)
+    written = Path(members[0].runs) / name / ENSEMBLE
+    newest = max(run.source.stat().st_mtime for run in row.runs if run.source is not None)
+    fresh = written.exists() and written.stat().st_mtime >= newest
+    code = 0 if fresh else _do(averaging(experiment, members, name))
+    return {name: code} if code else {}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Submitted:
+class Submitted(NamedTuple):
     """A job in SLURM's queue: its id, the run that it works for, and its work."""
 
     job: str
@@ -146,10 +144,8 @@ def submit(experiment: Experiment, settings: Settings) -> list[Submitted]:
             jobs.append(Submitted(job=after[0], run=config.run_name, what=step.words.split(",")[0]))
         if lacks:
             folder = config.run_folder / f"{EVALUATION}-{experiment.name}"
-            command = evaluation(experiment, config, lacks, None)
-            evaluations.append(
-                _submit_command(command, f"{config.run_name}-{experiment.name}", folder, after, settings)
-            )
+            command, name = evaluation(experiment, config, lacks, None), f"{config.run_name}-{experiment.name}"
+            evaluations.append(_submit_command(command, name, folder, after, settings))
             jobs.append(Submitted(job=evaluations[-1], run=config.run_name, what=", ".join(lacks)))
     if experiment.measure == "ensemble" and evaluations and all(step.state.kind != "conflicting" for step in steps):
         name, members = ensemble_name(experiment, settings.scale), [step.state.config for step in steps]

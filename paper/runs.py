@@ -1,7 +1,4 @@
-"""How a run was trained, from its run folder: hardware, device hours, images/s, and deviations from a recipe.
-
-Every call reads run.json, metrics.jsonl and mlflow.json anew.
-"""
+"""How a run was trained, from its run folder on every call: hardware, device hours, images/s, deviations from a recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,8 +24,6 @@ class Hardware:
     """The hardware of one attempt. device: the GPU's name, or "cpu"; threads: per process."""
 
     started: float  # seconds since 1970
-    host: str
-    launcher: str
     device: str
     processes: int
     threads: int
@@ -50,14 +44,12 @@ class Hardware:
 class RunFacts:
     """How a run was trained.
 
-    iteration: the last one in metrics.jsonl. unit_hours: GPU hours, or CPU core hours, of the updates that led to the
-    weights: without evaluations, checkpoints and updates lost to a kill. images_per_second: the median of the log points.
-    mlflow: the MLflow run's page where MLflow is a server, else its id; None where MLflow does not know the run.
+    unit_hours: GPU hours, or CPU core hours, of the updates that led to the weights: without evaluations, checkpoints and
+    updates lost to a kill. images_per_second: the median of the log points. mlflow: the MLflow run's page where MLflow is a
+    server, else its id; None where MLflow does not know the run.
     """
 
-    folder: Path
     attempts: tuple[Hardware, ...]
-    iteration: int
     images_per_second: float | None
     unit_hours: float | None
     mlflow: str | None
@@ -74,21 +66,17 @@ class RunFacts:
     @property
     def commit(self) -> str:
         """The commit of the last attempt, short; `unknown` where run.json does not have it."""
-        if not self.attempts:
-            return "unknown"
-        return self.attempts[-1].commit[:10] + ("-dirty" if self.attempts[-1].commit.endswith("-dirty") else "")
+        commit = self.attempts[-1].commit if self.attempts else "unknown"
+        return commit[:10] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def read_facts(folder: Path, batch: int) -> RunFacts:
     """The facts of a run folder whose mini-batches are `batch` images. Raises UserError for a damaged metrics.jsonl."""
-    records = read_metrics(folder / METRICS)
     attempts = _attempts(folder)
-    train = [record for record in records if record.kind == "train"]
+    train = [record for record in read_metrics(folder / METRICS) if record.kind == "train"]
     rates = [rate for record in train if (rate := record.values.get("images_per_second"))]
     return RunFacts(
-        folder=folder,
         attempts=attempts,
-        iteration=max((record.iteration for record in train), default=0),
         images_per_second=statistics.median(rates) if rates else None,
         unit_hours=_unit_hours(train, attempts, batch) if rates and attempts else None,
         mlflow=_mlflow(folder),
@@ -123,18 +111,15 @@ def curves(net: str, records: Sequence[Record]) -> list[Curve]:
 def _attempts(folder: Path) -> tuple[Hardware, ...]:
     """The attempts in run.json; none where the file is missing or of another form."""
     try:
-        attempts: list[dict[str, Any]] = read_run_file(folder)["attempts"]
         return tuple(
             Hardware(
                 started=datetime.fromisoformat(attempt["started"]).timestamp(),
-                host=str(attempt["host"]),
-                launcher=str(attempt["launcher"]),
                 device=str(attempt["device"]),
                 processes=int(attempt["world_size"]),
                 threads=int(attempt["threads"]),
                 commit=str(attempt["git_commit"]),
             )
-            for attempt in attempts
+            for attempt in read_run_file(folder)["attempts"]
         )
     except (OSError, ValueError, KeyError, TypeError):
         return ()

@@ -24,6 +24,7 @@ from pipeline.run.stretch import stretch, stretched
 
 Measure = Literal["error", "ensemble", "curve", "responses"]
 Shortcut = Literal["default", "A", "B", "C"]
+Place = Path | str | None  # of the dataset folder or of the run folders; None: the base config's
 SHORTEST_INTERVAL = 10  # a rehearsal that evaluates at every update does little else
 
 
@@ -166,11 +167,7 @@ class Experiment(Outline):
 
 
 def resolve(
-    spec: RunSpec,
-    data: Path | str | None = None,
-    runs: Path | str | None = None,
-    scale: float = 1.0,
-    surroundings: Sequence[str] = (),
+    spec: RunSpec, data: Place = None, runs: Place = None, scale: float = 1.0, surroundings: Sequence[str] = ()
 ) -> Config:
     """The config of a run; arguments as in `arguments`. Raises UserError as `pipeline.run.options.parse` does."""
     if surroundings:  # they may override any key
@@ -184,18 +181,13 @@ def resolve(
 
 
 def arguments(
-    spec: RunSpec,
-    data: Path | str | None = None,
-    runs: Path | str | None = None,
-    scale: float = 1.0,
-    surroundings: Sequence[str] = (),
+    spec: RunSpec, data: Place = None, runs: Place = None, scale: float = 1.0, surroundings: Sequence[str] = ()
 ) -> list[str]:
     """The options with which a launcher of launch/ trains this run.
 
-    data, runs: the dataset folder and the folder of run folders; None: the base config's. scale: shortens everything that
-    is counted in iterations (intervals to 10 at least), and the number of images that BN statistics are recomputed over.
-    surroundings: further options, of keys that do not change what the run computes. Raises UserError for a scale that is
-    out of range.
+    scale: shortens everything that is counted in iterations (intervals to 10 at least), and the number of images that BN
+    statistics are recomputed over. surroundings: further options, of keys that do not change what the run computes. Raises
+    UserError for a scale that is out of range.
     """
     words = [f"--config={spec.config}", f"--arch={spec.arch}", f"--seed={spec.seed}", f"--name={spec.name(scale)}"]
     words += [] if spec.shortcut == "default" else [f"--shortcut={spec.shortcut}"]
@@ -208,7 +200,8 @@ def arguments(
 
 def _recipe(file: Path, overrides: Sequence[tuple[str, Any]], scale: float) -> Config:
     """The config that the runs of one recipe share: a config file, an experiment's overrides in it, and the scale."""
-    return _parse_once(file, _content(file), (*_options(overrides), *_options(_scaling(file, overrides, scale))))
+    content = file.read_bytes() if file.is_file() else None  # where there is no file, the parser says so
+    return _parse_once(file, content, (*_options(overrides), *_options(_scaling(file, overrides, scale))))
 
 
 def _scaling(file: Path, overrides: Sequence[tuple[str, Any]], scale: float) -> list[tuple[str, Any]]:
@@ -237,14 +230,7 @@ def shorten(config: Config, scale: float) -> Config:
 
 
 def _options(values: Sequence[tuple[str, Any]]) -> list[str]:
-    return [f"--{key}={_text(value)}" for key, value in values]
-
-
-def _content(file: Path) -> bytes | None:
-    try:
-        return file.read_bytes()
-    except OSError:
-        return None  # the parser says why
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values]
 
 
 @cache  # parsing takes 20 to 100 ms, and an experiment's dozens of runs share few recipes
@@ -260,7 +246,3 @@ def _parse(words: Sequence[str]) -> Config:
 @cache
 def _parser() -> ArgumentParser:
     return parser("Resolves a run of an experiment.", "none")
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

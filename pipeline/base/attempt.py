@@ -1,7 +1,7 @@
-"""Which attempt of which job a process is, and which attempt holds a run. Imports light modules alone: a watch starts fast.
+"""Which attempt of which job a process is, and which attempt holds a run. Imports only light modules: a watch must start fast.
 
-A launcher tells each rank its name, its job and the number of this attempt of the job in three environment variables. Where
-one launcher works inside another's job (Ray inside SLURM), both name theirs: words, separated by blanks.
+A launcher sets three environment variables of each rank: its own name, the job, and the number of this attempt of the job.
+Where one launcher works inside another's job (Ray inside SLURM), each variable holds a word of each, separated by blanks.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Attempts = Mapping[str, int]  # {job: number of the attempt}
 
 
 class Holder(NamedTuple):
-    """The process that took the lease of a run last."""
+    """The process that last took the lease of a run."""
 
-    token: str  # of this one lease
+    token: str  # differs for each lease
     host: str
     attempts: Attempts
 
@@ -34,7 +34,7 @@ NOBODY = Holder("", "an unknown host", {})
 
 
 def attempts_of(environment: Mapping[str, str]) -> Attempts:
-    """The attempts that the launchers, or torchrun, have named. Raises ValueError where a job has no number."""
+    """The attempts that the launchers, or torchrun, named. Raises ValueError where a job has no number."""
     if JOB_VARIABLE in environment:
         jobs, numbers = (environment.get(name, "").split() for name in (JOB_VARIABLE, ATTEMPT_VARIABLE))
         return dict(zip(jobs, map(int, numbers), strict=True))
@@ -44,7 +44,7 @@ def attempts_of(environment: Mapping[str, str]) -> Attempts:
 
 
 def attempt_variables(job: str, attempt: int, outer: Mapping[str, str]) -> dict[str, str]:
-    """What a launcher tells its ranks: this job and attempt, beside those that its environment, `outer`, names."""
+    """The variables that name this job and attempt to ranks, beside those that the launcher's environment `outer` names."""
     words = {JOB_VARIABLE: job, ATTEMPT_VARIABLE: str(attempt)}
     return {name: f"{outer.get(name, '')} {word}".strip() for name, word in words.items()}
 
@@ -55,12 +55,12 @@ def is_later(attempts: Attempts, than: Attempts) -> bool:
 
 
 def read_holder(folder: Path) -> Holder:
-    """Who took the lease of a run folder last; NOBODY where there is no lease, or none that makes sense.
+    """The process that last took the lease of a run folder; NOBODY where there is no lease, or a damaged one.
 
-    The lease of a version that named no attempts holds none. Raises OSError where the file cannot be read.
+    A lease of an older version names no attempts. Raises OSError where the file cannot be read.
     """
     try:
-        # Opened anew each time: this makes a network file system ask its server.
+        # A network file system asks its server only when a file is opened, so each call opens the file anew.
         values = json.loads((folder / LEASE).read_text())
         attempts = {str(job): int(number) for job, number in values.get("attempts", {}).items()}
         return Holder(str(values["token"]), str(values["host"]), attempts)

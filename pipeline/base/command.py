@@ -1,4 +1,4 @@
-"""The conventions every command keeps: one-sentence errors, exit codes, progress, tables, JSON.
+"""The conventions that every command keeps: one-sentence errors, exit codes, progress, tables, JSON.
 
 Progress and messages go to standard error; the closing table and the `--json` line go to standard output.
 """
@@ -12,14 +12,13 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from rich import box
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.base.exits import EXIT_INTERRUPTED, EXIT_USER_ERROR
@@ -29,11 +28,11 @@ _UNLIMITED = Console(width=10_000).options
 
 
 class UserError(Exception):
-    """A mistake its user can mend: one sentence that says what was wrong, where, and what to do. Exit code 2."""
+    """A mistake that the user can mend: one sentence says what is wrong, where, and what to do. Exit code 2."""
 
 
 def check_at_least(least: int, section: object, *names: str, prefix: str = "") -> None:
-    """Raise UserError where one of these attributes of a config section is below `least`; None passes.
+    """Raise UserError where one of these values of a config section is below `least`; None passes.
 
     prefix: the section's name and a dot, as users type the key.
     """
@@ -44,24 +43,22 @@ def check_at_least(least: int, section: object, *names: str, prefix: str = "") -
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Call `main` as a command: its result (None is 0) or the error's code becomes the exit code."""
+    """Call `main` as a command. The exit code is its result (None: 0), or that of the error that it raises."""
     try:
         sys.exit(main() or 0)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    except OSError as error:
-        if (sentence := describe_os_error(error)) is None:
+    except (UserError, OSError) as error:
+        sentence = describe_os_error(error) if isinstance(error, OSError) else str(error)
+        if sentence is None:
             raise
         print(f"error: {sentence}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
 
 def describe_os_error(error: OSError) -> str | None:
-    """The sentence for an operating-system error that is the surroundings' fault, None for any other."""
+    """The sentence for an operating-system error that the user can mend (a full disk ...); None for any other error."""
     remedies = {
         errno.ENOSPC: "the disk is full: free some space and start the same command again",
         errno.EDQUOT: "the disk quota is used up: free some space and start the same command again",
@@ -77,16 +74,15 @@ def describe_os_error(error: OSError) -> str | None:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A clause that offers the valid names nearest to a misspelt one: `did you mean 'a' or 'b'?`, or all of them."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if close:
-        return "did you mean " + " or ".join(f"'{one}'" for one in close) + "?"
+    if close := difflib.get_close_matches(name, names, n=3, cutoff=0.5):
+        return "did you mean " + " or ".join(f"'{match}'" for match in close) + "?"
     return "valid: " + ", ".join(names)
 
 
 class CommandParser(argparse.ArgumentParser):
     """A parser whose --help opens with one sentence and an example, and whose errors are one sentence (UserError).
 
-    So are those of its subcommands: `add_parser` of `add_subparsers` takes the same arguments.
+    Its subcommands have parsers of this class too: `add_parser` of `add_subparsers` takes the same arguments.
     """
 
     def __init__(self, sentence: str, example: str, prog: str | None = None) -> None:
@@ -101,12 +97,11 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
             word = message.split(": ", 1)[1].split()[0]
-            options = [option for parser in self._all() for option in parser._option_string_actions]
+            options = [option for parser in self._parsers() for option in parser._option_string_actions]
             message = f"{word} is not an option: {nearest(word.partition('=')[0], options)}"
         raise UserError(f"{message}: see --help")
 
-    def _all(self) -> Iterator[argparse.ArgumentParser]:
-        """This parser and those of its subcommands."""
+    def _parsers(self) -> Iterator[argparse.ArgumentParser]:
         yield self
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -150,9 +145,7 @@ class Progress:
             self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.bar:
             self.bar.stop()
         elif self.enabled and kind is None:
@@ -189,19 +182,20 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     console, cells = Console(), [[str(cell) for cell in row] for row in rows]
 
     def table(titles: Sequence[str]) -> Table:
-        made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-        for number, column in enumerate(titles):
-            made.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+        headers = [
+            Column(text, justify="right" if index else "left", no_wrap=True) for index, text in enumerate(titles)
+        ]
+        result = Table(*headers, title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
         for row in cells:
-            made.add_row(*row)
-        return made
+            result.add_row(*row)
+        return result
 
-    made = table(columns)
-    if console.is_terminal and console.measure(made, options=_UNLIMITED).maximum > console.width:
-        made = table([column.replace(" ", "\n") for column in columns])
-    # A pipe has no width of its own, and a row that is too wide for a terminal is better wrapped than cut.
-    width = max(console.width, console.measure(made, options=_UNLIMITED).maximum)
-    Console(width=width, force_terminal=console.is_terminal).print(made)
+    printed = table(columns)
+    if console.is_terminal and console.measure(printed, options=_UNLIMITED).maximum > console.width:
+        printed = table([column.replace(" ", "\n") for column in columns])
+    # A pipe has no width, and a row that is too wide for a terminal is better wrapped than cut.
+    width = max(console.width, console.measure(printed, options=_UNLIMITED).maximum)
+    Console(width=width, force_terminal=console.is_terminal).print(printed)
 
 
 def print_json(figures: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The cores a process really has. Without torch: preparing data asks too, and starts in a fraction of its import."""
+"""The cores that a process really has. Imports no torch: preparing data asks too, and starts faster than torch imports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def available_cores() -> int:
-    """The cores this process really has: its affinity mask, less where a cgroup's quota says so."""
+    """The number of cores in this process's affinity mask; fewer if a cgroup's quota allows fewer."""
     cores = len(os.sched_getaffinity(0))
     quota_file = Path("/sys/fs/cgroup/cpu.max")
     if quota_file.is_file():

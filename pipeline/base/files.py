@@ -1,9 +1,11 @@
-"""Files that appear under their names only when complete."""
+"""Reading and writing files: a file appears under its name only when it is complete."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,32 +16,21 @@ from pipeline.base.command import UserError
 TEMPORARY_SUFFIX = ".tmp"
 
 
-class replacing:  # noqa: N801 - read as the statement it is: `with replacing(path) as file`
-    """Write a file that appears under its name only when complete and on the disk; an exception leaves nothing."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-
-    def __enter__(self) -> IO[bytes]:
-        self.file = open(self.temporary, "wb")
-        return self.file
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        try:
-            with self.file:
-                if kind is None:
-                    self.file.flush()
-                    os.fsync(self.file.fileno())
-            if kind is None:
-                os.replace(self.temporary, self.path)
-        except OSError as failure:
-            failure.filename = failure.filename or str(self.path)
-            raise
-        finally:
-            self.temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(self.path)  # writing to a full disk does not say where
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file that appears under its name only when it is complete and on the disk; an exception leaves no file."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # the error of a write to a full disk names no file
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -49,7 +40,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put a folder's entries (files made, renamed) on the disk."""
+    """Put the entries of a folder (new and renamed files) on the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -63,7 +54,7 @@ def file_sha256(path: Path) -> str:
 
 
 def read_yaml(path: Path, what: str, remedy: str = "give an existing file") -> Any:
-    """The value of a YAML file that a user gave; `what` it is, for the sentence. Raises UserError where it is not readable."""
+    """The value of a YAML file that a user gave; `what` names the file in the message. Raises UserError if reading fails."""
     try:
         return yaml.safe_load(path.read_text())
     except OSError as error:

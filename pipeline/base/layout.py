@@ -36,9 +36,7 @@ ACTIVITY = "activity"  # folder: what each rank did last (pipeline/process/watch
 LOGS = "logs"  # folder: the ranks' output, and why ranks failed (launch/ranks/failure.py)
 FEEDER_LOG = f"{LOGS}/mlflow.log"  # what MLflow and its libraries have to say
 SLURM = "slurm"  # folder: SLURM's scripts, pickles and logs, as submitit names them
-JOB_FAILURES = (
-    ".failures"  # suffix behind a job in slurm/: a line for each attempt that crashed (launch/on_slurm/ending.py)
-)
+JOB_FAILURES = ".failures"  # suffix behind a job in slurm/: a line for each crashed attempt (launch/on_slurm/ending.py)
 RAY = "ray"  # folder: what Ray Train stores of each launch
 RAY_OUTCOME = "-outcome"  # suffix behind a launch in logs/: the exit code of rank 0
 

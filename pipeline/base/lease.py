@@ -1,8 +1,8 @@
-"""One writer per run folder, also after a network cut: the attempt that was given up may write no more.
+"""One writer per run folder, also after a network cut: an attempt that was replaced must not write.
 
-A lock (flock) keeps a second job out. But a scheduler that loses sight of a node starts the job anew elsewhere while the
-old attempt still lives and holds the lock: the new attempt, a later one of the same job, takes the lease over, and
-whatever the old attempt wants to publish is refused from then on.
+A lock (flock) keeps a second job out. But a scheduler that loses contact with a node starts the job again elsewhere while
+the old attempt still lives and holds the lock. The new attempt, a later one of the same job, then takes the lease over, and
+the old attempt can publish nothing more.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ ASKING_SECONDS = 0.1  # far longer than `is_held` takes
 
 
 class FencedError(UserError):
-    """This attempt of the run was replaced by a later one and must not write."""
+    """A later attempt has replaced this attempt of the run, which must not write."""
 
 
 class Lease:
     """The right to write a run folder, held by one process."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str] = os.environ) -> None:
-        """Take the lease of `folder`. Raises UserError where another process holds it that this one may not replace."""
+        """Take the lease of `folder`. Raises UserError where a process holds the lease that this attempt must not replace."""
         self.folder, self.token = folder, uuid.uuid4().hex
         attempts = _attempts(environment)
         self._lock: IO[str] = open(folder / LOCK, "w")  # noqa: SIM115 - held as long as the run
         try:
             self._locked = self._try_lock()
-            if not self._locked:  # `is_held` may have asked in this very moment
+            if not self._locked:  # `is_held`, in another process, takes the lock for a moment
                 time.sleep(ASKING_SECONDS)
                 self._locked = self._try_lock()
             if not self._locked:
@@ -52,14 +52,14 @@ class Lease:
         except BaseException:
             self._lock.close()
             raise
-        mine = Holder(self.token, socket.gethostname(), attempts)
-        write_text(folder / LEASE, json.dumps(mine._asdict()) + "\n")
+        holder = Holder(self.token, socket.gethostname(), attempts)
+        write_text(folder / LEASE, json.dumps(holder._asdict()) + "\n")
 
     def check(self) -> None:
-        """Call before anything is published. Raises FencedError where a later attempt took the run over.
+        """Call this before anything is published. Raises FencedError where a later attempt has taken the run over.
 
-        Also takes the lock, where this attempt took the run over and the attempt before has gone since: the lock then
-        keeps a third job out.
+        An attempt that took the run over also takes the lock here, once the earlier attempt has ended: the lock then keeps
+        a third job out.
         """
         holder = read_holder(self.folder)
         if holder.token != self.token:
@@ -77,7 +77,7 @@ class Lease:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a training holds a run folder: the run is being written."""
+    """Whether a training is writing the run folder."""
     return is_locked(folder / LOCK)
 
 

@@ -1,7 +1,4 @@
-"""Locks on files (flock), and the one place that knows where a file system has none.
-
-Lustre mounted without its option flock has none, nor have some FUSE and network file systems.
-"""
+"""Locks on files (flock). Lustre mounted without its option flock has no locks, nor have some FUSE and network file systems."""
 
 from __future__ import annotations
 
@@ -31,10 +28,10 @@ def lock(file: IO[Any], *, wait: bool = False, elsewhere: str = "use another fol
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        folder = Path(file.name).parent
-        raise NoLocksError(
-            f"{folder} is on a file system without locks (flock): mount it with flock, or {elsewhere}"
-        ) from None
+        sentence = (
+            f"{Path(file.name).parent} is on a file system without locks (flock): mount it with flock, or {elsewhere}"
+        )
+        raise NoLocksError(sentence) from None
     return True
 
 
@@ -43,8 +40,6 @@ def is_locked(path: Path) -> bool:
     try:
         with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
     return False

@@ -7,15 +7,8 @@ tracker.py   what the training loop calls        delivery.py  brings MLflow up t
 
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.journal import Record, read_metrics
-from pipeline.tracking.tracker import (
-    Tracker,
-    is_concluded,
-    is_delivered,
-    log_evaluations,
-    log_result_run,
-    mlflow_run_id,
-    open_tracker,
-)
+from pipeline.tracking.state import is_concluded, is_delivered, mlflow_run_id
+from pipeline.tracking.tracker import Tracker, log_evaluations, log_result_run, open_tracker
 
 __all__ = [
     "Record",

@@ -36,9 +36,8 @@ def _parser() -> CommandParser:
     text = "Sends MLflow what it lacks of runs that have ended."
     sync = commands.add_parser("sync", help=text, sentence=text, example=SYNC_EXAMPLE)
     sync.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
-    sync.add_argument(
-        "--uri", help="MLflow's server or store; default: the run's own, MLFLOW_TRACKING_URI, or mlflow.db beside it"
-    )
+    text = "MLflow's server or store; default: the run's own, MLFLOW_TRACKING_URI, or mlflow.db beside it"
+    sync.add_argument("--uri", help=text)
     sync.add_argument("--seconds", type=float, default=600.0, help="time limit per run, in seconds (%(default)g)")
     sync.add_json_option()
     return parser
@@ -70,7 +69,7 @@ def _open(runs: Path, port: int) -> NoReturn:
 
 
 def _pages(store: Path, port: int) -> list[str]:
-    """Return the addresses of the experiments to which the run folders beside `store` belong, in MLflow's training view.
+    """The addresses of the experiments to which the run folders beside `store` belong, in MLflow's training view.
 
     MLflow 3.17 opens other addresses in its view for traces of language models, until the user presses its switch 'Model
     training', which the browser remembers.

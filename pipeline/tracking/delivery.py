@@ -125,14 +125,12 @@ class Delivery:
 
         data = self.client.get_run(self.delivered.run_id).data
         params = {clean(key): value[:PARAM_LENGTH] for key, value in wanted.params.items()}
-        tags = {clean(key): value for key, value in wanted.tags.items()}
+        tags = {clean(key): value[:TAG_LENGTH] for key, value in wanted.tags.items()}
         tags |= {f"changed.{key}": value for key, value in params.items() if data.params.get(key, value) != value}
         if "git_commit" in tags:
             tags["mlflow.source.git.commit"] = tags["git_commit"]
         new_params = [Param(key, value) for key, value in params.items() if key not in data.params]
-        new_tags = [
-            RunTag(key, value[:TAG_LENGTH]) for key, value in tags.items() if data.tags.get(key) != value[:TAG_LENGTH]
-        ]
+        new_tags = [RunTag(key, value) for key, value in tags.items() if data.tags.get(key) != value]
         for start in range(0, max(len(new_params), len(new_tags)), PARAMS_PER_BATCH):
             part = slice(start, start + PARAMS_PER_BATCH)
             self.client.log_batch(self.delivered.run_id, params=new_params[part], tags=new_tags[part])
@@ -163,7 +161,7 @@ class Delivery:
             # A file that is shorter than its sent part has been replaced: send all, nothing is stored twice.
             position = position if position <= path.stat().st_size else 0
             file.seek(position)
-            while lines := list(complete_lines(b"".join(file.readlines(BYTES_PER_READ)))):
+            while lines := complete_lines(b"".join(file.readlines(BYTES_PER_READ))):
                 position += sum(map(len, lines))
                 yield [Record.from_line(line) for line in lines], position
 
@@ -208,9 +206,7 @@ def make_store(path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         store = Path(folder) / path.name
         MlflowClient(tracking_uri=f"sqlite:///{store}").search_experiments(max_results=1)
-        with suppress(
-            OSError
-        ):  # another process was quicker; or there are no hard links, and MLflow makes the file itself
+        with suppress(OSError):  # another process was quicker; or there are no hard links: MLflow then makes the file
             os.link(store, path)
 
 

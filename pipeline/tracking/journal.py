@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Record:
 
     def to_line(self) -> bytes:
         line: dict[str, Any] = {"kind": self.kind, "iteration": self.iteration, "time": self.time}
-        line |= {name: _to_json(value) for name, value in self.values.items()}
+        line |= {name: value if math.isfinite(value) else json.dumps(value) for name, value in self.values.items()}
         return json.dumps(line, allow_nan=False).encode() + b"\n"
 
     @classmethod
@@ -58,18 +58,14 @@ class Journal:
 
     def __init__(self, path: Path, *, repair: bool = True) -> None:
         self.path = path
-        self.descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         self.pending: list[bytes] = []  # lines that the disk has refused so far
         self._writing = threading.Lock()
         self._entered = False  # whether the file's entry in its folder is on the disk
-        try:
-            content = path.read_bytes()
-            records, sound = _parse(path, content)
-            if repair and sound < len(content):
-                os.ftruncate(self.descriptor, sound)
-        except BaseException:
-            os.close(self.descriptor)
-            raise
+        content = path.read_bytes() if path.exists() else b""
+        records, sound = _parse(path, content)
+        self.descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        if repair and sound < len(content):
+            os.ftruncate(self.descriptor, sound)
         self.recorded = {(record.kind, record.iteration): record.values for record in records}
 
     def append(self, kind: str, iteration: int, values: Mapping[str, float], *, revise: bool = False) -> bool:
@@ -135,11 +131,9 @@ def read_metrics(path: Path) -> list[Record]:
     return list({(record.kind, record.iteration): record for record in _parse(path, content)[0]}.values())
 
 
-def complete_lines(content: bytes) -> Iterator[bytes]:
-    """Yield the lines of `content` with their line ends; a last line without one is left out."""
-    for line in content.splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            yield line
+def complete_lines(content: bytes) -> list[bytes]:
+    """The lines of `content` with their line ends; a last line without a line end is left out."""
+    return [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def _parse(path: Path, content: bytes) -> tuple[list[Record], int]:
@@ -155,9 +149,3 @@ def _parse(path: Path, content: bytes) -> tuple[list[Record], int]:
             ) from None
         sound += len(line)
     return records, sound
-
-
-def _to_json(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import IO
 
 from pipeline.base.layout import FEEDER_LOG, METRICS
@@ -28,7 +28,7 @@ class FeederProcess:
 
     def __init__(self, folder: Path, close_seconds: float, uri: str | None = None) -> None:
         self.folder, self.close_seconds, self.uri = folder.resolve(), close_seconds, uri
-        self.process: subprocess.Popen[str] | None = None
+        self.process: Popen[str] | None = None
         self.starts = 0
         self.ensure()
 
@@ -62,7 +62,7 @@ class FeederProcess:
                 self.process.stdin.close()
             while self.process.poll() is None and time.monotonic() < deadline:
                 waiting()
-                with suppress(subprocess.TimeoutExpired):
+                with suppress(TimeoutExpired):
                     self.process.wait(0.2)
         finally:
             self.process.kill()
@@ -81,10 +81,7 @@ class FeederProcess:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_THE_FEEDER)
         try:
             with open(log, "a") as errors:
-                pipe = subprocess.PIPE
-                self.process = subprocess.Popen(
-                    command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment
-                )
+                self.process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=errors, text=True, env=environment)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         assert self.process.stdout is not None
@@ -122,4 +119,4 @@ def what_is_left(folder: Path, uri: str | None = None) -> str:
 
 def unsent_lines(folder: Path, delivered: Delivered) -> int:
     path = folder / METRICS
-    return sum(1 for _ in complete_lines(path.read_bytes()[delivered.position :])) if path.exists() else 0
+    return len(complete_lines(path.read_bytes()[delivered.position :])) if path.exists() else 0

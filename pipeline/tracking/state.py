@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.base.files import write_text
-from pipeline.base.layout import DELIVERED, MLFLOW_STORE, TRACKING
+from pipeline.base.layout import DELIVERED, METRICS, MLFLOW_STORE, TRACKING
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -96,6 +96,25 @@ class Delivered:
         return [a for a in artifacts if a.file.exists() and self.artifacts.get(a.key) != a.version]
 
 
+def is_concluded(folder: Path) -> bool:
+    """Return whether tracking.json states that the run in `folder` is finished (its feeder tells MLflow)."""
+    wanted = Wanted.read(folder)
+    return wanted is not None and wanted.status == "FINISHED"
+
+
+def is_delivered(folder: Path) -> bool:
+    """Return whether MLflow has every metric and artifact of the run in `folder`."""
+    wanted, delivered, metrics = Wanted.read(folder), Delivered.read(folder), folder / METRICS
+    if wanted is None or not metrics.exists():
+        return True
+    return not delivered.unsent(wanted.files(folder)) and delivered.position == metrics.stat().st_size
+
+
+def mlflow_run_id(folder: Path) -> str | None:
+    """Return the id of the MLflow run of the run in `folder`; None if MLflow does not know the run yet."""
+    return Delivered.read(folder).run_id or None
+
+
 def resolve_uri(folder: Path, configured: str | None) -> str:
     """Return the address of MLflow for the run in `folder` (see TrackingConfig.uri). It may hold a password."""
     store = folder.resolve().parent / MLFLOW_STORE
@@ -112,5 +131,4 @@ def _read(path: Path, kind: type[Wanted] | type[Delivered]) -> dict[str, Any]:
     except (FileNotFoundError, json.JSONDecodeError):
         # Only a power cut on an unsafe file system leaves half a file, and its whole content can be made again.
         return {}
-    names = [key.name for key in fields(kind)]
-    return {name: values[name] for name in names if name in values}
+    return {key.name: values[key.name] for key in fields(kind) if key.name in values}

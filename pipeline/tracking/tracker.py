@@ -16,7 +16,7 @@ from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.delivery import flatten
 from pipeline.tracking.journal import Journal
 from pipeline.tracking.process import FeederProcess
-from pipeline.tracking.state import Delivered, Status, Wanted
+from pipeline.tracking.state import Status, Wanted
 
 # A run that was asked to stop has little time left, and its next start delivers what is missing.
 KILLED_SECONDS = 5.0
@@ -176,14 +176,6 @@ def log_evaluations(
         FeederProcess(folder, config.close_seconds).close(config.close_seconds)
 
 
-def is_delivered(folder: Path) -> bool:
-    """Return whether MLflow has every metric and artifact of the run in `folder`."""
-    wanted, delivered, metrics = Wanted.read(folder), Delivered.read(folder), folder / METRICS
-    if wanted is None or not metrics.exists():
-        return True
-    return not delivered.unsent(wanted.files(folder)) and delivered.position == metrics.stat().st_size
-
-
 def log_result_run(
     folder: Path,
     config: TrackingConfig,
@@ -207,14 +199,3 @@ def log_result_run(
         for path in artifacts:
             tracker.artifact(path)
         tracker.finish("FINISHED")
-
-
-def is_concluded(folder: Path) -> bool:
-    """Return whether tracking.json states that the run in `folder` is finished (its feeder tells MLflow)."""
-    wanted = Wanted.read(folder)
-    return wanted is not None and wanted.status == "FINISHED"
-
-
-def mlflow_run_id(folder: Path) -> str | None:
-    """Return the id of the MLflow run of the run in `folder`; None if MLflow does not know the run yet."""
-    return Delivered.read(folder).run_id or None
