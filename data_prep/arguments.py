@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.plan import Settings
-from data_prep.prepare import Summary, prepare
+from data_prep.prepare import prepare
 from data_prep.sources import Listing
 from pipeline.base.command import CommandParser, print_json, print_table
 from pipeline.base.cores import available_cores
-from pipeline.data.dataset import MANIFEST, ClassInfo
+from pipeline.data.dataset import MANIFEST, ClassInfo, Dataset
 
 
 def add_preparing_options(parser: CommandParser, name: str, source: str) -> None:
@@ -26,13 +27,16 @@ def add_preparing_options(parser: CommandParser, name: str, source: str) -> None
     parser.add_argument(
         "--samples-per-shard", type=int, default=defaults.samples_per_shard, metavar="N", help="default 1000"
     )
-    parser.add_argument(
-        "--workers", type=int, default=available_cores(), metavar="N", help="default: one per available core"
-    )
+    add_workers_option(parser)
     parser.add_argument(
         "--skip-corrupt", action="store_true", help="leave out images that do not decode; the manifest lists them"
     )
     parser.add_json_option()
+
+
+def add_workers_option(parser: CommandParser) -> None:
+    cores = available_cores()
+    parser.add_argument("--workers", type=int, default=cores, metavar="N", help="default: one per available core")
 
 
 def make_dataset(
@@ -52,8 +56,13 @@ def make_dataset(
         skip_corrupt=args.skip_corrupt,
         workers=args.workers,
     )
-    print_recognised(listings)
-    print_result(prepare(listings, classes, args.destination, settings), args.destination, args.json)
+    for split, listing in listings.items():
+        ignored = f"; {listing.ignored:,} other files ignored" if listing.ignored else ""
+        print(f"{split}: {len(listing):,} images, {listing.kind}{ignored}", file=sys.stderr)
+    started = time.monotonic()
+    already = prepare(listings, classes, args.destination, settings)
+    seconds, size = time.monotonic() - started, sum(listing.bytes for listing in listings.values())
+    print_result(args.destination, already, seconds, size, args.json)
 
 
 def count_or_all(text: str) -> int | None:
@@ -81,49 +90,41 @@ def add_statistics_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--statistics-images",
         type=count_or_all,
-        default=None,
         metavar="N|all",
         help="training images for the mean image and the covariance: a seeded sample of N, or all (default)",
     )
 
 
-def print_recognised(listings: dict[str, Listing]) -> None:
-    """Print what was recognised, one line for each split."""
-    for split, listing in listings.items():
-        ignored = f"; {listing.ignored:,} other files ignored" if listing.ignored else ""
-        print(f"{split}: {len(listing):,} images, {listing.kind}{ignored}", file=sys.stderr)
-
-
-def print_result(summary: Summary, destination: Path, as_json: bool) -> None:
-    """Print what was made: a table, and with `as_json` the same figures."""
-    manifest = summary.dataset.manifest
+def print_result(destination: Path, already: bool, seconds: float, source_bytes: int, as_json: bool) -> None:
+    """Print what was made: a table, and with `as_json` the same figures. already: whether the dataset existed before."""
+    dataset = Dataset(destination)
+    manifest, notes = dataset.manifest, dataset.manifest.notes
     rows, splits = [], {}
     for name, split in manifest.splits.items():
         size = sum(shard.bytes for shard in split.shards)
         rows.append((name, f"{split.samples:,}", f"{len(split.shards):,}", f"{size / 1e6:,.1f}"))
         splits[name] = {"samples": split.samples, "shards": len(split.shards), "bytes": size}
     samples = sum(split.samples for split in manifest.splits.values())
-    notes = {kind: manifest.notes.get(kind, {}) for kind in ("changed", "left_out", "shrunk")}
-    changed, left_out = (sum(len(entries) for entries in notes[kind].values()) for kind in ("changed", "left_out"))
+    changed, left_out = (sum(map(len, notes.get(kind, {}).values())) for kind in ("changed", "left_out"))
     figures = {
         "dataset": str(destination),
-        "already": summary.already,
+        "already": already,
         "classes": len(manifest.classes),
         "splits": splits,
         "changed": changed,
         "left_out": left_out,
-        "shrunk": sum(notes["shrunk"].values()),
-        "seconds": round(summary.seconds, 3),
-        "images_per_second": round(samples / summary.seconds, 1),
-        "megabytes_per_second": round(summary.source_bytes / 1e6 / summary.seconds, 2),
-        "manifest_sha256": summary.dataset.sha256,
+        "shrunk": sum(notes.get("shrunk", {}).values()),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(samples / seconds, 1),
+        "megabytes_per_second": round(source_bytes / 1e6 / seconds, 2),
+        "manifest_sha256": dataset.sha256,
     }
     print_table("dataset", ("split", "images", "shards", "MB"), rows)
-    if summary.already:
+    if already:
         print(f"already done: {destination} holds exactly this dataset")
     else:
         rates = f"{figures['images_per_second']:,} images/s, {figures['megabytes_per_second']:,} MB/s"
-        print(f"made {destination} ({len(manifest.classes):,} classes) in {summary.seconds:,.1f} s: {rates}")
+        print(f"made {destination} ({len(manifest.classes):,} classes) in {seconds:,.1f} s: {rates}")
     for count, what in ((changed, "re-encoded"), (left_out, "left out")):
         if count:
             print(f"{count:,} images were {what}: {MANIFEST} lists them under notes")

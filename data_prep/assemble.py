@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.image_statistics import PixelSums
-from data_prep.plan import Settings, SplitOrder, shard_count, shard_file
+from data_prep.plan import Settings, SplitOrder, shard_files
 from data_prep.record import read_record, record_path
 from pipeline.base.command import UserError
 from pipeline.base.files import replacing
@@ -56,17 +56,12 @@ def write_statistics(path: Path, sums: PixelSums, settings: Settings) -> dict[st
     if sums.images == 0:
         raise UserError("no image of the training split decodes: check the source")
     statistics, plan = sums.statistics(), settings.statistics
-    arrays: dict[str, Any] = {
-        "mean_image": statistics.mean_image,
-        "eigenvalues": statistics.eigenvalues,
-        "eigenvectors": statistics.eigenvectors,
-    }
     return {
         "size": plan.size,
         "short_side": plan.short_side,
         "images": sums.images,
         "of": "all training images" if plan.images is None else "the first of the shuffled training split",
-        "sha256": write_hashed(path, lambda file: np.savez(file, **arrays)),
+        "sha256": write_hashed(path, lambda file: np.savez(file, **vars(statistics))),
     }
 
 
@@ -76,8 +71,7 @@ def assemble_split(
     """Write the split's table from the records; return its manifest entry and its notes. Its pixel sums go into `sums`."""
     shards: list[ShardInfo] = []
     tables, changed, left_out, shrunk = [], [], [], 0
-    for index in range(shard_count(order, settings)):
-        file = shard_file(settings, order.name, index)
+    for file in shard_files(order, settings):
         record = read_record(record_path(workspace, file))
         facts = record.facts
         changed += [{"key": key, "change": why} for key, why in facts.changed]
@@ -89,15 +83,8 @@ def assemble_split(
             continue
         record.rows["shard"] = len(shards)
         tables.append(record.rows)
-        shards.append(
-            ShardInfo(
-                file=file,
-                samples=len(record.rows),
-                bytes=facts.bytes,
-                sha256=facts.sha256,
-                index_sha256=facts.index_sha256,
-            )
-        )
+        hashes = {"sha256": facts.sha256, "index_sha256": facts.index_sha256}
+        shards.append(ShardInfo(file=file, samples=len(record.rows), bytes=facts.bytes, **hashes))
         if record.sums:
             sums.merge(record.sums.images, record.sums.pixels, record.sums.products)
     if not tables:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
+from data_prep.images import encode
 from data_prep.order import by_class_and_name, permutation
 from data_prep.sources import ImageRow, Listing, class_folders, pack_rows
 from pipeline.base.command import Progress, UserError
@@ -112,11 +111,9 @@ def batches(root: Path, spool: Path, stamp: int) -> dict[str, Listing]:
         path, rows = spool / f"{split}.pngs", []
         with open(path, "wb") as file, Progress(len(data), f"encoding {split}", "images") as progress:
             for position, (pixels, label) in enumerate(zip(data.data, data.targets, strict=True)):
-                png = io.BytesIO()
-                Image.fromarray(pixels).save(png, format="PNG")
-                name = f"{position:05d}.png"
-                rows.append(ImageRow(0, file.tell(), len(png.getvalue()), stamp, label, os.fsencode(name)))
-                file.write(png.getvalue())
+                png = encode(Image.fromarray(pixels), {"format": "PNG"})
+                rows.append(ImageRow(0, file.tell(), len(png), stamp, label, b"%05d.png" % position))
+                file.write(png)
                 progress.advance()
         listings[split] = Listing(
             kind="batches of CIFAR-10's Python archive", classes=CLASSES, containers=(str(path),), rows=pack_rows(rows)

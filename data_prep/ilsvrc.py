@@ -8,13 +8,14 @@ import os
 import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.order import stem
 from data_prep.sources import LISTING_THREADS, ImageRow, Listing, is_image_name, list_folder, pack_rows
 from data_prep.tars import Member, members, open_for_ranges
 from pipeline.base.command import Progress, UserError
@@ -33,12 +34,12 @@ KAGGLE_NAMES = "LOC_synset_mapping.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class Devkit:
-    """The development kit: classes by ILSVRC2012_ID, numbers of training images by wnid, and the ids of the val images."""
+    """The development kit: classes and numbers of training images by wnid, and wnids of the val images by file stem."""
 
     place: Path
-    classes: dict[int, ClassInfo]
+    classes: dict[str, ClassInfo]
     train_images: dict[str, int]
-    val_ids: tuple[int, ...]
+    val_classes: dict[str, str]
 
 
 def read_devkit(source: Path) -> Devkit | None:
@@ -65,17 +66,23 @@ def _parse_devkit(place: Path, meta: bytes, truth: bytes) -> Devkit:
     synsets = np.atleast_1d(scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
     # The file also holds the inner nodes of the hierarchy, numbered after the classes; only inner nodes have children.
     leaves = [synset for synset in synsets if int(synset["num_children"]) == 0]
-    classes = {
-        int(leaf["ILSVRC2012_ID"]): ClassInfo(
-            wnid=str(leaf["WNID"]), name=str(leaf["words"]), ilsvrc2012_id=int(leaf["ILSVRC2012_ID"])
-        )
+    classes = [
+        ClassInfo(wnid=str(leaf["WNID"]), name=str(leaf["words"]), ilsvrc2012_id=int(leaf["ILSVRC2012_ID"]))
         for leaf in leaves
-    }
-    val_ids = tuple(int(line) for line in truth.split())
-    if unknown := sorted(set(val_ids) - classes.keys()):
+    ]
+    wnids = {info.ilsvrc2012_id: info.wnid for info in classes}
+    val_ids = [int(line) for line in truth.split()]
+    if unknown := sorted(set(val_ids) - wnids.keys()):
         raise ValueError(f"its ground truth has the id {unknown[0]}, for which meta.mat has no class")
-    counts = {str(leaf["WNID"]): int(leaf["num_train_images"]) for leaf in leaves}
-    return Devkit(place=place, classes=classes, train_images=counts, val_ids=val_ids)
+    return Devkit(
+        place=place,
+        classes={info.wnid: info for info in classes},
+        train_images={str(leaf["WNID"]): int(leaf["num_train_images"]) for leaf in leaves},
+        # Line n of the ground truth is the ILSVRC2012_ID of image n.
+        val_classes={
+            f"ILSVRC2012_val_{number:08d}": wnids[class_id] for number, class_id in enumerate(val_ids, start=1)
+        },
+    )
 
 
 def train_tar(path: Path) -> Listing:
@@ -130,36 +137,21 @@ def flat_folder(folder: Path) -> Listing:
 
 def labelled(listing: Listing, wnids: dict[str, str], truth: str) -> Listing:
     """Return `listing` with the class of every file from `wnids` (file stem -> class), which come from `truth`."""
-    names = [os.fsdecode(name) for name in listing.rows["name"].tolist()]
-    stems = [name.rpartition(".")[0] for name in names]
+    stems = [stem(name) for name in listing.rows["name"].tolist()]
     if missing := wnids.keys() - set(stems):
         raise UserError(
             f"{listing.kind} lacks {len(missing):,} of the {len(wnids):,} images that {truth} lists "
             f"(for example {min(missing)}): get it again"
         )
-    if unknown := [name for name, stem in zip(names, stems, strict=True) if stem not in wnids]:
+    if unknown := [os.fsdecode(name) for name in listing.rows["name"].tolist() if stem(name) not in wnids]:
         raise UserError(
             f"{listing.kind} has images that {truth} does not list (for example {min(unknown)}): remove them"
         )
     classes = tuple(sorted(set(wnids.values())))
     rank = {wnid: label for label, wnid in enumerate(classes)}
     rows = listing.rows.copy()
-    rows["label"] = [rank[wnids[stem]] for stem in stems]
-    return Listing(
-        kind=f"{listing.kind}, labels {truth}",
-        classes=classes,
-        containers=listing.containers,
-        rows=rows,
-        ignored=listing.ignored,
-    )
-
-
-def devkit_labels(devkit: Devkit) -> dict[str, str]:
-    """Return the classes of the val images by file stem: line n of the ground truth is the ILSVRC2012_ID of image n."""
-    return {
-        f"ILSVRC2012_val_{number:08d}": devkit.classes[class_id].wnid
-        for number, class_id in enumerate(devkit.val_ids, start=1)
-    }
+    rows["label"] = [rank[wnids[image]] for image in stems]
+    return replace(listing, kind=f"{listing.kind}, labels {truth}", classes=classes, rows=rows)
 
 
 def check_val_folders(val: Listing, devkit: Devkit) -> None:
@@ -167,12 +159,9 @@ def check_val_folders(val: Listing, devkit: Devkit) -> None:
 
     Some scripts that sort the val images mistake the ids of the ground truth for ranks of the sorted wnids.
     """
-    truth = devkit_labels(devkit)
-    wrong = []
-    for name, label in zip(val.rows["name"].tolist(), val.rows["label"].tolist(), strict=True):
-        stem = os.fsdecode(name).rpartition(".")[0]
-        if truth.get(stem, val.classes[label]) != val.classes[label]:
-            wrong.append(f"{val.classes[label]}/{stem} is of {truth[stem]}")
+    images = [(stem(name), val.classes[label]) for name, label in val.rows[["name", "label"]].tolist()]
+    truth = devkit.val_classes
+    wrong = [f"{wnid}/{image} is of {truth[image]}" for image, wnid in images if truth.get(image, wnid) != wnid]
     if wrong:
         raise UserError(
             f"{val.kind}: {len(wrong):,} images lie in another class's folder than {devkit.place} says "
@@ -204,7 +193,7 @@ def warn_of_missing_images(train: Listing, devkit: Devkit) -> None:
         if count < devkit.train_images.get(wnid, 0)
     }
     if short:
-        most = max(short, key=lambda wnid: short[wnid])
+        most = max(short, key=short.__getitem__)
         print(
             f"warning: train lacks {sum(short.values()):,} images in {len(short):,} classes by the development kit's "
             f"count ({most}: {short[most]:,})",

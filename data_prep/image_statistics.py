@@ -5,7 +5,7 @@ All sums are integers, so the result is the same to the last bit for any number 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,17 +48,12 @@ def centre_crop(image: Image.Image, size: int, short_side: int | None) -> NDArra
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom)))
 
 
-@dataclass
 class PixelSums:
     """Integer sums over `images` crops: pixels uint64 [S, S, 3]; products uint64 [3, 3], of RGB 0..255."""
 
-    size: int
-    images: int = 0
-    pixels: NDArray[np.uint64] = field(init=False)
-    products: NDArray[np.uint64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.pixels = np.zeros((self.size, self.size, 3), np.uint64)
+    def __init__(self, size: int) -> None:
+        self.size, self.images = size, 0
+        self.pixels = np.zeros((size, size, 3), np.uint64)
         self.products = np.zeros((3, 3), np.uint64)
 
     def add(self, crop: NDArray[np.uint8]) -> None:
@@ -87,14 +82,10 @@ class PixelSums:
         """
         mean_image = (self.pixels / self.images).astype(np.float32)
         count = self.images * self.size**2
-        sums = [int(channel) for channel in self.pixels.sum(axis=(0, 1))]
-        covariance = np.empty((3, 3))
-        for row in range(3):
-            for column in range(3):
-                # In Python's integers, which are exact; float64 would cancel digits.
-                exact = count * int(self.products[row, column]) - sums[row] * sums[column]
-                covariance[row, column] = exact / (count**2 * 255**2)
-        eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+        # In Python's integers (object), which are exact; float64 would cancel digits.
+        sums, products = self.pixels.sum(axis=(0, 1)).astype(object), self.products.astype(object)
+        covariance = (count * products - np.outer(sums, sums)) / (count**2 * 255**2)
+        eigenvalues, eigenvectors = np.linalg.eigh(covariance.astype(np.float64))
         eigenvalues, eigenvectors = eigenvalues[::-1].copy(), eigenvectors[:, ::-1].copy()
         largest = np.abs(eigenvectors).argmax(axis=0)
         eigenvectors *= np.where(eigenvectors[largest, range(3)] < 0, -1.0, 1.0)

@@ -38,10 +38,10 @@ class ImageRules:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedImage:
-    """An encoded image for the shard, with the `extension` of its component ("jpg" or "png") and its decoded `pixels`.
+    """An encoded image for the shard, with the `extension` of its component ("jpg" or "png").
 
-    height, width: of the decoded array, EXIF orientation ignored. change: why it was re-encoded; None if it was not, or
-    only to shrink it.
+    pixels: the decoded image, EXIF orientation ignored. change: why the image was re-encoded; None if it was not, or only
+    to shrink it.
     """
 
     data: bytes
@@ -49,14 +49,6 @@ class PreparedImage:
     pixels: Image.Image
     change: str | None = None
     shrunk: bool = False
-
-    @property
-    def height(self) -> int:
-        return self.pixels.height
-
-    @property
-    def width(self) -> int:
-        return self.pixels.width
 
 
 def decode(data: bytes) -> Image.Image:
@@ -68,12 +60,11 @@ def decode(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")  # about damaged EXIF blocks, which nothing here reads
             image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
             image.load()
+    except Image.UnidentifiedImageError:
+        raise UnreadableImageError("it is neither JPEG nor PNG") from None
     # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, ValueError, struct.error, ...).
     except Exception as error:
-        reason = str(error) or type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "it is neither JPEG nor PNG"
-        raise UnreadableImageError(reason) from None
+        raise UnreadableImageError(str(error) or type(error).__name__) from None
     if image.format == "PNG" and PNG_END not in data:  # Pillow decodes such a PNG, DALI does not
         raise UnreadableImageError("the PNG is cut off before its end")
     if max(image.size) > MAX_SIDE:
@@ -108,10 +99,9 @@ def prepare_image(data: bytes, name: str, rules: ImageRules) -> PreparedImage:
     image = eight_bit(image)
     if change:
         image = image.convert("RGB")
-    shrunk = rules.max_short_side is not None and min(image.size) > rules.max_short_side
-    if shrunk:
-        assert rules.max_short_side is not None
-        image = shrink(image, rules.max_short_side)
+    short_side = rules.max_short_side or MAX_SIDE
+    if shrunk := min(image.size) > short_side:
+        image = shrink(image, short_side)
     if shrunk or change:
         data = encode(image, {"format": "PNG"} if keep_png else LOSSLESS_ENOUGH if change else SHRUNK)
         if not keep_png:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,22 +51,15 @@ def permutation(count: int, seed: int) -> NDArray[np.int64]:
 
 def unique_keys(keys: list[str]) -> NDArray[np.bytes_]:
     """Return `keys` without repetitions, bytes [N]: the first of equal keys stays, the next become KEY-2, KEY-3, ..."""
-    packed: NDArray[Any] = np.array(keys, dtype=np.bytes_)
-    values, counts = np.unique(packed, return_counts=True)
-    repeated = set(values[counts > 1].tolist())
-    if not repeated:
-        return packed
-    taken, seen = set(values.tolist()), set()
-    result = packed.tolist()
-    for row, key in enumerate(result):
-        if key not in repeated:
-            continue
-        if key not in seen:
-            seen.add(key)
-            continue
-        number = 2
-        while (renamed := b"%s-%d" % (key[: MAX_KEY - 8], number)) in taken:
-            number += 1
-        taken.add(renamed)
-        result[row] = renamed
+    taken, seen = set(keys), set()
+    result = []
+    for key in keys:
+        unique = key
+        if key in seen:
+            number = 2
+            while (unique := f"{key[: MAX_KEY - 8]}-{number}") in taken:
+                number += 1
+            taken.add(unique)
+        seen.add(key)
+        result.append(unique)
     return np.array(result, dtype=np.bytes_)

@@ -17,12 +17,12 @@ from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.order import by_class_and_name, by_stem, permutation, sample_key, unique_keys
 from data_prep.reading import SourceImage
-from data_prep.shard import TAR_BLOCK, ShardTask
-from data_prep.sources import WHOLE_FILE, Listing, labels_among
+from data_prep.shard import ShardTask
+from data_prep.sources import WHOLE_FILE, ImageRow, Listing, labels_among
+from data_prep.tars import BLOCK
 from pipeline.base.command import UserError
 
 TRAIN = "train"
-RECORD_SIZE = tarfile.RECORDSIZE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,26 +67,14 @@ class SplitOrder:
     def __len__(self) -> int:
         return len(self.order)
 
-    def images(self, start: int, stop: int) -> tuple[SourceImage, ...]:
-        """Return the samples [start, stop), ready to be read."""
-        result = []
-        for sample in range(start, min(stop, len(self))):
-            row = self.listing.rows[self.order[sample]]
-            container, name = self.listing.containers[row["container"]], os.fsdecode(row["name"])
-            inside = f"{container}/{name}"
-            offset = int(row["offset"])
-            result.append(
-                SourceImage(
-                    path=inside if offset == WHOLE_FILE else container,
-                    offset=offset,
-                    size=int(row["size"]),
-                    stamp=int(row["stamp"]),
-                    label=int(self.labels[sample]),
-                    key=self.keys[sample].decode(),
-                    name=inside,
-                )
-            )
-        return tuple(result)
+    def image(self, sample: int) -> SourceImage:
+        """Return a sample, ready to be read."""
+        row = ImageRow(*self.listing.rows[self.order[sample]].item())
+        container = self.listing.containers[row.container]
+        name = f"{container}/{os.fsdecode(row.name)}"
+        path = name if row.offset == WHOLE_FILE else container
+        label, key = int(self.labels[sample]), self.keys[sample].decode()
+        return SourceImage(path, row.offset, row.size, row.stamp, label, key, name)
 
 
 def order_split(name: str, listing: Listing, classes: tuple[str, ...], seed: int) -> SplitOrder:
@@ -105,12 +93,10 @@ def order_split(name: str, listing: Listing, classes: tuple[str, ...], seed: int
     return SplitOrder(name=name, listing=listing, order=order, keys=keys[order], labels=labels[order])
 
 
-def shard_file(settings: Settings, split: str, index: int) -> str:
-    return f"{split}/{settings.name}-{split}-{index:06d}.tar"
-
-
-def shard_count(order: SplitOrder, settings: Settings) -> int:
-    return -(-len(order) // settings.samples_per_shard)
+def shard_files(order: SplitOrder, settings: Settings) -> list[str]:
+    """Return the split's tars, relative to the dataset folder."""
+    count = -(-len(order) // settings.samples_per_shard)
+    return [f"{order.name}/{settings.name}-{order.name}-{index:06d}.tar" for index in range(count)]
 
 
 def averaged_images(order: SplitOrder, settings: Settings) -> int:
@@ -123,14 +109,14 @@ def averaged_images(order: SplitOrder, settings: Settings) -> int:
 def shard_tasks(order: SplitOrder, settings: Settings) -> Iterator[ShardTask]:
     """Yield the split's shards. The statistics cover the first images of the training split, by default all."""
     averaged = averaged_images(order, settings)
-    for index in range(shard_count(order, settings)):
+    for index, file in enumerate(shard_files(order, settings)):
         start = index * settings.samples_per_shard
-        images = order.images(start, start + settings.samples_per_shard)
+        images = tuple(map(order.image, range(start, min(start + settings.samples_per_shard, len(order)))))
         in_shard = max(0, min(averaged - start, len(images)))
         yield ShardTask(
             split=order.name,
             index=index,
-            file=shard_file(settings, order.name, index),
+            file=file,
             images=images,
             statistics=settings.statistics if in_shard else None,
             averaged=in_shard,
@@ -144,9 +130,9 @@ def bytes_needed(orders: list[SplitOrder], settings: Settings) -> int:
     total = 0
     for order in orders:
         sizes = order.listing.rows["size"]
-        total += int((-(-sizes // TAR_BLOCK) * TAR_BLOCK).sum()) + 3 * TAR_BLOCK * len(order)  # two headers, the label
+        total += int((-(-sizes // BLOCK) * BLOCK).sum()) + 3 * BLOCK * len(order)  # two headers, the label
         total += len(order) * 4 * order.keys.dtype.itemsize  # the index, the sample table and its pieces
-        total += shard_count(order, settings) * RECORD_SIZE  # a tar is filled up to 10,240 bytes
+        total += len(shard_files(order, settings)) * tarfile.RECORDSIZE  # a tar is filled up to 10,240 bytes
         averaged_shards = -(-averaged_images(order, settings) // settings.samples_per_shard)
         total += averaged_shards * settings.statistics.size**2 * 3 * 8  # pixel sums
     return total

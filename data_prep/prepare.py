@@ -3,79 +3,50 @@
 from __future__ import annotations
 
 import shutil
-import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
 from data_prep.assemble import MANIFEST_CHECKSUM, table_name, write_dataset
-from data_prep.plan import (
-    Settings,
-    SplitOrder,
-    bytes_needed,
-    order_split,
-    preparation,
-    shard_count,
-    shard_file,
-    shard_tasks,
-)
+from data_prep.plan import Settings, SplitOrder, bytes_needed, order_split, preparation, shard_files, shard_tasks
 from data_prep.record import RECORDS
-from data_prep.shard import (
-    WORKER_MODULES,
-    ShardTask,
-    Unreadable,
-    UnreadableImagesError,
-    is_finished,
-    make_shard,
-)
+from data_prep.shard import WORKER_MODULES, ShardTask, Unreadable, UnreadableImagesError, is_finished, make_shard
 from data_prep.sources import Listing
 from data_prep.workers import Advance, run_tasks
-from data_prep.workspace import PARTIAL, check_destination, discard, locked_workspace, publish, recover
+from data_prep.workspace import PARTIAL, check_destination, locked_workspace, publish, recover
 from pipeline.base.command import UserError
 from pipeline.data.dataset import MANIFEST, STATISTICS, ClassInfo, Dataset
 
-SHOWN = 20  # images of a long list that are printed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """The finished dataset, and whether it existed before."""
-
-    dataset: Dataset
-    seconds: float
-    already: bool
-    source_bytes: int
+SHOWN = 20  # lines of a long list that are printed
 
 
 def prepare(
     listings: dict[str, Listing], classes: tuple[ClassInfo, ...], destination: Path, settings: Settings
-) -> Summary:
+) -> bool:
     """Make the dataset folder `destination` of the listed splits ("train" and others); `classes` are in label order.
 
-    Raises UserError if the destination is taken or in use, a class is unknown or images do not decode.
+    Return whether the dataset existed before. Raises UserError if the destination is taken or in use, a class is unknown or
+    images do not decode.
     """
-    started = time.monotonic()
     settings.check()
     check_destination(destination)
     wnids = tuple(info.wnid for info in classes)
     orders = [order_split(split, listing, wnids, settings.seed) for split, listing in listings.items()]
     prepared = preparation(orders, settings)
-    source_bytes = sum(listing.bytes for listing in listings.values())
     already = already_prepared(destination, prepared, classes)
     if not already or (destination / PARTIAL).exists():  # or the last run was interrupted while it cleaned up
         with locked_workspace(destination) as workspace:
             already = already_prepared(destination, prepared, classes)  # by the process that held the lock until now
             if not already:
                 published = published_names(orders)
-                recover(destination, workspace, published, shard_files(orders, settings))
+                recover(destination, workspace, published, tars_and_indices(orders, settings))
                 check_free_disk(workspace, orders, settings)
                 make_shards(orders, workspace, settings)
                 write_dataset(orders, classes, workspace, settings, prepared)
                 publish(destination, workspace, published)
-            discard(workspace)
-    seconds = time.monotonic() - started
-    return Summary(dataset=Dataset(destination), seconds=seconds, already=already, source_bytes=source_bytes)
+            shutil.rmtree(workspace)
+    return already
 
 
 def already_prepared(destination: Path, prepared: dict[str, Any], classes: tuple[ClassInfo, ...]) -> bool:
@@ -84,8 +55,7 @@ def already_prepared(destination: Path, prepared: dict[str, Any], classes: tuple
         return False
     manifest = Dataset(destination).manifest
     existing = manifest.notes.get("preparation", {})
-    names = {"images_sha256": "images"}
-    different = [names.get(key, key) for key, value in prepared.items() if existing.get(key) != value]
+    different = [key.removesuffix("_sha256") for key, value in prepared.items() if existing.get(key) != value]
     if manifest.classes != classes:
         different.append("classes, class names or ids")
     if different:
@@ -115,9 +85,9 @@ def published_names(orders: list[SplitOrder]) -> list[str]:
     return [*splits, STATISTICS, MANIFEST_CHECKSUM, MANIFEST]
 
 
-def shard_files(orders: list[SplitOrder], settings: Settings) -> set[str]:
+def tars_and_indices(orders: list[SplitOrder], settings: Settings) -> set[str]:
     """Return the tars and indices of every split, relative to the dataset folder."""
-    tars = [shard_file(settings, order.name, i) for order in orders for i in range(shard_count(order, settings))]
+    tars = [file for order in orders for file in shard_files(order, settings)]
     return {*tars, *(tar.removesuffix(".tar") + ".idx" for tar in tars)}
 
 
@@ -136,7 +106,10 @@ def make_shards(orders: list[SplitOrder], workspace: Path, settings: Settings) -
     )
     unreadable = sorted(image for images in results for image in images)
     if unreadable:
-        raise UserError(unreadable_message(unreadable))
+        noun = "image does" if len(unreadable) == 1 else "images do"
+        remedy = "replace or remove them and start again, or leave them out with --skip-corrupt"
+        heading = f"{len(unreadable):,} {noun} not decode: {remedy}"
+        raise UserError(with_list(heading, [f"{image.name}: {image.reason}" for image in unreadable]))
 
 
 def shard_or_unreadable(workspace: Path, task: ShardTask, advance: Advance) -> tuple[Unreadable, ...]:
@@ -151,10 +124,7 @@ def shard_or_unreadable(workspace: Path, task: ShardTask, advance: Advance) -> t
     return ()
 
 
-def unreadable_message(images: list[Unreadable]) -> str:
-    lines = [f"  {image.name}: {image.reason}" for image in images[:SHOWN]]
-    if len(images) > SHOWN:
-        lines.append(f"  and {len(images) - SHOWN:,} more")
-    noun = "image does" if len(images) == 1 else "images do"
-    remedy = "replace or remove them and start again, or leave them out with --skip-corrupt"
-    return "\n".join([f"{len(images):,} {noun} not decode: {remedy}", *lines])
+def with_list(heading: str, lines: Sequence[str]) -> str:
+    """Return a message: the heading, below it the first SHOWN lines and the number of the others."""
+    more = [f"and {len(lines) - SHOWN:,} more"] if len(lines) > SHOWN else []
+    return "\n  ".join([heading, *lines[:SHOWN], *more])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from data_prep.sources import WHOLE_FILE
+from data_prep.tars import open_for_ranges
 
 READ_AHEAD = 8  # images being read while one is decoded, which hides the latency of shared storage
 
@@ -26,46 +28,31 @@ class SourceImage(NamedTuple):
     name: str  # in messages
 
 
-class ImageReader:
-    """Reads images; keeps tars open until it is closed."""
+def read_all(images: Iterable[SourceImage]) -> Generator[tuple[SourceImage, bytes | OSError], None, None]:
+    """Yield every image with its bytes or the error, in order, reading at most READ_AHEAD images ahead.
 
-    def __init__(self) -> None:
-        self.tars: dict[str, int] = {}
-
-    def __enter__(self) -> ImageReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for tar in self.tars.values():
-            os.close(tar)
-        self.tars.clear()
-
-    def open_tar(self, path: str) -> None:
-        if path not in self.tars:
-            self.tars[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def read(self, image: SourceImage) -> bytes | OSError:
-        """Return the encoded image, or the error of reading it. Thread-safe once its tar is open."""
-        try:
-            if image.offset == WHOLE_FILE:
-                return Path(image.path).read_bytes()
-            data = os.pread(self.tars[image.path], image.size, image.offset)
-        except OSError as error:
-            return error
-        if len(data) != image.size:
-            return OSError(f"the tar ends after {len(data)} of its {image.size} bytes")
-        return data
-
-    def read_all(self, images: Iterable[SourceImage]) -> Iterator[tuple[SourceImage, bytes | OSError]]:
-        """Yield every image with its bytes or the error, in order, reading at most READ_AHEAD images ahead."""
-        waiting: deque[tuple[SourceImage, Future[bytes | OSError]]] = deque()
-        with ThreadPoolExecutor(READ_AHEAD) as pool:
-            for image in images:
-                if image.offset != WHOLE_FILE:
-                    self.open_tar(image.path)
-                waiting.append((image, pool.submit(self.read, image)))
-                if len(waiting) > READ_AHEAD:
-                    done, future = waiting.popleft()
-                    yield done, future.result()
-            for done, future in waiting:
+    Tars stay open until the generator is closed.
+    """
+    tars: dict[str, int] = {}
+    waiting: deque[tuple[SourceImage, Future[bytes | OSError]]] = deque()
+    with ExitStack() as opened, ThreadPoolExecutor(READ_AHEAD) as pool:
+        for image in images:
+            if image.offset != WHOLE_FILE and image.path not in tars:
+                tars[image.path], _ = opened.enter_context(open_for_ranges(Path(image.path)))
+            waiting.append((image, pool.submit(_read, image, tars.get(image.path))))
+            if len(waiting) > READ_AHEAD:
+                done, future = waiting.popleft()
                 yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()
+
+
+def _read(image: SourceImage, tar: int | None) -> bytes | OSError:
+    """Return the encoded image, or the error of reading it. tar: the descriptor; None reads the whole file."""
+    try:
+        data = Path(image.path).read_bytes() if tar is None else os.pread(tar, image.size, image.offset)
+    except OSError as error:
+        return error
+    if tar is not None and len(data) != image.size:
+        return OSError(f"the tar ends after {len(data)} of its {image.size} bytes")
+    return data

@@ -6,26 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.ilsvrc import (
-    DEVKIT,
-    KAGGLE_IMAGES,
-    KAGGLE_NAMES,
-    KAGGLE_VAL,
-    TEST_TARS,
-    TRAIN_TAR,
-    VAL_TAR,
-    Devkit,
-    check_val_folders,
-    devkit_labels,
-    flat_folder,
-    flat_tar,
-    kaggle_labels,
-    kaggle_names,
-    labelled,
-    read_devkit,
-    train_tar,
-    warn_of_missing_images,
-)
+from data_prep import ilsvrc
 from data_prep.sources import Listing, class_folders
 from pipeline.base.command import UserError
 from pipeline.data.dataset import ClassInfo
@@ -52,46 +33,44 @@ def recognise(source: Path) -> Source:
     places = {split: split_in(source, split) for split in SPLITS}
     if places["train"] is None:
         raise UserError(
-            f"the source {source} has no training images: looked for train/CLASS/, {TRAIN_TAR} and {KAGGLE_IMAGES}/train"
+            f"the source {source} has no training images: looked for train/CLASS/, {ilsvrc.TRAIN_TAR} and "
+            f"{ilsvrc.KAGGLE_IMAGES}/train"
         )
-    devkit = read_devkit(source)
-    listings: dict[str, Listing] = {}
-    for split, path in places.items():
-        if path is not None:
-            listings[split] = list_split(source, split, path, devkit)
+    devkit = ilsvrc.read_devkit(source)
+    listings = {split: list_split(source, split, path, devkit) for split, path in places.items() if path}
     names: dict[str, ClassInfo] = {}
     if devkit:
-        names = {info.wnid: info for info in devkit.classes.values()}
-        warn_of_missing_images(listings["train"], devkit)
-    elif (source / KAGGLE_NAMES).is_file():
-        names = kaggle_names(source / KAGGLE_NAMES)
+        names = devkit.classes
+        ilsvrc.warn_of_missing_images(listings["train"], devkit)
+    elif (source / ilsvrc.KAGGLE_NAMES).is_file():
+        names = ilsvrc.kaggle_names(source / ilsvrc.KAGGLE_NAMES)
     classes = tuple(names.get(wnid, ClassInfo(wnid=wnid)) for wnid in listings["train"].classes)
     return Source(listings=listings, classes=classes)
 
 
 def split_in(source: Path, split: str) -> Path | None:
     """Return the folder or tar of a split in `source`; None if there is none. Raises UserError if there are two."""
-    tars = {"train": TRAIN_TAR, "val": VAL_TAR, "test": TEST_TARS}
-    candidates = [source / split, source / KAGGLE_IMAGES / split]
+    tars = {"train": ilsvrc.TRAIN_TAR, "val": ilsvrc.VAL_TAR, "test": ilsvrc.TEST_TARS}
+    candidates = [source / split, source / ilsvrc.KAGGLE_IMAGES / split]
     paths = [path for path in candidates if path.is_dir()] + sorted(source.glob(tars[split]))
     if len(paths) > 1:
         raise UserError(f"the source {source} holds {split} twice, {paths[0]} and {paths[1]}: move one of them away")
     return paths[0] if paths else None
 
 
-def list_split(source: Path, split: str, path: Path, devkit: Devkit | None) -> Listing:
+def list_split(source: Path, split: str, path: Path, devkit: ilsvrc.Devkit | None) -> Listing:
     """List the split at `path` according to its layout."""
     if path.is_file():
-        listing = train_tar(path) if split == "train" else flat_tar(path)
+        listing = ilsvrc.train_tar(path) if split == "train" else ilsvrc.flat_tar(path)
     elif split == "train" or has_folders(path):
         listing = class_folders(path)
     else:
-        listing = flat_folder(path)
+        listing = ilsvrc.flat_folder(path)
     if split == "val" and not listing.classes:
         wnids, truth = val_labels(source, devkit, listing)
-        listing = labelled(listing, wnids, truth)
+        listing = ilsvrc.labelled(listing, wnids, truth)
     elif split == "val" and devkit:
-        check_val_folders(listing, devkit)
+        ilsvrc.check_val_folders(listing, devkit)
     return listing
 
 
@@ -100,13 +79,13 @@ def has_folders(folder: Path) -> bool:
         return any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
 
 
-def val_labels(source: Path, devkit: Devkit | None, listing: Listing) -> tuple[dict[str, str], str]:
+def val_labels(source: Path, devkit: ilsvrc.Devkit | None, listing: Listing) -> tuple[dict[str, str], str]:
     """Return the classes of the val images by file stem, and their origin. Raises UserError if there are none."""
     if devkit:
-        return devkit_labels(devkit), str(devkit.place)
-    if (source / KAGGLE_VAL).is_file():
-        return kaggle_labels(source / KAGGLE_VAL), str(source / KAGGLE_VAL)
+        return devkit.val_classes, str(devkit.place)
+    if (source / ilsvrc.KAGGLE_VAL).is_file():
+        return ilsvrc.kaggle_labels(source / ilsvrc.KAGGLE_VAL), str(source / ilsvrc.KAGGLE_VAL)
     raise UserError(
-        f"{listing.kind} has no classes: put {DEVKIT}.tar.gz or {KAGGLE_VAL} into {source}, "
+        f"{listing.kind} has no classes: put {ilsvrc.DEVKIT}.tar.gz or {ilsvrc.KAGGLE_VAL} into {source}, "
         "or the images into one folder per class"
     )

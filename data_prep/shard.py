@@ -6,8 +6,8 @@ The record is written last: a shard without a record is unfinished, and a shard 
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from data_prep.image_statistics import PixelSums, StatisticsPlan, centre_crop
 from data_prep.images import ImageRules, PreparedImage, UnreadableImageError, prepare_image
-from data_prep.reading import ImageReader, SourceImage
+from data_prep.reading import SourceImage, read_all
 from data_prep.record import NoRecordError, ShardFacts, ShardRecord, read_record, record_path, write_record
+from data_prep.tars import BLOCK
 from data_prep.workers import Advance
 from pipeline.base.files import file_sha256, replacing
 from pipeline.data.dataset import sample_dtype
 
-TAR_BLOCK = 512
 WORKER_MODULES = ["data_prep.tar_writer", "data_prep.shard"]  # imported once, before the workers are forked
 
 
@@ -80,7 +80,7 @@ class HashingFile:
 
 
 class ShardWriter:
-    """Writes a tar with `webdataset.TarWriter`, and collects its DALI index and its rows of the sample table."""
+    """Writes a tar with `webdataset.TarWriter`, and collects its DALI index, its rows of the sample table and its changes."""
 
     def __init__(self, file: IO[bytes], index: int) -> None:
         from data_prep.tar_writer import TarWriter  # only workers import it, before they are forked: see WORKER_MODULES
@@ -91,24 +91,26 @@ class ShardWriter:
         self.shard = index
         self.rows: list[tuple[Any, ...]] = []
         self.index_lines: list[str] = []
+        self.changed: list[tuple[str, str]] = []
+        self.shrunk = 0
 
     def add(self, image: SourceImage, prepared: PreparedImage) -> None:
         """Write KEY.cls and KEY.jpg or KEY.png, in this order (TarWriter sorts by suffix)."""
         components = {"cls": str(image.label).encode("ascii"), prepared.extension: prepared.data}
         position = self.tar.tarstream.offset
         self.tar.write({"__key__": image.key, **components})
-        offsets: dict[str, int] = {}
-        for extension, data in sorted(components.items()):
-            offsets[extension] = position + TAR_BLOCK
-            position = offsets[extension] + -(-len(data) // TAR_BLOCK) * TAR_BLOCK
+        parts = []
+        for extension, data in components.items():  # the image last
+            offset = position + BLOCK
+            parts.append(f"{extension} {offset} {len(data)} {image.key}.{extension}")
+            position = offset + -(-len(data) // BLOCK) * BLOCK
         assert position == self.tar.tarstream.offset, f"a header of {image.key} took more than one block"
-        parts = [
-            f"{extension} {offset} {len(components[extension])} {image.key}.{extension}"
-            for extension, offset in offsets.items()
-        ]
         self.index_lines.append(" ".join(parts))
-        place = (self.shard, offsets[prepared.extension], len(prepared.data))
-        self.rows.append((*place, image.label, prepared.height, prepared.width, image.key))
+        place, pixels = (self.shard, offset, len(prepared.data)), prepared.pixels
+        self.rows.append((*place, image.label, pixels.height, pixels.width, image.key))
+        if prepared.change:
+            self.changed.append((image.key, prepared.change))
+        self.shrunk += prepared.shrunk
 
     @property
     def index_text(self) -> bytes:
@@ -134,16 +136,6 @@ def is_finished(task: ShardTask, folder: Path) -> bool:
     return all(file.is_file() and file_sha256(file) == digest for file, digest in files.items())
 
 
-@dataclass
-class _Filling:
-    """The results of a shard's images so far."""
-
-    sums: PixelSums | None
-    unreadable: list[Unreadable] = field(default_factory=list)
-    changed: list[tuple[str, str]] = field(default_factory=list)
-    shrunk: int = 0
-
-
 def make_shard(task: ShardTask, folder: Path, advance: Advance) -> None:
     """Make one shard in the working folder, its record last. Calls `advance` after each image.
 
@@ -152,11 +144,11 @@ def make_shard(task: ShardTask, folder: Path, advance: Advance) -> None:
     """
     path, record_file = folder / task.file, record_path(folder, task.file)
     record_file.unlink(missing_ok=True)
-    filling = _Filling(sums=PixelSums(task.statistics.size) if task.statistics else None)
+    sums = PixelSums(task.statistics.size) if task.statistics else None
     with replacing(path) as file:
         writer = ShardWriter(file, task.index)
         try:
-            _fill(writer, task, filling, advance)
+            unreadable = _fill(writer, task, sums, advance)
         except BaseException:
             with suppress(OSError):  # the tar is discarded; if it stayed open, it would warn when collected
                 writer.tar.close()
@@ -169,31 +161,30 @@ def make_shard(task: ShardTask, folder: Path, advance: Advance) -> None:
         bytes=writer.file.size,
         sha256=writer.file.hash.hexdigest(),
         index_sha256=hashlib.sha256(writer.index_text).hexdigest(),
-        changed=tuple(filling.changed),
-        left_out=tuple((image.key, image.reason) for image in filling.unreadable),
-        shrunk=filling.shrunk,
+        changed=tuple(writer.changed),
+        left_out=tuple((image.key, image.reason) for image in unreadable),
+        shrunk=writer.shrunk,
     )
-    write_record(record_file, ShardRecord(facts=facts, rows=writer.table, sums=filling.sums))
+    write_record(record_file, ShardRecord(facts=facts, rows=writer.table, sums=sums))
 
 
-def _fill(writer: ShardWriter, task: ShardTask, filling: _Filling, advance: Advance) -> None:
-    with ImageReader() as reader:
-        for number, (image, data) in enumerate(reader.read_all(task.images)):
+def _fill(writer: ShardWriter, task: ShardTask, sums: PixelSums | None, advance: Advance) -> list[Unreadable]:
+    """Write the shard's images and add the averaged images to `sums`. Return the images that do not decode."""
+    unreadable = []
+    with closing(read_all(task.images)) as images:
+        for number, (image, data) in enumerate(images):
             try:
                 if isinstance(data, OSError):
                     raise UnreadableImageError(data.strerror or str(data))
                 prepared = prepare_image(data, image.name, task.rules)
             except UnreadableImageError as error:
-                filling.unreadable.append(Unreadable(image.key, image.name, str(error)))
+                unreadable.append(Unreadable(image.key, image.name, str(error)))
             else:
-                if task.skip_corrupt or not filling.unreadable:
+                if task.skip_corrupt or not unreadable:
                     writer.add(image, prepared)
-                if prepared.change:
-                    filling.changed.append((image.key, prepared.change))
-                filling.shrunk += prepared.shrunk
-                if filling.sums and task.statistics and number < task.averaged:
-                    plan = task.statistics
-                    filling.sums.add(centre_crop(prepared.pixels, plan.size, plan.short_side))
+                if sums and task.statistics and number < task.averaged:
+                    sums.add(centre_crop(prepared.pixels, task.statistics.size, task.statistics.short_side))
             advance(1, image.size)
-    if filling.unreadable and not task.skip_corrupt:
-        raise UnreadableImagesError(tuple(filling.unreadable))
+    if unreadable and not task.skip_corrupt:
+        raise UnreadableImagesError(tuple(unreadable))
+    return unreadable

@@ -29,9 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="N training images, drawn by --seed, become val, and CIFAR's test images the split test; 5000 in the paper",
     )
     args = parser.parse_args(argv)
-    statistics = StatisticsPlan(
-        size=SIDE, short_side=None
-    )  # paper, section 4.2: the per-pixel mean of the 32 x 32 images
+    # Paper, section 4.2: the per-pixel mean of the 32 x 32 images.
+    statistics = StatisticsPlan(size=SIDE, short_side=None)
     classes = tuple(ClassInfo(wnid=name, name=name) for name in CLASSES)
     with recognise(args.source) as listings:
         if args.hold_out is not None:

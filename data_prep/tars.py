@@ -41,15 +41,11 @@ class Window(io.RawIOBase):
         self.position = base + offset
         return self.position
 
-    def tell(self) -> int:
-        return self.position
-
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         wanted = max(0, min(len(buffer), self.size - self.position))
-        data = os.pread(self.descriptor, wanted, self.start + self.position)
-        buffer[: len(data)] = data
-        self.position += len(data)
-        return len(data)
+        count = os.preadv(self.descriptor, [buffer[:wanted]], self.start + self.position)
+        self.position += count
+        return count
 
 
 @contextmanager

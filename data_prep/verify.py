@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.arguments import add_workers_option
 from data_prep.assemble import MANIFEST_CHECKSUM, checksum_line
-from data_prep.prepare import SHOWN
-from data_prep.verify_shard import ShardCheck, check_shard
+from data_prep.prepare import SHOWN, with_list
+from data_prep.verify_shard import ShardCheck, check_shard, damage
 from data_prep.workers import run_tasks
 from pipeline.base.command import CommandParser, UserError, print_json, print_table, run
-from pipeline.base.cores import available_cores
 from pipeline.base.files import file_sha256
-from pipeline.data.dataset import MANIFEST, STATISTICS, Dataset, SplitInfo, Statistics
+from pipeline.data.dataset import MANIFEST, STATISTICS, UNLABELLED, Dataset, SplitInfo, Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +83,13 @@ def check_statistics(dataset: Dataset) -> Iterator[str]:
     path, described = dataset.folder / STATISTICS, dataset.manifest.statistics
     if described is None:
         return
-    if not path.is_file():
-        yield f"{path} is missing"
-        return
-    if file_sha256(path) != described["sha256"]:
-        yield f"{path} does not match the SHA-256 in the manifest"
+    if problem := damage(path, described["sha256"]):
+        yield problem
         return
     try:
-        statistics = dataset.statistics
-    except (UserError, zipfile.BadZipFile) as error:
+        yield from implausible_statistics(path, dataset.statistics, described["size"])
+    except UserError as error:
         yield str(error)
-        return
-    yield from implausible_statistics(path, statistics, described["size"])
 
 
 def implausible_statistics(path: Path, statistics: Statistics, size: int) -> Iterator[str]:
@@ -109,11 +103,8 @@ def implausible_statistics(path: Path, statistics: Statistics, size: int) -> Ite
 def check_table(dataset: Dataset, name: str, split: SplitInfo) -> Iterator[str]:
     """Check the sample table against the manifest: checksum, counts, labels, keys."""
     path = dataset.folder / split.table
-    if not path.is_file():
-        yield f"{path} is missing"
-        return
-    if file_sha256(path) != split.table_sha256:
-        yield f"{path} does not match the SHA-256 in the manifest"
+    if problem := damage(path, split.table_sha256):
+        yield problem
         return
     table = dataset.split(name).samples
     if sum(shard.samples for shard in split.shards) != split.samples:
@@ -122,8 +113,7 @@ def check_table(dataset: Dataset, name: str, split: SplitInfo) -> Iterator[str]:
     if counts != [shard.samples for shard in split.shards]:
         yield f"{path}: the numbers of rows of the shards are not those in the manifest"
     labels = table["label"]
-    unlabelled = bool((labels == -1).all())
-    if not unlabelled and (labels.min() < 0 or labels.max() >= dataset.classes):
+    if (labels != UNLABELLED).any() and (labels.min() < 0 or labels.max() >= dataset.classes):
         yield f"{path}: a label is not one of the manifest's {dataset.classes:,} classes"
     if len(np.unique(table["key"])) != len(table):
         yield f"{path}: two samples have the same key"
@@ -145,9 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("dataset", type=Path, help="the dataset folder")
     parser.add_argument("--fast", action="store_true", help="do not decode the images")
-    parser.add_argument(
-        "--workers", type=int, default=available_cores(), metavar="N", help="default: one per available core"
-    )
+    add_workers_option(parser)
     parser.add_json_option()
     options = parser.parse_args(arguments)
     if options.workers < 1:
@@ -158,12 +146,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.json:
         print_json({"samples": audit.samples, "shards": audit.shards, "problems": list(audit.problems[:SHOWN])})
     if audit.problems:
-        lines = [f"  {problem}" for problem in audit.problems[:SHOWN]]
-        if len(audit.problems) > SHOWN:
-            lines.append(f"  and {len(audit.problems) - SHOWN:,} more")
         faults = "1 fault" if len(audit.problems) == 1 else f"{len(audit.problems):,} faults"
         heading = f"{options.dataset} is damaged ({faults}): copy or prepare it again"
-        raise UserError("\n".join([heading, *lines]))
+        raise UserError(with_list(heading, audit.problems))
     how = "not decoded" if options.fast else "each decoded"
     print(f"{options.dataset} is whole: {sum(audit.samples.values()):,} images, {how}")
 

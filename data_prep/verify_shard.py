@@ -48,25 +48,28 @@ def check_shard(check: ShardCheck, advance: Advance) -> list[str]:
     return problems
 
 
+def damage(path: Path, sha256: str) -> str | None:
+    """Return what is wrong with a file that should have this SHA-256; None if nothing is."""
+    if not path.is_file():
+        return f"{path} is missing"
+    return None if file_sha256(path) == sha256 else f"{path} does not match the SHA-256 in the manifest"
+
+
 def check_checksums(check: ShardCheck) -> Iterator[str]:
-    index = check.path.with_suffix(".idx")
-    for path, digest in ((check.path, check.info.sha256), (index, check.info.index_sha256)):
-        if not path.is_file():
-            yield f"{path} is missing"
-        elif path == check.path and path.stat().st_size != check.info.bytes:
-            yield f"{path} has {path.stat().st_size:,} bytes, but the manifest says {check.info.bytes:,}"
-        elif file_sha256(path) != digest:
-            yield f"{path} does not match the SHA-256 in the manifest"
+    path, info = check.path, check.info
+    if path.is_file() and (size := path.stat().st_size) != info.bytes:
+        yield f"{path} has {size:,} bytes, but the manifest says {info.bytes:,}"
+    elif problem := damage(path, info.sha256):
+        yield problem
+    if problem := damage(path.with_suffix(".idx"), info.index_sha256):
+        yield problem
 
 
 def check_members(check: ShardCheck, descriptor: int, size: int) -> Iterator[str]:
     """Check the tar's members against the sample table and the index, and the labels in the tar against the table's."""
-    places = {
-        member.name: (member.offset, member.size)
-        for member in members(descriptor, 0, size, str(check.path), marked=True)
-    }
-    indexed = read_index(check.path.with_suffix(".idx"))
-    if indexed != places:
+    listed = members(descriptor, 0, size, str(check.path), marked=True)
+    places = {member.name: (member.offset, member.size) for member in listed}
+    if read_index(check.path.with_suffix(".idx")) != places:
         yield f"{check.path.with_suffix('.idx')} is not the index of its tar"
     if len(places) != 2 * len(check.rows):
         yield f"{check.path} holds {len(places):,} files, but its {len(check.rows):,} samples should have two each"
@@ -96,12 +99,8 @@ def read_index(path: Path) -> dict[str, tuple[int, int]] | None:
         head, *lines = path.read_text(encoding="ascii").splitlines()
         if head != f"v1.2 {len(lines)}":
             return None
-        fields = [line.split(" ") for line in lines]
-        return {
-            part[start + 3]: (int(part[start + 1]), int(part[start + 2]))
-            for part in fields
-            for start in range(0, len(part), 4)
-        }
+        parts = [line.split(" ") for line in lines]
+        return {part[i + 3]: (int(part[i + 1]), int(part[i + 2])) for part in parts for i in range(0, len(part), 4)}
     except (ValueError, IndexError):
         return None
 

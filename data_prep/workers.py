@@ -90,19 +90,15 @@ def run_tasks(
 def _in_this_process(
     work: Callable[[Task, Advance], Result], tasks: Iterable[Task], progress: Progress
 ) -> Iterator[Result]:
-    images, size, last_shown = 0, 0, time.monotonic()
+    size = 0
 
-    def advance(more_images: int, more_bytes: int) -> None:
-        nonlocal images, size, last_shown
-        images, size = images + more_images, size + more_bytes
-        if time.monotonic() - last_shown >= POLL_SECONDS:
-            last_shown = time.monotonic()
-            _show(progress, images, size)
+    def advance(images: int, more_bytes: int) -> None:
+        nonlocal size
+        size += more_bytes
+        _show(progress, progress.done + images, size)
 
     for task in tasks:
-        result = work(task, advance)
-        _show(progress, images, size)
-        yield result
+        yield work(task, advance)
 
 
 def _in_a_pool(

@@ -7,7 +7,6 @@ manifest, which makes a folder a dataset, is moved last.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,12 +55,11 @@ def recover(destination: Path, workspace: Path, published: list[str], files: set
 
     Undoes an interrupted publication, and removes half-written files and those of other settings (not in `files`).
     """
-    for name in published:
-        if (destination / name).exists():
-            os.replace(destination / name, workspace / name)
     for left in workspace.rglob(f"*{TEMPORARY_SUFFIX}"):
         left.unlink(missing_ok=True)
     for name in published:
+        if (destination / name).exists():
+            os.replace(destination / name, workspace / name)
         if (workspace / name).is_dir():
             for path in (workspace / name).iterdir():
                 if f"{name}/{path.name}" not in files:
@@ -78,8 +76,3 @@ def publish(destination: Path, workspace: Path, names: list[str]) -> None:
     sync_folder(destination)
     os.replace(workspace / names[-1], destination / names[-1])
     sync_folder(destination)
-
-
-def discard(workspace: Path) -> None:
-    """Remove the working folder of a finished dataset."""
-    shutil.rmtree(workspace)

@@ -63,7 +63,7 @@ def test_bytes_stay_as_they_are_and_dali_reads_them_as_pillow_does(data, name, e
     prepared = prepare_image(data, name, UNCHANGED)
     assert prepared.data == data and prepared.extension == extension and prepared.change is None
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    assert expected.shape == (prepared.height, prepared.width, 3)
+    assert expected.shape == (prepared.pixels.height, prepared.pixels.width, 3)
     np.testing.assert_array_equal(dali_decode(prepared.data), expected)
 
 
@@ -134,6 +134,6 @@ def test_max_short_side_shrinks_larger_images_only(mode, name, form):
 
 def test_exact_side():
     rules = ImageRules(exact_side=32)
-    assert prepare_image(encode(picture(32, 32), "PNG"), "a.png", rules).height == 32
+    assert prepare_image(encode(picture(32, 32), "PNG"), "a.png", rules).pixels.height == 32
     with pytest.raises(UnreadableImageError, match="32 x 32 are needed"):
         prepare_image(encode(picture(32, 31), "PNG"), "a.png", rules)

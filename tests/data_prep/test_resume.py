@@ -161,7 +161,7 @@ def test_cut_off_at_every_step_of_the_publication(source, uninterrupted, hashes,
             shard_imagenet.main([str(source), str(destination), *ALONE])
         assert not (destination / "manifest.json").exists()
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(prepare_module, "discard", lambda _: publish_until(0)(None, None))
+        patch.setattr(prepare_module.shutil, "rmtree", lambda _: publish_until(0)(None, None))
         shard_imagenet.main([str(source), str(destination), *ALONE])
     assert (destination / "manifest.json").exists() and (destination / ".partial").exists()
     shard_imagenet.main([str(source), str(destination), *ALONE])
