@@ -1,4 +1,4 @@
-"""The loader's background thread, which has batches ready before the consumer asks for them:
+"""The loader's background thread has batches ready before the consumer, a BatchIterator, asks for them:
 
 requests (ids, views) -> concurrent reads, ahead -> DALI, ahead -> float32 on the device -> bounded queue -> consumer
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
+import time
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from pipeline.base.command import UserError
 from pipeline.data.augment import Int
 from pipeline.data.batch import Batch, BatchRequest, BatchStream, LoaderConfig
 from pipeline.data.failures import failures, substitute
-from pipeline.data.finishing import Finisher
+from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs
 from pipeline.data.headers import is_doubtful
 
@@ -47,11 +49,6 @@ class _Reading:
     encoded: list[bytes]
     substitutions: tuple[str, ...] = ()
     tried: bool = False  # decoded image by image: every image left in it decodes
-
-    def wait(self) -> list[bytes]:
-        for part in self.parts:
-            part.result()
-        return self.encoded
 
 
 class _BatchError(Exception):
@@ -98,6 +95,62 @@ class Producer(ABC):
                 continue
 
 
+class BatchIterator(Iterator[Batch]):
+    """Iterates over the batches of `producer`, then of those that `later` makes when they are needed; a context manager.
+
+    wait_seconds: how long the consumer has waited for batches in total. substituted: samples replaced so far because they
+    did not decode (`on_decode_error: substitute`); each Batch names its own.
+
+    Closing (also by garbage collection and at exit) stops the background thread and frees threads and memory; batches
+    already handed out stay valid.
+    """
+
+    def __init__(self, producer: Producer, later: Iterable[Callable[[], Producer]] = ()) -> None:
+        self.wait_seconds = 0.0
+        self.substituted = 0
+        self._later = iter(later)
+        self._start(producer)
+
+    def _start(self, producer: Producer) -> None:
+        self._producer = producer
+        self._closer = weakref.finalize(self, Producer.close, producer)
+        producer.thread.start()
+
+    def __next__(self) -> Batch:
+        if not self._closer.alive:
+            raise StopIteration
+        started = time.perf_counter()
+        item = self._producer.ready.get()
+        self.wait_seconds += time.perf_counter() - started
+        if item.error is not None:
+            self.close()
+            raise item.error
+        if item.batch is None:
+            self._closer()
+            if (make := next(self._later, None)) is None:
+                raise StopIteration
+            self._start(make())
+            return next(self)
+        self.substituted += len(item.batch.substitutions)
+        if item.event is not None:  # order this thread's stream after the producer's, on the GPU itself
+            stream = torch.cuda.current_stream(item.batch.images.device)
+            stream.wait_event(item.event)
+            item.batch.images.record_stream(stream)
+            item.batch.labels.record_stream(stream)
+        return item.batch
+
+    def close(self) -> None:
+        """Stop early. A second call does nothing."""
+        self._later = iter(())
+        self._closer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class DaliProducer(Producer):
     """Reads and decodes ahead, with DALI."""
 
@@ -105,20 +158,15 @@ class DaliProducer(Producer):
         self,
         stream: BatchStream,
         graph: Graph,
-        finish: Finisher,
+        finish: Finish,
         device: torch.device,
         config: LoaderConfig,
-        *,
-        substitutes: bool,
-        owns_split: bool,
+        owns_split: bool = False,
     ) -> None:
-        """device: decodes the images. substitutes: whether a sample that does not decode may be replaced.
-
-        owns_split: whether to close the stream's split at the end.
-        """
+        """device: decodes the images. owns_split: whether to close the stream's split at the end."""
         super().__init__(config.ready)
         self.stream, self.graph, self.finish, self.device, self.config = stream, graph, finish, device, config
-        self.substitutes, self.owns_split = substitutes, owns_split
+        self.owns_split = owns_split
         self.todo: Iterator[BatchRequest] = iter(stream)
         self.reading: deque[_Reading] = deque()
         self.decoding: deque[_Reading] = deque()
@@ -186,11 +234,12 @@ class DaliProducer(Producer):
         if not self.reading or self.stopping.is_set():
             raise StopIteration
         batch = self.reading.popleft()
-        encoded = batch.wait()
+        for part in batch.parts:
+            part.result()
         self.decoding.append(batch)
-        if not batch.tried and any(map(is_doubtful, encoded)):
+        if not batch.tried and any(map(is_doubtful, batch.encoded)):
             raise _DoubtfulImageError
-        return self.graph.inputs(encoded, batch.request.views)
+        return self.graph.inputs(batch.encoded, batch.request.views)
 
     def _read(self, request: BatchRequest) -> _Reading:
         """Start to read a batch in parallel parts; each part reads neighbouring samples in their order on the disk."""
@@ -215,7 +264,7 @@ class DaliProducer(Producer):
             for row, reason in failures(self.graph, batch.encoded, batch.request.views, self.device).items():
                 sample = int(batch.request.presentations.ids[row])
                 sentence = f"{split.describe(sample)} does not decode ({reason})"
-                if not self.substitutes:
+                if self.config.on_decode_error == "stop":
                     raise UserError(
                         f"{sentence}: check the dataset with data_prep/verify.py, and prepare or copy that shard again "
                         "(to train without it, set loader.on_decode_error: substitute)"
