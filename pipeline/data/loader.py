@@ -6,9 +6,12 @@ world size changes a bit of an image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,7 +23,7 @@ from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, GraphKind, Normalization
 from pipeline.data.memory import MemoryProducer, fits_in_memory
 from pipeline.data.order import Order, Presentations
-from pipeline.data.producer import BatchIterator, DaliProducer, Producer
+from pipeline.data.producer import DaliProducer, Producer
 from pipeline.data.staging import staged
 
 __all__ = ["Batch", "BatchIterator", "LoaderConfig", "evaluation_batches", "training_batches"]
@@ -110,3 +113,59 @@ def _producer(
     graph = Graph(kind, crop, config.hw_decoder_load, config.fancy_upsampling)
     decoder, owns_split = config.decoding_device(finish.device), source is not split
     return DaliProducer(replace(stream, split=source), graph, finish, decoder, config, owns_split)
+
+
+class BatchIterator(Iterator[Batch]):
+    """Iterates over the batches of `producer`, then of those that `later` makes when they are needed; a context manager.
+
+    wait_seconds: how long the consumer has waited for batches in total. substituted: samples replaced so far because they
+    did not decode (`on_decode_error: substitute`); each Batch names its own.
+
+    Closing (also by garbage collection and at exit) stops the background thread and frees threads and memory; batches
+    already handed out stay valid.
+    """
+
+    def __init__(self, producer: Producer, later: Iterable[Callable[[], Producer]] = ()) -> None:
+        self.wait_seconds = 0.0
+        self.substituted = 0
+        self._later = iter(later)
+        self._start(producer)
+
+    def _start(self, producer: Producer) -> None:
+        self._producer = producer
+        self._closer = weakref.finalize(self, Producer.close, producer)
+        producer.thread.start()
+
+    def __next__(self) -> Batch:
+        if not self._closer.alive:
+            raise StopIteration
+        started = time.perf_counter()
+        item = self._producer.ready.get()
+        self.wait_seconds += time.perf_counter() - started
+        if item.error is not None:
+            self.close()
+            raise item.error
+        if item.batch is None:
+            self._closer()
+            if (make := next(self._later, None)) is None:
+                raise StopIteration
+            self._start(make())
+            return next(self)
+        self.substituted += len(item.batch.substitutions)
+        if item.event is not None:  # order this thread's stream after the producer's, on the GPU itself
+            stream = torch.cuda.current_stream(item.batch.images.device)
+            stream.wait_event(item.event)
+            item.batch.images.record_stream(stream)
+            item.batch.labels.record_stream(stream)
+        return item.batch
+
+    def close(self) -> None:
+        """Stop early. A second call does nothing."""
+        self._later = iter(())
+        self._closer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

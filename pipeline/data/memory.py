@@ -17,7 +17,7 @@ from pipeline.data.dataset import Split
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Normalization
 from pipeline.data.order import Presentations
-from pipeline.data.producer import BatchIterator, DaliProducer, Item, Producer
+from pipeline.data.producer import DaliProducer, Item, Producer
 
 _DECODED_AT_ONCE = 512  # images
 _KEPT: WeakKeyDictionary[Split, dict[torch.device, torch.Tensor]] = WeakKeyDictionary()
@@ -66,7 +66,12 @@ def _decode(split: Split, side: int, config: LoaderConfig) -> torch.Tensor:
     cpu, unchanged = torch.device("cpu"), Normalization(np.zeros(3, np.float32))
     producer = DaliProducer(stream, Graph("source", side), Finish(unchanged, cpu, torch.float32), cpu, config)
     pixels = torch.empty((len(split), side, side, 3), dtype=torch.uint8)
-    with BatchIterator(producer) as decoded_batches:
-        for batch in decoded_batches:
-            pixels[torch.from_numpy(batch.ids)] = batch.images.to(torch.uint8)
+    producer.thread.start()
+    try:
+        while (item := producer.ready.get()).batch is not None:
+            pixels[torch.from_numpy(item.batch.ids)] = item.batch.images.to(torch.uint8)
+    finally:
+        producer.close()
+    if item.error is not None:
+        raise item.error
     return pixels

@@ -1,4 +1,4 @@
-"""The loader's background thread has batches ready before the consumer, a BatchIterator, asks for them:
+"""The loader's background thread, which has batches ready before the consumer asks for them:
 
 requests (ids, views) -> concurrent reads, ahead -> DALI, ahead -> float32 on the device -> bounded queue -> consumer
 """
@@ -8,14 +8,12 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
-import time
-import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,62 +91,6 @@ class Producer(ABC):
                 return self.ready.put(item, timeout=_POLL_SECONDS)
             except queue.Full:
                 continue
-
-
-class BatchIterator(Iterator[Batch]):
-    """Iterates over the batches of `producer`, then of those that `later` makes when they are needed; a context manager.
-
-    wait_seconds: how long the consumer has waited for batches in total. substituted: samples replaced so far because they
-    did not decode (`on_decode_error: substitute`); each Batch names its own.
-
-    Closing (also by garbage collection and at exit) stops the background thread and frees threads and memory; batches
-    already handed out stay valid.
-    """
-
-    def __init__(self, producer: Producer, later: Iterable[Callable[[], Producer]] = ()) -> None:
-        self.wait_seconds = 0.0
-        self.substituted = 0
-        self._later = iter(later)
-        self._start(producer)
-
-    def _start(self, producer: Producer) -> None:
-        self._producer = producer
-        self._closer = weakref.finalize(self, Producer.close, producer)
-        producer.thread.start()
-
-    def __next__(self) -> Batch:
-        if not self._closer.alive:
-            raise StopIteration
-        started = time.perf_counter()
-        item = self._producer.ready.get()
-        self.wait_seconds += time.perf_counter() - started
-        if item.error is not None:
-            self.close()
-            raise item.error
-        if item.batch is None:
-            self._closer()
-            if (make := next(self._later, None)) is None:
-                raise StopIteration
-            self._start(make())
-            return next(self)
-        self.substituted += len(item.batch.substitutions)
-        if item.event is not None:  # order this thread's stream after the producer's, on the GPU itself
-            stream = torch.cuda.current_stream(item.batch.images.device)
-            stream.wait_event(item.event)
-            item.batch.images.record_stream(stream)
-            item.batch.labels.record_stream(stream)
-        return item.batch
-
-    def close(self) -> None:
-        """Stop early. A second call does nothing."""
-        self._later = iter(())
-        self._closer()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class DaliProducer(Producer):
