@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,28 +98,28 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CenterCrop:
-    """Evaluation: the centre `crop` square of the image resized to shorter side `short_side` (256 in the paper)."""
+class _Crops:
+    """Evaluation: crops of the image resized to shorter side `short_side` (256 in the paper)."""
 
     short_side: int = 256
     crop: int = 224
 
     def __post_init__(self) -> None:
-        _check_fits(self.crop, self.short_side)
+        if not 0 < self.crop <= self.short_side:
+            raise UserError(
+                f"a crop of {self.crop} pixels does not fit images with a shorter side of {self.short_side}"
+            )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TenCrop:
+class CenterCrop(_Crops):
+    """Evaluation: the centre `crop` square of the image resized to shorter side `short_side`."""
+
+
+class TenCrop(_Crops):
     """Evaluation: four corners and centre of the image resized to shorter side `short_side`, as five crops.
 
     The other five are their mirror images; `images.flip(-2)` of NHWC on the device costs nothing.
     """
-
-    short_side: int = 256
-    crop: int = 224
-
-    def __post_init__(self) -> None:
-        _check_fits(self.crop, self.short_side)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +127,14 @@ class WholeImage:
     """Evaluation: the whole image resized to shorter side `short_side`, for the fully convolutional test (section 3.4)."""
 
     short_side: int
+    crop: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        _check_fits(1, self.short_side)
+        if self.short_side < 1:
+            raise UserError(f"images cannot be resized to a shorter side of {self.short_side} pixels: give at least 1")
+
+
+View = CenterCrop | TenCrop | WholeImage
 
 
 @dataclass(frozen=True)
@@ -185,12 +190,9 @@ def training_views(
                 f"pad-crop needs images of {config.crop} x {config.crop} pixels, one is {height} x {width}: "
                 "set augment.crop to the images' size, or use augment.kind: scale-crop"
             )
-        crop_start = _integers(geometry[:, 1:3], 2 * config.pad)
-        whole = np.zeros((n, 2))
-        resized = shapes + 2 * config.pad
-        return Views(
-            resized, crop_start, mirror, colour, whole.astype(np.int64), shapes, _f32(whole), _f32(whole + config.crop)
-        )
+        crop_start, corner = _integers(geometry[:, 1:3], 2 * config.pad), np.zeros_like(shapes)
+        padded = shapes + 2 * config.pad
+        return Views(padded, crop_start, mirror, colour, corner, shapes, _f32(corner), _f32(shapes))
     low, high = config.short_side
     resized = resized_shapes(shapes, low + _integers(geometry[:, 0], high - low))
     crop_start = _integers(geometry[:, 1:3], resized - config.crop)
@@ -207,11 +209,10 @@ def centre_views(shapes: Int, short_side: int, crop: int) -> Views:
 
 def whole_views(shapes: Int, short_side: int) -> Views:
     """Return the whole of each image (shapes int64 [N, 2]) resized to shorter side `short_side`; no flip, no colour."""
-    n = len(shapes)
+    n, corner = len(shapes), np.zeros_like(shapes)
     resized = resized_shapes(shapes, np.full(n, short_side))
-    zeros = np.zeros((n, 2), np.int64)
     unchanged = (np.zeros(n, bool), np.zeros((n, 3), np.float32))
-    return Views(resized, zeros, *unchanged, zeros, shapes, _f32(zeros), _f32(shapes))
+    return Views(resized, corner, *unchanged, corner, shapes, _f32(corner), _f32(shapes))
 
 
 def shape_blocks(shapes: Int, short_sides: Sequence[int], size: int) -> list[Int]:
@@ -275,8 +276,3 @@ def _integers(uniforms: NDArray[np.float64], maximum: Int | int) -> Int:
 
 def _f32(values: NDArray[Any]) -> NDArray[np.float32]:
     return values.astype(np.float32)
-
-
-def _check_fits(crop: int, short_side: int) -> None:
-    if not 0 < crop <= short_side:
-        raise UserError(f"a crop of {crop} pixels does not fit images with a shorter side of {short_side}")

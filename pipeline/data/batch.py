@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pipeline.base.command import UserError
+from pipeline.base.command import UserError, check_at_least
 from pipeline.base.cores import available_cores
 from pipeline.data.augment import Int, Views
 from pipeline.data.dataset import Split
@@ -51,11 +51,8 @@ class LoaderConfig:
     fancy_upsampling: bool = True
 
     def __post_init__(self) -> None:
-        counts = (self.threads or 1, self.read_threads, self.read_ahead, self.decode_ahead, self.ready)
-        if min(counts) < 1 or self.threads == 0:
-            raise UserError("loader: threads, read_threads, read_ahead, decode_ahead and ready must be at least 1")
-        if self.in_memory_mb < 0:
-            raise UserError(f"loader: in_memory_mb is {self.in_memory_mb}, it must not be negative")
+        check_at_least(1, self, "threads", "read_threads", "read_ahead", "decode_ahead", "ready", prefix="loader.")
+        check_at_least(0, self, "in_memory_mb", prefix="loader.")
         if not 0 <= self.hw_decoder_load <= 1:
             raise UserError(f"loader: hw_decoder_load is {self.hw_decoder_load}, it must lie in [0, 1]")
 

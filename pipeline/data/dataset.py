@@ -41,15 +41,8 @@ def sample_dtype(key_bytes: int) -> np.dtype[Any]:
     `height` and `width` are those of the decoded array; `label` is the class index, or -1 in an unlabelled (test) split;
     `key` is ASCII, at most `key_bytes` long.
     """
-    fields = [
-        ("shard", "<u4"),
-        ("offset", "<u8"),
-        ("size", "<u4"),
-        ("label", "<i2"),
-        ("height", "<u2"),
-        ("width", "<u2"),
-    ]
-    return np.dtype([*fields, ("key", f"S{key_bytes}")])
+    numbers = {"shard": "<u4", "offset": "<u8", "size": "<u4", "label": "<i2", "height": "<u2", "width": "<u2"}
+    return np.dtype([*numbers.items(), ("key", f"S{key_bytes}")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,13 +161,15 @@ class Split:
     def read(self, sample: int) -> bytes:
         """Return the encoded image of a sample id. Raises UserError, with key, shard and offset, if it cannot be read."""
         row = self.samples[sample]
-        offset, size = int(row["offset"]), int(row["size"])
+        shard, offset, size = int(row["shard"]), int(row["offset"]), int(row["size"])
         try:
-            data = os.pread(self._file(int(row["shard"])), size, offset)
+            data = self._read_range(shard, offset, size)
         except OSError as error:
-            raise UserError(f"{self.describe(sample)} cannot be read ({error.strerror}): check the storage") from None
+            raise UserError(f"{self.describe(sample)} cannot be read ({error.strerror}): check the storage") from error
         if len(data) != size:
-            raise UserError(f"{self.describe(sample)} ends early: the shard is truncated, prepare or copy it again")
+            raise UserError(
+                f"{self.describe(sample)} ends early: the shard is truncated, prepare, copy or upload it again"
+            )
         return data
 
     def describe(self, sample: int) -> str:
@@ -183,6 +178,9 @@ class Split:
         shard = self.folder / self.info.shards[int(row["shard"])].file
         start = int(row["offset"])
         return f"sample {row['key'].decode()} (bytes {start} to {start + int(row['size'])} of {shard})"
+
+    def _read_range(self, shard: int, offset: int, size: int) -> bytes:
+        return os.pread(self._file(shard), size, offset)
 
     def _file(self, shard: int) -> int:
         with self._lock:

@@ -23,27 +23,22 @@ _TRIES = 100  # so many neighbours do not all fail by accident
 def failures(graph: Graph, encoded: Sequence[bytes], views: Views, device: torch.device) -> dict[int, str]:
     """Return the rows whose images do not pass through `graph`, each with DALI's reason."""
     reasons: dict[int, str] = {}
-    row = -1
+    rows, row = iter(range(len(encoded))), -1
 
     def next_image() -> Inputs:
         nonlocal row
-        row += 1
-        if row == len(encoded):
-            raise StopIteration
+        row = next(rows)  # its StopIteration ends the pipeline
         return graph.inputs([encoded[row]], views.rows(slice(row, row + 1)))
 
-    while row < len(encoded):
+    while True:
         pipeline = graph.build(next_image, batch=1, device=device, threads=1, queue=1)
         try:
             while True:
-                pipeline.schedule_run()
-                pipeline.share_outputs()
-                pipeline.release_outputs()
+                pipeline.run()
         except StopIteration:
-            break
+            return reasons
         except RuntimeError as error:
             reasons[row] = _reason(str(error))
-    return reasons
 
 
 def substitute(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,15 +19,6 @@ _CHUNK = 8  # images that one thread finishes at a time
 Finished = tuple[Batch, torch.cuda.Event | None]  # the event, on a GPU, is when the batch is complete
 
 
-class Finisher(Protocol):
-    """The last stage of a DaliProducer."""
-
-    stream: torch.cuda.Stream | None
-
-    def __call__(self, images: Any, request: BatchRequest, workers: ThreadPoolExecutor) -> Finished:
-        """Make a batch of `images`, DALI's TensorList."""
-
-
 class Finish:
     """Normalizes, colours, and for CIFAR (`pad` given) pads and crops. Works on `stream` if batches go to a GPU."""
 
@@ -39,6 +30,7 @@ class Finish:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, images: Any, request: BatchRequest, workers: ThreadPoolExecutor) -> Finished:
+        """Make a batch of `images`, DALI's TensorList."""
         if self.stream is None:
             return self._on_cpu(np.asarray(images.as_tensor()), request, workers), None
         with torch.cuda.stream(self.stream):

@@ -94,12 +94,12 @@ class Graph:
         resampling: dict[str, Any] = {
             "interp_type": types.INTERP_LINEAR, "antialias": True, "subpixel_scale": False, "minibatch_size": batch,
         }  # fmt: skip
+        size = [self.crop, self.crop]
         if self.kind == "crop":
             window_start, window_shape, roi_start, roi_end = views
             windows = fn.decoders.image_slice(
                 encoded, start=window_start, shape=window_shape, axis_names="HW", **decoding
             )
-            size = [self.crop, self.crop]
             return fn.resize(windows, size=size, roi_start=roi_start, roi_end=roi_end, **resampling)
         images = fn.decoders.image(encoded, **decoding)
         if self.kind == "source":
@@ -107,7 +107,6 @@ class Graph:
         images = fn.resize(images, size=views[0], **resampling)
         if self.kind == "whole":
             return images
-        size = [self.crop, self.crop]
         return fn.stack(*(fn.slice(images, start=views[1][k], shape=size, axis_names="HW") for k in range(5)))
 
 

@@ -9,20 +9,8 @@ from __future__ import annotations
 import struct
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_OTHERS = (
-    b"BM",
-    b"II*\0",
-    b"MM\0*",
-    b"RIFF",
-    b"P1",
-    b"P2",
-    b"P3",
-    b"P4",
-    b"P5",
-    b"P6",
-    b"\0\0\0\x0cjP  ",
-    b"\xff\x4f\xff\x51",
-)
+_OTHERS = (b"BM", b"II*\0", b"MM\0*", b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")  # BMP, TIFF, WebP, JPEG 2000
+_PNM = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
 _START_OF_SCAN = 0xDA  # T.81, Table B.1: the header's last marker, after the frame's size
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a segment
 
@@ -33,7 +21,7 @@ def is_doubtful(encoded: bytes) -> bool:
         return not _jpeg_reaches_its_scan(encoded)
     if encoded.startswith(_PNG):
         return not _png_reaches_its_end(encoded)
-    return not encoded.startswith(_OTHERS)
+    return not encoded.startswith(_OTHERS + _PNM)
 
 
 def _jpeg_reaches_its_scan(encoded: bytes) -> bool:

@@ -9,23 +9,14 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Self
 
 import numpy as np
 import torch
 
-from pipeline.data.augment import (
-    AugmentConfig,
-    CenterCrop,
-    Int,
-    TenCrop,
-    Views,
-    WholeImage,
-    centre_views,
-    training_views,
-    whole_views,
-)
+from pipeline.data.augment import AugmentConfig, Int, TenCrop, View, Views, centre_views, training_views, whole_views
 from pipeline.data.batch import Batch, BatchStream, LoaderConfig
 from pipeline.data.dataset import Split, Statistics
 from pipeline.data.finishing import Finish
@@ -66,18 +57,11 @@ def training_batches(
             return training_views(order.seed, epochs, ids, heights, widths, augment, statistics)
 
         padded = augment.kind == "pad-crop"
+        batches = (order.minibatch(iteration).rows(rows) for iteration in iterations)
+        stream = BatchStream(split, len(range(order.batch)[rows]), batches, views_of)
         normalized = normalization or Normalization.of(statistics, augment.crop)
         finish = Finish(normalized, device, dtype, augment.pad if padded else None)
-        in_memory = padded and fits_in_memory(split, augment.crop, config)
-        source = split if in_memory else staged(split, config.stage_to)
-        batches = (order.minibatch(iteration).rows(rows) for iteration in iterations)
-        stream = BatchStream(source, len(range(order.batch)[rows]), batches, views_of)
-        if in_memory:
-            return MemoryProducer(stream, augment.crop, finish, config)
-        graph = Graph("source" if padded else "crop", augment.crop, config.hw_decoder_load, config.fancy_upsampling)
-        substitutes = config.on_decode_error == "substitute"
-        decoder, owns_split = config.decoding_device(device), source is not split
-        return DaliProducer(stream, graph, finish, decoder, config, substitutes=substitutes, owns_split=owns_split)
+        return _producer(stream, "source" if padded else "crop", augment.crop, finish, config, resizes=not padded)
 
     # A DALI graph makes crops of one size, so each stage has a graph of its own.
     first, *later = (partial(producer, *span) for span in augment.spans(start_iteration, stop_iteration))
@@ -86,7 +70,7 @@ def training_batches(
 
 def evaluation_batches(
     split: Split,
-    view: CenterCrop | TenCrop | WholeImage,
+    view: View,
     normalization: Statistics | Normalization,
     blocks: Sequence[Int],
     device: torch.device,
@@ -99,28 +83,36 @@ def evaluation_batches(
     normalization: the dataset's statistics, or an explicit mean and standard deviation. WholeImage needs blocks of
     images that are resized to equal shapes (`augment.shape_blocks`). dtype and errors: see `training_batches`.
     """
-    crop = None if isinstance(view, WholeImage) else view.crop
     if isinstance(normalization, Statistics):
-        normalization = Normalization.of(normalization, crop)
+        normalization = Normalization.of(normalization, view.crop)
 
     def views_of(_: Presentations, shapes: Int) -> Views:
-        views = whole_views(shapes, view.short_side) if crop is None else centre_views(shapes, view.short_side, crop)
-        assert crop is not None or (views.resized == views.resized[0]).all(), "use shape_blocks for whole images"
+        if view.crop is not None:
+            return centre_views(shapes, view.short_side, view.crop)
+        views = whole_views(shapes, view.short_side)
+        assert (views.resized == views.resized[0]).all(), "use shape_blocks for whole images"
         return views
 
-    # Only images that are neither resized nor cropped can be kept in memory.
-    in_memory = isinstance(view, CenterCrop) and view.short_side == crop and fits_in_memory(split, view.crop, config)
-    source = split if in_memory else staged(split, config.stage_to)
     batches = (Presentations(np.zeros(len(block), np.int64), np.asarray(block, np.int64)) for block in blocks)
-    stream = BatchStream(source, max((len(block) for block in blocks), default=1), batches, views_of)
+    stream = BatchStream(split, max((len(block) for block in blocks), default=1), batches, views_of)
     finish = Finish(normalization, device, dtype)
-    if in_memory:
-        return BatchIterator(MemoryProducer(stream, crop or 0, finish, config))
-    kind: GraphKind = "whole" if crop is None else "five-crops" if isinstance(view, TenCrop) else "crop"
-    graph = Graph(kind, crop or 0, config.hw_decoder_load, config.fancy_upsampling)
-    decoder, owns_split = config.decoding_device(device), source is not split
-    producer = DaliProducer(stream, graph, finish, decoder, config, substitutes=False, owns_split=owns_split)
-    return BatchIterator(producer)
+    kind: GraphKind = "whole" if view.crop is None else "five-crops" if isinstance(view, TenCrop) else "crop"
+    resizes = kind != "crop" or view.short_side != view.crop
+    config = replace(config, on_decode_error="stop")  # an evaluation must not substitute images
+    return BatchIterator(_producer(stream, kind, view.crop or 0, finish, config, resizes=resizes))
+
+
+def _producer(
+    stream: BatchStream, kind: GraphKind, crop: int, finish: Finish, config: LoaderConfig, *, resizes: bool
+) -> Producer:
+    """resizes: whether the views resize or cut images, so that a split of `crop` pixels square cannot be kept decoded."""
+    split = stream.split
+    if not resizes and fits_in_memory(split, crop, config):
+        return MemoryProducer(stream, crop, finish, config)
+    source = staged(split, config.stage_to)
+    graph = Graph(kind, crop, config.hw_decoder_load, config.fancy_upsampling)
+    decoder, owns_split = config.decoding_device(finish.device), source is not split
+    return DaliProducer(replace(stream, split=source), graph, finish, decoder, config, owns_split)
 
 
 class BatchIterator(Iterator[Batch]):

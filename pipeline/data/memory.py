@@ -6,19 +6,16 @@ The batches equal those of the DALI path bit by bit: order, views and arithmetic
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from pipeline.data.augment import Int, Views, centre_views
-from pipeline.data.batch import Batch, BatchRequest, BatchStream, LoaderConfig
+from pipeline.data.augment import centre_views
+from pipeline.data.batch import BatchStream, LoaderConfig
 from pipeline.data.dataset import Split
-from pipeline.data.finishing import Finish, Finished
-from pipeline.data.graphs import Graph
+from pipeline.data.finishing import Finish
+from pipeline.data.graphs import Graph, Normalization
 from pipeline.data.order import Presentations
 from pipeline.data.producer import DaliProducer, Item, Producer
 
@@ -63,38 +60,18 @@ class MemoryProducer(Producer):
 
 
 def _decode(split: Split, side: int, config: LoaderConfig) -> torch.Tensor:
-    pixels = torch.empty((len(split), side, side, 3), dtype=torch.uint8)
     blocks = np.array_split(np.arange(len(split)), -(-len(split) // _DECODED_AT_ONCE))
     batches = (Presentations(np.zeros(len(block), np.int64), block) for block in blocks)
-
-    def views_of(_: Presentations, shapes: Int) -> Views:
-        return centre_views(shapes, side, side)
-
-    stream, graph, cpu = (
-        BatchStream(split, _DECODED_AT_ONCE, batches, views_of),
-        Graph("source", side),
-        torch.device("cpu"),
-    )
-    producer = DaliProducer(stream, graph, _Keep(pixels), cpu, config, substitutes=False, owns_split=False)
+    stream = BatchStream(split, _DECODED_AT_ONCE, batches, lambda _, shapes: centre_views(shapes, side, side))
+    cpu, unchanged = torch.device("cpu"), Normalization(np.zeros(3, np.float32))
+    producer = DaliProducer(stream, Graph("source", side), Finish(unchanged, cpu, torch.float32), cpu, config)
+    pixels = torch.empty((len(split), side, side, 3), dtype=torch.uint8)
     producer.thread.start()
     try:
         while (item := producer.ready.get()).batch is not None:
-            pass
+            pixels[torch.from_numpy(item.batch.ids)] = item.batch.images.to(torch.uint8)
     finally:
         producer.close()
     if item.error is not None:
         raise item.error
     return pixels
-
-
-@dataclass
-class _Keep:
-    """A Finisher that copies decoded images to `pixels`; its batches are empty."""
-
-    pixels: torch.Tensor
-    stream: torch.cuda.Stream | None = None
-
-    def __call__(self, images: Any, request: BatchRequest, workers: ThreadPoolExecutor) -> Finished:
-        ids = request.presentations.ids
-        self.pixels[torch.from_numpy(ids)] = torch.from_numpy(np.asarray(images.as_tensor()))
-        return Batch(torch.empty(0), torch.empty(0), ids), None

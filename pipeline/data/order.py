@@ -8,15 +8,14 @@ resuming needs one integer, and any iteration is reached in the time of one perm
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 # The second half of the Philox key separates the streams of the project's random draws.
 ORDER_STREAM = 1
-_CACHED_EPOCHS = 2  # a mini-batch seldom spans more than two epochs
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,6 @@ class Order:
     batch: int
     seed: int
     block: int = 1
-    _cache: dict[int, NDArray[np.uint32]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         assert 0 < self.samples < 2**32 and self.batch > 0 and self.block > 0 and 0 <= self.seed < 2**64
@@ -64,31 +61,20 @@ class Order:
         return Presentations(epochs, ids)
 
     def permutation(self, epoch: int) -> NDArray[np.uint32]:
-        """Return the order of an epoch, uint32 [samples], read-only. The latest two epochs are cached. Thread-safe."""
-        with self._lock:
-            if epoch not in self._cache:
-                while len(self._cache) >= _CACHED_EPOCHS:
-                    del self._cache[min(self._cache)]
-                self._cache[epoch] = self._permute(epoch)
-            return self._cache[epoch]
+        """Return the order of an epoch, uint32 [samples], read-only. Thread-safe."""
+        return _permutation(self.samples, self.seed, self.block, epoch)
 
-    def _permute(self, epoch: int) -> NDArray[np.uint32]:
-        """Sort raw Philox words: this gives a uniform permutation that no NumPy release can change."""
-        words = np.random.Philox(
-            key=np.array([self.seed, ORDER_STREAM], np.uint64), counter=np.array([0, epoch, 0, 0], np.uint64)
-        )
-        permutation = np.argsort(words.random_raw(self.samples), kind="stable")
-        if self.block > 1:
-            # `permutation` has the random order inside the chunks; a stable sort by the chunks' ranks keeps it.
-            chunks = -(-self.samples // self.block)
-            rank = np.argsort(np.argsort(words.random_raw(chunks), kind="stable"), kind="stable")
-            permutation = permutation[np.argsort(rank[permutation // self.block], kind="stable")]
-        result = permutation.astype(np.uint32)
-        result.flags.writeable = False
-        return result
 
-    def __getstate__(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("samples", "batch", "seed", "block")}
-
-    def __setstate__(self, state: dict[str, int]) -> None:
-        self.__dict__.update(state, _cache={}, _lock=threading.Lock())
+@lru_cache(maxsize=2)  # a mini-batch seldom spans more than two epochs
+def _permutation(samples: int, seed: int, block: int, epoch: int) -> NDArray[np.uint32]:
+    """Sort raw Philox words: this gives a uniform permutation that no NumPy release can change."""
+    key, counter = np.array([seed, ORDER_STREAM], np.uint64), np.array([0, epoch, 0, 0], np.uint64)
+    words = np.random.Philox(key=key, counter=counter)
+    permutation = np.argsort(words.random_raw(samples), kind="stable")
+    if block > 1:
+        # `permutation` has the random order inside the chunks; a stable sort by the chunks' ranks keeps it.
+        rank = np.argsort(np.argsort(words.random_raw(-(-samples // block)), kind="stable"), kind="stable")
+        permutation = permutation[np.argsort(rank[permutation // block], kind="stable")]
+    result = permutation.astype(np.uint32)
+    result.flags.writeable = False
+    return result

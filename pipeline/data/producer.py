@@ -22,7 +22,7 @@ from pipeline.base.command import UserError
 from pipeline.data.augment import Int
 from pipeline.data.batch import Batch, BatchRequest, BatchStream, LoaderConfig
 from pipeline.data.failures import failures, substitute
-from pipeline.data.finishing import Finisher
+from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs
 from pipeline.data.headers import is_doubtful
 
@@ -47,11 +47,6 @@ class _Reading:
     encoded: list[bytes]
     substitutions: tuple[str, ...] = ()
     tried: bool = False  # decoded image by image: every image left in it decodes
-
-    def wait(self) -> list[bytes]:
-        for part in self.parts:
-            part.result()
-        return self.encoded
 
 
 class _BatchError(Exception):
@@ -105,20 +100,15 @@ class DaliProducer(Producer):
         self,
         stream: BatchStream,
         graph: Graph,
-        finish: Finisher,
+        finish: Finish,
         device: torch.device,
         config: LoaderConfig,
-        *,
-        substitutes: bool,
-        owns_split: bool,
+        owns_split: bool = False,
     ) -> None:
-        """device: decodes the images. substitutes: whether a sample that does not decode may be replaced.
-
-        owns_split: whether to close the stream's split at the end.
-        """
+        """device: decodes the images. owns_split: whether to close the stream's split at the end."""
         super().__init__(config.ready)
         self.stream, self.graph, self.finish, self.device, self.config = stream, graph, finish, device, config
-        self.substitutes, self.owns_split = substitutes, owns_split
+        self.owns_split = owns_split
         self.todo: Iterator[BatchRequest] = iter(stream)
         self.reading: deque[_Reading] = deque()
         self.decoding: deque[_Reading] = deque()
@@ -186,11 +176,12 @@ class DaliProducer(Producer):
         if not self.reading or self.stopping.is_set():
             raise StopIteration
         batch = self.reading.popleft()
-        encoded = batch.wait()
+        for part in batch.parts:
+            part.result()
         self.decoding.append(batch)
-        if not batch.tried and any(map(is_doubtful, encoded)):
+        if not batch.tried and any(map(is_doubtful, batch.encoded)):
             raise _DoubtfulImageError
-        return self.graph.inputs(encoded, batch.request.views)
+        return self.graph.inputs(batch.encoded, batch.request.views)
 
     def _read(self, request: BatchRequest) -> _Reading:
         """Start to read a batch in parallel parts; each part reads neighbouring samples in their order on the disk."""
@@ -215,7 +206,7 @@ class DaliProducer(Producer):
             for row, reason in failures(self.graph, batch.encoded, batch.request.views, self.device).items():
                 sample = int(batch.request.presentations.ids[row])
                 sentence = f"{split.describe(sample)} does not decode ({reason})"
-                if not self.substitutes:
+                if self.config.on_decode_error == "stop":
                     raise UserError(
                         f"{sentence}: check the dataset with data_prep/verify.py, and prepare or copy that shard again "
                         "(to train without it, set loader.on_decode_error: substitute)"

@@ -10,7 +10,6 @@ while its size and time equal those in the .checked file, so that another start 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,13 +20,13 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.base.command import Progress, UserError
+from pipeline.base.files import TEMPORARY_SUFFIX, replacing
 from pipeline.base.lock import lock
 from pipeline.data.dataset import Split
 from pipeline.data.storage import RemoteSplit
 
 _COPIES_AT_ONCE = 4
 _CHUNK_BYTES = 1 << 22
-_PARTIAL = ".partial"
 _CHECKED = ".checked"
 
 
@@ -75,7 +74,7 @@ def _note(home: Path, file: _File) -> str:
 
 
 def _copy_all(split: Split, home: Path, files: list[_File]) -> None:
-    for leftover in home.rglob(f"*{_PARTIAL}"):  # of interrupted copies
+    for leftover in home.rglob(f"*{TEMPORARY_SUFFIX}"):  # of interrupted copies
         leftover.unlink()
     _check_space(home, files)
     megabytes = sum(file.bytes for file in files) // 10**6
@@ -103,21 +102,16 @@ def _check_space(home: Path, files: list[_File]) -> None:
 
 
 def _copy(split: Split, home: Path, file: _File) -> None:
-    target, partial = home / file.name, home / (file.name + _PARTIAL)
     digest = hashlib.sha256()
-    with _open(split, file) as source, open(partial, "wb") as copy:
+    with _open(split, file) as source, replacing(home / file.name) as copy:
         while chunk := source.read(_CHUNK_BYTES):
             digest.update(chunk)
             copy.write(chunk)
-        copy.flush()
-        os.fsync(copy.fileno())
-    if digest.hexdigest() != file.sha256:
-        partial.unlink()
-        raise UserError(
-            f"{split.folder / file.name} does not match the SHA-256 in the manifest: "
-            "check the dataset with data_prep/verify.py, and prepare or copy that shard again"
-        )
-    partial.rename(target)
+        if digest.hexdigest() != file.sha256:
+            raise UserError(
+                f"{split.folder / file.name} does not match the SHA-256 in the manifest: "
+                "check the dataset with data_prep/verify.py, and prepare or copy that shard again"
+            )
     (home / (file.name + _CHECKED)).write_text(_note(home, file))
 
 

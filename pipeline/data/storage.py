@@ -7,14 +7,16 @@ AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or ~/.aws.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import fsspec  # type: ignore[import-untyped]
 
 from pipeline.base.command import UserError
+from pipeline.base.files import file_sha256, replacing
 from pipeline.data.dataset import MANIFEST, STATISTICS, Dataset, Manifest, Split, SplitInfo
 
 
@@ -46,8 +48,8 @@ class RemoteDataset(Dataset):
         except (ImportError, ValueError) as error:
             raise UserError(f"{url} cannot be opened: {error}") from None
         manifest = self._fetch(MANIFEST)
-        identity = hashlib.sha256(manifest).hexdigest()
-        folder = (cache or _default_cache()) / identity[:16]
+        cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-on-clusters"
+        folder = cache / hashlib.sha256(manifest).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         contents = Manifest.from_json(manifest.decode(errors="replace"), Path(f"{url}/{MANIFEST}"))
         hashes = {split.table: split.table_sha256 for split in contents.splits.values()}
@@ -55,7 +57,8 @@ class RemoteDataset(Dataset):
             hashes[STATISTICS] = contents.statistics["sha256"]
         for name, digest in hashes.items():
             self._keep(folder / name, name, digest)
-        _write(folder / MANIFEST, manifest)
+        with replacing(folder / MANIFEST) as file:
+            file.write(manifest)
         super().__init__(folder)
 
     def split(self, name: str) -> Split:
@@ -63,16 +66,17 @@ class RemoteDataset(Dataset):
         return RemoteSplit(local.folder, name, local.info, self.filesystem, self.root, self.url)
 
     def _keep(self, path: Path, name: str, digest: str) -> None:
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest:
+        if path.is_file() and file_sha256(path) == digest:
             return
         data = self._fetch(name)
         if hashlib.sha256(data).hexdigest() != digest:
             raise UserError(f"{self.url}/{name} does not match the SHA-256 in the manifest: upload the dataset again")
-        _write(path, data)
+        with replacing(path) as file:
+            file.write(data)
 
     def _fetch(self, name: str) -> bytes:
         try:
-            return cast(bytes, self.filesystem.cat_file(f"{self.root}/{name}"))
+            return self.filesystem.cat_file(f"{self.root}/{name}")
         except FileNotFoundError:
             raise UserError(
                 f"{self.url} is not a dataset (it has no {name}): upload a dataset folder made by data_prep/ there"
@@ -90,39 +94,20 @@ class RemoteSplit(Split):
         super().__init__(folder, name, info)
         self.filesystem, self.root, self.url = filesystem, root, url
 
-    def read(self, sample: int) -> bytes:
-        """Read as Split.read does; fsspec has retried already when this raises."""
-        row = self.samples[sample]
-        start, size = int(row["offset"]), int(row["size"])
-        path = f"{self.root}/{self.info.shards[int(row['shard'])].file}"
+    def _read_range(self, shard: int, offset: int, size: int) -> bytes:
+        path = f"{self.root}/{self.info.shards[shard].file}"
         try:
-            data = cast(bytes, self.filesystem.cat_file(path, start=start, end=start + size))
-        except Exception as error:
-            raise UserError(
-                f"{self.describe(sample)} cannot be read ({_sentence(error)}): check the storage"
-            ) from error
-        if len(data) != size:
-            raise UserError(f"{self.describe(sample)} ends early: the shard is truncated, upload it again")
-        return data
+            return self.filesystem.cat_file(path, start=offset, end=offset + size)
+        except Exception as error:  # fsspec has tried again already
+            raise OSError(errno.EIO, _sentence(error)) from error
 
     def describe(self, sample: int) -> str:
         return super().describe(sample).replace(str(self.folder), self.url)
 
     def open_shard(self, file: str) -> IO[bytes]:
         """Open a shard as a stream, to copy it whole."""
-        return cast("IO[bytes]", self.filesystem.open(f"{self.root}/{file}", "rb"))
+        return self.filesystem.open(f"{self.root}/{file}", "rb")
 
 
 def _sentence(error: Exception) -> str:
     return str(error).strip() or type(error).__name__
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-on-clusters"
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write under another name first, because several processes may do this at once."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pipeline.base.command import UserError
 from pipeline.evaluation.nets import TrainedNet, classes_of, digest, load_weights
-from pipeline.models.resnet import Shortcut, Stride, build, parse_arch
+from pipeline.models.architecture import parse_arch
+from pipeline.models.resnet import Shortcut, Stride, build
 
 NESTINGS = ("state_dict", "model", "model_state_dict")
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # DataParallel and DDP, torch.compile

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.base.command import UserError, nearest
-from pipeline.data.augment import CenterCrop, TenCrop, WholeImage, shape_blocks
+from pipeline.data.augment import CenterCrop, TenCrop, View, WholeImage, shape_blocks
 from pipeline.data.dataset import Split
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.inference import in_pieces
 
-View = CenterCrop | TenCrop | WholeImage
 Block = NDArray[np.int64]
 Mirror = Callable[[Tensor], Tensor]  # normalized images [..., H, W, 3] -> their mirror images, normalized
 

@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from pipeline.base.command import UserError
 
@@ -23,7 +23,8 @@ WIDTHS: dict[Family, tuple[int, ...]] = {  # channels of the 3x3 convolutions, p
 }
 
 
-class Layout(NamedTuple):
+@dataclass(frozen=True)
+class Layout:
     """What the layers of a net are. A block is two (basic) or three (bottleneck) convolutions."""
 
     family: Family
@@ -72,15 +73,12 @@ KINDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Architecture:
+class Architecture(Layout):
     """What a name such as "resnet34" stands for; `kind` is a key of KINDS."""
 
     kind: str
     depth: int  # layers with weights: convolutions (projections not counted) and fc
     variant: str
-    family: Family
-    block: Block
-    blocks_per_stage: tuple[int, ...]
 
     @property
     def name(self) -> str:
@@ -108,7 +106,7 @@ def parse_arch(arch: str) -> Architecture:
     if match and (kind := KINDS.get(match[1])) and match[3] in kind.variants:
         depth = int(match[2])
         if layout := kind.layout(depth):
-            return Architecture(kind=match[1], depth=depth, variant=match[3], **layout._asdict())
+            return Architecture(kind=match[1], depth=depth, variant=match[3], **vars(layout))
     close = difflib.get_close_matches(arch.lower(), _names(CIFAR_DEPTHS))
     meant = f" (did you mean {' or '.join(close)}?)" if close else ""
     raise UserError(f"arch: there is no net named {arch!r}{meant}; the nets are {known_nets()}")

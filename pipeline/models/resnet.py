@@ -21,14 +21,9 @@ from pipeline.base.command import UserError
 from pipeline.models.architecture import EXPANSION, KINDS, Architecture, parse_arch
 from pipeline.models.pairs import Pairs
 
-__all__ = ["Architecture", "PlainNet", "ResNet", "Shortcut", "Stride", "build", "initialize", "parse_arch"]
-
 Option = Literal["A", "B", "C"]
 Shortcut = Literal["default"] | Option
 Stride = Literal["paper", "v1.5"]
-
-BATCH_NORM_EPS = 1e-5
-FC_STD = 0.01
 
 
 class ZeroPadShortcut(nn.Module):
@@ -57,7 +52,7 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1)
 
 def norm(channels: int) -> nn.BatchNorm2d:
     """The batch normalization of all nets."""
-    return nn.BatchNorm2d(channels, eps=BATCH_NORM_EPS)
+    return nn.BatchNorm2d(channels, eps=1e-5)
 
 
 class Projection(nn.Sequential):
@@ -88,12 +83,11 @@ class BasicBlock(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.downsample is not None:
             out = out + self.downsample(x)
-        result: Tensor = self.relu(out)
-        return result
+        return self.relu(out)
 
 
 class Bottleneck(nn.Module):
@@ -119,13 +113,12 @@ class Bottleneck(nn.Module):
         self.downsample = downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         if self.downsample is not None:
             out = out + self.downsample(x)
-        result: Tensor = self.relu(out)
-        return result
+        return self.relu(out)
 
 
 class ResNet(nn.Module):
@@ -146,7 +139,7 @@ class ResNet(nn.Module):
         self.architecture = architecture
         channels = architecture.widths[0]
         if architecture.family == "imagenet":
-            self.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
+            self.conv1 = conv(3, channels, 7, stride=2)
             self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
         else:
             self.conv1 = conv(3, channels, 3)
@@ -191,15 +184,13 @@ class ResNet(nn.Module):
 
         C is `architecture.feature_channels`.
         """
-        x: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         for stage in self.stages:
             x = stage(x)
         return x
 
     def forward(self, images: Tensor) -> Tensor:
-        pooled: Tensor = self.avgpool(self.features(images))
-        scores: Tensor = self.fc(torch.flatten(pooled, 1))
-        return scores
+        return self.fc(torch.flatten(self.avgpool(self.features(images)), 1))
 
 
 class PlainNet(ResNet):
@@ -262,7 +253,7 @@ def initialize(net: nn.Module, generator: torch.Generator) -> None:
             case nn.BatchNorm2d():
                 module.reset_parameters()
             case nn.Linear():
-                _draw_normal(module.weight, FC_STD, generator)
+                _draw_normal(module.weight, 0.01, generator)
                 module.bias.zero_()
             case _:
                 weights = [*module.parameters(recurse=False), *module.buffers(recurse=False)]

@@ -93,14 +93,12 @@ class Watchdog:
 
     def note(self, activity: str, iteration: int | None = None, *, limited: bool = True) -> None:
         """Note the activity that begins now. All ranks note the same ones in the same order; only `limited` ones time out."""
-        old = self.state
-        iteration = old.iteration if iteration is None else iteration
-        self.state = _State(old.position + 1, iteration, activity, limited, time.monotonic())
+        position, latest = self.state.position + 1, self.state.iteration
+        self.state = _State(position, latest if iteration is None else iteration, activity, limited, time.monotonic())
 
     def tick(self) -> None:
         """Report that the activity makes progress: at any time, and not necessarily equally often on every rank."""
-        old = self.state
-        self.state = _State(old.position, old.iteration, old.activity, old.limited, time.monotonic())
+        self.state = self.state._replace(since=time.monotonic())
 
     def publish(self, folder: Path, rank: int, size: int) -> None:
         """Write this rank's notes to the run `folder` from now on, and look there for those of the other `size` - 1 ranks."""
@@ -231,7 +229,8 @@ def name_the_hung(asker: Note, standing: float, before: dict[int, Note | None], 
     gone; if all advanced, the ranks with the least position hold the others up.
     """
     notes = {asker.rank: asker, **{rank: note for rank, note in after.items() if note is not None}}
-    silent = [rank for rank, note in after.items() if note is None or _beat(before.get(rank)) == _beat(note)]
+    beats = {rank: note.beat for rank, note in before.items() if note is not None}
+    silent = [rank for rank, note in after.items() if note is None or note.beat == beats.get(rank)]
     least = min(note.position for note in notes.values())
     hung = sorted(silent or (rank for rank, note in notes.items() if note.position == least))
 
@@ -254,10 +253,6 @@ def name_the_hung(asker: Note, standing: float, before: dict[int, Note | None], 
     if asker.rank not in hung:
         sentence += f"; rank {asker.rank} waits at {asker}"
     return Hang(ranks=tuple(hung), sentence=sentence)
-
-
-def _beat(note: Note | None) -> int | None:
-    return note.beat if note else None
 
 
 def _patient_read(path: Path) -> Note | None:

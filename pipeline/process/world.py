@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -47,7 +46,7 @@ class World:
         return self.rank == 0
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_world(
     device: str = "auto", timeout_seconds: float = 600.0, watchdog: Watchdog | None = None
 ) -> Iterator[World]:
@@ -106,17 +105,16 @@ def on_main(world: World, function: Callable[[], T]) -> T:
     """
     if world.size == 1:
         return function()
-    outcome: list[tuple[bool, T | str]] = [(False, "")]
+    outcome: list[T | UserError | None] = [None]
     if world.is_main:
         try:
-            outcome = [(True, function())]
+            outcome = [function()]
         except UserError as error:
-            outcome = [(False, str(error))]
+            outcome = [UserError(str(error))]
     dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
-    succeeded, result = outcome[0]
-    if not succeeded:
-        raise UserError(str(result))
-    return cast(T, result)
+    if isinstance(outcome[0], UserError):
+        raise outcome[0]
+    return cast(T, outcome[0])
 
 
 def sum_over_ranks(world: World, value: int) -> int:

@@ -21,7 +21,7 @@ from pipeline.base.command import UserError, check_at_least
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import LoaderConfig
 from pipeline.evaluation.config import EvaluationConfig
-from pipeline.models.resnet import parse_arch
+from pipeline.models.architecture import parse_arch
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig
 from pipeline.training.optimizer import OptimizerConfig

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline.base.command import UserError
+from pipeline.base.files import TEMPORARY_SUFFIX
 from pipeline.data import staging
 from pipeline.data.augment import CenterCrop
 from pipeline.data.dataset import Dataset
@@ -34,7 +35,7 @@ def test_copies_are_read_instead_of_the_dataset(dataset: Dataset, tmp_path: Path
     shutil.rmtree(dataset.folder / "train")
     assert [copy.read(sample) for sample in range(20)] == expected
     np.testing.assert_array_equal(copy.samples, split.samples)
-    assert not list((tmp_path / "fast").rglob("*.partial"))
+    assert not list((tmp_path / "fast").rglob(f"*{TEMPORARY_SUFFIX}"))
 
 
 def test_sound_copies_are_kept_and_damaged_ones_made_again(dataset: Dataset, tmp_path: Path) -> None:
@@ -49,12 +50,12 @@ def test_sound_copies_are_kept_and_damaged_ones_made_again(dataset: Dataset, tmp
     with open(folder / "train" / names[1], "r+b") as shard:  # same size, other bytes, later time
         shard.write(b"x")
     (folder / "train" / names[2]).unlink()
-    (folder / "train" / f"{names[3]}.partial").write_bytes(b"left by a copy that was killed")
+    (folder / "train" / f"{names[3]}.1{TEMPORARY_SUFFIX}").write_bytes(b"left by a copy that was killed")
     copy = staged(split, str(tmp_path))
     after = inodes(folder)
     assert [name for name in names if after[name] != before[name]] == names[:3]
     assert [copy.read(sample) for sample in range(20)] == [split.read(sample) for sample in range(20)]
-    assert not list(folder.rglob("*.partial"))
+    assert not list(folder.rglob(f"*{TEMPORARY_SUFFIX}"))
 
 
 def test_a_shard_that_is_not_the_manifests_is_refused(dataset: Dataset, tmp_path: Path) -> None:
