@@ -56,8 +56,8 @@ def checkpoint_parts(path: Path) -> tuple[int, str] | None:
 
 def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
     """(iteration, file) of every checkpoint in a run's checkpoints folder, oldest first."""
-    found = [(parts, path) for path in folder.glob("*.pt") if (parts := checkpoint_parts(path))]
-    return [(iteration, path) for (iteration, _), path in sorted(found)]
+    files = [(parts, path) for path in folder.glob("*.pt") if (parts := checkpoint_parts(path))]
+    return [(iteration, path) for (iteration, _), path in sorted(files)]
 
 
 def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
@@ -78,8 +78,8 @@ def score_path_in(run: Path, protocol: str, split: str, iteration: int, weights:
 def score_files_in(run: Path, protocol: str, split: str, weights: str) -> list[tuple[int, Path]]:
     """(iteration, file) of every canonical score file of a run, oldest first."""
     name = re.compile(re.escape(f"{protocol}-{split}-") + r"(\d{8,})" + re.escape(weights_suffix(weights)) + r"\.npz")
-    found = [(match, path) for path in (run / SCORES).glob("*.npz") if (match := name.fullmatch(path.name))]
-    return sorted((int(match[1]), path) for match, path in found)
+    files = [(match, path) for path in (run / SCORES).glob("*.npz") if (match := name.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for match, path in files)
 
 
 def is_score_file(path: Path) -> bool:
