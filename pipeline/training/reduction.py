@@ -8,7 +8,7 @@ so every rank, and every power-of-two number of ranks, gets the same bits.
 
 # No `from __future__ import annotations`: DDP checks the hook's annotations and does not resolve strings.
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, cast
 
@@ -100,15 +100,15 @@ class GradientReducer:
     With several ranks `hook` is DDP's communication hook: each bucket is summed while the backward pass goes on. With one
     rank `finish_alone` does the local part.
 
-    mode: tree needs a power of two of ranks, and of micro-batches on each. arrived: called when this rank's sums are
-    computed and the wait for the other ranks begins. compression: bf16 halves the traffic and needs mode allreduce. It
-    rounds each rank's sum and the sums of ranks to bfloat16, so the result depends on the number of ranks. A tree that
-    rounds would have to round every addition within a rank too, and would lose digits where nothing travels.
+    mode: see `choose_mode`. arrived: called when this rank's sums are computed and the wait for the other ranks begins.
+    compression: bf16 halves the traffic and needs mode allreduce. It rounds each rank's sum and the sums of ranks to
+    bfloat16, so the result depends on the number of ranks. A tree that rounds would have to round every addition within a
+    rank too, and would lose digits where nothing travels.
     """
 
     def __init__(
         self,
-        parameters: Sequence[nn.Parameter],
+        parameters: Iterable[nn.Parameter],
         mode: Literal["tree", "allreduce"],
         device: torch.device,
         arrived: Callable[[], None] = lambda: None,
