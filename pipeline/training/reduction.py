@@ -40,9 +40,6 @@ class TreeAccumulator:
         for _, tensors in reversed(self._stack):
             last.add_(tensors[index])
 
-    def clear(self) -> None:
-        self._stack.clear()
-
 
 def tree_all_reduce(buffer: Tensor, group: dist.ProcessGroup | None) -> None:
     """Sum a 1-d `buffer` over the ranks of `group` in place, by recursive halving and doubling over send and receive.
@@ -142,7 +139,7 @@ class GradientReducer:
         for number, parameter in enumerate(self.parameters):
             assert parameter.grad is not None, "a parameter took no part in the loss"
             self.accumulator.add_last(number, parameter.grad)
-        self.accumulator.clear()
+        self.accumulator = TreeAccumulator()
 
     def hook(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """DDP communication hook (see torch.nn.parallel.DistributedDataParallel.register_comm_hook)."""
@@ -156,7 +153,7 @@ class GradientReducer:
             offset += parameter.numel()
         if bucket.is_last():
             self.arrived()
-            self.accumulator.clear()
+            self.accumulator = TreeAccumulator()
         if self.mode == "allreduce":
             # bfloat16 has float32's range: no scale is needed.
             sent = buffer.to(torch.bfloat16) if self.compression == "bf16" else buffer
