@@ -33,7 +33,7 @@ from pipeline.process.stop import StopRequest
 from pipeline.process.watchdog import Hang, watching
 from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.config import Config, to_plain, to_yaml
-from pipeline.run.folder import OpenRun, open_run
+from pipeline.run.folder import open_run
 from pipeline.run.options import parse, parser
 from pipeline.run.summary import summary
 from pipeline.tracking import Tracker, is_concluded, open_tracker
@@ -66,9 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(
-    config: Config,
-    on_hang: Callable[[Hang], None] = lambda hang: None,
-    on_save: Callable[[], None] = lambda: None,
+    config: Config, on_hang: Callable[[Hang], None] = lambda hang: None, on_save: Callable[[], None] = lambda: None
 ) -> int:
     """Start the run that `config` describes, or continue it. Every rank calls this; the launcher has set the environment.
 
@@ -88,7 +86,7 @@ def train(
         watchdog.note("building the net and opening the run folder")
         with (
             closing(Trainer(config, dataset, world)) as trainer,
-            open_run(config, dataset, world, threads) as run_folder,
+            open_run(config, dataset, world, threads) as (facts, check),
         ):
             folder = config.run_folder / CHECKPOINTS
             watchdog.publish(config.run_folder, world.rank, world.size)
@@ -97,17 +95,17 @@ def train(
             already = trainer.progress.iteration == config.iterations
             if already and on_main(world, lambda: is_concluded(config.run_folder)):
                 return print_result(trainer, "was finished already")
-            with tracker_of(config, run_folder.facts, world) as tracker:
+            with tracker_of(config, facts, world) as tracker:
 
                 def before_publishing() -> None:
-                    run_folder.check()
+                    check()
                     tracker.fsync()  # no checkpoint without the metrics that led to it
 
                 checkpoints = Checkpoints(folder, config.checkpoint, before_publishing)
                 try:
-                    finished = already or update_to_the_end(trainer, checkpoints, tracker, stop, run_folder, on_save)
+                    finished = already or update_to_the_end(trainer, checkpoints, tracker, stop, check, on_save)
                 except Exception:
-                    run_folder.check()  # where a later attempt has the run, this attempt's failure is not the run's
+                    check()  # where a later attempt has the run, this attempt's failure is not the run's
                     raise
                 if world.is_main:
                     secure_last_checkpoint(checkpoints, tracker, finished)
@@ -122,15 +120,18 @@ def update_to_the_end(
     checkpoints: Checkpoints,
     tracker: Tracker,
     stop: StopRequest,
-    run_folder: OpenRun,
+    check: Callable[[], None],
     on_save: Callable[[], None],
 ) -> bool:
-    """Update until the last iteration; False where a request to stop came before, with everything saved."""
+    """Update until the last iteration; False where a request to stop came before, with everything saved.
+
+    check: raises FencedError where a later attempt has the run. on_save: as in `train`.
+    """
     config, world, progress = trainer.config, trainer.world, trainer.progress
     note = world.watchdog.note
 
     def log(kind: str, values: dict[str, float]) -> None:
-        run_folder.check()
+        check()
         tracker.log(kind, progress.iteration, values)
 
     def evaluate() -> bool:
@@ -183,15 +184,10 @@ def update_to_the_end(
 def tracker_of(config: Config, facts: dict[str, Any], world: World) -> Tracker:
     """The run's metrics.jsonl and MLflow run, on the main rank; a null tracker on the others."""
     attempt = facts["attempts"][-1]
-    tags = {key: str(attempt[key]) for key in ("git_commit", "launcher", "world_size", "device", "host", "threads")}
-    tracker = open_tracker(
-        config.run_folder,
-        config.tracking,
-        name=config.run_name,
-        params=to_plain(config),
-        tags={"arch": config.arch, "dataset_sha256": facts["dataset_sha256"], **tags},
-        enabled=world.is_main,
-    )
+    tags = {"arch": config.arch, "dataset_sha256": facts["dataset_sha256"]}
+    tags |= {key: str(attempt[key]) for key in ("git_commit", "launcher", "world_size", "device", "host", "threads")}
+    folder, name, params = config.run_folder, config.run_name, to_plain(config)
+    tracker = open_tracker(folder, config.tracking, name=name, params=params, tags=tags, enabled=world.is_main)
     if world.is_main:
         tracker.artifact(config.run_folder / CONFIG)
     return tracker

@@ -12,7 +12,7 @@ from pathlib import Path
 CONFIG = "config.yaml"  # the resolved config
 RUN = "run.json"  # what the run is made from, and the attempts so far
 CHECKPOINTS = "checkpoints"  # folder of ITERATION-DIGEST.pt (pipeline/training/checkpoint.py)
-NONFINITE = "nonfinite.jsonl"  # updates whose loss or gradient was not a number (pipeline/training/nonfinite.py)
+NONFINITE = "nonfinite.jsonl"  # updates whose loss or gradient was not a number (pipeline/loop/trainer.py)
 LOCK = ".lock"  # held by the process that writes the run (pipeline/base/lease.py)
 LEASE = ".lease"  # which attempt of which job that process is
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,15 +18,13 @@ from pipeline.base.layout import NONFINITE
 from pipeline.data.dataset import Dataset
 from pipeline.data.loader import BatchIterator, training_batches
 from pipeline.data.order import Order
-from pipeline.loop.progress import RECOMPUTED_BN, WEIGHTS, RunProgress
+from pipeline.loop.progress import RECOMPUTED_BN, WEIGHTS, Clock, RunProgress
 from pipeline.loop.validation import Validation
 from pipeline.models.resnet import build
 from pipeline.process.world import World, on_main, sum_over_ranks
 from pipeline.run.config import Config
-from pipeline.training import nonfinite
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.checkpoint import Checkpoints, read_verified
-from pipeline.training.clock import Clock
 from pipeline.training.replay import cuda_graphs
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import TrainingStep
@@ -52,12 +51,9 @@ class Trainer:
             )
         self.order = Order(len(self.train_split), config.batch, config.seed, config.shuffle_block)
         self.plan = plan_groups(config.batch, config.bn_group, world.rank, world.size)
+        generator = torch.Generator().manual_seed(config.seed)
         model = build(
-            config.arch,
-            classes=dataset.classes,
-            shortcut=config.shortcut,
-            stride=config.stride,
-            generator=torch.Generator().manual_seed(config.seed),
+            config.arch, classes=dataset.classes, shortcut=config.shortcut, stride=config.stride, generator=generator
         )
         self.step = TrainingStep(model, config.step, self.plan, world, cuda_graphs(config.cuda_graph, world))
         if world.is_main:
@@ -188,11 +184,10 @@ class Trainer:
     def _state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds. A collective: every rank calls it."""
         step, iteration = self.step, self.progress.iteration
-        statistics = step.statistics.gather_into_model(iteration)
         training = {
             "optimizer": step.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "statistics": statistics,
+            "statistics": step.statistics.gather_into_model(iteration),
             **self.progress.state_dict(),
         }
         state = {"iteration": iteration, "model": step.model.state_dict(), "training": training}
@@ -235,11 +230,15 @@ class Trainer:
 
     def _record_skipped(self, iteration: int, loss: float) -> None:
         """Record a skipped update. Raises UserError where none may be skipped (on_nonfinite), or too many were."""
+        record = self.config.run_folder / NONFINITE
         if self.world.is_main:
-            samples = self.order.minibatch(iteration).ids.tolist()
-            nonfinite.record(self.config.run_folder, iteration, self.schedule.lr(iteration), loss, samples)
+            lr, samples = self.schedule.lr(iteration), self.order.minibatch(iteration).ids.tolist()
+            line = json.dumps({"iteration": iteration, "lr": lr, "loss": str(loss), "samples": samples})
+            with open(record, "a+") as file:
+                file.seek(0)
+                if line not in file.read().splitlines():  # a continued run repeats the updates after its checkpoint
+                    file.write(line + "\n")
         if self.config.on_nonfinite == "stop" or self.skipped == SKIPPED_AT_MOST:
-            record = self.config.run_folder / NONFINITE
             raise UserError(
                 f"the loss or gradient of iteration {iteration} is not a number (see {record}): nothing of it was "
                 "saved; start another run with a smaller optimizer.lr or a warm-up, or go on with on_nonfinite: skip"

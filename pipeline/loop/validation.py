@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from pipeline.data.dataset import Split, Statistics
 from pipeline.data.loader import LoaderConfig
 from pipeline.evaluation.scoring import evaluate_errors
 from pipeline.loop.progress import AVERAGE, RECOMPUTED_BN, WEIGHTS, RunProgress
 from pipeline.run.config import Config
 from pipeline.training.average import WeightAverage
-from pipeline.training.compiling import eager
 from pipeline.training.step import TrainingStep
 
 
@@ -43,7 +44,7 @@ class Validation:
         assert evaluated is not None
         if kind != RECOMPUTED_BN:
             evaluated.statistics.gather_into_model(self.progress.iteration)
-        with eager():
+        with torch.compiler.set_stance("force_eager"):
             top1, top5 = evaluate_errors(
                 evaluated.model,
                 self.split,

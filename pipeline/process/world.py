@@ -126,6 +126,15 @@ def sum_over_ranks(world: World, value: int) -> int:
     return int(total.item())
 
 
+def gather_from_ranks(values: torch.Tensor) -> list[torch.Tensor]:
+    """Return the `values` (on the host, of equal shapes) of every rank, by rank. A collective: every rank calls it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [values]
+    gathered = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, values)
+    return gathered
+
+
 def set_threads(world: World, threads: int | None) -> int:
     """Give this process `threads` intra-op threads (default: the host's cores divided among the local ranks), and return them.
 

@@ -9,6 +9,7 @@ Units: iterations count updates; learning rates are per update; errors and thres
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -126,8 +127,7 @@ class Config:
             raise UserError(
                 f"bn_group {self.bn_group} does not divide batch {self.batch}: choose a bn_group of at least 2 that does"
             )
-        if self.reduction == "tree":
-            choose_mode(self.reduction, 1, 1, self.gradient_compression)  # raises where they exclude each other
+        choose_mode(self.reduction, 1, 1, self.gradient_compression)  # raises where they exclude each other
         for key in ("label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"{key} is {getattr(self, key)}: it must be at least 0 and less than 1")
@@ -191,13 +191,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def to_plain(config: Any) -> dict[str, Any]:
     """A config as nested dicts of values that YAML and JSON have (tuples become lists)."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    return plain(dataclasses.asdict(config))
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def to_yaml(config: Config) -> str:

@@ -16,7 +16,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -37,20 +36,16 @@ from pipeline.training.checkpoint import is_sound
 PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "ray", "mlflow", "submitit", "webdataset")
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpenRun:
-    """A run that is being written. `facts`: what run.json holds. `check` raises FencedError where it must write no more."""
-
-    facts: dict[str, Any]
-    check: Callable[[], None]
-
-
 @contextmanager
-def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> Iterator[OpenRun]:
-    """Start the run `config` names or continue it, and hold it against other writers.
+def open_run(
+    config: Config, dataset: Dataset, world: World, threads: int
+) -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
+    """Start the run that `config` names or continue it, and hold it against other writers; (facts, check).
 
-    A collective. Raises UserError, on every rank, where the folder belongs to a run with other values or data or of code
-    that computed something else, where the run's files are lost or damaged, or another process is writing it.
+    facts: what run.json holds. check: raises FencedError where this attempt must write no more.
+    A collective: every rank calls it. Raises UserError, on every rank, where the folder belongs to a run with other values
+    or data or of code that computed something else, where the run's files are lost or damaged, or another process is
+    writing it.
     """
     lease: Lease | None = None
 
@@ -77,7 +72,7 @@ def open_run(config: Config, dataset: Dataset, world: World, threads: int) -> It
 
     try:
         facts = on_main(world, start)
-        yield OpenRun(facts=facts, check=lease.check if lease else lambda: None)
+        yield facts, lease.check if lease else lambda: None
     finally:
         if lease is not None:
             lease.release()
@@ -178,12 +173,7 @@ def _are_facts(found: Any) -> TypeGuard[dict[str, Any]]:
 
 
 def _attempt(world: World, threads: int) -> dict[str, Any]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+    installed = {package: [*metadata.distributions(name=package)] for package in PACKAGES}
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "host": socket.gethostname(),
@@ -193,7 +183,7 @@ def _attempt(world: World, threads: int) -> dict[str, Any]:
         "threads": threads,
         "python": platform.python_version(),
         "git_commit": git_commit(),
-        "versions": versions,
+        "versions": {package: found[0].version if found else "not installed" for package, found in installed.items()},
     }
 
 

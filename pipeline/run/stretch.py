@@ -21,7 +21,7 @@ Section = TypeVar("Section", bound=Any)  # a Config or a section of one
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """A value that counts something. key: its dotted key, as `schedule.steps[0]`; the rest: see the module."""
+    """A value that counts something. key: dotted, as `schedule.steps[0]`; the rest: see the module."""
 
     key: str
     value: int
@@ -38,7 +38,7 @@ def counts(config: Section) -> list[Count]:
         found.append(count)
         return count.value
 
-    _with_counts(config, note)
+    _with_counts(config, {}, "", note)
     return found
 
 
@@ -54,7 +54,7 @@ def stretch(config: Section, share: Fraction | float, *units: Unit, shortest_per
         least = min(count.value, shortest_period) if count.period else 1
         return max(least, stretched(count.value, share))
 
-    return _with_counts(config, change)
+    return _with_counts(config, {}, "", change)
 
 
 def stretched(value: int, share: Fraction | float) -> int:
@@ -62,20 +62,17 @@ def stretched(value: int, share: Fraction | float) -> int:
     return max(1, round(value * share))
 
 
-def _with_counts(section: Section, change: Callable[[Count], int], prefix: str = "") -> Section:
-    """`section` with every count that stands in it, or in the sections within it, replaced by `change(count)`."""
-    values = {
-        one.name: _changed(getattr(section, one.name), one.metadata, change, prefix + one.name)
-        for one in fields(section)
-    }
-    return replace(section, **values)
-
-
-def _changed(value: Any, metadata: Mapping[str, Any], change: Callable[[Count], int], key: str) -> Any:
-    if is_dataclass(value):
-        return _with_counts(value, change, f"{key}.")
+def _with_counts(value: Any, metadata: Mapping[str, Any], key: str, change: Callable[[Count], int]) -> Any:
+    """`value` with every count in it replaced by `change(count)`. metadata, key: of the field that holds `value`."""
     if isinstance(value, tuple):
-        return tuple(_changed(item, metadata, change, f"{key}[{number}]") for number, item in enumerate(value))
+        return tuple(_with_counts(item, metadata, f"{key}[{number}]", change) for number, item in enumerate(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        prefix = f"{key}." if key else ""
+        parts = {
+            part.name: _with_counts(getattr(value, part.name), part.metadata, prefix + part.name, change)
+            for part in fields(value)
+        }
+        return replace(value, **parts)
     if "unit" not in metadata or value is None:
         return value
     return change(Count(key=key, value=value, **metadata))

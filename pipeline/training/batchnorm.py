@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.base.command import UserError
+from pipeline.process.world import gather_from_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class GroupStatistics:
     @contextmanager
     def group(self, number: int) -> Iterator[None]:
         """Inside the block the modules' running statistics are those of this rank's group `number`."""
-        self._scatter(self.rows[number], self.buffers)
+        self._scatter(self.rows[number])
         yield
         self._fresh.append(torch.cat(self.buffers))
 
@@ -92,18 +92,14 @@ class GroupStatistics:
         self._fresh.clear()
 
     def all_groups(self) -> Tensor:
-        """float32 [groups, C], on the host, the same on every rank; C runs over the mean and variance of every module.
-
-        A collective: every rank calls it.
-        """
+        """float32 [groups, C], on the host, the same on every rank. A collective: every rank calls it."""
         return self._gather(self.rows)
 
     @torch.no_grad()
     def observe(self, network: nn.Module, images: Tensor) -> Tensor:
         """float32 [groups, C] as in `all_groups`: the statistics of these images' groups alone, not a moving average.
 
-        images [N, 3, H, W]: this rank's rows of a mini-batch. The running statistics of the groups stay as they are.
-        A collective: every rank calls it.
+        images [N, 3, H, W]: this rank's rows of a mini-batch. `rows` stays as it is. A collective: every rank calls it.
         """
         momenta = [module.momentum for module in self.modules]
         for module in self.modules:
@@ -117,12 +113,7 @@ class GroupStatistics:
         return self._gather(torch.stack(rows))
 
     def _gather(self, rows: Tensor) -> Tensor:
-        local = rows.cpu()
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return local
-        gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, local)
-        return torch.cat(gathered[:: self.plan.ranks_per_group])
+        return torch.cat(gather_from_ranks(rows.cpu())[:: self.plan.ranks_per_group])
 
     def load_all_groups(self, statistics: Tensor) -> None:
         """Restore what `all_groups` returned, on any number of ranks.
@@ -137,7 +128,7 @@ class GroupStatistics:
 
     def average_into_model(self, statistics: Tensor, iterations: int) -> None:
         """Set the modules' running statistics to the plain average over groups, for evaluation and saving."""
-        self._scatter(statistics.mean(dim=0), self.buffers)
+        self._scatter(statistics.mean(dim=0))
         for module in self.modules:
             assert module.num_batches_tracked is not None
             # Updates, not forward passes: the number of these depends on the number of ranks.
@@ -149,7 +140,6 @@ class GroupStatistics:
         self.average_into_model(statistics, iterations)
         return statistics
 
-    @staticmethod
-    def _scatter(values: Tensor, targets: list[Tensor]) -> None:
-        pieces = values.to(targets[0].device).split([target.numel() for target in targets])
-        torch._foreach_copy_(targets, pieces)
+    def _scatter(self, values: Tensor) -> None:
+        pieces = values.to(self.rows.device).split([buffer.numel() for buffer in self.buffers])
+        torch._foreach_copy_(self.buffers, pieces)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,6 @@ from pipeline.base.command import check_at_least, describe_os_error
 from pipeline.base.files import TEMPORARY_SUFFIX, file_sha256, replacing, sync_folder
 from pipeline.base.layout import checkpoint_name, checkpoint_parts, checkpoints_in
 from pipeline.training.snapshot import Snapshots
-
-RETRY_PAUSES = (1.0, 4.0, 10.0)  # seconds; a job that is asked to stop has about half a minute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +65,9 @@ class Checkpoints:
         """check: called before a file is written or removed; what it raises, `save` and `wait` raise."""
         self.folder, self.config, self.check = folder, config, check
         self._snapshots = Snapshots()
-        self._writer: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._last: tuple[int, dict[str, Any], int | None] | None = None
+        self._saved: Future[bool] | None = None
 
     def save(self, iteration: int, state: Mapping[str, Any], *, best_iteration: int | None = None) -> None:
         """Start writing `state` (tensors, numbers, strings, lists, dicts) as the checkpoint of `iteration`.
@@ -78,29 +76,24 @@ class Checkpoints:
         """
         self.wait()
         self._last = (iteration, self._snapshots.take(state), best_iteration)
-        self._writer = threading.Thread(target=self._write, args=self._last, name="checkpoint")
-        self._writer.start()
+        self._saved = self._thread.submit(self._write, *self._last)
 
     def wait(self) -> bool:
         """Wait for the write in flight; False where the last write failed (which was reported)."""
-        if self._writer:
-            self._writer.join()
-            self._writer = None
-        if self._failure is not None and not isinstance(self._failure, OSError):
-            raise self._failure
-        return self._failure is None
+        return self._saved is None or self._saved.result()
 
-    def settle(self, pauses: Sequence[float] = RETRY_PAUSES) -> bool:
-        """`wait`, then repeat a failed write after each of these pauses (seconds); False where the last try failed too."""
-        saved = self.wait()
+    def settle(self, pauses: Sequence[float] = (1.0, 4.0, 10.0)) -> bool:
+        """`wait`, then repeat a failed write after each of these pauses (seconds); False where the last try failed too.
+
+        A job that is asked to stop has about half a minute.
+        """
         for pause in pauses:
-            if saved:
-                break
+            if self.wait():
+                return True
             time.sleep(pause)
             assert self._last is not None
-            self._write(*self._last)
-            saved = self.wait()
-        return saved
+            self._saved = self._thread.submit(self._write, *self._last)
+        return self.wait()
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose digest is right; a warning names each damaged one that is newer."""
@@ -110,19 +103,17 @@ class Checkpoints:
             print(f"warning: {path} is damaged (its digest differs): using the checkpoint before it", file=sys.stderr)
         return None
 
-    def _write(self, iteration: int, state: dict[str, Any], best_iteration: int | None) -> None:
-        self._failure = None
+    def _write(self, iteration: int, state: dict[str, Any], best_iteration: int | None) -> bool:
         try:
             self._snapshots.wait()
             self.check()
             publish(self.folder, iteration, state)
             self._prune(best_iteration)
         except OSError as error:
-            self._failure = error
             reason = describe_os_error(error) or str(error)
             print(f"warning: checkpoint {iteration} was not saved ({reason}); it is tried again", file=sys.stderr)
-        except BaseException as error:
-            self._failure = error
+            return False
+        return True
 
     def _prune(self, best_iteration: int | None) -> None:
         """Remove the checkpoints that the config does not keep, and the leftovers of writes that were killed."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -24,11 +22,7 @@ SHAPES_AT_MOST = 64  # crop sizes that one run may compile for (progressive resi
 
 
 def compile_for_training(
-    model: nn.Module,
-    example: torch.Size,
-    precision: Literal["float32", "bf16"],
-    world: World,
-    meets_others: bool = False,
+    model: nn.Module, example: torch.Size, precision: Literal["float32", "bf16"], world: World, meets_others: bool
 ) -> str | None:
     """Compile `model` in place if compiling works on every rank. A collective: every rank calls it.
 
@@ -46,28 +40,17 @@ def compile_for_training(
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     failure = _failure(model, example, precision, world.device)
     if failure is not None and meets_others:
-        with eager():  # the other ranks wait in their forward passes for this rank's statistics
+        # The other ranks wait in their forward passes for this rank's statistics.
+        with torch.compiler.set_stance("force_eager"):
             _failure(model, example, precision, world.device)
-    reason = _agreed(failure, world)
+    failures = [failure]
+    if world.size > 1:
+        failures = [None] * world.size
+        dist.all_gather_object(failures, failure)
+    reason = next((f"rank {rank}: {found}" for rank, found in enumerate(failures) if found is not None), None)
     if reason is not None:
         model._compiled_call_impl = None  # every rank computes with the same kernels
     return reason
-
-
-def _agreed(failure: str | None, world: World) -> str | None:
-    """The failure of the first rank that has one, on every rank; None without any. A collective: every rank calls it."""
-    reasons = [failure]
-    if world.size > 1:
-        reasons = [None] * world.size
-        dist.all_gather_object(reasons, failure)
-    return next((f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason is not None), None)
-
-
-@contextmanager
-def eager() -> Iterator[None]:
-    """Inside the block compiled nets run uncompiled."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def _failure(

@@ -66,9 +66,7 @@ def set_learning_rate(optimizer: torch.optim.SGD, lr: float, config: OptimizerCo
     """
     for group in optimizer.param_groups:
         old = group["lr"]
-        if lr == old:
-            continue
-        if config.caffe_momentum and old > 0 and lr > 0:
+        if config.caffe_momentum and lr != old and old > 0 and lr > 0:
             buffers = [state["momentum_buffer"] for p in group["params"] if (state := optimizer.state.get(p))]
             if buffers:
                 torch._foreach_mul_(buffers, old / lr)

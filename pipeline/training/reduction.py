@@ -8,7 +8,7 @@ so every rank, and every power-of-two number of ranks, gets the same bits.
 
 # No `from __future__ import annotations`: DDP checks the hook's annotations and does not resolve strings.
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, cast
 
@@ -39,9 +39,6 @@ class TreeAccumulator:
         """Add everything pushed for tensor number `index` into `last`, the final leaf, in place and in tree order."""
         for _, tensors in reversed(self._stack):
             last.add_(tensors[index])
-
-    def clear(self) -> None:
-        self._stack.clear()
 
 
 def tree_all_reduce(buffer: Tensor, group: dist.ProcessGroup | None) -> None:
@@ -100,15 +97,15 @@ class GradientReducer:
     With several ranks `hook` is DDP's communication hook: each bucket is summed while the backward pass goes on. With one
     rank `finish_alone` does the local part.
 
-    mode: tree needs a power of two of ranks, and of micro-batches on each. arrived: called when this rank's sums are
-    computed and the wait for the other ranks begins. compression: bf16 halves the traffic and needs mode allreduce. It
-    rounds each rank's sum and the sums of ranks to bfloat16, so the result depends on the number of ranks. A tree that
-    rounds would have to round every addition within a rank too, and would lose digits where nothing travels.
+    mode: see `choose_mode`. arrived: called when this rank's sums are computed and the wait for the other ranks begins.
+    compression: bf16 halves the traffic and needs mode allreduce. It rounds each rank's sum and the sums of ranks to
+    bfloat16, so the result depends on the number of ranks. A tree that rounds would have to round every addition within a
+    rank too, and would lose digits where nothing travels.
     """
 
     def __init__(
         self,
-        parameters: Sequence[nn.Parameter],
+        parameters: Iterable[nn.Parameter],
         mode: Literal["tree", "allreduce"],
         device: torch.device,
         arrived: Callable[[], None] = lambda: None,
@@ -142,7 +139,7 @@ class GradientReducer:
         for number, parameter in enumerate(self.parameters):
             assert parameter.grad is not None, "a parameter took no part in the loss"
             self.accumulator.add_last(number, parameter.grad)
-        self.accumulator.clear()
+        self.accumulator = TreeAccumulator()
 
     def hook(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """DDP communication hook (see torch.nn.parallel.DistributedDataParallel.register_comm_hook)."""
@@ -156,7 +153,7 @@ class GradientReducer:
             offset += parameter.numel()
         if bucket.is_last():
             self.arrived()
-            self.accumulator.clear()
+            self.accumulator = TreeAccumulator()
         if self.mode == "allreduce":
             # bfloat16 has float32's range: no scale is needed.
             sent = buffer.to(torch.bfloat16) if self.compression == "bf16" else buffer

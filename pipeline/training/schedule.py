@@ -94,19 +94,15 @@ class Schedule:
         if error < self.config.start_until_error:
             self.state.started = True
 
-    def observe_val_error(self, error: float) -> bool:
-        """Take the val top-1 error (percent) of one evaluation; True where the plateau rule dropped the learning rate."""
-        state = self.state
-        if error < state.best_error - self.config.threshold:
+    def observe_val_error(self, error: float) -> None:
+        """Take the val top-1 error (percent) of one evaluation, by which the plateau rule may drop the learning rate."""
+        config, state = self.config, self.state
+        if error < state.best_error - config.threshold:
             state.best_error, state.stale_evaluations = error, 0
-            return False
+            return
         state.stale_evaluations += 1
-        if self.config.kind != "plateau" or state.drops >= self.config.drops:
-            return False
-        if state.stale_evaluations < self.config.patience:
-            return False
-        state.drops, state.stale_evaluations = state.drops + 1, 0
-        return True
+        if config.kind == "plateau" and state.drops < config.drops and state.stale_evaluations >= config.patience:
+            state.drops, state.stale_evaluations = state.drops + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self.state)

@@ -13,7 +13,6 @@
             statistics[k] = 0.9 * statistics[k] + 0.1 * (mean and variance of group k)
         average = d * average + (1 - d) * weights     # where ema_decay is set; see average.py for d
 
-The tree: reduction.py. The groups: batchnorm.py. Momentum and weight decay: optimizer.py.
 Nothing here waits for the device: losses and errors stay on it until a log point calls `take_metrics`.
 """
 
@@ -24,20 +23,21 @@ import inspect
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.compiler import set_stance
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.process.world import World
+from pipeline.process.world import World, gather_from_ranks
 from pipeline.training.average import WeightAverage
 from pipeline.training.batchnorm import GroupPlan, GroupStatistics
-from pipeline.training.compiling import compile_for_training, eager
+from pipeline.training.compiling import compile_for_training
 from pipeline.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
 from pipeline.training.reduction import GradientReducer, choose_mode
 from pipeline.training.replay import Recorder, ReplayedUpdate
@@ -80,24 +80,19 @@ class TrainingStep:
         mode = choose_mode(config.reduction, world.size, plan.local, config.gradient_compression)
         model = model.to(world.device).to(memory_format=torch.channels_last).train()
         average = copy.deepcopy(model) if config.ema_decay else None  # before its BN modules join process groups
-        if plan.ranks_per_group > 1:
-            share_normalization(model, plan.ranks_per_group, world.rank, world.size)
+        spans = plan.ranks_per_group > 1
+        if spans:
+            share_normalization(model, plan.ranks_per_group)
         self.model = model
         self.optimizer = build_optimizer(self.model, config.optimizer)
         self.not_compiled: str | None = None
         if config.compile_crop is not None:
             example = torch.Size((plan.micro_batch, 3, config.compile_crop, config.compile_crop))
-            spans = plan.ranks_per_group > 1
             self.not_compiled = compile_for_training(self.model, example, config.precision, world, meets_others=spans)
         self.statistics = GroupStatistics(self.model, plan)
         self.average = WeightAverage(average, self.model, self.statistics, config.ema_decay) if average else None
-        self.reducer = GradientReducer(
-            list(self.model.parameters()),
-            mode,
-            world.device,
-            lambda: world.watchdog.note("gradient reduction"),
-            config.gradient_compression,
-        )
+        arrived = partial(world.watchdog.note, "gradient reduction")
+        self.reducer = GradientReducer(model.parameters(), mode, world.device, arrived, config.gradient_compression)
         self.network: nn.Module = self.model
         if world.size > 1:
             # DDP must not copy buffers, since each group keeps its statistics. torch 2.15 renamed the switch and warns of
@@ -181,7 +176,8 @@ class TrainingStep:
 
         A collective: every rank calls it.
         """
-        with eager(), torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        bf16 = self.config.precision == "bf16"
+        with set_stance("force_eager"), torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16):
             return self.statistics.observe(self.model, images.permute(0, 3, 1, 2))
 
     def recompute_statistics(self, mini_batches: Iterable[Tensor], iteration: int) -> None:
@@ -205,13 +201,8 @@ class TrainingStep:
         """
         if not self._metrics:
             return np.zeros((0, 3))
-        local = torch.stack(self._metrics).cpu()
+        shares = torch.cat(gather_from_ranks(torch.stack(self._metrics).cpu()), dim=1).numpy()
         self._metrics = []
-        parts = [local]
-        if self.world.size > 1:
-            parts = [torch.empty_like(local) for _ in range(self.world.size)]
-            dist.all_gather(parts, local)
-        shares = torch.cat(parts, dim=1).numpy()
         return np.concatenate([shares[:, :, :2].sum(axis=1), shares[:, :1, 2]], axis=1)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ every rank, and so is the order of its collectives.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,19 +15,13 @@ from torch import Tensor, nn
 from pipeline.process.world import wait_for_all_ranks
 
 
-def share_normalization(model: nn.Module, ranks_per_group: int, rank: int, size: int) -> None:
+def share_normalization(model: nn.Module, ranks_per_group: int) -> None:
     """Make every BN module compute its statistics over `ranks_per_group` consecutive ranks.
 
     The modules keep their parameters, buffers and names. A collective: every rank calls it.
     """
-    group: dist.ProcessGroup | None = None
-    for first in range(0, size, ranks_per_group):  # every rank takes part in making every group
-        members = list(range(first, first + ranks_per_group))
-        group_of_members = cast(dist.ProcessGroup, dist.new_group(members))
-        if rank in members:
-            group = group_of_members
+    group, _ = dist.new_subgroups(ranks_per_group)
     wait_for_all_ranks()
-    assert group is not None
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedBatchNorm2d
@@ -69,7 +63,9 @@ class _SharedNormalization(torch.autograd.Function):
         variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
         # Every rank's mean and variance travel together; the group's follow from them exactly. They would from sums of
         # values and of squares too, but with fewer digits where the mean is large against the deviation.
-        means, variances = _of_all(torch.stack([mean, variance]), group, ranks).unbind(1)
+        functional = torch.ops._c10d_functional
+        gathered = functional.all_gather_into_tensor(torch.stack([mean, variance]), ranks, group)
+        means, variances = functional.wait_tensor(gathered).view(ranks, 2, -1).unbind(1)
         mean = means.mean(dim=0)
         variance = (variances + (means - mean).square()).mean(dim=0)
         inverse = torch.rsqrt(variance + eps)
@@ -86,24 +82,13 @@ class _SharedNormalization(torch.autograd.Function):
         gradient = gradients[0].to(normalized.dtype)
         bias_gradient = gradient.sum(dim=(0, 2, 3))
         weight_gradient = (gradient * normalized).sum(dim=(0, 2, 3))
-        sums = _sum(torch.stack([bias_gradient, weight_gradient]), ctx.group)
-        mean_gradient, mean_product = (sums / ctx.count).unbind(0)
+        functional = torch.ops._c10d_functional
+        sums = functional.all_reduce(torch.stack([bias_gradient, weight_gradient]), "sum", ctx.group)
+        mean_gradient, mean_product = (functional.wait_tensor(sums) / ctx.count).unbind(0)
         centred = gradient - _spread(mean_gradient) - normalized * _spread(mean_product)
         input_gradient = centred * _spread(weight * inverse)
         # The gradients of the parameters stay this rank's sums: the gradient reduction adds up the ranks.
         return input_gradient.to(gradients[0].dtype), weight_gradient, bias_gradient, None, None, None
-
-
-def _of_all(values: Tensor, group: str, ranks: int) -> Tensor:
-    """[ranks, ...]: the `values` of every rank of the group, on each of them."""
-    functional = torch.ops._c10d_functional
-    gathered = functional.wait_tensor(functional.all_gather_into_tensor(values, ranks, group))
-    return gathered.view(ranks, *values.shape)
-
-
-def _sum(values: Tensor, group: str) -> Tensor:
-    functional = torch.ops._c10d_functional
-    return functional.wait_tensor(functional.all_reduce(values, "sum", group))
 
 
 def _spread(channel_values: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def meet_for_stops(world: World, port: int) -> None:
 
 
 def share_statistics(world: World, port: int) -> None:
-    share_normalization(nn.BatchNorm2d(1), world.size, world.rank, world.size)
+    share_normalization(nn.BatchNorm2d(1), world.size)
 
 
 def add_gradients(world: World, port: int) -> None:
@@ -58,6 +58,7 @@ def make_a_group(world: World, make: Callable[[World, int], None], port: int) ->
     seconds = 0.5 if world.rank == 1 else 0.0
     dist.init_process_group = slowly(dist.init_process_group, seconds, connected)
     dist.new_group = slowly(dist.new_group, seconds, connected)
+    dist.new_subgroups = slowly(dist.new_subgroups, seconds, connected)
     make(world, port)
     return connected[-1], time.monotonic()
 

@@ -194,8 +194,8 @@ def test_checkpoints_without_config_yaml_are_refused(
         assert read_state(config).kind == "conflicting" and f"{file} is missing" in read_state(config).text
     assert contents(unfinished.run_folder) == before
     file.write_bytes(kept)
-    with open_run(unfinished, Dataset(digits), ALONE, threads=1) as opened:
-        assert len(opened.facts["attempts"]) == 2
+    with open_run(unfinished, Dataset(digits), ALONE, threads=1) as (facts, _):
+        assert len(facts["attempts"]) == 2
 
 
 def just_before_the_lease(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
