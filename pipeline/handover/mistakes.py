@@ -44,13 +44,12 @@ class Confusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """One image: sample id, true class, predicted class, and the softmax scores of both (0..1)."""
+    """One image: sample id, true class, predicted class, and the predicted class's softmax score (0..1)."""
 
     sample: int
     true: int
     predicted: int
     score: float
-    true_score: float
 
 
 def class_errors(scores: Scores) -> list[ClassErrors]:
@@ -89,7 +88,6 @@ def confident_mistakes(scores: Scores, count: int) -> list[Mistake]:
             true=int(scores.labels[row]),
             predicted=int(predicted[row]),
             score=float(scores.scores[row, predicted[row]]),
-            true_score=float(scores.scores[row, scores.labels[row]]),
         )
         for row in chosen
     ]
