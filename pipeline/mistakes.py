@@ -70,13 +70,9 @@ def print_result(scores: Scores, names: Sequence[str], folder: Path, as_json: bo
     table = [(names[pair.true], names[pair.predicted], pair.count) for pair in pairs]
     print_table("The most frequent confusions", ("class", "taken for", "images"), table)
     if as_json:
-        print_json(
-            {
-                "folder": str(folder),
-                "worst_classes": [{"class": row[0], "images": row[1], "top1_error": row[2]} for row in rows],
-                "confusions": [{"class": row[0], "taken_for": row[1], "images": row[2]} for row in table],
-            }
-        )
+        worst = [{"class": row[0], "images": row[1], "top1_error": row[2]} for row in rows]
+        taken = [{"class": row[0], "taken_for": row[1], "images": row[2]} for row in table]
+        print_json({"folder": str(folder), "worst_classes": worst, "confusions": taken})
 
 
 if __name__ == "__main__":

@@ -145,13 +145,12 @@ def _units(bits: NDArray[np.uint16]) -> NDArray[np.int32]:
 
 def errors_of(ranks: NDArray[np.int64]) -> Errors:
     """Return the errors with their bootstrap intervals from the rank of the true class in each image, int64 [N]."""
-    wrong = [int((ranks >= k).sum()) for k in (1, 5)]
-    intervals = [bootstrap_interval(count, len(ranks)) for count in wrong]
+    top1, top5 = (int((ranks >= k).sum()) for k in (1, 5))
     return Errors(
-        top1_error=100 * wrong[0] / len(ranks),
-        top5_error=100 * wrong[1] / len(ranks),
-        top1_interval=intervals[0],
-        top5_interval=intervals[1],
+        top1_error=100 * top1 / len(ranks),
+        top5_error=100 * top5 / len(ranks),
+        top1_interval=bootstrap_interval(top1, len(ranks)),
+        top5_interval=bootstrap_interval(top5, len(ranks)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -50,12 +51,10 @@ def find_members(texts: Sequence[str], *, runs: Path, split: str, weights: str) 
 def shared_protocols(members: Sequence[Member], wanted: Sequence[str]) -> list[str]:
     """Return the `wanted` protocols, or all that all members have scores of. Raises UserError if a member lacks one."""
     shared = [name for name in PROTOCOLS if all(name in member.files for member in members)]
-    for name in wanted:
-        lacking = [member.name for member in members if name not in member.files]
-        if lacking:
-            raise UserError(
-                f"{lacking[0]} has no {name} scores: write them with 'python -m pipeline.evaluate ... --protocol {name}'"
-            )
+    for name, member in itertools.product(wanted, members):
+        if name not in member.files:
+            remedy = f"write them with 'python -m pipeline.evaluate ... --protocol {name}'"
+            raise UserError(f"{member.name} has no {name} scores: {remedy}")
     if not shared:
         each = "; ".join(f"{member.name}: {', '.join(member.files)}" for member in members)
         raise UserError(f"the members have no protocol in common ({each}): evaluate them under the same one")

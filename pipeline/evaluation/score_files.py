@@ -166,8 +166,7 @@ def provenance_of(
 
 def newest(run: Path, split: str, weights: str) -> dict[str, Path]:
     """Return a run's newest canonical score file by protocol. Raises UserError if the run has none of that split."""
-    candidates = {protocol: score_files_in(run, protocol, split, weights) for protocol in PROTOCOLS}
-    files = {protocol: found[-1][1] for protocol, found in candidates.items() if found}
+    files = {name: found[-1][1] for name in PROTOCOLS if (found := score_files_in(run, name, split, weights))}
     if not files:
         raise UserError(
             f"the run {run} has no scores of the split '{split}' ({weights} weights): "

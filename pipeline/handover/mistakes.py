@@ -55,10 +55,7 @@ class Mistake:
 def class_errors(scores: Scores) -> list[ClassErrors]:
     """Return the errors of every class that has images, worst first: by top-1 error rate, then top-5, then label."""
     ranks = ranks_of(scores)
-    counts = [
-        np.bincount(scores.labels[chosen], minlength=scores.classes)
-        for chosen in (slice(None), ranks >= 1, ranks >= 5)
-    ]  # fmt: skip
+    counts = [np.bincount(scores.labels[ranks >= k], minlength=scores.classes) for k in (0, 1, 5)]  # 0: all images
     errors = [
         ClassErrors(label=label, images=int(n), top1_wrong=int(top1), top5_wrong=int(top5))
         for label, (n, top1, top5) in enumerate(zip(*counts, strict=True))
