@@ -53,8 +53,9 @@ def shared_protocols(members: Sequence[Member], wanted: Sequence[str]) -> list[s
     shared = [name for name in PROTOCOLS if all(name in member.files for member in members)]
     for name, member in itertools.product(wanted, members):
         if name not in member.files:
-            remedy = f"write them with 'python -m pipeline.evaluate ... --protocol {name}'"
-            raise UserError(f"{member.name} has no {name} scores: {remedy}")
+            raise UserError(
+                f"{member.name} has no {name} scores: write them with 'python -m pipeline.evaluate ... --protocol {name}'"
+            )
     if not shared:
         each = "; ".join(f"{member.name}: {', '.join(member.files)}" for member in members)
         raise UserError(f"the members have no protocol in common ({each}): evaluate them under the same one")

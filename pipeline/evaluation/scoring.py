@@ -87,6 +87,7 @@ def score_split(
     started = time.monotonic()
     blocks = protocol.blocks(split, protocol.views(settings.short_side, settings.crop))
     kept = PartialScores(len(split), classes, provenance.fingerprint, partial) if world.is_main else None
+    most = GATHER_ROUNDS * max(map(len, blocks))  # images that a rank scores between two gathers
     todo = on_main(world, lambda: [i for i, block in enumerate(blocks) if kept is None or not kept.has(block)])
     done = len(split) - sum(len(blocks[i]) for i in todo)
     text = f"{provenance.arch} {protocol.name} {split.name}"
@@ -99,9 +100,7 @@ def score_split(
         for start in range(0, len(todo), GATHER_ROUNDS * world.size):
             step = todo[start : start + GATHER_ROUNDS * world.size]  # rank r takes every W-th, starting at r
             rows = [next(results)[0] for _ in step[world.rank :: world.size]]
-            table = torch.zeros(
-                GATHER_ROUNDS * max(map(len, blocks)), classes, dtype=torch.float16, device=world.device
-            )
+            table = torch.zeros(most, classes, dtype=torch.float16, device=world.device)
             if rows:
                 table[: sum(map(len, rows))] = torch.cat(rows)
             parts = gather(table, world)
