@@ -20,21 +20,11 @@ from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.base.files import write_text
 from pipeline.base.layout import CONFIG, ENSEMBLE
-from pipeline.evaluation.ensemble import (
-    Errors,
-    SizeErrors,
-    Subset,
-    all_ranks,
-    check_members,
-    errors_of,
-    gain_interval,
-    overlap,
-    search,
-    size_curve,
-)  # fmt: skip
-from pipeline.evaluation.members import Member, read_members
+from pipeline.evaluation import ensemble as ensembles
+from pipeline.evaluation.ensemble import Errors, SizeErrors, Subset
+from pipeline.evaluation.members import Member
 from pipeline.evaluation.options import add_member_options, chosen_members, protocol_names, rate_cell
-from pipeline.evaluation.score_files import ScoreFile, metric_kind
+from pipeline.evaluation.score_files import ScoreFile, metric_kind, read
 from pipeline.evaluation.scores import Scores
 from pipeline.run.config import RUN_NAME
 from pipeline.run.options import load
@@ -61,9 +51,8 @@ class Result:
 
 
 def options() -> CommandParser:
-    parser = CommandParser(
-        "Averages the softmax scores of several nets and gives the errors of each and of all.", EXAMPLE
-    )
+    sentence = "Averages the softmax scores of several nets and gives the errors of each and of all."
+    parser = CommandParser(sentence, EXAMPLE)
     parser.add_argument("members", nargs="+", metavar="MEMBER", help="run folders, score files or MLflow run ids")
     add_member_options(parser, "repeated or a,b (default: every one that all members have)")
     parser.add_argument("--search", type=int, metavar="K", help="keep the K members whose average has the lowest error")
@@ -96,9 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def average(members: Sequence[Member], protocol: str, size: int | None, k: int) -> Result:
     """The ensemble of all members, or of the best `size` of them by top-k error."""
-    files = read_members(members, protocol)
+    files = [read(member.files[protocol]) for member in members]
     names = [member.name for member in members]
-    check_members([file.scores for file in files], names)
+    ensembles.check_members([file.scores for file in files], names)
     if not files[0].scores.labelled:
         raise UserError(
             f"the scores of the split '{files[0].scores.provenance.split}' have no labels, so there are no errors: "
@@ -114,15 +103,11 @@ def searched(scores: Sequence[Scores], names: Sequence[str], protocol: str, size
     """The best `size` members. Prints how they were found."""
     if not 2 <= size <= len(scores):
         raise UserError(f"--search must be 2 to {len(scores)}, the number of members (got {size})")
-    chosen, exhaustive = search(scores, size, k)
-    how = (
-        f"all {math.comb(len(scores), size):,} ensembles tried"
-        if exhaustive
-        else "members added greedily, one at a time"
-    )
-    print(
-        f"{protocol}: the best {size} of {len(scores)} by top-{k} error: {', '.join(names[i] for i in chosen)} ({how})"
-    )
+    chosen, exhaustive = ensembles.search(scores, size, k)
+    all_tried = f"all {math.comb(len(scores), size):,} ensembles tried"
+    how = all_tried if exhaustive else "members added greedily, one at a time"
+    best = ", ".join(names[i] for i in chosen)
+    print(f"{protocol}: the best {size} of {len(scores)} by top-{k} error: {best} ({how})")
     print("They were chosen on the same images that they are measured on, which flatters them.")
     return chosen
 
@@ -131,24 +116,24 @@ def combine(files: Sequence[ScoreFile], names: Sequence[str], protocol: str) -> 
     """Average all of `files`: the errors and what is compared with them."""
     scores, count = [file.scores for file in files], len(files)
     subsets: list[Subset] = [*((i,) for i in range(count)), tuple(range(count))]
-    ranks = all_ranks(scores, subsets)
+    ranks = ensembles.all_ranks(scores, subsets)
     each, whole = ranks[:-1], ranks[-1]
     rates = [file.images_per_second for file in files]
     gains = []
     for wrong, wrong_ensemble in ((each >= 1, whole >= 1), (each >= 5, whole >= 5)):
-        gains.append(gain_interval(wrong_ensemble, wrong[wrong.sum(axis=1).argmin()]))
+        gains.append(ensembles.gain_interval(wrong_ensemble, wrong[wrong.sum(axis=1).argmin()]))
     return Result(
         protocol=protocol,
         members=list(names),
         files=list(files),
-        errors=[errors_of(member_ranks) for member_ranks in each],
-        ensemble=errors_of(whole),
+        errors=[ensembles.errors_of(member_ranks) for member_ranks in each],
+        ensemble=ensembles.errors_of(whole),
         images_per_second=None if None in rates else 1 / sum(1 / rate for rate in rates if rate),
         gain_top1_interval=gains[0],
         gain_top5_interval=gains[1],
-        overlap_top1=overlap(each, 1),
-        overlap_top5=overlap(each, 5),
-        curve=size_curve(scores),
+        overlap_top1=ensembles.overlap(each, 1),
+        overlap_top5=ensembles.overlap(each, 5),
+        curve=ensembles.size_curve(scores),
     )
 
 
@@ -173,10 +158,8 @@ def print_details(result: Result) -> None:
     intervals = {1: result.gain_top1_interval, 5: result.gain_top5_interval}
     gains = ", ".join(f"top-{k} {_interval(interval)}" for k, interval in intervals.items())
     print(f"{result.protocol}: error of the best member minus that of the ensemble, 95% intervals: {gains}\n")
-    overlaps = [
-        (name, *(f"{value:.2f}" for value in row))
-        for name, row in zip(result.members, result.overlap_top1, strict=True)
-    ]
+    pairs = zip(result.members, result.overlap_top1, strict=True)
+    overlaps = [(name, *(f"{value:.2f}" for value in row)) for name, row in pairs]
     columns = (f"{result.protocol}: % both get wrong, top-1", *(str(i + 1) for i in range(len(overlaps))))
     print_table("", columns, overlaps)
     curve = [
@@ -201,7 +184,7 @@ def to_json(result: Result) -> dict[str, Any]:
         "gain_top5_interval": result.gain_top5_interval,
         "overlap_top1": result.overlap_top1.tolist(),
         "overlap_top5": result.overlap_top5.tolist(),
-        "curve": [asdict(one) for one in result.curve],
+        "curve": [asdict(errors) for errors in result.curve],
     }
 
 

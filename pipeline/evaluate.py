@@ -5,8 +5,10 @@ Alone, or as one rank of several (torchrun and any other launcher): the score fi
 
 from __future__ import annotations
 
-from argparse import Namespace
+import math
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,15 +26,7 @@ from pipeline.data.storage import location_in
 from pipeline.evaluation.datasets import Datasets, open_datasets
 from pipeline.evaluation.foreign import WeightsFile, open_weights
 from pipeline.evaluation.nets import TrainedNet, open_target
-from pipeline.evaluation.options import (
-    add_weights_option,
-    errors_cells,
-    positive,
-    protocol_names,
-    rate_cell,
-    three_numbers,
-    three_positive_numbers,
-)  # fmt: skip
+from pipeline.evaluation.options import add_weights_option, errors_cells, positive, protocol_names, rate_cell
 from pipeline.evaluation.protocols import PROTOCOLS, find
 from pipeline.evaluation.request import EvaluationRequest
 from pipeline.evaluation.score_files import ScoreFile, make, metric_kind, score_path, trial_suffix
@@ -71,6 +65,23 @@ def options() -> CommandParser:
     return parser
 
 
+def three_numbers(text: str) -> tuple[float, float, float]:
+    """`123.675,116.28,103.53`: one finite number per channel."""
+    with suppress(ValueError):
+        red, green, blue = map(float, text.split(","))
+        if all(map(math.isfinite, (red, green, blue))):
+            return red, green, blue
+    raise ArgumentTypeError(f"'{text}' is not three numbers R,G,B")
+
+
+def three_positive_numbers(text: str) -> tuple[float, float, float]:
+    """Three numbers that can be divided by."""
+    numbers = three_numbers(text)
+    if min(numbers) <= 0:
+        raise ArgumentTypeError(f"'{text}' is not three numbers above 0: pixels are divided by them")
+    return numbers
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     return evaluate(read_request(argv))
 
@@ -104,7 +115,7 @@ def model_of(args: Namespace) -> Path | WeightsFile:
     if (args.target is None) == (args.weights_file is None):
         raise UserError("name either a run folder (or checkpoint) or a --weights-file: see --help")
     if args.weights_file is not None:
-        if args.arch is None or args.data is None:
+        if args.arch is None:
             raise UserError("--weights-file needs --arch and --data: say which net it is and what to test it on")
         return WeightsFile(
             file=args.weights_file, arch=args.arch, shortcut=args.shortcut, stride=args.stride, crop=args.crop

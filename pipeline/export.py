@@ -31,21 +31,15 @@ RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)  # these name versions
 
 def options() -> CommandParser:
     parser = CommandParser("Exports a trained net with a model card, and registers it in MLflow on request.", EXAMPLE)
-    parser.add_argument(
-        "target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
+    add = parser.add_argument
+    add("target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
     add_weights_option(parser)
-    parser.add_argument(
-        "--data",
-        metavar="DATASET",
-        help="the training dataset, a folder or URL, where it is not where the run's config says",
-    )
-    parser.add_argument(
-        "--format", metavar="A,B", default=",".join(FORMATS), help=f"of {', '.join(FORMATS)} (default: all)"
-    )
-    parser.add_argument("--register", metavar="NAME", help="make it a version of this model in MLflow's registry")
-    parser.add_argument("--alias", action="append", default=[], metavar="ALIAS", help="such as best, ensemble-member")
+    help = "the training dataset, a folder or URL, where it is not where the run's config says"
+    add("--data", metavar="DATASET", help=help)
+    add("--format", metavar="A,B", default=",".join(FORMATS), help=f"of {', '.join(FORMATS)} (default: all)")
+    add("--register", metavar="NAME", help="make it a version of this model in MLflow's registry")
+    add("--alias", action="append", default=[], metavar="ALIAS", help="such as best, ensemble-member")
     parser.add_json_option()
     return parser
 
@@ -98,7 +92,7 @@ def formats(args: Namespace) -> list[str]:
             raise UserError(f"'{alias}' cannot be an alias in MLflow's registry: use letters, digits, '_' and '-'")
         if RESERVED.fullmatch(alias):
             raise UserError(
-                f"'{alias}' cannot be an alias, because it names a version in MLflow: take another, such as best"
+                f"'{alias}' cannot be an alias, because it names a version in MLflow: take one such as best"
             )
     names = [name for name in args.format.split(",") if name]
     for name in names:

@@ -8,8 +8,9 @@ from pathlib import Path
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.evaluation.ensemble import check_members
-from pipeline.evaluation.members import dataset_of, read_members
+from pipeline.evaluation.members import dataset_of
 from pipeline.evaluation.options import add_member_options, chosen_members, errors_cells
+from pipeline.evaluation.score_files import read
 from pipeline.handover import submission
 
 EXAMPLE = "python -m pipeline.submit runs/resnet101-seed0 runs/resnet152-seed0 --protocol multi-scale --out test.txt"
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(names) > 1:
         raise UserError(f"the members have scores under {', '.join(names)}: say which with --protocol")
     member_names = [member.name for member in members]
-    scores = [file.scores for file in read_members(members, names[0])]
+    scores = [read(member.files[names[0]]).scores for member in members]
     check_members(scores, member_names)
     provenance = scores[0].provenance
     dataset = dataset_of(members, args.data, provenance.dataset_sha256)
@@ -41,12 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     submission.check_order(split)
     ids = submission.class_ids(dataset)
     lines = args.lines or submission.LINES.get(provenance.split, len(split))
-    submission.write(args.out, scores, ids, lines)
-
+    written = submission.write(args.out, scores, ids, lines)
     truth = submission.read_ground_truth(args.ground_truth, lines) if args.ground_truth else None
     truth = truth or submission.ground_truth(split, ids)
-    # Read back: the file itself is scored, not what was meant to be written.
-    written = submission.read(args.out, lines, set(ids.tolist()))
     top1, top5 = submission.errors(written, truth) if truth else (None, None)
     row = (", ".join(member_names), names[0], f"{lines:,}", *errors_cells(top1, top5), args.out)
     columns = ("net", "protocol", "lines", "top-1 error %", "top-5 error %", "submission")

@@ -54,41 +54,34 @@ def check_members(members: Sequence[Scores], names: Sequence[str]) -> None:
     """
     first = members[0]
     for name, member in zip(names, members, strict=True):
-        pairs = {
+        compared = {
             "classes": (first.classes, member.classes),
             "split": (first.provenance.split, member.provenance.split),
             "protocol": (first.provenance.protocol, member.provenance.protocol),
             "images": (len(first), len(member)),
         }
-        for what, (expected, actual) in pairs.items():
-            if actual != expected:
-                raise UserError(
-                    f"{names[0]} and {name} cannot be averaged: their {what} differ ({expected} and {actual}); "
-                    "evaluate both on the same dataset and split"
-                )
+        faults = [f"their {what} differ ({one} and {other})" for what, (one, other) in compared.items() if one != other]
         if member.labels_sha256 != first.labels_sha256:
-            raise UserError(
-                f"{names[0]} and {name} cannot be averaged: the labels of their images differ; "
-                "evaluate both on the same dataset folder"
-            )
+            faults.append("the labels of their images differ")
         if not first.labelled and member.provenance.dataset_sha256 != first.provenance.dataset_sha256:
-            raise UserError(
-                f"{names[0]} and {name} cannot be averaged: they come from two dataset folders, and without labels nothing "
-                "shows that their images are the same; evaluate both on the same dataset folder"
+            faults.append(
+                "they come from two dataset folders, and without labels nothing shows that their images are the same"
             )
-    fingerprints = [member.provenance.fingerprint for member in members]
-    for i, j in itertools.combinations(range(len(members)), 2):
-        if fingerprints[i] == fingerprints[j]:
+        if faults:
             raise UserError(
-                f"{names[i]} and {names[j]} are the same net under the same protocol: give each member once"
+                f"{names[0]} and {name} cannot be averaged: {faults[0]}; evaluate both on the same split of one dataset folder"
             )
+    named = zip(names, members, strict=True)
+    for (name, member), (other_name, other) in itertools.combinations(named, 2):
+        if member.provenance.fingerprint == other.provenance.fingerprint:
+            raise UserError(f"{name} and {other_name} are the same net under the same protocol: give each member once")
     if len(members) > MAX_MEMBERS:
         raise UserError(f"{len(members)} members are too many: average at most {MAX_MEMBERS}")
 
 
 def average(members: Sequence[Scores], rows: slice) -> NDArray[np.float64]:
     """Return the average softmax of some images, float64 [rows, classes]; the sum over the members is exact."""
-    total = np.zeros((len(range(*rows.indices(len(members[0])))), members[0].classes))
+    total = np.zeros(members[0].scores[rows].shape)
     for member in members:
         total += member.scores[rows]
     return total / len(members)
@@ -150,29 +143,28 @@ def _units(bits: NDArray[np.uint16]) -> NDArray[np.int32]:
     return (bits.view(np.float16).astype(np.float32) * UNITS).astype(np.int32)
 
 
-def errors_of(ranks: NDArray[np.int64], seed: int = 0) -> Errors:
+def errors_of(ranks: NDArray[np.int64]) -> Errors:
     """Return the errors with their bootstrap intervals from the rank of the true class in each image, int64 [N]."""
-    wrong = [int((ranks >= k).sum()) for k in (1, 5)]
-    intervals = [bootstrap_interval(count, len(ranks), seed) for count in wrong]
+    top1, top5 = (int((ranks >= k).sum()) for k in (1, 5))
     return Errors(
-        top1_error=100 * wrong[0] / len(ranks),
-        top5_error=100 * wrong[1] / len(ranks),
-        top1_interval=intervals[0],
-        top5_interval=intervals[1],
+        top1_error=100 * top1 / len(ranks),
+        top5_error=100 * top5 / len(ranks),
+        top1_interval=bootstrap_interval(top1, len(ranks)),
+        top5_interval=bootstrap_interval(top5, len(ranks)),
     )
 
 
-def bootstrap_interval(wrong: int, images: int, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(wrong: int, images: int) -> tuple[float, float]:
     """Return the 95% percentile bootstrap interval of an error rate in percent.
 
     The number of wrong images among `images` draws with replacement is binomial, so that number is drawn directly.
     """
-    draws = np.random.default_rng(seed).binomial(images, wrong / images, BOOTSTRAP_SAMPLES)
+    draws = np.random.default_rng(0).binomial(images, wrong / images, BOOTSTRAP_SAMPLES)
     low, high = np.percentile(100 * draws / images, INTERVAL)
     return float(low), float(high)
 
 
-def gain_interval(better: NDArray[np.bool_], worse: NDArray[np.bool_], seed: int = 0) -> tuple[float, float]:
+def gain_interval(better: NDArray[np.bool_], worse: NDArray[np.bool_]) -> tuple[float, float]:
     """Return the 95% bootstrap interval of error(worse) - error(better) in percent, over paired images.
 
     better, worse: bool [N], whether each gets an image wrong. Only images on which they differ matter; their numbers in a
@@ -180,7 +172,7 @@ def gain_interval(better: NDArray[np.bool_], worse: NDArray[np.bool_], seed: int
     """
     n = len(better)
     lost, won = int((better & ~worse).sum()), int((worse & ~better).sum())
-    draws = np.random.default_rng(seed).multinomial(n, [won / n, lost / n, 1 - (won + lost) / n], BOOTSTRAP_SAMPLES)
+    draws = np.random.default_rng(0).multinomial(n, [won / n, lost / n, 1 - (won + lost) / n], BOOTSTRAP_SAMPLES)
     low, high = np.percentile(100 * (draws[:, 0] - draws[:, 1]) / n, INTERVAL)
     return float(low), float(high)
 
@@ -191,9 +183,9 @@ def overlap(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
     return 100 * (wrong @ wrong.T) / ranks.shape[1]
 
 
-def size_curve(members: Sequence[Scores], seed: int = 0) -> list[SizeErrors]:
-    """Return the errors of each ensemble size, over all ensembles of that size or a seeded sample of CURVE_SUBSETS."""
-    generator = np.random.default_rng(seed)
+def size_curve(members: Sequence[Scores]) -> list[SizeErrors]:
+    """Return the errors of each ensemble size, over all ensembles of that size or a sample of CURVE_SUBSETS."""
+    generator = np.random.default_rng(0)
     sizes = range(1, len(members) + 1)
     subsets = [_subsets(len(members), size, generator) for size in sizes]
     counts = error_counts(members, list(itertools.chain(*subsets)))

@@ -74,12 +74,11 @@ class Panel:
     y_limits: tuple[float, float] | None = None
 
 
-def binned(x: NDArray[np.float64], y: NDArray[np.float64], most: int = POINTS) -> tuple[NDArray, NDArray]:
-    """Average (x, y) over stretches of equal length (the last may be shorter), so that at most `most` points are left."""
-    size = -(-len(x) // most) if len(x) else 1
-    starts = np.arange(0, len(x), size)
-    if size == 1:
+def binned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
+    """Average (x, y) over stretches of equal length (the last may be shorter), so that at most POINTS points are left."""
+    if len(x) <= POINTS:
         return x, y
+    starts = np.arange(0, len(x), -(-len(x) // POINTS))
     counts = np.diff([*starts, len(x)])
     return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
 
@@ -87,26 +86,17 @@ def binned(x: NDArray[np.float64], y: NDArray[np.float64], most: int = POINTS) -
 def response_panels(std: Mapping[str, Sequence[float]]) -> list[Panel]:
     """Return Fig. 7: the layers in their order, and sorted by falling magnitude. std: by net, in layer order."""
     panels = []
-    for title, label, order in (
-        ("in layer order", "layer index (original)", list),
-        ("sorted", "layer index (sorted by magnitude)", lambda values: sorted(values, reverse=True)),
+    falling = {net: sorted(values, reverse=True) for net, values in std.items()}
+    for title, label, ordered in (
+        ("in layer order", "layer index (original)", std),
+        ("sorted", "layer index (sorted by magnitude)", falling),
     ):
         curves = [
-            Curve(
-                net=net,
-                kind="responses",
-                x=np.arange(1, len(values) + 1, dtype=np.float64),
-                y=np.array(order(values), dtype=np.float64),
-            )
-            for net, values in std.items()
+            Curve(net=net, kind="responses", x=np.arange(1.0, len(values) + 1), y=np.array(values, dtype=np.float64))
+            for net, values in ordered.items()
         ]
         panels.append(Panel(title=title, x_label=label, y_label="std", nets=list(std), curves=curves))
     return panels
-
-
-def responses_figure(std: Mapping[str, Sequence[float]]) -> str:
-    """Return Fig. 7 as a standalone file."""
-    return standalone(response_panels(std), "Standard deviation of the responses of each 3x3 layer", "responses")
 
 
 def svg(panels: Sequence[Panel], title: str, name: str) -> str:
@@ -141,14 +131,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_title(panel.title, color=ink, fontsize=FONT_SIZE, loc="left")
     axes.set_xlabel(panel.x_label, color=quiet)
     axes.set_ylabel(panel.y_label, color=quiet)
-    if panel.x_limits:
-        axes.set_xlim(*panel.x_limits)
-    else:
-        axes.set_xlim(0, max((curve.x.max() for curve in panel.curves), default=1) * 1.02)
-    if panel.y_limits:
-        axes.set_ylim(*panel.y_limits)
-    else:
-        axes.set_ylim(0, max((curve.y.max() for curve in panel.curves), default=1) * 1.05)
+    axes.set_xlim(*(panel.x_limits or (0, max((curve.x.max() for curve in panel.curves), default=1) * 1.02)))
+    axes.set_ylim(*(panel.y_limits or (0, max((curve.y.max() for curve in panel.curves), default=1) * 1.05)))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(color=grid, linewidth=0.7)
@@ -177,10 +161,10 @@ def _label(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     places: list[float] = []
     for height, _ in heights:
         places.append(max(height, places[-1] + LABEL_GAP) if places else height)
-    overflow = max(0.0, places[-1] - 1) if places else 0.0
-    for i in reversed(range(len(places))):  # labels pushed out at the top move back down
-        above = places[i + 1] - LABEL_GAP if i + 1 < len(places) else 1.0
-        places[i] = min(places[i], above) if overflow else places[i]
+    if places and places[-1] > 1:  # labels pushed out at the top move back down
+        places[-1] = 1.0
+        for i in reversed(range(len(places) - 1)):
+            places[i] = min(places[i], places[i + 1] - LABEL_GAP)
     for place, (_, net) in zip(places, heights, strict=True):
         axes.annotate(net, (1.03, place), xycoords="axes fraction", color=colours[net], va="center", fontsize=FONT_SIZE)
 

@@ -74,19 +74,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(f"there is no weights file {path}: give a state dict (.pt, .pth, .safetensors)")
-    loaded = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    loaded = _load(path)
     for key in NESTINGS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
-    if not _is_state_dict(loaded):
+    entries = loaded.items() if isinstance(loaded, Mapping) else ()
+    if not entries or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
         raise UserError(f"{path} holds no state dict (a mapping of names to tensors): give one in torchvision's naming")
-    return {_usual_name(key): value for key, value in loaded.items()}
-
-
-def _is_state_dict(loaded: Any) -> bool:
-    if not isinstance(loaded, Mapping) or not loaded:
-        return False
-    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items())
+    return {_usual_name(key): value for key, value in entries}
 
 
 def _usual_name(key: str) -> str:
@@ -96,9 +91,13 @@ def _usual_name(key: str) -> str:
     return key
 
 
-def _read_torch(path: Path) -> Any:
+def _load(path: Path) -> Any:
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file ({error}): download or save it again") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a truncated zip file
             raise
@@ -113,10 +112,3 @@ def _is_pickled(path: Path) -> bool:
     """Return whether a file starts as those of torch.save: as a zip file, or (before torch 1.6) as a pickle."""
     with open(path, "rb") as file:
         return file.read(2).startswith((b"PK", b"\x80"))
-
-
-def _read_safetensors(path: Path) -> Any:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file ({error}): download or save it again") from None

@@ -44,17 +44,15 @@ def inference_net(net: nn.Module) -> nn.Module:
     with torch.backends.cudnn.flags(enabled=None, allow_tf32=False):
         expected = folded(image)
         for conv, norm in pairs.items():
-            _fold(folded, conv, norm)
+            convolution, normalization = folded.get_submodule(conv), folded.get_submodule(norm)
+            assert isinstance(convolution, nn.Conv2d) and isinstance(normalization, nn.BatchNorm2d), (conv, norm)
+            assert convolution.out_channels == normalization.num_features, (
+                f"{norm} cannot follow {conv}: other channels"
+            )
+            folded.set_submodule(conv, fuse_conv_bn_eval(convolution, normalization))
+            folded.set_submodule(norm, nn.Identity())
         _check(folded(image), expected, f"conv_norm_pairs of {type(net).__name__} or of one of its blocks")
     return folded
-
-
-def _fold(net: nn.Module, conv: str, norm: str) -> None:
-    convolution, normalization = net.get_submodule(conv), net.get_submodule(norm)
-    assert isinstance(convolution, nn.Conv2d) and isinstance(normalization, nn.BatchNorm2d), (conv, norm)
-    assert convolution.out_channels == normalization.num_features, f"{norm} cannot follow {conv}: other channels"
-    net.set_submodule(conv, fuse_conv_bn_eval(convolution, normalization))
-    net.set_submodule(norm, nn.Identity())
 
 
 def _check(scores: Tensor, expected: Tensor, declared: str) -> None:

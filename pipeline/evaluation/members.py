@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from pipeline.base.layout import CONFIG
 from pipeline.data.dataset import Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.protocols import PROTOCOLS
-from pipeline.evaluation.score_files import ScoreFile, newest, read
+from pipeline.evaluation.score_files import newest
 from pipeline.evaluation.scores import read_provenance
 from pipeline.run.options import load
 from pipeline.tracking import mlflow_run_id
@@ -50,11 +51,10 @@ def find_members(texts: Sequence[str], *, runs: Path, split: str, weights: str) 
 def shared_protocols(members: Sequence[Member], wanted: Sequence[str]) -> list[str]:
     """Return the `wanted` protocols, or all that all members have scores of. Raises UserError if a member lacks one."""
     shared = [name for name in PROTOCOLS if all(name in member.files for member in members)]
-    for name in wanted:
-        lacking = [member.name for member in members if name not in member.files]
-        if lacking:
+    for name, member in itertools.product(wanted, members):
+        if name not in member.files:
             raise UserError(
-                f"{lacking[0]} has no {name} scores: write them with 'python -m pipeline.evaluate ... --protocol {name}'"
+                f"{member.name} has no {name} scores: write them with 'python -m pipeline.evaluate ... --protocol {name}'"
             )
     if not shared:
         each = "; ".join(f"{member.name}: {', '.join(member.files)}" for member in members)
@@ -62,17 +62,12 @@ def shared_protocols(members: Sequence[Member], wanted: Sequence[str]) -> list[s
     return list(wanted) or shared
 
 
-def read_members(members: Sequence[Member], protocol: str) -> list[ScoreFile]:
-    """Read every member's score file under one protocol."""
-    return [read(member.files[protocol]) for member in members]
-
-
 def dataset_of(members: Sequence[Member], data: str | None, sha256: str) -> Dataset:
     """The dataset that the members' scores are of: `data`, a folder or a URL, or that of the first run among the members.
 
     Raises UserError where its manifest's hash is not `sha256`.
     """
-    runs = [one.run for one in members if one.run is not None]
+    runs = [member.run for member in members if member.run is not None]
     if data is None and not runs:
         raise UserError("score files do not say where their dataset lies: give it with --data")
     dataset = open_dataset(data or load(runs[0] / CONFIG).data)
@@ -90,14 +85,10 @@ def _find(text: str, runs: Path, split: str, weights: str) -> Member:
             raise UserError(f"{path} is not a run folder (it has no {CONFIG}): give runs/NAME or a score file")
         return Member(name=path.resolve().name, run=path, files=newest(path, split, weights))
     if path.is_file():
-        run = path.absolute().parent.parent
-        in_run = (run / CONFIG).is_file()
-        provenance, _ = read_provenance(path)
-        return Member(
-            name=f"{run.name}/{path.stem}" if in_run else path.stem,
-            run=run if in_run else None,
-            files={provenance.protocol: path},
-        )
+        run, files = path.absolute().parent.parent, {read_provenance(path)[0].protocol: path}
+        if (run / CONFIG).is_file():
+            return Member(name=f"{run.name}/{path.stem}", run=run, files=files)
+        return Member(name=path.stem, run=None, files=files)
     if MLFLOW_RUN_ID.fullmatch(text):
         for config in sorted(runs.glob(f"*/{CONFIG}")):
             if mlflow_run_id(config.parent) == text:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -90,10 +89,6 @@ def find_checkpoint(target: Path) -> Path:
     return target
 
 
-class CheckpointRemovedError(UserError):
-    """A checkpoint was removed after it was found and before it was read."""
-
-
 def open_target(target: Path, weights: Weights, data: str | None, world: World, base: Path = Path()) -> TrainedNet:
     """Open the net of a run folder or a checkpoint, the same on every rank. A collective: every rank calls it.
 
@@ -102,31 +97,30 @@ def open_target(target: Path, weights: Weights, data: str | None, world: World, 
     """
     for _ in range(FIND_ATTEMPTS if on_main(world, target.is_dir) else 1):
         path = on_main(world, lambda: find_checkpoint(target))
-        trained: TrainedNet | None = None
-        with suppress(CheckpointRemovedError):
-            trained = open_checkpoint(path, weights, data, base)
+        trained = open_checkpoint(path, weights, data, base)
         removed = sum_over_ranks(world, int(trained is None))
         if trained is not None and not removed:
             return trained
-    raise _removed(path)
+    raise UserError(
+        f"{path} was removed before it could be read (a training keeps only its newest): give the run folder instead"
+    )
 
 
-def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base: Path = Path()) -> TrainedNet:
-    """Open the net in one checkpoint file of a run.
+def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base: Path = Path()) -> TrainedNet | None:
+    """Open the net in one checkpoint file of a run; None if the file was removed after it was found.
 
     data: the dataset to test on; None is the one in the run's config. base: where relative locations of datasets begin.
-    Raises UserError if the file is damaged or has no such weights, CheckpointRemovedError if it is gone.
+    Raises UserError if the file is damaged or has no such weights.
     """
     run, state = _run_of(path), read_verified(path)
     if state is None and not path.exists():
-        raise _removed(path)
+        return None
     if state is None:
         raise UserError(f"{path} is damaged (its digest differs): give another checkpoint of that run")
     config, key = load(run / CONFIG), STATE_KEYS[weights]
     if key not in state:
         raise UserError(f"{path} {MISSING[weights]}; use --weights final")
-    classes = classes_of(state[key], path)
-    net = build(config.arch, classes=classes, shortcut=config.shortcut, stride=config.stride)
+    net = build(config.arch, classes=classes_of(state[key], path), shortcut=config.shortcut, stride=config.stride)
     load_weights(net, state[key], path)
     return TrainedNet(
         net=net,
@@ -174,12 +168,6 @@ def digest(state: Mapping[str, Tensor]) -> str:
             hashed.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
             hashed.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()
-
-
-def _removed(path: Path) -> CheckpointRemovedError:
-    return CheckpointRemovedError(
-        f"{path} was removed before it could be read (a training keeps only its newest): give the run folder instead"
-    )
 
 
 def _run_of(checkpoint: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,34 +22,14 @@ def add_member_options(parser: argparse.ArgumentParser, protocol: str, split: st
     parser.add_argument("--protocol", action="append", metavar="NAME", help=protocol)
     parser.add_argument("--split", default=split, help=f"of the score files (default {split})")
     add_weights_option(parser, "of the score files")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="where MLflow run ids are looked up (default runs)"
-    )
+    help = "where MLflow run ids are looked up (default runs)"
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help=help)
 
 
 def chosen_members(args: argparse.Namespace, texts: Sequence[str]) -> tuple[list[Member], list[str]]:
     """The members that `texts` name, and their protocols: those of `--protocol`, else all that they share."""
     members = find_members(texts, runs=args.runs, split=args.split, weights=args.weights)
     return members, shared_protocols(members, protocol_names(args.protocol) if args.protocol else [])
-
-
-def three_numbers(text: str) -> tuple[float, float, float]:
-    """`123.675,116.28,103.53`: one finite number per channel."""
-    try:
-        red, green, blue = (float(part) for part in text.split(","))
-    except ValueError:
-        red = math.nan
-    if math.isnan(red) or not all(map(math.isfinite, (red, green, blue))):
-        raise argparse.ArgumentTypeError(f"'{text}' is not three numbers R,G,B")
-    return red, green, blue
-
-
-def three_positive_numbers(text: str) -> tuple[float, float, float]:
-    """Three numbers that can be divided by."""
-    numbers = three_numbers(text)
-    if min(numbers) <= 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not three numbers above 0: pixels are divided by them")
-    return numbers
 
 
 def positive(text: str) -> int:

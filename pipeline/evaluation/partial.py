@@ -7,7 +7,7 @@ import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,10 +56,9 @@ class PartialScores:
         if self.path is None or not self._scored.any():
             return
         ids = np.flatnonzero(self._scored)
-        arrays: dict[str, Any] = {"fingerprint": np.array(self.fingerprint), "ids": ids, "scores": self.scores[ids]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, allow_pickle=False, fingerprint=self.fingerprint, ids=ids, scores=self.scores[ids])
 
     def _take_over(self, path: Path) -> None:
         try:

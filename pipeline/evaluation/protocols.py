@@ -161,10 +161,7 @@ PROTOCOLS = {
             blocks=even_blocks(16),
         ),
         Protocol(
-            name="multi-scale",
-            views=scaled_views,
-            classify=fully_convolutional_softmax,
-            blocks=like_shaped_blocks(8),
+            name="multi-scale", views=scaled_views, classify=fully_convolutional_softmax, blocks=like_shaped_blocks(8)
         ),
     )
 }

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ from pipeline.base.layout import RESPONSES
 from pipeline.data.dataset import Split
 from pipeline.data.loader import evaluation_batches
 from pipeline.evaluation.protocols import channels_first, find
-from pipeline.evaluation.scoring import EvaluationSettings
+from pipeline.evaluation.scoring import EvaluationSettings, check_not_empty, gather
 from pipeline.models.pairs import response_layers
 from pipeline.process.world import World
 
@@ -73,16 +72,13 @@ def standard_deviation(parts: NDArray[np.float64]) -> float:
     return math.sqrt(math.fsum(squares + count * (mean - common) ** 2 for count, mean, squares in rows) / total)
 
 
-def measure(
-    net: nn.Module, split: Split, showing: EvaluationSettings, *, world: World, show_progress: bool = False
-) -> dict[str, float] | None:
+def measure(net: nn.Module, split: Split, showing: EvaluationSettings, *, world: World) -> dict[str, float] | None:
     """The standard deviation of each 3x3 layer's responses over `split`; None on ranks other than 0. A collective.
 
     net: on the world's device, the same on all ranks. showing: how images are prepared; each is seen in its centre crop.
     Raises UserError for an empty split and for images that do not decode.
     """
-    if len(split) == 0:
-        raise UserError(f"the split '{split.name}' of {split.folder} is empty: measure on one that has images")
+    check_not_empty(split)
     protocol = find("center")
     (view,) = protocol.views(showing.short_side, showing.crop)
     blocks = protocol.blocks(split, (view,))
@@ -90,20 +86,19 @@ def measure(
     rows = -(-len(blocks) // world.size)  # blocks of rank 0; a rank with one block less leaves its last row zero
     layers = response_layers(net)
     table = torch.zeros(rows, len(layers), 3, dtype=torch.float64, device=world.device)
-    bar = Progress(len(split), f"responses {split.name}", "images", enabled=show_progress and world.is_main)
+    bar = Progress(len(split), f"responses {split.name}", "images", enabled=world.is_main)
     if mine:
-        batches = evaluation_batches(
-            split, view, showing.normalization_of(view), mine, world.device, showing.loader
-        )  # fmt: skip
+        normalization = showing.normalization_of(view)
+        batches = evaluation_batches(split, view, normalization, mine, world.device, showing.loader)
         with bar as progress, batches, _watching(net, layers) as seen, torch.inference_mode():
             for row, batch in enumerate(batches):
                 net(channels_first(batch.images))
                 table[row] = torch.stack([seen[name] for name in layers])
                 shown = blocks[row * world.size : (row + 1) * world.size]
                 progress.advance(sum(map(len, shown)))
-    parts = _gather(table, world)
-    if parts is None:
+    if not (tables := gather(table, world)):
         return None
+    parts = torch.cat(tables).cpu().numpy()  # float64 [rows of all ranks, layers, 3]; rows of zeros belong to no block
     return {name: standard_deviation(parts[parts[:, i, 0] > 0, i]) for i, name in enumerate(layers)}
 
 
@@ -126,19 +121,9 @@ def _watching(net: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[dict[
             handle.remove()
 
 
-def _gather(table: Tensor, world: World) -> NDArray[np.float64] | None:
-    """The tables of all ranks, float64 [rows, layers, 3], on rank 0, else None; rows of zeros belong to no block."""
-    if world.size == 1:
-        return table.cpu().numpy()
-    received = [torch.empty_like(table) for _ in range(world.size)] if world.is_main else None
-    dist.gather(table, received)
-    return torch.cat(received).cpu().numpy() if received else None
-
-
-def save(responses: Responses, path: Path) -> Path:
+def save(responses: Responses, path: Path) -> None:
     """Write a file such as RUN/responses.json, completely or not at all."""
     write_text(path, json.dumps(asdict(responses), indent=1) + "\n")
-    return path
 
 
 def read(run: Path) -> Responses | None:

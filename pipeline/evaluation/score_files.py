@@ -38,10 +38,6 @@ class Speed:
     device: str
     threads: int
 
-    @property
-    def images_per_second(self) -> float:
-        return self.images / self.seconds
-
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreFile:
@@ -53,7 +49,7 @@ class ScoreFile:
 
     @property
     def images_per_second(self) -> float | None:
-        return self.speed.images_per_second if self.speed else None
+        return self.speed.images / self.speed.seconds if self.speed else None
 
 
 def metric_kind(protocol: str, split: str, weights: str, trial: str = "") -> str:
@@ -108,8 +104,7 @@ def make(
         return existing
     partial = path.with_suffix(PARTIAL_SCORES)
     scored = score_split(
-        trained.net, split, protocol, settings, world=world, classes=trained.classes, provenance=provenance,
-        partial=partial, show_progress=True,
+        trained.net, split, protocol, settings, world=world, classes=trained.classes, provenance=provenance, partial=partial
     )  # fmt: skip
     if scored is None:
         return None
@@ -171,8 +166,7 @@ def provenance_of(
 
 def newest(run: Path, split: str, weights: str) -> dict[str, Path]:
     """Return a run's newest canonical score file by protocol. Raises UserError if the run has none of that split."""
-    candidates = {protocol: score_files_in(run, protocol, split, weights) for protocol in PROTOCOLS}
-    files = {protocol: found[-1][1] for protocol, found in candidates.items() if found}
+    files = {name: found[-1][1] for name in PROTOCOLS if (found := score_files_in(run, name, split, weights))}
     if not files:
         raise UserError(
             f"the run {run} has no scores of the split '{split}' ({weights} weights): "
@@ -184,10 +178,9 @@ def newest(run: Path, split: str, weights: str) -> dict[str, Path]:
 def _describe(normalization: Statistics | Normalization) -> str:
     if isinstance(normalization, Statistics):
         return "per-pixel mean " + hashlib.sha256(normalization.mean_image.tobytes()).hexdigest()[:16]
-    parts = [f"mean {','.join(f'{value:g}' for value in normalization.mean.ravel())}"]
-    if normalization.std is not None:
-        parts.append(f"std {','.join(f'{value:g}' for value in normalization.std.ravel())}")
-    return " ".join(parts)
+    given = {"mean": normalization.mean, "std": normalization.std}
+    texts = {name: ",".join(f"{v:g}" for v in values.ravel()) for name, values in given.items() if values is not None}
+    return " ".join(f"{name} {text}" for name, text in texts.items())
 
 
 def _read_speed(path: Path) -> Speed | None:

@@ -15,6 +15,8 @@ import dataclasses
 import hashlib
 import json
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,8 +38,6 @@ ONE = 0x3C00  # the bits of float16 1.0; the bits of non-negative float16 number
 # to 1 within 5e-4 + classes * 3e-8.
 SUM_TOLERANCE = 2e-3
 ROWS = 1024  # rows computed at a time, which bounds the memory of 50,000 x 1000 arithmetic
-
-FloatArray = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,20 +89,13 @@ class Scores:
 
     @cached_property
     def labels_sha256(self) -> str:
-        """Equal for score files of the same images with the same labels."""
-        return labels_digest(self.ids, self.labels)
+        """SHA-256 of the (sample id, label) pairs, little-endian int64: equal for the same images with the same labels."""
+        pairs = np.stack([self.ids, self.labels], axis=1).astype("<i8")
+        return hashlib.sha256(pairs.tobytes()).hexdigest()
 
     def errors(self, k: int) -> float | None:
         """Return the top-k error in percent; None if the split has no labels."""
-        if not self.labelled:
-            return None
-        return percent(top_k_errors(self.scores, self.labels, k))
-
-
-def labels_digest(ids: NDArray[np.int64], labels: NDArray[np.int64]) -> str:
-    """Return the SHA-256 of the (sample id, label) pairs, little-endian int64."""
-    pairs = np.stack([ids, labels], axis=1).astype("<i8")
-    return hashlib.sha256(pairs.tobytes()).hexdigest()
+        return 100.0 * int((ranks_of(self) >= k).sum()) / len(self) if self.labelled else None
 
 
 def ranks(scores: Tensor, labels: Tensor) -> Tensor:
@@ -124,106 +117,81 @@ def ranks(scores: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(result)
 
 
-def top_k_errors(scores: FloatArray, labels: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    """Return bool [N], True if the true class is not among the first k answers; order and arguments as in `ranks`."""
-    return (ranks(torch.from_numpy(scores), torch.from_numpy(labels)) >= k).numpy()
-
-
 def ranks_of(scores: Scores) -> NDArray[np.int64]:
     """Return the `ranks` of a labelled score file, int64 [N]."""
     return ranks(torch.from_numpy(scores.scores), torch.from_numpy(scores.labels)).numpy()
-
-
-def percent(wrong: NDArray[np.bool_]) -> float:
-    """Return the share of True in percent."""
-    return 100.0 * int(wrong.sum()) / len(wrong)
 
 
 def save(scores: Scores, path: Path) -> None:
     """Write a score file, whole or not at all. Equal scores give equal bytes."""
     provenance = {**dataclasses.asdict(scores.provenance), "labels_sha256": scores.labels_sha256}
     text = json.dumps({"format": FORMAT, "version": VERSION, **provenance}, sort_keys=True)
-    arrays: dict[str, Any] = {
-        "scores": scores.scores,
-        "ids": scores.ids,
-        "labels": scores.labels,
-        "provenance": np.array(text),
-    }
+    arrays: dict[str, Any] = {"scores": scores.scores, "ids": scores.ids, "labels": scores.labels}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, allow_pickle=False, **arrays, provenance=np.array(text))
 
 
 def read_provenance(path: Path) -> tuple[Provenance, str]:
     """Read provenance and labels_sha256 of a score file, without its scores. Raises UserError as `load` does."""
     with _open(path) as arrays:
-        return _provenance(arrays, path)
+        return _provenance(arrays)
 
 
 def load(path: Path) -> Scores:
     """Read and check a score file. Raises UserError if it is missing, damaged or not a table of softmax scores."""
     with _open(path) as arrays:
-        provenance, labels_sha256 = _provenance(arrays, path)
-        try:
-            columns = {key: arrays[key] for key in ("scores", "ids", "labels")}
-        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise _damaged(path, error) from None
-    scores = Scores(**columns, provenance=provenance, path=path)
-    _check(scores, labels_sha256, path)
+        provenance, labels_sha256 = _provenance(arrays)
+        columns = {key: arrays[key] for key in ("scores", "ids", "labels")}
+        scores = Scores(**columns, provenance=provenance, path=path)
+        _check(scores, labels_sha256)
     return scores
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """The arrays in a score file. Raises UserError where they cannot be read, or the caller finds a fault (ValueError)."""
     try:
-        arrays = np.load(path, allow_pickle=False)
+        # ZipFile refuses other formats. NumPy would take them for pickles, and its message would explain how to open those.
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
+            yield arrays
     except FileNotFoundError:
         raise UserError(f"there is no score file {path}: write one with 'python -m pipeline.evaluate'") from None
-    except ValueError:  # NumPy takes any other format for a pickle, and its message would explain how to open that
-        raise _damaged(path, "it is no NumPy archive") from None
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise _damaged(path, error) from None
-    if not isinstance(arrays, np.lib.npyio.NpzFile):
-        raise _damaged(path, "a bare array")
-    return arrays
-
-
-def _damaged(path: Path, reason: object) -> UserError:
-    reason = " ".join(str(reason).split()).rstrip(".")
-    return UserError(
-        f"{path} is not a readable score file ({reason}): evaluate again with 'python -m pipeline.evaluate'"
-    )
-
-
-def _provenance(arrays: Any, path: Path) -> tuple[Provenance, str]:
-    try:
-        fields = json.loads(str(arrays["provenance"]))
-        if (fields.pop("format"), fields.pop("version")) != (FORMAT, VERSION):
-            raise ValueError("another format or version")
-        labels_sha256 = fields.pop("labels_sha256")
-        fields["short_sides"] = tuple(fields["short_sides"])
-        return Provenance(**fields), labels_sha256
     except (KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise _damaged(path, error) from None
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"{path} is not a readable score file ({reason}): evaluate again with 'python -m pipeline.evaluate'"
+        ) from None
 
 
-def _check(scores: Scores, labels_sha256: str, path: Path) -> None:
-    """Raise UserError unless these are softmax scores float16 [N, classes] of samples 0 to N - 1, labelled or not."""
+def _provenance(arrays: Any) -> tuple[Provenance, str]:
+    fields = json.loads(str(arrays["provenance"]))
+    if (fields.pop("format"), fields.pop("version")) != (FORMAT, VERSION):
+        raise ValueError("another format or version")
+    labels_sha256 = fields.pop("labels_sha256")
+    fields["short_sides"] = tuple(fields["short_sides"])
+    return Provenance(**fields), labels_sha256
+
+
+def _check(scores: Scores, labels_sha256: str) -> None:
+    """Raise ValueError unless these are scores float16 [N, classes] of samples 0 to N - 1, labelled or not.
+
+    Raises UserError where there are none, and where they are no softmax.
+    """
     table, ids, labels = scores.scores, scores.ids, scores.labels
     if table.dtype != np.float16 or table.ndim != 2 or table.shape[1] < 1:
-        raise _damaged(path, f"its scores are {table.dtype} {list(table.shape)}, not float16 [N, classes]")
+        raise ValueError(f"its scores are {table.dtype} {list(table.shape)}, not float16 [N, classes]")
     if not (ids.dtype == labels.dtype == np.int64 and ids.shape == labels.shape == table.shape[:1]):
-        raise _damaged(
-            path, f"its {len(table)} rows of scores do not fit its ids {ids.shape} and labels {labels.shape}"
-        )
+        raise ValueError(f"its {len(table)} rows of scores do not fit its ids {ids.shape} and labels {labels.shape}")
     if len(table) == 0:
-        raise UserError(f"{path} holds no scores because its split is empty: evaluate one that has images")
+        raise UserError(f"{scores.path} holds no scores because its split is empty: evaluate one that has images")
     if not np.array_equal(ids, np.arange(len(ids))):
-        raise _damaged(path, "its ids are not 0 to N - 1 in order")
+        raise ValueError("its ids are not 0 to N - 1 in order")
     if labels.min() < UNLABELLED or labels.max() >= table.shape[1]:
-        raise _damaged(path, f"labels {labels.min()} to {labels.max()} with {table.shape[1]} classes")
+        raise ValueError(f"labels {labels.min()} to {labels.max()} with {table.shape[1]} classes")
     if scores.labels_sha256 != labels_sha256:
-        raise _damaged(path, "its labels' hash differs")
-    check_softmax(table, str(path))
+        raise ValueError("its labels' hash differs")
+    check_softmax(table, str(scores.path))
 
 
 def check_softmax(table: NDArray[np.float16], place: str) -> None:

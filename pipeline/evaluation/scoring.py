@@ -18,7 +18,6 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.base.command import Progress, UserError
@@ -30,7 +29,7 @@ from pipeline.evaluation.inference import inference_net
 from pipeline.evaluation.partial import PartialScores
 from pipeline.evaluation.protocols import PROTOCOLS, Block, Protocol, View, ViewContext, feature_side, mirror_of
 from pipeline.evaluation.scores import Provenance, Scores, check_softmax, ranks
-from pipeline.process.world import World
+from pipeline.process.world import World, on_main
 
 Precision = Literal["float32", "bf16"]
 GATHER_ROUNDS = 4  # rounds (a block on every rank) between two gathers, so that a GPU does not stop for every block
@@ -76,7 +75,6 @@ def score_split(
     classes: int,
     provenance: Provenance,
     partial: Path | None = None,
-    show_progress: bool = False,
 ) -> Scored | None:
     """Return the softmax scores of every sample of `split`; None on ranks other than 0. A collective: every rank calls it.
 
@@ -85,27 +83,31 @@ def score_split(
     fingerprints are equal; the caller removes it after the score file is written.
     Raises UserError for an empty split, an image that does not decode, and scores that are no softmax (NaN).
     """
-    _check_not_empty(split)
+    check_not_empty(split)
     started = time.monotonic()
     blocks = protocol.blocks(split, protocol.views(settings.short_side, settings.crop))
     kept = PartialScores(len(split), classes, provenance.fingerprint, partial) if world.is_main else None
-    todo = _agreed_todo(kept, blocks, world)
+    most = GATHER_ROUNDS * max(map(len, blocks))  # images that a rank scores between two gathers
+    todo = on_main(world, lambda: [i for i, block in enumerate(blocks) if kept is None or not kept.has(block)])
     done = len(split) - sum(len(blocks[i]) for i in todo)
     text = f"{provenance.arch} {protocol.name} {split.name}"
     mine = [blocks[i] for i in todo[world.rank :: world.size]]
     with (
         kept or nullcontext(),
-        Progress(len(split), text, "images", start=done, enabled=show_progress and world.is_main) as progress,
+        Progress(len(split), text, "images", start=done, enabled=world.is_main) as progress,
         _softmaxes(net, split, protocol, settings, mine, world) as results,
     ):
-        for step in _steps(todo, world):
+        for start in range(0, len(todo), GATHER_ROUNDS * world.size):
+            step = todo[start : start + GATHER_ROUNDS * world.size]  # rank r takes every W-th, starting at r
             rows = [next(results)[0] for _ in step[world.rank :: world.size]]
-            parts = _gather(rows, max(map(len, blocks)), classes, world)
+            table = torch.zeros(most, classes, dtype=torch.float16, device=world.device)
+            if rows:
+                table[: sum(map(len, rows))] = torch.cat(rows)
+            parts = gather(table, world)
             if kept is None:
                 continue
-            for rank, part in enumerate(parts):
-                ids = [blocks[i] for i in step[rank :: world.size]]
-                kept.add(np.concatenate(ids) if ids else np.empty(0, np.int64), part)
+            for rank, part in enumerate(parts[: len(step)]):  # a rank that has no block in the last step sends zeros
+                kept.add(np.concatenate([blocks[i] for i in step[rank :: world.size]]), part.cpu().numpy())
             progress.advance(sum(len(blocks[i]) for i in step))
     if kept is None:
         return None
@@ -140,7 +142,7 @@ def evaluate_errors(
     True raises GivenUp. For the other arguments see `EvaluationSettings` and `score_split`. Raises UserError for a split
     that is empty or has no labels, and for an image that does not decode.
     """
-    _check_not_empty(split)
+    check_not_empty(split)
     if (split.labels == UNLABELLED).any():
         raise UserError(f"the split '{split.name}' of {split.folder} has no labels: evaluate on one that has")
     settings = EvaluationSettings(
@@ -162,26 +164,10 @@ def evaluate_errors(
     return 100.0 * top1 / len(split), 100.0 * top5 / len(split)
 
 
-def _check_not_empty(split: Split) -> None:
+def check_not_empty(split: Split) -> None:
+    """Raise UserError for a split without images."""
     if len(split) == 0:
         raise UserError(f"the split '{split.name}' of {split.folder} is empty: evaluate on one that has images")
-
-
-def _agreed_todo(kept: PartialScores | None, blocks: Sequence[Block], world: World) -> list[int]:
-    """Return the numbers of the blocks that still have to be scored, as rank 0 broadcasts them."""
-    missing = torch.ones(len(blocks), dtype=torch.uint8)
-    if kept is not None:
-        missing = torch.tensor([not kept.has(block) for block in blocks], dtype=torch.uint8)
-    if world.size > 1:
-        missing = missing.to(world.device)
-        dist.broadcast(missing, 0)
-    return [i for i, flag in enumerate(missing.tolist()) if flag]
-
-
-def _steps(todo: Sequence[int], world: World) -> Iterator[Sequence[int]]:
-    """Yield the blocks that all ranks together score between two gathers; rank r takes every W-th, starting at r."""
-    size = GATHER_ROUNDS * world.size
-    return (todo[start : start + size] for start in range(0, len(todo), size))
 
 
 @contextmanager
@@ -225,13 +211,10 @@ def _classify(
     return mean.half(), batches[0].labels
 
 
-def _gather(rows: Sequence[Tensor], block_size: int, classes: int, world: World) -> list[NDArray[np.float16]]:
-    """Return float16 [rows, classes] of each rank, perhaps with padding after its rows; on other ranks than 0 nothing."""
+def gather(table: Tensor, world: World) -> list[Tensor]:
+    """The tables of all ranks, which have equal shapes, on rank 0; none on other ranks. A collective: every rank calls it."""
     if world.size == 1:
-        return [torch.cat(list(rows)).cpu().numpy()]
-    sent = torch.zeros(GATHER_ROUNDS * block_size, classes, dtype=torch.float16, device=world.device)
-    if rows:
-        sent[: sum(map(len, rows))] = torch.cat(list(rows))
-    received = [torch.empty_like(sent) for _ in range(world.size)] if world.is_main else None
-    dist.gather(sent, received)
-    return [part.cpu().numpy() for part in received or []]
+        return [table]
+    received = [torch.empty_like(table) for _ in range(world.size)] if world.is_main else None
+    dist.gather(table, received)
+    return received or []

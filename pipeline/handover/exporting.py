@@ -30,10 +30,10 @@ CHECKED_BATCHES = (1, 3)
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A file format. `write(path, deployed)` writes it; `read(path, deployed)` returns the file as images -> softmax."""
+    """A file format. `content(deployed)` is what the file holds; `read(path, deployed)` is the file as images -> softmax."""
 
     file: str
-    write: Callable[[Path, Deployed], None]
+    content: Callable[[Deployed], bytes]
     read: Callable[[Path, Deployed], Callable[[Tensor], Tensor]]
 
 
@@ -68,7 +68,9 @@ def export(module: Deployed, folder: Path, name: str) -> Exported:
     file_format = FORMATS[name]
     path = folder / file_format.file
     folder.mkdir(parents=True, exist_ok=True)
-    file_format.write(path, module)
+    content = file_format.content(module)
+    with replacing(path) as file:
+        file.write(content)
     read, difference = file_format.read(path, module), 0.0
     generator = torch.Generator().manual_seed(0)
     for batch in CHECKED_BATCHES:
@@ -81,11 +83,9 @@ def export(module: Deployed, folder: Path, name: str) -> Exported:
     return Exported(format=name, path=path, difference=difference)
 
 
-def _write_safetensors(path: Path, module: Deployed) -> None:
+def _safetensors(module: Deployed) -> bytes:
     state = {key: value.contiguous() for key, value in module.net.state_dict().items()}
-    content = safetensors.torch.save(state, metadata={"format": "pt"})
-    with replacing(path) as file:
-        file.write(content)
+    return safetensors.torch.save(state, metadata={"format": "pt"})
 
 
 def _read_safetensors(path: Path, module: Deployed) -> Callable[[Tensor], Tensor]:
@@ -102,26 +102,19 @@ def _program(module: Deployed) -> torch.export.ExportedProgram:
     return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
 
 
-def _write_torch_export(path: Path, module: Deployed) -> None:
+def _torch_export(module: Deployed) -> bytes:
     buffer = io.BytesIO()
     torch.export.save(_program(module), buffer)
-    with replacing(path) as file:
-        file.write(buffer.getvalue())
+    return buffer.getvalue()
 
 
-def _read_torch_export(path: Path, module: Deployed) -> Callable[[Tensor], Tensor]:
-    return torch.export.load(path).module()
-
-
-def _write_onnx(path: Path, module: Deployed) -> None:
+def _onnx(module: Deployed) -> bytes:
     with contextlib.redirect_stdout(io.StringIO()):  # hides the exporter's progress
         program = torch.onnx.export(
             _program(module), (), input_names=["images"], output_names=["scores"], dynamo=True, verbose=False
         )
     assert program is not None
-    content = program.model_proto.SerializeToString()
-    with replacing(path) as file:
-        file.write(content)
+    return program.model_proto.SerializeToString()
 
 
 def _read_onnx(path: Path, module: Deployed) -> Callable[[Tensor], Tensor]:
@@ -132,7 +125,9 @@ def _read_onnx(path: Path, module: Deployed) -> Callable[[Tensor], Tensor]:
 
 
 FORMATS = {
-    "safetensors": Format(file="model.safetensors", write=_write_safetensors, read=_read_safetensors),
-    "torch-export": Format(file="model.pt2", write=_write_torch_export, read=_read_torch_export),
-    "onnx": Format(file="model.onnx", write=_write_onnx, read=_read_onnx),
+    "safetensors": Format(file="model.safetensors", content=_safetensors, read=_read_safetensors),
+    "torch-export": Format(
+        file="model.pt2", content=_torch_export, read=lambda path, _: torch.export.load(path).module()
+    ),
+    "onnx": Format(file="model.onnx", content=_onnx, read=_read_onnx),
 }

@@ -44,22 +44,18 @@ class Confusion:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """One image: sample id, true class, predicted class, and the softmax scores of both (0..1)."""
+    """One image: sample id, true class, predicted class, and the predicted class's softmax score (0..1)."""
 
     sample: int
     true: int
     predicted: int
     score: float
-    true_score: float
 
 
 def class_errors(scores: Scores) -> list[ClassErrors]:
     """Return the errors of every class that has images, worst first: by top-1 error rate, then top-5, then label."""
     ranks = ranks_of(scores)
-    counts = [
-        np.bincount(scores.labels[chosen], minlength=scores.classes)
-        for chosen in (slice(None), ranks >= 1, ranks >= 5)
-    ]  # fmt: skip
+    counts = [np.bincount(scores.labels[ranks >= k], minlength=scores.classes) for k in (0, 1, 5)]  # 0: all images
     errors = [
         ClassErrors(label=label, images=int(n), top1_wrong=int(top1), top5_wrong=int(top5))
         for label, (n, top1, top5) in enumerate(zip(*counts, strict=True))
@@ -89,7 +85,6 @@ def confident_mistakes(scores: Scores, count: int) -> list[Mistake]:
             true=int(scores.labels[row]),
             predicted=int(predicted[row]),
             score=float(scores.scores[row, predicted[row]]),
-            true_score=float(scores.scores[row, scores.labels[row]]),
         )
         for row in chosen
     ]

@@ -74,14 +74,13 @@ def model_card(
     assert trained.run is not None
     parameters = sum(parameter.numel() for parameter in trained.net.parameters())
     shape = f"[N, {trained.crop}, {trained.crop}, 3]"
-    files = [
+    files = "\n".join(
         f"`{file.path.name}`: {USES[file.format][0]}; read back, its softmax scores differ from the net's by at most "
         f"{file.difference:.1g}.\n\n```python\n{USES[file.format][1]}\n```\n"
         for file in exported
-    ]
+    )
     # Only the keys that decide the weights: folders and machines do not belong on a card.
     recipe = yaml.safe_dump(trajectory(load_config(trained.run / CONFIG)), sort_keys=False)
-    newline = "\n"
     return f"""---
 library_name: pytorch
 pipeline_tag: image-classification
@@ -109,7 +108,7 @@ they subtract the training mean themselves. With the weights alone, subtract it 
 the channels first: the net takes [N, 3, {trained.crop}, {trained.crop}] and gives logits.
 
 ## Files
-{newline.join(files)}
+{files}
 ## Recipe
 ```yaml
 {recipe}```

@@ -59,8 +59,11 @@ def answers(members: Sequence[Scores]) -> Iterator[NDArray[np.int64]]:
         yield np.argsort(-mean, axis=1, kind="stable")[:, :ANSWERS]
 
 
-def write(path: Path, members: Sequence[Scores], ids: NDArray[np.int64], lines: int) -> None:
-    """Write the submission of the members' average, then read it back and check it. Raises UserError."""
+def write(path: Path, members: Sequence[Scores], ids: NDArray[np.int64], lines: int) -> list[list[int]]:
+    """Write the submission of the members' average, read it back and check it. Raises UserError.
+
+    Returns the answers in the file: they are scored, not what was meant to be written.
+    """
     if len(members[0]) != lines:
         raise UserError(
             f"the split has {len(members[0]):,} images, but a submission has {lines:,} lines: "
@@ -69,7 +72,7 @@ def write(path: Path, members: Sequence[Scores], ids: NDArray[np.int64], lines: 
     text = "".join(" ".join(map(str, row)) + "\n" for rows in answers(members) for row in ids[rows].tolist())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
-    read(path, lines, set(ids.tolist()))
+    return read(path, lines, set(ids.tolist()))
 
 
 def read(path: Path, lines: int, valid: set[int]) -> list[list[int]]:
