@@ -6,7 +6,7 @@ import-linter has contracts of layers, but neither sees module names in strings 
 
 Strings are read one by one, with constants that `+` and `/` join. Not caught: names that a call joins
 (".".join([...]), os.path.join(...), "{}.{}".format(...)), words of a command that a variable holds before another
-joins them (FOLDER = "doors"; FOLDER + ".local"), a package's bare name in a list or a mapping, and a module's name
+joins them (FOLDER = "launchers"; FOLDER + ".local"), a package's bare name in a list or a mapping, and a module's name
 without -m, python or a path before it in a longer sentence.
 """
 
