@@ -27,11 +27,6 @@ from pipeline.run.config import to_yaml
 from pipeline.run.folder import check_same
 
 CLUSTERS = ("slurm", "local", "debug")
-REMOVED = {  # option -> what does the same now
-    "--ensemble": "'python -m pipeline.experiment table5 --launcher slurm' trains, tests and averages the paper's ensemble",
-    "--array-of-archs": "submit each net by its own command, "
-    "'for arch in resnet18 resnet34; do python launch/slurm.py --arch $arch; done'",
-}
 
 
 def add_slurm_options(parser: ArgumentParser) -> None:
@@ -89,8 +84,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def refuse_removed_options(words: Sequence[str]) -> None:
     """Raise UserError, with what does the same now, for an option that is gone."""
     for option in (word.partition("=")[0] for word in words):
-        if option in REMOVED:
-            raise UserError(f"{option} is gone: {REMOVED[option]}")
+        if option == "--ensemble":
+            raise UserError(
+                "--ensemble is gone: 'python -m pipeline.experiment table5 --launcher slurm' trains, tests and averages the "
+                "paper's ensemble"
+            )
+        if option == "--array-of-archs":
+            raise UserError(
+                "--array-of-archs is gone: submit each net by its own command, "
+                "'for arch in resnet18 resnet34; do python launch/slurm.py --arch $arch; done'"
+            )
 
 
 def defaults_of(cluster: str) -> dict[str, Any]:

@@ -155,6 +155,7 @@ def test_a_launcher_is_added_by_two_variables(tmp_path: Path) -> None:
         assert first.stdout is not None and first.stdout.readline() == "has the run\n"
         with start(5) as second, start(4) as again:
             assert second.stdout is not None and second.stdout.readline() == "has the run\n"
-            said = [process.communicate("\n", limit(60)) for process in (first, second, again)]
-    assert said[0][0] == "has lost it\n" and said[1][0] == "keeps it\n"
-    assert said[2][0] == "" and "another process is training" in said[2][1]
+            # The refused one first: while the others wait, it ends by itself.
+            refused, lost, kept = (process.communicate("\n", limit(60)) for process in (again, first, second))
+    assert lost[0] == "has lost it\n" and kept[0] == "keeps it\n"
+    assert refused[0] == "" and "another process is training" in refused[1]
