@@ -163,7 +163,7 @@ def score(trained: TrainedNet, request: EvaluationRequest, world: World) -> list
     datasets = open_datasets(trained)
     dataset, split = datasets.tested, datasets.tested.split(request.split)
     threads = trained.loader.threads or max(1, available_cores() // world.local_size)
-    showing = EvaluationSettings(
+    settings = EvaluationSettings(
         short_side=request.short_side or trained.short_side,
         crop=trained.crop,
         normalization=normalization(datasets, request),
@@ -176,10 +176,10 @@ def score(trained: TrainedNet, request: EvaluationRequest, world: World) -> list
     guarded = request.scores is not None or trained.run is None  # nothing in such a name tells two evaluations apart
     results = []
     for protocol in map(find, request.protocols):
-        trial = trial_suffix(trained, dataset, protocol, showing)
+        trial = trial_suffix(trained, dataset, protocol, settings)
         path = request.base / (request.scores or score_path(trained, protocol.name, split.name, trial))
         result = make(
-            trained, split, dataset, protocol, showing, path, world=world, again=request.again, guarded=guarded
+            trained, split, dataset, protocol, settings, path, world=world, again=request.again, guarded=guarded
         )
         on_main(world, partial(record, trained, result, trial))
         results.append(result)

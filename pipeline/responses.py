@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def responses_of(trained: TrainedNet, datasets: Datasets, split: str, world: World) -> Responses | None:
     """The responses of a trained net, on rank 0. Every rank calls it."""
-    showing = EvaluationSettings(
+    settings = EvaluationSettings(
         short_side=trained.short_side,
         crop=trained.crop,
         normalization=datasets.statistics,
@@ -72,7 +72,7 @@ def responses_of(trained: TrainedNet, datasets: Datasets, split: str, world: Wor
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as in pipeline.evaluate
     trained.net.to(world.device).to(memory_format=torch.channels_last)
     images = datasets.tested.split(split)
-    measured = measure(trained.net, images, showing, world=world)
+    measured = measure(trained.net, images, settings, world=world)
     if measured is None:
         return None
     assert trained.iteration is not None, "a checkpoint of a run counts its updates"

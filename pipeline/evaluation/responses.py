@@ -72,15 +72,15 @@ def standard_deviation(parts: NDArray[np.float64]) -> float:
     return math.sqrt(math.fsum(squares + count * (mean - common) ** 2 for count, mean, squares in rows) / total)
 
 
-def measure(net: nn.Module, split: Split, showing: EvaluationSettings, *, world: World) -> dict[str, float] | None:
+def measure(net: nn.Module, split: Split, settings: EvaluationSettings, *, world: World) -> dict[str, float] | None:
     """The standard deviation of each 3x3 layer's responses over `split`; None on ranks other than 0. A collective.
 
-    net: on the world's device, the same on all ranks. showing: how images are prepared; each is seen in its centre crop.
+    net: on the world's device, the same on all ranks. settings: how images are prepared; each is seen in its centre crop.
     Raises UserError for an empty split and for images that do not decode.
     """
     check_not_empty(split)
     protocol = find("center")
-    (view,) = protocol.views(showing.short_side, showing.crop)
+    (view,) = protocol.views(settings.short_side, settings.crop)
     blocks = protocol.blocks(split, (view,))
     mine = blocks[world.rank :: world.size]
     rows = -(-len(blocks) // world.size)  # blocks of rank 0; a rank with one block less leaves its last row zero
@@ -88,8 +88,8 @@ def measure(net: nn.Module, split: Split, showing: EvaluationSettings, *, world:
     table = torch.zeros(rows, len(layers), 3, dtype=torch.float64, device=world.device)
     bar = Progress(len(split), f"responses {split.name}", "images", enabled=world.is_main)
     if mine:
-        normalization = showing.normalization_of(view)
-        batches = evaluation_batches(split, view, normalization, mine, world.device, showing.loader)
+        normalization = settings.normalization_of(view)
+        batches = evaluation_batches(split, view, normalization, mine, world.device, settings.loader)
         with bar as progress, batches, _watching(net, layers) as seen, torch.inference_mode():
             for row, batch in enumerate(batches):
                 net(channels_first(batch.images))
