@@ -23,7 +23,6 @@ import inspect
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -91,8 +90,7 @@ class TrainingStep:
             self.not_compiled = compile_for_training(self.model, example, config.precision, world, meets_others=spans)
         self.statistics = GroupStatistics(self.model, plan)
         self.average = WeightAverage(average, self.model, self.statistics, config.ema_decay) if average else None
-        arrived = partial(world.watchdog.note, "gradient reduction")
-        self.reducer = GradientReducer(model.parameters(), mode, world.device, arrived, config.gradient_compression)
+        self.reducer = GradientReducer(model.parameters(), mode, world, config.gradient_compression)
         self.network: nn.Module = self.model
         if world.size > 1:
             # DDP must not copy buffers, since each group keeps its statistics. torch 2.15 renamed the switch and warns of
