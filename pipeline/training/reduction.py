@@ -13,18 +13,20 @@ from torch import Tensor, nn
 
 from pipeline.base.command import UserError
 from pipeline.process.world import World, wait_for_all_ranks
+from pipeline.training.flat import FlatGradients
 from pipeline.training.tree import TreeAccumulator, tree_all_reduce, tree_all_reduce_nccl, tree_levels
 
 
 class GradientReducer:
     """Adds up a mini-batch's gradients: over this rank's micro-batches, then over the ranks.
 
-    With several ranks `hook` is DDP's communication hook: each bucket is summed while the backward pass goes on. With one
-    rank `finish_alone` does the local part.
+    With DDP, `hook` does both: it is DDP's communication hook, and each bucket is summed while the backward pass goes on.
+    Without DDP (one rank, or a recorded update), `finish_locally` does the first and `sum_over_ranks` the second.
 
     mode: see `choose_mode`. compression: bf16 halves the traffic and needs mode allreduce. It rounds each rank's sum and the
     sums of ranks to bfloat16, so the result depends on the number of ranks. A tree that rounds would have to round every
     addition within a rank too, and would lose digits where nothing travels.
+    flat: where the gradients lie for `sum_over_ranks`; None with DDP, and with one rank.
     """
 
     def __init__(
@@ -33,8 +35,9 @@ class GradientReducer:
         mode: Literal["tree", "allreduce"],
         world: World,
         compression: Literal["none", "bf16"] = "none",
+        without_ddp: bool = False,
     ) -> None:
-        """A collective: every rank calls it."""
+        """A collective: every rank calls it. without_ddp: several ranks call `sum_over_ranks`, and `hook` is not used."""
         assert compression == "none" or mode == "allreduce"
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.index = {id(parameter): number for number, parameter in enumerate(self.parameters)}
@@ -50,6 +53,10 @@ class GradientReducer:
         elif world.size > 1:
             self.groups = [cast(dist.ProcessGroup, dist.new_group())]
             wait_for_all_ranks()
+        self.flat: FlatGradients | None = None
+        if world.size > 1 and without_ddp:
+            self.flat = FlatGradients(self.parameters, world.size)
+            self.flat.broadcast_parameters()
         # Buckets become ready in the same order on every rank, and that order is kept while backward goes on: on a GPU by
         # one stream, on a CPU by one thread (it never starts on a GPU, so it needs no current device).
         self._stream = torch.cuda.Stream(world.device) if on_gpu else None
@@ -64,12 +71,32 @@ class GradientReducer:
             parameter.grad = None
         self.accumulator.push(gradients)
 
-    def finish_alone(self) -> None:
-        """With one rank: add the pushed gradients to the last micro-batch's, in place."""
+    def finish_locally(self) -> None:
+        """Add the pushed gradients to the last micro-batch's, in place."""
         for number, parameter in enumerate(self.parameters):
             assert parameter.grad is not None, "a parameter took no part in the loss"
             self.accumulator.add_last(number, parameter.grad)
         self.accumulator = TreeAccumulator()
+        if self.flat is not None:
+            self.flat.take()
+
+    def sum_over_ranks(self) -> None:
+        """Sum what `finish_locally` left over the ranks, in the current stream.
+
+        The whole gradient travels at once, so no part of it travels during the backward pass. The tree adds element by
+        element: it gives DDP's bits, whose buckets cut the gradient elsewhere. An all-reduce of more than two ranks does not.
+        """
+        if self.flat is None:
+            return
+        self.arrived()
+        buffer = self.flat.buffer
+        if self.mode == "tree":
+            self._sum_in_tree(buffer)
+            return
+        sent = buffer.to(torch.bfloat16) if self.compression == "bf16" else buffer
+        dist.all_reduce(sent, group=self.groups[0])
+        if sent is not buffer:
+            buffer.copy_(sent)
 
     def hook(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """DDP communication hook (see torch.nn.parallel.DistributedDataParallel.register_comm_hook)."""
