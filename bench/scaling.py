@@ -33,8 +33,8 @@ from pipeline.base.command import Progress, UserError, print_json, print_table, 
 from pipeline.data.augment import AugmentConfig  # noqa: E402
 from pipeline.process.world import open_world, set_threads  # noqa: E402
 from pipeline.run.config import Config  # noqa: E402
-from pipeline.training.reduction import tree_all_reduce  # noqa: E402
 from pipeline.training.step import StepConfig  # noqa: E402
+from pipeline.training.tree import tree_all_reduce  # noqa: E402
 
 COPIES, TREE, ALLREDUCE = "copies", "tree", "allreduce"
 WALL, CPU = "", " CPU"  # suffix of the name of a list of seconds: the clock

@@ -12,7 +12,7 @@ import torch
 from pipeline.data.augment import AugmentConfig, training_views
 from pipeline.data.dataset import Statistics
 from pipeline.data.order import Order
-from pipeline.training.reduction import TreeAccumulator
+from pipeline.training.tree import TreeAccumulator
 from tests.helpers import ROOT
 from tests.pages import read
 

@@ -61,7 +61,8 @@ class Config:
         bn_group: how many images batch normalization computes its statistics over; `rank` is a rank's share of the batch.
         shuffle_block: samples that stay neighbours when the training set is shuffled, for storage with slow random reads.
         reduction: tree sums gradients in one fixed binary tree: the same bits on 1, 2, 4 ... ranks up to batch / bn_group;
-            allreduce leaves the order to the backend; auto is tree where the number of ranks allows it.
+            allreduce leaves the order to the backend; auto is tree where the number of ranks allows it, however many they
+            are.
         gradient_compression: bf16 rounds gradients to bfloat16 where they travel between ranks, which halves the traffic and
             makes the weights depend on the number of ranks; reduction is then allreduce.
         recompute_bn_images: training images over which BN mean and variance are recomputed as a plain average after training
@@ -75,9 +76,10 @@ class Config:
         precision: float32, or bf16 autocast.
         compile: whether torch.compile compiles the net for training. Where compiling fails, a warning says why, and training
             goes on uncompiled, with other last bits.
-        cuda_graph: whether a single GPU replays each update as one CUDA graph, to the same bits: for nets so small that
-            launching their kernels takes longer than running them (CIFAR). Useful only with a learning rate that stays the
-            same for many updates. CPUs and several ranks train without a graph. No GPU has run it yet.
+        cuda_graph: whether GPUs replay each update as CUDA graphs. Useful only where launching the kernels takes longer than
+            running them: for small nets (CIFAR), and for few images on each of several GPUs. Several ranks then sum their
+            gradients after the backward pass instead of during it, with the same bits where reduction is tree.
+            Normalization groups must not span ranks. CPUs train without graphs. No GPU has run it yet.
         device: auto, cpu or cuda.
         threads: CPU threads of a rank; null divides the host's cores among its ranks. They decide the last bits of a CPU run.
         timeout_seconds: how long a rank may stand still, or wait for another rank, before the job ends and names the rank.

@@ -21,6 +21,7 @@ class WeightAverage:
 
     model: the averaged net, in eval mode; `statistics.average_into_model` sets its buffers.
     updates: updates so far, skipped ones included, as the schedule counts them. The caller of `update` increments it.
+    For each update, call `set_decay` and then `update`, which can be recorded and replayed.
     """
 
     def __init__(self, copy: nn.Module, model: nn.Module, statistics: GroupStatistics, decay: float) -> None:
@@ -31,16 +32,17 @@ class WeightAverage:
         self._averages: list[Tensor] = list(copy.parameters())
         self._weights: list[Tensor] = list(model.parameters())
         self._observed = statistics
+        # On the device, so that a recorded `update` reads it anew.
+        self._share = torch.zeros((), dtype=self._weights[0].dtype, device=self._weights[0].device)
 
-    @property
-    def current_decay(self) -> float:
-        """d of the next update."""
-        return min(self.decay, (1 + self.updates) / (10 + self.updates))
+    def set_decay(self) -> None:
+        """Set d of the next update, without waiting for the device."""
+        self._share.fill_(1 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
 
     @torch.no_grad()
     def update(self, finite: Tensor) -> None:
         """Add the present weights to the average; where `finite` (bool [], on the device) is false, change nothing."""
-        share = finite.to(self._averages[0].dtype) * (1 - self.current_decay)
+        share = finite.to(self._share.dtype) * self._share
         # torch._foreach_lerp_ takes its share from the host, and fetching `finite` would wait for the device.
         differences = torch._foreach_sub(self._weights, self._averages)
         torch._foreach_mul_(differences, share)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,33 @@ class OptimizerConfig:
             raise UserError(f"optimizer.weight_decay is {self.weight_decay}: it must be at least 0, such as 0.0001")
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SGD:
+class SGD(torch.optim.SGD):
+    """torch's fused SGD, which reads the learning rate from a tensor on the device.
+
+    A recorded update (replay.py) keeps the numbers of its recording and reads tensors anew: one recording serves every rate.
+    `param_groups`, and so checkpoints, hold the number.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float) -> None:
+        # fused: one pass over memory, the same bits as foreach, and it skips an update without waiting for the device.
+        super().__init__(groups, lr=lr, momentum=momentum, fused=True)
+        device = groups[0]["params"][0].device
+        # CUDA's kernel reads a float32. The CPU's takes the value itself, and gives the bits that the number would give.
+        dtype = torch.float32 if device.type == "cuda" else torch.float64
+        self.rate = torch.full((), lr, dtype=dtype, device=device)
+
+    def step(self, closure: Any = None) -> Any:
+        numbers = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["lr"] = self.rate
+        try:
+            return super().step(closure)
+        finally:
+            for group, number in zip(self.param_groups, numbers, strict=True):
+                group["lr"] = number
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.decay_norm_and_bias:
         groups = [{"params": parameters, "weight_decay": config.weight_decay}]
@@ -49,8 +76,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SG
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-    # fused: one pass over memory, the same bits as foreach, and it skips an update without waiting for the device.
-    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    optimizer = SGD(groups, config.lr, config.momentum)
     if config.momentum:
         # Zeros change nothing (0.9 * 0 + g is the first update's g), and no buffer is missing after a skipped first update.
         for parameter in parameters:
@@ -58,8 +84,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.SG
     return optimizer
 
 
-def set_learning_rate(optimizer: torch.optim.SGD, lr: float, config: OptimizerConfig) -> None:
-    """Set `lr` for the next update.
+def set_learning_rate(optimizer: SGD, lr: float, config: OptimizerConfig) -> None:
+    """Set `lr` for the next update, without waiting for the device.
 
     Caffe keeps v = m v + lr g and does w -= v; PyTorch keeps b = m b + g and does w -= lr b, so v = lr b. After a change
     of lr, Caffe's v still holds the old rate's steps: b must become b lr_old / lr_new.
@@ -71,3 +97,4 @@ def set_learning_rate(optimizer: torch.optim.SGD, lr: float, config: OptimizerCo
             if buffers:
                 torch._foreach_mul_(buffers, old / lr)
         group["lr"] = lr
+    optimizer.rate.fill_(lr)

@@ -1,15 +1,10 @@
-"""Gradient sums in one fixed binary tree, whatever the number of ranks (contract 4).
-
-The leaves are the gradients of the mini-batch's micro-batches in row order. Within a rank they are added as a binary
-counter counts: two sums of equal level make one of the next level. Across ranks they are added by recursive halving and
-doubling, whose partners at distance 1, 2, 4 ... are the next levels of the same tree. Floating-point addition commutes,
-so every rank, and every power-of-two number of ranks, gets the same bits.
-"""
+"""The sum of a mini-batch's gradients over micro-batches and ranks: in one binary tree (tree.py), or as the backend likes."""
 
 # No `from __future__ import annotations`: DDP checks the hook's annotations and does not resolve strings.
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -17,113 +12,55 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.base.command import UserError
-from pipeline.process.world import wait_for_all_ranks
-
-
-class TreeAccumulator:
-    """Adds up lists of tensors, which are pushed one by one, as a binary counter counts."""
-
-    def __init__(self) -> None:
-        self._stack: list[tuple[int, list[Tensor]]] = []  # (level, sums of 2**level pushes), levels falling
-
-    def push(self, tensors: list[Tensor]) -> None:
-        """Add one leaf. The accumulator keeps the tensors and adds into them in place."""
-        level = 0
-        while self._stack and self._stack[-1][0] == level:
-            below = self._stack.pop()[1]
-            torch._foreach_add_(below, tensors)
-            level, tensors = level + 1, below
-        self._stack.append((level, tensors))
-
-    def add_last(self, index: int, last: Tensor) -> None:
-        """Add everything pushed for tensor number `index` into `last`, the final leaf, in place and in tree order."""
-        for _, tensors in reversed(self._stack):
-            last.add_(tensors[index])
-
-
-def tree_all_reduce(buffer: Tensor, group: dist.ProcessGroup | None) -> None:
-    """Sum a 1-d `buffer` over the ranks of `group` in place, by recursive halving and doubling over send and receive.
-
-    The number of ranks must be a power of two. Moves 2 (W-1)/W of the buffer per rank, as a ring all-reduce does.
-    """
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
-    assert size & (size - 1) == 0 and buffer.ndim == 1
-    low, high = 0, buffer.numel()
-    held: list[tuple[int, int, int]] = []
-    distance = 1
-    while distance < size:
-        partner, middle = rank ^ distance, (low + high) // 2
-        mine, theirs = ((middle, high), (low, middle)) if rank & distance else ((low, middle), (middle, high))
-        received = torch.empty_like(buffer[mine[0] : mine[1]])
-        _exchange(buffer[theirs[0] : theirs[1]], received, partner, group)
-        buffer[mine[0] : mine[1]].add_(received)
-        held.append((partner, low, high))
-        (low, high), distance = mine, distance * 2
-    for partner, outer_low, outer_high in reversed(held):
-        theirs = (outer_low, low) if low > outer_low else (high, outer_high)
-        _exchange(buffer[low:high], buffer[theirs[0] : theirs[1]], partner, group)
-        low, high = outer_low, outer_high
-
-
-def _exchange(outgoing: Tensor, incoming: Tensor, partner: int, group: dist.ProcessGroup | None) -> None:
-    """Send and receive at the same time; both sides know whether a half is empty."""
-    works = []
-    if outgoing.numel():
-        works.append(dist.isend(outgoing, group=group, group_dst=partner))
-    if incoming.numel():
-        works.append(dist.irecv(incoming, group=group, group_src=partner))
-    for work in works:
-        assert work is not None
-        work.wait()
-
-
-def tree_all_reduce_nccl(buffer: Tensor, group: dist.ProcessGroup | None) -> None:
-    """The same sum, bit for bit, by all-to-all, a tree sum of the pieces and all-gather: NCCL's fast collectives."""
-    size = dist.get_world_size(group)
-    assert size & (size - 1) == 0 and buffer.ndim == 1
-    padded = torch.nn.functional.pad(buffer, (0, -buffer.numel() % size))
-    pieces = torch.empty_like(padded)
-    dist.all_to_all_single(pieces, padded, group=group)
-    rows = pieces.view(size, -1)
-    while len(rows) > 1:
-        rows = rows[0::2] + rows[1::2]
-    dist.all_gather_into_tensor(padded, rows[0].contiguous(), group=group)
-    buffer.copy_(padded[: buffer.numel()])
+from pipeline.process.world import World, wait_for_all_ranks
+from pipeline.training.flat import FlatGradients
+from pipeline.training.tree import TreeAccumulator, tree_all_reduce, tree_all_reduce_nccl, tree_levels
 
 
 class GradientReducer:
     """Adds up a mini-batch's gradients: over this rank's micro-batches, then over the ranks.
 
-    With several ranks `hook` is DDP's communication hook: each bucket is summed while the backward pass goes on. With one
-    rank `finish_alone` does the local part.
+    With DDP, `hook` does both: it is DDP's communication hook, and each bucket is summed while the backward pass goes on.
+    Without DDP (one rank, or a recorded update), `finish_locally` does the first and `sum_over_ranks` the second.
 
-    mode: see `choose_mode`. arrived: called when this rank's sums are computed and the wait for the other ranks begins.
-    compression: bf16 halves the traffic and needs mode allreduce. It rounds each rank's sum and the sums of ranks to
-    bfloat16, so the result depends on the number of ranks. A tree that rounds would have to round every addition within a
-    rank too, and would lose digits where nothing travels.
+    mode: see `choose_mode`. compression: bf16 halves the traffic and needs mode allreduce. It rounds each rank's sum and the
+    sums of ranks to bfloat16, so the result depends on the number of ranks. A tree that rounds would have to round every
+    addition within a rank too, and would lose digits where nothing travels.
+    flat: where the gradients lie for `sum_over_ranks`; None with DDP, and with one rank.
     """
 
     def __init__(
         self,
         parameters: Iterable[nn.Parameter],
         mode: Literal["tree", "allreduce"],
-        device: torch.device,
-        arrived: Callable[[], None] = lambda: None,
+        world: World,
         compression: Literal["none", "bf16"] = "none",
+        without_ddp: bool = False,
     ) -> None:
+        """A collective: every rank calls it. without_ddp: several ranks call `sum_over_ranks`, and `hook` is not used."""
         assert compression == "none" or mode == "allreduce"
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.index = {id(parameter): number for number, parameter in enumerate(self.parameters)}
-        self.mode, self.device, self.arrived, self.compression = mode, device, arrived, compression
+        self.mode, self.device, self.compression = mode, world.device, compression
+        # Noted when this rank's sums are computed and the wait for the other ranks begins.
+        self.arrived = partial(world.watchdog.note, "gradient reduction")
         self.accumulator = TreeAccumulator()
-        self.group: dist.ProcessGroup | None = None
-        if dist.is_initialized():
-            # A separate group: its collectives interleave with no others. Every rank makes it at the same place.
-            self.group = cast(dist.ProcessGroup, dist.new_group())
+        on_gpu = world.device.type == "cuda"
+        # Separate groups: their collectives interleave with no others. Every rank makes them at the same place.
+        self.groups: list[dist.ProcessGroup] = []
+        if world.size > 1 and mode == "tree" and on_gpu:
+            self.groups = tree_levels(world)
+        elif world.size > 1:
+            self.groups = [cast(dist.ProcessGroup, dist.new_group())]
             wait_for_all_ranks()
-        # Buckets become ready in the same order on every rank; one thread keeps that order while backward goes on.
+        self.flat: FlatGradients | None = None
+        if world.size > 1 and without_ddp:
+            self.flat = FlatGradients(self.parameters, world.size)
+            self.flat.broadcast_parameters()
+        # Buckets become ready in the same order on every rank, and that order is kept while backward goes on: on a GPU by
+        # one stream, on a CPU by one thread (it never starts on a GPU, so it needs no current device).
+        self._stream = torch.cuda.Stream(world.device) if on_gpu else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="reduce")
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def push_gradients(self) -> None:
         """Take the gradients of a micro-batch that is not the rank's last, and clear them."""
@@ -134,12 +71,32 @@ class GradientReducer:
             parameter.grad = None
         self.accumulator.push(gradients)
 
-    def finish_alone(self) -> None:
-        """With one rank: add the pushed gradients to the last micro-batch's, in place."""
+    def finish_locally(self) -> None:
+        """Add the pushed gradients to the last micro-batch's, in place."""
         for number, parameter in enumerate(self.parameters):
             assert parameter.grad is not None, "a parameter took no part in the loss"
             self.accumulator.add_last(number, parameter.grad)
         self.accumulator = TreeAccumulator()
+        if self.flat is not None:
+            self.flat.take()
+
+    def sum_over_ranks(self) -> None:
+        """Sum what `finish_locally` left over the ranks, in the current stream.
+
+        The whole gradient travels at once, so no part of it travels during the backward pass. The tree adds element by
+        element: it gives DDP's bits, whose buckets cut the gradient elsewhere. An all-reduce of more than two ranks does not.
+        """
+        if self.flat is None:
+            return
+        self.arrived()
+        buffer = self.flat.buffer
+        if self.mode == "tree":
+            self._sum_in_tree(buffer)
+            return
+        sent = buffer.to(torch.bfloat16) if self.compression == "bf16" else buffer
+        dist.all_reduce(sent, group=self.groups[0])
+        if sent is not buffer:
+            buffer.copy_(sent)
 
     def hook(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """DDP communication hook (see torch.nn.parallel.DistributedDataParallel.register_comm_hook)."""
@@ -157,7 +114,7 @@ class GradientReducer:
         if self.mode == "allreduce":
             # bfloat16 has float32's range: no scale is needed.
             sent = buffer.to(torch.bfloat16) if self.compression == "bf16" else buffer
-            work = dist.all_reduce(sent, group=self.group, async_op=True)
+            work = dist.all_reduce(sent, group=self.groups[0], async_op=True)
             assert work is not None
             if sent is buffer:
                 return work.get_future().then(lambda future: future.value()[0])
@@ -170,7 +127,7 @@ class GradientReducer:
 
     def _reduce_in_thread(self, buffer: Tensor, future: torch.futures.Future[Tensor]) -> None:
         try:
-            tree_all_reduce(buffer, self.group)
+            self._sum_in_tree(buffer)
             future.set_result(buffer)
         except Exception as error:
             future.set_exception(error)  # type: ignore[arg-type]
@@ -180,9 +137,15 @@ class GradientReducer:
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             buffer.record_stream(stream)
-            tree_all_reduce_nccl(buffer, self.group)
+            self._sum_in_tree(buffer)
             future.set_result(buffer)
         return future
+
+    def _sum_in_tree(self, buffer: Tensor) -> None:
+        if self.device.type == "cuda":
+            tree_all_reduce_nccl(buffer, self.groups)
+        else:
+            tree_all_reduce(buffer, self.groups[0])
 
     def close(self) -> None:
         self._thread.shutdown()

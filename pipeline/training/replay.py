@@ -1,14 +1,19 @@
-"""The whole update as one CUDA graph: recorded once, then started by a single launch.
+"""The update as CUDA graphs: recorded once, then started by a launch or two.
 
 An update of a small net is some thousand kernels of a few microseconds each; the host takes longer to launch them one by
-one than the device to run them. A graph is launched as one, and computes what the recorded update computed, bit for bit,
-at the same addresses. Numbers that the host chose during the recording are part of the graph: see `ReplayedUpdate`.
+one than the device to run them. A graph is launched as one, and computes what the recorded work computed, bit for bit,
+at the same addresses. Numbers that the host chose during the recording are part of the graph, so work that is recorded
+reads what changes, such as the learning rate, from tensors.
+
+The sum of gradients over ranks stays outside, between two graphs: what it waits for is on other hosts, and the ways to sum
+(a backend's all-reduce, the tree's levels) need not know of recordings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,18 +21,20 @@ from torch import Tensor
 from pipeline.base.command import UserError
 from pipeline.process.world import World
 
+T = TypeVar("T")
+
 # Updates that run as usual before one is recorded: the first ones choose cuDNN's algorithms and compile kernels, which a
 # recording must not contain. PyTorch's documentation of CUDA graphs has three.
 WARM_UP = 3
 
 
 class Recorder(Protocol):
-    """Runs work, or records it. Work reads and writes tensors on a device and returns one."""
+    """Runs work, or records it. Work reads and writes tensors on a device; its result is a tensor or None."""
 
-    def run(self, work: Callable[[], Tensor]) -> Tensor:
+    def run(self, work: Callable[[], T]) -> T:
         """Run `work`, in the stream that a recording uses."""
 
-    def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    def record(self, work: Callable[[], T]) -> tuple[Callable[[], None], T]:
         """(replay, result): each call of `replay` does what `work` would do, into the same `result`.
 
         Recording itself computes nothing.
@@ -38,9 +45,14 @@ class CudaGraphs:
     """Records CUDA graphs, on a separate stream: a device's default stream cannot be recorded."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
+        # torch has 32 streams of each priority and hands them out in turn. Of normal priority, every loader takes some: the
+        # one of a later evaluation or training would be this very stream, and what a loader's thread queues while a
+        # recording lasts would become part of the graph. Nothing else here takes streams of high priority (NCCL does, a few,
+        # where TORCH_NCCL_HIGH_PRIORITY is set). What it means beside that: where the kernels of an update and of a decoder
+        # wait, the update's go first.
+        self.device, self.stream = device, torch.cuda.Stream(device, priority=-1)
 
-    def run(self, work: Callable[[], Tensor]) -> Tensor:
+    def run(self, work: Callable[[], T]) -> T:
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -48,11 +60,11 @@ class CudaGraphs:
         current.wait_stream(self.stream)
         return result
 
-    def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    def record(self, work: Callable[[], T]) -> tuple[Callable[[], None], T]:
         """As in `Recorder`. Raises UserError where the work cannot be recorded."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # thread_local: the loader's thread may allocate and copy meanwhile.
+            # thread_local: the loader's thread may allocate and copy meanwhile, and NCCL's may ask for its events.
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 result = work()
         except RuntimeError as error:  # CUDA's too: torch.AcceleratorError is a RuntimeError
@@ -64,26 +76,42 @@ class CudaGraphs:
         return graph.replay, result
 
 
-class ReplayedUpdate:
-    """`update(images, labels)` -> metrics, replayed from a recording once the same `decided` came WARM_UP times in a row.
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """An update in three pieces. The first and the last may be recorded: they must not wait for the device.
 
-    `update` may read and write any tensors that keep their addresses. It must not wait for the device.
+    compute: `compute(images, labels)` -> metrics, with this rank's gradients left at some address. reduce: sums them over
+    the ranks in place; runs as it is. apply: `apply(metrics)` updates the weights and completes the metrics in place.
     """
 
-    def __init__(self, update: Callable[[Tensor, Tensor], Tensor], recorder: Recorder) -> None:
+    compute: Callable[[Tensor, Tensor], Tensor]
+    reduce: Callable[[], None]
+    apply: Callable[[Tensor], None]
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Make one update; returns its metrics."""
+        metrics = self.compute(images, labels)
+        self.reduce()
+        self.apply(metrics)
+        return metrics
+
+
+class ReplayedUpdate:
+    """`update(images, labels)` -> metrics, replayed from recordings once WARM_UP updates had images of the same shape.
+
+    The pieces of the update may read and write any tensors that keep their addresses.
+    """
+
+    def __init__(self, update: Update, recorder: Recorder) -> None:
         self._update, self._recorder = update, recorder
-        self._key: Hashable = None
+        self._key: tuple[torch.Size, torch.dtype] | None = None
         self._updates = 0  # run as usual since the key changed
         self._images, self._labels = torch.empty(0), torch.empty(0)
-        self._recorded: tuple[Callable[[], None], Tensor] | None = None
+        self._recorded: tuple[Callable[[], None], Callable[[], None], Tensor] | None = None
 
-    def __call__(self, images: Tensor, labels: Tensor, decided: Hashable) -> Tensor:
-        """Make one update. decided: the numbers that the host puts into the update, such as the learning rate.
-
-        A recording is for one shape of the images and one value of `decided`: after a change the next updates run as
-        usual, until one is recorded again.
-        """
-        key = (images.shape, images.dtype, decided)
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Make one update. Images of another shape (progressive resizing) run as usual until they are recorded, too."""
+        key = (images.shape, images.dtype)
         if key != self._key:
             self._key, self._updates, self._recorded = key, 0, None
             self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
@@ -91,20 +119,27 @@ class ReplayedUpdate:
         self._labels.copy_(labels)
         if self._updates < WARM_UP:
             self._updates += 1
-            return self._recorder.run(self._work)
+            return self._as_usual()
         if self._recorded is None:
-            self._recorded = self._recorder.record(self._work)
-        replay, result = self._recorded
-        replay()
-        return result.clone()  # the next replay overwrites it
+            compute, metrics = self._recorder.record(self._compute)
+            apply, _ = self._recorder.record(lambda: self._update.apply(metrics))
+            self._recorded = compute, apply, metrics
+        compute, apply, metrics = self._recorded
+        compute()
+        self._update.reduce()
+        apply()
+        return metrics.clone()  # the next replay overwrites it
 
-    def _work(self) -> Tensor:
-        return self._update(self._images, self._labels)
+    def _as_usual(self) -> Tensor:
+        metrics = self._recorder.run(self._compute)
+        self._update.reduce()
+        self._recorder.run(lambda: self._update.apply(metrics))
+        return metrics
+
+    def _compute(self) -> Tensor:
+        return self._update.compute(self._images, self._labels)
 
 
 def cuda_graphs(wanted: bool, world: World) -> Recorder | None:
-    """The recorder of a run with `cuda_graph`; None where updates run kernel by kernel.
-
-    They do so on a CPU, and where several ranks sum their gradients: DDP's hooks run on the host.
-    """
-    return CudaGraphs(world.device) if wanted and world.device.type == "cuda" and world.size == 1 else None
+    """The recorder of a run with `cuda_graph`; None where updates run kernel by kernel, as on a CPU."""
+    return CudaGraphs(world.device) if wanted and world.device.type == "cuda" else None

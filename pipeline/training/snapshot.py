@@ -20,10 +20,12 @@ class Snapshots:
         self._buffers: dict[tuple[str, ...], torch.Tensor] = {}
         self._stream: torch.cuda.Stream | None = None
         self._copied: torch.cuda.Event | None = None
+        self._ordered = False  # the stream waits for what the device had to do when the present snapshot began
         self._sources: list[torch.Tensor] = []  # held until they are copied
 
     def take(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """A deep copy of `state` (tensors, numbers, strings, lists, dicts), complete once `wait` has returned."""
+        self._ordered = False
         taken = self._copy(state, ())
         if self._stream is not None:
             self._copied = self._stream.record_event()
@@ -33,7 +35,9 @@ class Snapshots:
     def wait(self) -> None:
         """Wait until the copies are complete; any thread may call this."""
         if self._copied is not None:
-            self._copied.synchronize()
+            # A thread begins with device 0 as its current one, where CUDA would open a context of 500 MB for this call.
+            with torch.cuda.device(self._copied.device):
+                self._copied.synchronize()
         self._sources.clear()
 
     def _copy(self, value: Any, path: tuple[str, ...]) -> Any:
@@ -49,7 +53,9 @@ class Snapshots:
     def _copy_from_gpu(self, tensor: torch.Tensor, path: tuple[str, ...]) -> torch.Tensor:
         if self._stream is None:
             self._stream = torch.cuda.Stream(tensor.device)
-        self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
+        if not self._ordered:  # once for all tensors: nothing is queued between their copies
+            self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
+            self._ordered = True
         buffer = self._buffers.get(path)
         alike = buffer is not None and buffer.dtype == tensor.dtype and buffer.shape == tensor.shape
         if buffer is None or not alike or buffer.stride() != tensor.stride():

@@ -23,7 +23,6 @@ import inspect
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -34,13 +33,14 @@ from torch import Tensor, nn
 from torch.compiler import set_stance
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline.base.command import UserError
 from pipeline.process.world import World, gather_from_ranks
 from pipeline.training.average import WeightAverage
 from pipeline.training.batchnorm import GroupPlan, GroupStatistics
 from pipeline.training.compiling import compile_for_training
 from pipeline.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
 from pipeline.training.reduction import GradientReducer, choose_mode
-from pipeline.training.replay import Recorder, ReplayedUpdate
+from pipeline.training.replay import Recorder, ReplayedUpdate, Update
 from pipeline.training.synced_batchnorm import share_normalization
 
 
@@ -71,16 +71,21 @@ class TrainingStep:
     def __init__(
         self, model: nn.Module, config: StepConfig, plan: GroupPlan, world: World, recorder: Recorder | None = None
     ) -> None:
-        """recorder: records whole updates and replays them; needs a world of one rank.
+        """recorder: records updates and replays them. Ranks then sum their gradients without DDP, after the backward pass.
 
-        Raises UserError where these ranks cannot use the config's `reduction`.
+        Raises UserError where these ranks cannot use the config's `reduction`, or cannot record. A collective: every rank
+        calls it.
         """
-        assert recorder is None or world.size == 1
         self.config, self.plan, self.world = config, plan, world
         mode = choose_mode(config.reduction, world.size, plan.local, config.gradient_compression)
         model = model.to(world.device).to(memory_format=torch.channels_last).train()
         average = copy.deepcopy(model) if config.ema_decay else None  # before its BN modules join process groups
         spans = plan.ranks_per_group > 1
+        if spans and recorder is not None:
+            raise UserError(
+                f"cuda_graph cannot record normalization groups that span ranks, here {plan.ranks_per_group} of {world.size}: "
+                f"start at most {plan.groups} processes, or set cuda_graph: false"
+            )
         if spans:
             share_normalization(model, plan.ranks_per_group)
         self.model = model
@@ -91,10 +96,11 @@ class TrainingStep:
             self.not_compiled = compile_for_training(self.model, example, config.precision, world, meets_others=spans)
         self.statistics = GroupStatistics(self.model, plan)
         self.average = WeightAverage(average, self.model, self.statistics, config.ema_decay) if average else None
-        arrived = partial(world.watchdog.note, "gradient reduction")
-        self.reducer = GradientReducer(model.parameters(), mode, world.device, arrived, config.gradient_compression)
+        self.reducer = GradientReducer(
+            model.parameters(), mode, world, config.gradient_compression, without_ddp=recorder is not None
+        )
         self.network: nn.Module = self.model
-        if world.size > 1:
+        if world.size > 1 and recorder is None:
             # DDP must not copy buffers, since each group keeps its statistics. torch 2.15 renamed the switch and warns of
             # the old name.
             parameters = inspect.signature(DistributedDataParallel).parameters
@@ -108,24 +114,23 @@ class TrainingStep:
                 **{switch: False},  # type: ignore[arg-type]
             )
             self.network.register_comm_hook(None, self.reducer.hook)
+        self._update = Update(compute=self._compute, reduce=self.reducer.sum_over_ranks, apply=self._apply)
         self._replayed = ReplayedUpdate(self._update, recorder) if recorder else None
         self._metrics: list[Tensor] = []  # [local micro-batches, 3] of each update: see `take_metrics`
 
     def step(self, images: Tensor, labels: Tensor, lr: float) -> None:
         """Make one update. `images` float32 [N, H, W, 3] normalized, `labels` int64 [N]: this rank's rows of the mini-batch."""
         set_learning_rate(self.optimizer, lr, self.config.optimizer)
-        if self._replayed:
-            decided = (lr, self.average.current_decay if self.average else None)
-            self._metrics.append(self._replayed(images, labels, decided))
-        else:
-            self._metrics.append(self._update(images, labels))
+        if self.average:
+            self.average.set_decay()
+        self._metrics.append((self._replayed or self._update)(images, labels))
         if self.average:
             self.average.updates += 1
 
-    def _update(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Make the update at the optimizer's learning rate; returns its metrics, an element of `_metrics`.
+    def _compute(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Compute the gradients: `grad` of the parameters is this rank's sum, or with DDP that of all ranks.
 
-        Every tensor that it changes keeps its address, because a CUDA graph replays fixed addresses.
+        Returns the update's metrics, an element of `_metrics`, without the last column.
         """
         self.optimizer.zero_grad(set_to_none=True)
         size = self.plan.micro_batch
@@ -137,8 +142,15 @@ class TrainingStep:
                 metrics[number, :2] = self._micro_batch(images[rows], labels[rows], travels=last)
             if not last:
                 self.reducer.push_gradients()
-        if self.network is self.model:
-            self.reducer.finish_alone()
+        if not isinstance(self.network, DistributedDataParallel):
+            self.reducer.finish_locally()
+        return metrics
+
+    def _apply(self, metrics: Tensor) -> None:
+        """Update the weights by the summed gradients, at the optimizer's learning rate; completes `metrics`.
+
+        Every tensor that this and `_compute` change keeps its address, because a CUDA graph replays fixed addresses.
+        """
         # `finite` is the same on every rank, because the gradients are summed by now. The host does not wait for it: the
         # optimizer reads it on the device and skips an update that would poison the weights.
         gradients = [parameter.grad for parameter in self.reducer.parameters if parameter.grad is not None]
@@ -149,7 +161,6 @@ class TrainingStep:
         if self.average:
             self.average.update(finite)
         metrics[:, 2] = finite
-        return metrics
 
     def _micro_batch(self, images: Tensor, labels: Tensor, *, travels: bool) -> Tensor:
         """Forward and backward pass of one micro-batch; returns [its share of the loss, its wrong predictions].

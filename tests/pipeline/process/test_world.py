@@ -37,7 +37,7 @@ def share_statistics(world: World, port: int) -> None:
 
 
 def add_gradients(world: World, port: int) -> None:
-    GradientReducer([nn.Parameter()], "allreduce", world.device)
+    GradientReducer([nn.Parameter()], "allreduce", world)
 
 
 def slowly(make: Callable[..., Any], seconds: float, connected: list[float]) -> Callable[..., Any]:

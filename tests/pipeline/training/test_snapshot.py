@@ -41,3 +41,16 @@ def test_the_host_does_not_wait_for_the_device() -> None:
     snapshots.take(source)
     assert not torch.cuda.current_stream().query()
     snapshots.wait()
+
+
+@pytest.mark.gpu
+def test_a_snapshot_is_ordered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not once a tensor: a state has 500 to 1,400."""
+    waits: list[torch.cuda.Stream] = []
+    wait = torch.cuda.Stream.wait_stream
+    monkeypatch.setattr(torch.cuda.Stream, "wait_stream", lambda own, other: (waits.append(own), wait(own, other)))
+    snapshots = Snapshots()
+    for count in (1, 2):
+        snapshots.take(state("cuda", 0))
+        snapshots.wait()
+        assert len(waits) == count
