@@ -23,6 +23,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from pipeline.data.augment import Int, Views, five_crop_starts
 from pipeline.data.dataset import Statistics
+from pipeline.data.decoders import Rung
 
 Inputs = tuple[Any, ...]  # for each input of the pipeline a list of arrays, or an array [N, ...]
 Source = Callable[[], Inputs]
@@ -37,11 +38,15 @@ class Graph:
           "five-crops": decode and resize the whole image: uint8 [5, crop, crop, 3], in `five_crop_starts`' order.
           "whole": decode and resize the whole image: uint8 [H, W, 3], of the view's `resized` shape.
           "source": decode the whole image, which is uint8 [crop, crop, 3] already.
+    rung: see `decoders`; gpu and gpu-whole apply to images for a GPU. With gpu-whole the window of a "crop" is cut out of
+          the whole image, on the CPU as well, where the pixels then are those of the other rungs to the bit.
+    hw_decoder_load, fancy_upsampling: see LoaderConfig.
     """
 
     kind: GraphKind
     crop: int  # side of the square, pixels; unused by "whole"
-    hw_decoder_load: float = 0.65
+    rung: Rung = "cpu"
+    hw_decoder_load: float = 1.0
     fancy_upsampling: bool = True
 
     def inputs(self, encoded: Sequence[bytes], views: Views) -> Inputs:
@@ -59,8 +64,11 @@ class Graph:
         return data, views.window_start.astype(np.int32), views.window_shape.astype(np.int32), start, end
 
     def build(self, source: Source, batch: int, device: torch.device, threads: int, queue: int) -> Pipeline:
-        """Return a pipeline that draws batches of up to `batch` images from `source` until that raises StopIteration."""
-        gpu = device.type == "cuda"
+        """Return a pipeline that draws batches of up to `batch` images from `source` until that raises StopIteration.
+
+        Its images are on `device` if that decodes them, else on the CPU.
+        """
+        gpu = device.type == "cuda" and self.rung != "cpu"
         pipeline = Pipeline(
             batch_size=batch,
             num_threads=threads,
@@ -97,9 +105,11 @@ class Graph:
         size = [self.crop, self.crop]
         if self.kind == "crop":
             window_start, window_shape, roi_start, roi_end = views
-            windows = fn.decoders.image_slice(
-                encoded, start=window_start, shape=window_shape, axis_names="HW", **decoding
-            )
+            window: dict[str, Any] = {"start": window_start, "shape": window_shape, "axis_names": "HW"}
+            if self.rung == "gpu-whole":
+                windows = fn.slice(fn.decoders.image(encoded, **decoding), **window)
+            else:
+                windows = fn.decoders.image_slice(encoded, **window, **decoding)
             return fn.resize(windows, size=size, roi_start=roi_start, roi_end=roi_end, **resampling)
         images = fn.decoders.image(encoded, **decoding)
         if self.kind == "source":

@@ -64,7 +64,7 @@ def _decode(split: Split, side: int, config: LoaderConfig) -> torch.Tensor:
     batches = (Presentations(np.zeros(len(block), np.int64), block) for block in blocks)
     stream = BatchStream(split, _DECODED_AT_ONCE, batches, lambda _, shapes: centre_views(shapes, side, side))
     cpu, unchanged = torch.device("cpu"), Normalization(np.zeros(3, np.float32))
-    producer = DaliProducer(stream, Graph("source", side), Finish(unchanged, cpu, torch.float32), cpu, config)
+    producer = DaliProducer(stream, Graph("source", side), Finish(unchanged, cpu, torch.float32), config)
     pixels = torch.empty((len(split), side, side, 3), dtype=torch.uint8)
     producer.thread.start()
     try:

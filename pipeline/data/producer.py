@@ -101,13 +101,12 @@ class DaliProducer(Producer):
         stream: BatchStream,
         graph: Graph,
         finish: Finish,
-        device: torch.device,
         config: LoaderConfig,
         owns_split: bool = False,
     ) -> None:
-        """device: decodes the images. owns_split: whether to close the stream's split at the end."""
+        """owns_split: whether to close the stream's split at the end."""
         super().__init__(config.ready)
-        self.stream, self.graph, self.finish, self.device, self.config = stream, graph, finish, device, config
+        self.stream, self.graph, self.finish, self.device, self.config = stream, graph, finish, finish.device, config
         self.owns_split = owns_split
         self.todo: Iterator[BatchRequest] = iter(stream)
         self.reading: deque[_Reading] = deque()
