@@ -86,7 +86,7 @@ class LoaderConfig:
 
     def decoding_warning(self, device: torch.device) -> str | None:
         """Return a sentence if the pixels of training batches on `device` depend on more than the image and its view."""
-        if self.rung(device) == "cpu" or self.hw_decoder_load in (0, 1):
+        if self.hw_decoder_load in (0, 1) or self.rung(device) == "cpu":
             return None
         return (
             f"loader.hw_decoder_load is {self.hw_decoder_load}: which decoder an image gets, and so its pixels, depend on "

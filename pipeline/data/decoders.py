@@ -36,3 +36,8 @@ def decoder_name(device: torch.device) -> str:
     """Return `nvImageCodec VERSION on DEVICE`, for messages."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
     return f"nvImageCodec {decoder_version()} on {name}"
+
+
+def device_index(device: torch.device) -> int:
+    """Return the number of a GPU; that of this thread's current one if `device` says none."""
+    return torch.cuda.current_device() if device.index is None else device.index

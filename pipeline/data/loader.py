@@ -112,7 +112,10 @@ def _producer(
     if not resizes and fits_in_memory(split, crop, config):
         return MemoryProducer(stream, crop, finish, config)
     source = staged(split, config.stage_to)
-    graph = Graph(kind, crop, config.rung(finish.device), config.hw_decoder_load, config.fancy_upsampling)
+    normalization = finish.normalization if finish.device.type == "cuda" else None
+    graph = Graph(
+        kind, crop, config.rung(finish.device), normalization, config.hw_decoder_load, config.fancy_upsampling
+    )
     return DaliProducer(replace(stream, split=source), graph, finish, config, owns_split=source is not split)
 
 

@@ -7,7 +7,7 @@ import torch
 from pipeline.base.command import UserError
 from pipeline.data.batch import LoaderConfig
 from pipeline.data.decoders import decoder_version, lower_rungs
-from pipeline.data.graphs import Normalization, pad_and_crop
+from pipeline.data.graphs import Normalization, crop_places, pad_and_crop, pad_and_gather
 from tests.pipeline.data.small_datasets import statistics_of_size
 
 RANDOM = np.random.default_rng(0)
@@ -26,7 +26,7 @@ def test_both_normalizations_are_the_formula_to_the_bit(shape: tuple[int, ...], 
     result = np.empty(shape, np.float32)
     normalization.on_cpu(images, colour, result)
     np.testing.assert_array_equal(result, expected)
-    on_device = normalization.on_gpu(torch.from_numpy(images), torch.from_numpy(colour))
+    on_device = normalization.to(torch.device("cpu"))(torch.from_numpy(images), torch.from_numpy(colour))
     np.testing.assert_array_equal(on_device, expected)
 
 
@@ -47,6 +47,13 @@ def test_pad_and_crop_at_the_corners() -> None:
     assert torch.equal(result[1], image[0, ..., 0])
     assert result[2, :2, :2].tolist() == [[11, 12], [15, 16]] and result[2].sum() == 54
     assert torch.equal(result[3], image[0, ..., 0].flip(1))
+
+
+def test_the_gather_is_the_crop() -> None:
+    images = torch.from_numpy(RANDOM.normal(size=(20, 8, 8, 3)).astype(np.float32))
+    starts, mirror = RANDOM.integers(0, 7, (20, 2)), RANDOM.random(20) < 0.5
+    rows, columns = (torch.from_numpy(np.ascontiguousarray(places)) for places in crop_places(starts, mirror, 8))
+    assert torch.equal(pad_and_gather(images, rows, columns, pad=3), pad_and_crop(images, starts, mirror, pad=3))
 
 
 def test_settings_that_cannot_work_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Both ways to decode on a GPU, the window alone and the whole image, give equal crops: here, on the CPU's decoder, to the bit."""
+"""Both ways to decode on a GPU, the window alone and the whole image, give equal crops (on the CPU's decoder: equal bits)."""
 
 from __future__ import annotations
 
