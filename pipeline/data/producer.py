@@ -190,7 +190,8 @@ class DaliProducer(Producer):
         for part in batch.parts:
             part.result()
         if not batch.cleared:  # DALI must not decode an image that looks damaged together with others
-            self._replace_damaged(batch, [row for row, image in enumerate(batch.encoded) if is_doubtful(image)])
+            if doubtful := [row for row, image in enumerate(batch.encoded) if is_doubtful(image)]:
+                self._replace_damaged(batch, doubtful)
             batch.cleared = True
         batch.inputs = self.graph.inputs(batch.encoded, batch.request.views)
         self.decoding.append(batch)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
+from nvidia.dali import Pipeline
 
 from pipeline.data.augment import AugmentConfig, Views, centre_views, training_views
 from pipeline.data.dataset import Dataset, Split
-from pipeline.data.graphs import Graph, Inputs
+from pipeline.data.decoders import Rung
+from pipeline.data.graphs import Graph, GraphKind, Inputs, Normalization
 from tests.pipeline.data.small_datasets import statistics_of_size
 
 CPU = torch.device("cpu")
@@ -45,3 +48,13 @@ def test_photographs(varied_jpegs: Dataset) -> None:
 
 def test_real_images(real_imagenet: Dataset) -> None:
     check(real_imagenet.split("train"))
+
+
+@pytest.mark.parametrize("kind", ["crop", "five-crops", "whole", "source"])
+@pytest.mark.parametrize("rung", ["gpu", "gpu-whole", "cpu"])
+def test_graphs_for_a_gpu_end_there(kind: GraphKind, rung: Rung) -> None:
+    """What DALI's Python side checks of operators, arguments and devices; the rest takes a GPU."""
+    normalization = Normalization.of(statistics_of_size(64), 64, (58.4, 57.1, 57.4))
+    for graph in (Graph(kind, 64, rung), Graph(kind, 64, rung, normalization)):
+        with Pipeline(batch_size=2, num_threads=1, device_id=0):
+            assert graph._operators(lambda: (), 2, gpu=True).device == "gpu"
