@@ -17,7 +17,7 @@ import torch
 from pipeline.base.command import UserError
 from pipeline.data.augment import Views
 from pipeline.data.batch import BatchRequest, BatchStream
-from pipeline.data.decoders import decoder_name, lower_rungs
+from pipeline.data.decoders import lower_rungs
 from pipeline.data.graphs import Graph, Inputs
 from pipeline.data.headers import is_doubtful
 from pipeline.data.order import Presentations
@@ -52,11 +52,15 @@ def failures(
 
 @dataclass(frozen=True)
 class Judge:
-    """Says which images of a stream's batches are damaged. `graph` decodes them for batches on `device`."""
+    """Says which images of a stream's batches are damaged. `graph` decodes them for batches on `device`.
+
+    decoder: its name for messages, asked for in time: a GPU that failed may not tell.
+    """
 
     stream: BatchStream
     graph: Graph
     device: torch.device
+    decoder: str
 
     def damaged(self, request: BatchRequest, encoded: Sequence[bytes], rows: Collection[int]) -> dict[int, str]:
         """Return those of `rows` whose images are damaged, with a reason. Raises UserError if the GPU's decoder fails."""
@@ -82,7 +86,7 @@ class Judge:
         """Return what to raise where the GPU failed on no damaged image. where: ends the words "decoding failed"."""
         rung, said = self.graph.rung, _reason(reason) if isinstance(reason, BaseException) else reason
         return UserError(
-            f"decoding on the GPU ({decoder_name(self.device)}, loader.decode_on: {rung}) failed{where} ({said}): "
+            f"decoding on the GPU ({self.decoder}, loader.decode_on: {rung}) failed{where} ({said}): "
             f"set loader.decode_on to {' or '.join(lower_rungs(rung))} and give the same command again, "
             "a training then goes on from its last checkpoint"
         )

@@ -22,7 +22,7 @@ import torch
 from pipeline.base.command import UserError
 from pipeline.data.augment import Int
 from pipeline.data.batch import Batch, BatchRequest, BatchStream, LoaderConfig
-from pipeline.data.decoders import device_index
+from pipeline.data.decoders import decoder_name, device_index
 from pipeline.data.failures import Judge
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs
@@ -111,7 +111,7 @@ class DaliProducer(Producer):
         """owns_split: whether to close the stream's split at the end."""
         super().__init__(config.ready, finish.device)
         self.stream, self.graph, self.finish, self.config = stream, graph, finish, config
-        self.judge = Judge(stream, graph, finish.device)
+        self.judge = Judge(stream, graph, finish.device, decoder_name(finish.device))
         self.owns_split = owns_split
         self.todo: Iterator[BatchRequest] = iter(stream)
         self.reading: deque[_Reading] = deque()
