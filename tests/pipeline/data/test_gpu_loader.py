@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from bench import pillow_reference as reference
-from pipeline.data.augment import AugmentConfig, TenCrop, WholeImage, shape_blocks
-from pipeline.data.dataset import Dataset
+from pipeline.base.command import UserError
+from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop, WholeImage, shape_blocks
+from pipeline.data.dataset import Dataset, Split
 from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
+from tests.images import encode, photograph
 from tests.pipeline.data.small_datasets import statistics_of_size
 
 pytestmark = pytest.mark.gpu
@@ -19,9 +25,10 @@ STATISTICS = statistics_of_size(224)
 BOUND = 35.0
 
 
-def train(dataset: Dataset, device: str, rows: slice, dtype: torch.dtype = torch.float32, **config: str) -> list[Batch]:
-    split = dataset.split("train")
-    order, loader = Order(len(split), 20, seed=3), LoaderConfig(threads=2, **config)  # type: ignore[arg-type]
+def train(
+    split: Split, device: str, rows: slice, dtype: torch.dtype = torch.float32, batch: int = 20, **config: Any
+) -> list[Batch]:
+    order, loader = Order(len(split), batch, seed=3), LoaderConfig(threads=2, **config)
     with training_batches(
         split, order, AugmentConfig(), STATISTICS, rows, 0, 6, torch.device(device), loader, dtype=dtype
     ) as batches:
@@ -30,45 +37,122 @@ def train(dataset: Dataset, device: str, rows: slice, dtype: torch.dtype = torch
     return found
 
 
-def test_decoding_on_either_device(varied_jpegs: Dataset) -> None:
-    expected = train(varied_jpegs, "cpu", slice(0, 20))
-    sent = train(varied_jpegs, "cuda", slice(0, 20), decode_on="cpu")
-    decoded = train(varied_jpegs, "cuda", slice(0, 20))
-    for one, two, three in zip(expected, sent, decoded, strict=True):
-        assert two.images.is_cuda and three.images.is_cuda and two.labels.is_cuda
-        assert torch.equal(two.images.cpu(), one.images)  # the same uint8, the same arithmetic
-        for row in range(20):
-            assert reference.psnr(three.images[row].cpu().numpy(), one.images[row].numpy()) > BOUND
-        np.testing.assert_array_equal(one.ids, three.ids)
+def check_alike(found: list[Batch], expected: list[Batch]) -> None:
+    for one, two in zip(found, expected, strict=True):
+        assert one.images.is_cuda and one.labels.is_cuda
+        np.testing.assert_array_equal(one.ids, two.ids)
+        for image, reference_image in zip(one.images.cpu().numpy(), two.images.cpu().numpy(), strict=True):
+            assert reference.psnr(image, reference_image) > BOUND
+
+
+def test_every_rung(varied_jpegs: Dataset) -> None:
+    split, rows = varied_jpegs.split("train"), slice(0, 20)
+    expected = train(split, "cpu", rows)
+    sent = train(split, "cuda", rows, decode_on="cpu")
+    for one, two in zip(sent, expected, strict=True):  # the same uint8, the same arithmetic in float32
+        torch.testing.assert_close(one.images.cpu(), two.images, rtol=1e-6, atol=1e-4)
+    for rung in ("gpu", "gpu-whole"):
+        check_alike(train(split, "cuda", rows, decode_on=rung), expected)
 
 
 def test_bfloat16_is_the_float32_rounded(varied_jpegs: Dataset) -> None:
-    exact = train(varied_jpegs, "cuda", slice(0, 20), decode_on="cpu")
-    rounded = train(varied_jpegs, "cuda", slice(0, 20), torch.bfloat16, decode_on="cpu")
-    assert all(torch.equal(one.images.bfloat16(), two.images) for one, two in zip(exact, rounded, strict=True))
+    split = varied_jpegs.split("train")
+    for rung in ("auto", "cpu"):
+        exact = train(split, "cuda", slice(0, 20), decode_on=rung)
+        rounded = train(split, "cuda", slice(0, 20), torch.bfloat16, decode_on=rung)
+        assert all(torch.equal(one.images.bfloat16(), two.images) for one, two in zip(exact, rounded, strict=True))
 
 
-def test_images_do_not_depend_on_the_split_among_ranks(varied_jpegs: Dataset) -> None:
-    whole = train(varied_jpegs, "cuda", slice(0, 20))
-    parts = [train(varied_jpegs, "cuda", slice(start, start + 5)) for start in range(0, 20, 5)]
+@pytest.mark.parametrize("load", [0.0, 1.0])
+def test_images_do_not_depend_on_the_split_among_ranks(varied_jpegs: Dataset, load: float) -> None:
+    split = varied_jpegs.split("train")
+    whole = train(split, "cuda", slice(0, 20), hw_decoder_load=load)
+    parts = [train(split, "cuda", slice(start, start + 5), hw_decoder_load=load) for start in range(0, 20, 5)]
     for iteration, batch in enumerate(whole):
         assert torch.equal(torch.cat([part[iteration].images for part in parts]), batch.images)
 
 
+def test_real_images_do_not_depend_on_their_batch(real_imagenet: Dataset) -> None:
+    """All of them at once and 20 at a time; evaluation also in blocks of growing size."""
+    split = real_imagenet.split("train")
+    n = len(split)
+    rows = [slice(start, min(start + 20, n)) for start in range(0, n, 20)]
+    whole = train(split, "cuda", slice(0, n), batch=n)
+    parts = [train(split, "cuda", part, batch=n) for part in rows]
+    for iteration, batch in enumerate(whole):
+        assert torch.equal(torch.cat([part[iteration].images for part in parts]), batch.images)
+
+    def evaluated(blocks: list[NDArray[np.int64]]) -> torch.Tensor:
+        config, cuda = LoaderConfig(threads=2), torch.device("cuda")
+        with evaluation_batches(split, CenterCrop(), STATISTICS, blocks, cuda, config) as batches:
+            return torch.cat([batch.images for batch in batches])
+
+    ids = np.arange(n)
+    together = evaluated([ids])
+    assert torch.equal(evaluated([ids[part] for part in rows]), together)
+    assert torch.equal(evaluated([ids[:1], ids[1:4], ids[4:]]), together)
+
+
 def test_batches_stay_valid_while_the_loader_goes_on(varied_jpegs: Dataset) -> None:
-    batches = train(varied_jpegs, "cuda", slice(0, 20))
+    split = varied_jpegs.split("train")
+    batches = train(split, "cuda", slice(0, 20))
     copies = [batch.images.clone() for batch in batches]
-    train(varied_jpegs, "cuda", slice(0, 20))
+    train(split, "cuda", slice(0, 20))
     assert all(torch.equal(batch.images, copy) for batch, copy in zip(batches, copies, strict=True))
 
 
+def test_a_device_that_is_late_reads_no_overwritten_pixels(
+    varied_jpegs: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, original = varied_jpegs.split("train"), torch.from_dlpack
+    expected = train(split, "cuda", slice(0, 20))
+
+    def late(tensor: Any) -> torch.Tensor:
+        torch.cuda._sleep(10**8)  # cycles: about 50 ms, on the loader's stream
+        return original(tensor)
+
+    monkeypatch.setattr(torch, "from_dlpack", late)
+    found = train(split, "cuda", slice(0, 20))
+    assert all(torch.equal(one.images, two.images) for one, two in zip(found, expected, strict=True))
+
+
+def test_truncated_images_are_damaged_on_either_device(make_dataset: Callable[..., Dataset]) -> None:
+    images = [encode(photograph(number, 300, 400)) for number in range(20)]
+    images[4], images[9] = images[4][: len(images[4]) // 3], images[9][: len(images[9]) // 2]
+    split = make_dataset(images).split("train")
+    expected = train(split, "cpu", slice(0, 20), on_decode_error="substitute")
+    assert sum(len(batch.substitutions) for batch in expected) > 0
+    found = train(split, "cuda", slice(0, 20), on_decode_error="substitute")
+    check_alike(found, expected)
+    assert [batch.substitutions for batch in found] == [batch.substitutions for batch in expected]
+    with pytest.raises(UserError, match="does not decode"):
+        train(split, "cuda", slice(0, 20))
+
+
 def test_evaluation_graphs(varied_jpegs: Dataset) -> None:
-    split, config = varied_jpegs.split("train"), LoaderConfig(threads=2)
+    split = varied_jpegs.split("train")
     shapes = np.stack([split.samples["height"], split.samples["width"]], axis=1).astype(np.int64)
     for view in (TenCrop(), WholeImage(short_side=224)):
         blocks = shape_blocks(shapes, [view.short_side], 8)
         images = []
-        for device in ("cpu", "cuda"):
+        for device, rung in (("cpu", "auto"), ("cuda", "gpu"), ("cuda", "gpu-whole"), ("cuda", "cpu")):
+            config = LoaderConfig(threads=2, decode_on=rung)  # type: ignore[arg-type]
             with evaluation_batches(split, view, STATISTICS, blocks, torch.device(device), config) as batches:
                 images.append([batch.images.cpu().numpy() for batch in batches])
-        assert all(reference.psnr(two, one) > BOUND for one, two in zip(*images, strict=True))
+        for found in images[1:]:
+            assert all(reference.psnr(two, one) > BOUND for one, two in zip(images[0], found, strict=True))
+
+
+def test_padded_crops_decoded_and_from_memory(tiny_images: Dataset) -> None:
+    split, augment = tiny_images.split("train"), AugmentConfig(kind="pad-crop", crop=32)
+    order, statistics = Order(len(split), 16, seed=3), statistics_of_size(32)
+    found = []
+    for device, megabytes in (("cpu", 0), ("cuda", 0), ("cuda", 1000)):
+        config = LoaderConfig(threads=2, in_memory_mb=megabytes)
+        with training_batches(
+            split, order, augment, statistics, slice(0, 16), 0, 6, torch.device(device), config
+        ) as batches:
+            found.append([batch.images.cpu() for batch in batches])
+    for images in found[1:]:
+        for one, two in zip(images, found[0], strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-4)
