@@ -76,9 +76,10 @@ class Trainer:
     def computing(self) -> dict[str, Any]:
         """How this attempt computes its updates, for its record in run.json."""
         config, failed = self.config, self.step.not_compiled
-        compiled = config.compile and failed is None
-        facts: dict[str, Any] = {"precision": config.precision, "compiled": config.compile_by if compiled else False}
-        return facts if failed is None else {**facts, "not_compiled": failed}
+        facts: dict[str, Any] = {"precision": config.precision, "compiled": config.compile and failed is None}
+        if facts["compiled"]:
+            return {**facts, "compile_by": config.compile_by}
+        return {**facts, "not_compiled": failed or "compile is false"}
 
     def batches(self, count: int | None = None) -> BatchIterator:
         """This rank's rows of every mini-batch still to come, or of the next `count`."""
