@@ -83,9 +83,8 @@ def trainer_of(config: Config) -> Iterator[Trainer]:
 
 def synthetic_of(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a synthetic batch like those of the trainer's loader."""
-    config, device = trainer.config, trainer.world.device
-    dtype = torch.bfloat16 if config.precision == "bf16" and device.type == "cuda" else torch.float32
-    return synthetic(config.batch, config.augment.crop, device, dtype, trainer.dataset.classes)
+    config, step = trainer.config, trainer.step
+    return synthetic(config.batch, config.augment.crop, step.world.device, step.images_dtype, trainer.dataset.classes)
 
 
 def clocked(update: Callable[[], Any], fill: int, count: int, device: torch.device) -> float:

@@ -34,6 +34,7 @@ from pipeline.training.replay import Recorder, cuda_graphs  # noqa: E402
 from pipeline.training.step import StepConfig, TrainingStep  # noqa: E402
 
 FP32, AMP = "torchvision fp32 NCHW eager", "torchvision AMP bf16 NCHW"
+ONE_GRAPH = "ours bf16, compiled as one graph"
 SGD: dict[str, dict[str, bool]] = {
     "fused": {"fused": True},
     "foreach": {"foreach": True},
@@ -94,8 +95,7 @@ def ours(
 ) -> Way:
     """Return the step of `pipeline.train`, whose metrics are fetched as at its log points."""
     step = our_step(arch, config, bn_group, alone(device), recorder)
-    dtype = torch.bfloat16 if config.precision == "bf16" and device.type == "cuda" else torch.float32
-    images, labels = synthetic(config.batch, crop, device, dtype)
+    images, labels = synthetic(config.batch, crop, device, step.images_dtype)
     return Way(lambda: step.step(images, labels, 1e-3), step.take_metrics, step, config.precision)
 
 
@@ -114,6 +114,9 @@ def makers(options: argparse.Namespace, batch: int, device: torch.device) -> dic
         ways["ours bf16, one BN group"] = lambda: ours(arch, bf16, crop, device, batch)
     if options.compile:
         ways["ours bf16, compiled"] = lambda: ours(arch, compiled, crop, device, group)
+    if options.compile_net:
+        one_graph = replace(compiled, compile_by="net")
+        ways[ONE_GRAPH] = lambda: ours(arch, one_graph, crop, device, group)
     if recorder := cuda_graphs(True, alone(device)):
         ways["ours bf16, CUDA graph"] = lambda: ours(arch, bf16, crop, device, group, recorder)
     return ways
@@ -241,7 +244,8 @@ def store(options: argparse.Namespace, ways: dict[str, Way], device: torch.devic
             **rates.stamp(),
         )
         for name, way in ways.items()
-        if way.step is not None and "CUDA graph" not in name  # plans are for many GPUs, which train without graphs
+        # Plans are for many GPUs, which train without CUDA graphs and compile by stages.
+        if way.step is not None and "CUDA graph" not in name and name != ONE_GRAPH
     ]
     rates.store(entries, options.rates)
     print(f"stored for the plan of launch/slurm.py --dry-run: {options.rates}")
@@ -270,6 +274,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--warm-up", type=int, default=5 if gpu else 1, help="updates before the clock (default %(default)s)"
     )
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=gpu)
+    one = "measure the net compiled as one graph too (compile_by: net)"
+    parser.add_argument("--compile-net", action="store_true", help=one)
     parser.add_argument(
         "--rates", type=Path, default=rates.RATES_FILE, help="file that the plan reads (configs/rates.yaml)"
     )

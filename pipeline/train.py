@@ -38,6 +38,7 @@ from pipeline.run.options import parse, parser
 from pipeline.run.summary import summary
 from pipeline.tracking import Tracker, is_concluded, open_tracker
 from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.kernels import chosen_kernels
 
 ERRORS = {  # columns of the closing table
     "train_error": "train error",
@@ -77,6 +78,7 @@ def train(
     with (
         StopRequest() as stop,
         watching(config.timeout_seconds, on_hang) as watchdog,
+        chosen_kernels(config.device, deterministic=config.deterministic, benchmark=config.cudnn_benchmark),
         open_world(config.device, config.timeout_seconds, watchdog) as world,
     ):
         stop.meet(world)
@@ -86,7 +88,7 @@ def train(
         watchdog.note("building the net and opening the run folder")
         with (
             closing(Trainer(config, dataset, world)) as trainer,
-            open_run(config, dataset, world, threads) as (facts, check),
+            open_run(config, dataset, world, threads, trainer.computing) as (facts, check),
         ):
             folder = config.run_folder / CHECKPOINTS
             watchdog.publish(config.run_folder, world.rank, world.size)
@@ -185,7 +187,8 @@ def tracker_of(config: Config, facts: dict[str, Any], world: World) -> Tracker:
     """The run's metrics.jsonl and MLflow run, on the main rank; a null tracker on the others."""
     attempt = facts["attempts"][-1]
     tags = {"arch": config.arch, "dataset_sha256": facts["dataset_sha256"]}
-    tags |= {key: str(attempt[key]) for key in ("git_commit", "launcher", "world_size", "device", "host", "threads")}
+    noted = ("git_commit", "launcher", "world_size", "device", "host", "threads", "compiled")
+    tags |= {key: str(attempt[key]) for key in noted}
     folder, name, params = config.run_folder, config.run_name, to_plain(config)
     tracker = open_tracker(folder, config.tracking, name=name, params=params, tags=tags, enabled=world.is_main)
     if world.is_main:

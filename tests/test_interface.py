@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,15 @@ import pytest
 from launch.on_slurm.allocation import Allocation, read_site
 from paper.reading import find
 from pipeline.run.config import Config, differences, to_plain
-from pipeline.run.options import load
+from pipeline.run.options import load, parse, parser
 from tests.golden import options
 from tests.helpers import ROOT
 
 CONFIGS = ROOT / "configs"
 OTHER_FILES = ("rates.yaml", "site.yaml")  # made by bench/step.py; read by launch/slurm.py
 RECIPES = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name not in OTHER_FILES)
-NOT_THE_RECIPE = {"tracking.experiment: resnet -> imagenet"}  # what imagenet.yaml sets apart from the defaults
+NOT_THE_PAPERS = {"precision: float32 -> bf16", "compile: False -> True"}  # imagenet.yaml says what they cost and gain
+NOT_THE_RECIPE = NOT_THE_PAPERS | {"tracking.experiment: resnet -> imagenet"}  # what it sets apart from the defaults
 
 
 def changes(frozen: Iterable[str], present: Iterable[str]) -> str:
@@ -84,6 +86,17 @@ def test_imagenet_yaml_is_the_defaults() -> None:
     """The paper's numbers stand twice, in the file and in the code: they are the same."""
     written = to_plain(load(CONFIGS / "imagenet.yaml"))
     assert set(differences(to_plain(Config()), written)) == NOT_THE_RECIPE
+
+
+def test_a_command_without_config_trains_the_imagenet_recipe() -> None:
+    def read(*words: str) -> Config:
+        return parse(parser("Trains.", "none"), words)[0]
+
+    assert read("--arch", "resnet18") == replace(load(CONFIGS / "imagenet.yaml"), arch="resnet18")
+    to_the_letter = read("--precision", "float32", "--compile", "false", "--tracking.experiment", "resnet")
+    assert to_the_letter == Config()
+    demo = read("--config", str(CONFIGS / "demo.yaml"))
+    assert demo == load(CONFIGS / "demo.yaml") and demo.precision == "float32" and not demo.compile
 
 
 def test_every_file_of_configs_is_read_here() -> None:

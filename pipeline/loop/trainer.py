@@ -25,6 +25,7 @@ from pipeline.process.world import World, on_main, sum_over_ranks
 from pipeline.run.config import Config
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.checkpoint import Checkpoints, read_verified
+from pipeline.training.precision import check_precision
 from pipeline.training.replay import cuda_graphs
 from pipeline.training.schedule import Schedule
 from pipeline.training.step import TrainingStep
@@ -39,6 +40,7 @@ class Trainer:
     """
 
     def __init__(self, config: Config, dataset: Dataset, world: World) -> None:
+        check_precision(config.precision, world.device, warns=world.is_main)
         self.config, self.dataset, self.world = config, dataset, world
         cores = max(1, available_cores() // world.local_size)
         self.loader = replace(config.loader, threads=config.loader.threads or cores)
@@ -75,16 +77,19 @@ class Trainer:
             print(f"warning: training goes on without torch.compile: {self.step.not_compiled}", file=sys.stderr)
         if (sentence := self.loader.decoding_warning(self.world.device)) is not None:
             print(f"warning: {sentence}", file=sys.stderr)
-        on_cpu = self.world.device.type == "cpu"
-        if self.config.precision == "bf16" and on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            print(
-                "warning: this CPU has no bf16 units, which makes precision bf16 slower than float32", file=sys.stderr
-            )
+
+    @property
+    def computing(self) -> dict[str, Any]:
+        """How this attempt computes its updates, for its record in run.json."""
+        config, failed = self.config, self.step.not_compiled
+        facts: dict[str, Any] = {"precision": config.precision, "compiled": config.compile and failed is None}
+        if facts["compiled"]:
+            return {**facts, "compile_by": config.compile_by}
+        return {**facts, "not_compiled": failed or "compile is false"}
 
     def batches(self, count: int | None = None) -> BatchIterator:
         """This rank's rows of every mini-batch still to come, or of the next `count`."""
         config, iteration = self.config, self.progress.iteration
-        bf16_on_gpu = config.precision == "bf16" and self.world.device.type == "cuda"
         return training_batches(
             self.train_split,
             self.order,
@@ -95,7 +100,7 @@ class Trainer:
             stop_iteration=config.iterations if count is None else iteration + count,
             device=self.world.device,
             config=self.loader,
-            dtype=torch.bfloat16 if bf16_on_gpu else torch.float32,
+            dtype=self.step.images_dtype,
         )
 
     def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import pkgutil
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -126,10 +127,10 @@ class ResNet(nn.Module):
 
     forward: images float [N, 3, H, W], normalized -> scores (logits) [N, classes]. Any H, W >= 1 will do; the paper's
     are 224 (ImageNet) and 32 (CIFAR). It is `fc(flatten(avgpool(features(images))))`, so that an evaluation can put its
-    own pooling between `features` and `fc`.
+    own pooling between `features` and `fc`, and it is the `segments` one after another, which can be compiled each by itself.
 
-    Another kind of net derives from this class and overrides `make_block`, `make_shortcut` or `features`. Each of its
-    modules that has batch normalization declares `conv_norm_pairs`.
+    Another kind of net derives from this class and overrides `make_block`, `make_shortcut`, `stem` or `after_stages`. Each
+    of its modules that has batch normalization declares `conv_norm_pairs`.
     """
 
     conv_norm_pairs: ClassVar[Pairs] = (("conv1", "bn1"),)
@@ -179,18 +180,44 @@ class ResNet(nn.Module):
         """conv2_x .. conv5_x (CIFAR: the three map sizes), each a sequence of blocks."""
         return [self.get_submodule(f"layer{i + 1}") for i in range(len(self.architecture.widths))]
 
+    def stem(self, images: Tensor) -> Tensor:
+        """What comes before the stages: images [N, 3, H, W] -> [N, C, ceil(H / 4), ceil(W / 4)] (CIFAR: as large)."""
+        return self.maxpool(self.relu(self.bn1(self.conv1(images))))
+
+    def after_stages(self, x: Tensor) -> Tensor:
+        """What comes between the stages and the pooling; shapes stay. Nothing, in this kind of net."""
+        return x
+
+    @final
     def features(self, images: Tensor) -> Tensor:
         """images [N, 3, H, W] -> last feature map [N, C, ceil(H / 32), ceil(W / 32)] (CIFAR: / 4), >= 0.
 
         C is `architecture.feature_channels`.
         """
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.stem(images)
         for stage in self.stages:
             x = stage(x)
-        return x
+        return self.after_stages(x)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.fc(torch.flatten(self.avgpool(self.features(images)), 1))
+        return self._scores(self.features(images))
+
+    @final
+    def segments(self) -> list[Callable[[Tensor], Tensor]]:
+        """Functions whose composition is `forward`, one per stage: the stem goes with the first, the head with the last."""
+        stages = self.stages
+
+        def segment(stage: nn.Module) -> Callable[[Tensor], Tensor]:
+            def forward(x: Tensor) -> Tensor:
+                x = stage(self.stem(x) if stage is stages[0] else x)
+                return self._scores(self.after_stages(x)) if stage is stages[-1] else x
+
+            return forward
+
+        return [segment(stage) for stage in stages]
+
+    def _scores(self, features: Tensor) -> Tensor:
+        return self.fc(torch.flatten(self.avgpool(features), 1))
 
 
 class PlainNet(ResNet):

@@ -37,7 +37,8 @@ from pipeline.training.step import StepConfig
 TRAJECTORY = 1
 
 # Metadata of the keys that may change between the attempts of one run, because they leave what it computes as it is. The
-# dataset counts by its content, not by its place; `threads`, `compile` and `reduction` change the last bits only.
+# dataset counts by its content, not by its place; `threads`, `compile`, `reduction` and the choice of a GPU's kernels change
+# the last bits only.
 SURROUNDINGS = {"surroundings": True}
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -46,6 +47,9 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """A run is a pure function of (dataset, config, seed); the defaults are the paper's ImageNet recipe (section 3.4).
+
+    They are the recipe to the letter, which configs/imagenet.yaml speeds up (`precision`, `compile`). No value is chosen by
+    the device that a run meets: a run that goes on elsewhere would go on as another one.
 
     Args:
         arch: the net, one of those that pipeline.models.architecture knows; --help lists them.
@@ -76,6 +80,12 @@ class Config:
         precision: float32, or bf16 autocast.
         compile: whether torch.compile compiles the net for training. Where compiling fails, a warning says why, and training
             goes on uncompiled, with other last bits.
+        compile_by: stages compiles each stage of the net by itself, so that the gradients of the last stages travel between
+            ranks while those of the first are computed; net compiles one graph, whose gradients all travel at the end.
+        deterministic: whether a GPU computes the same bits in every attempt, as a CPU always does. It takes slower
+            convolutions and reductions than the fastest; how much slower was not measured. No GPU has run it yet.
+        cudnn_benchmark: whether a GPU times cuDNN's convolutions at the first update and takes the fastest: the last bits then
+            depend on that timing, and every crop size is timed anew. Excludes deterministic. No GPU has run it yet.
         cuda_graph: whether GPUs replay each update as CUDA graphs. Useful only where launching the kernels takes longer than
             running them: for small nets (CIFAR), and for few images on each of several GPUs. Several ranks then sum their
             gradients after the backward pass instead of during it, with the same bits where reduction is tree.
@@ -105,6 +115,9 @@ class Config:
     on_nonfinite: Literal["stop", "skip"] = field(default="stop", metadata=SURROUNDINGS)
     precision: Literal["float32", "bf16"] = "float32"
     compile: bool = field(default=False, metadata=SURROUNDINGS)
+    compile_by: Literal["stages", "net"] = field(default="stages", metadata=SURROUNDINGS)
+    deterministic: bool = field(default=False, metadata=SURROUNDINGS)
+    cudnn_benchmark: bool = field(default=False, metadata=SURROUNDINGS)
     cuda_graph: bool = field(default=False, metadata=SURROUNDINGS)
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=SURROUNDINGS)
     threads: int | None = field(default=None, metadata=SURROUNDINGS)
@@ -133,6 +146,11 @@ class Config:
         for key in ("label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"{key} is {getattr(self, key)}: it must be at least 0 and less than 1")
+        if self.deterministic and self.cudnn_benchmark:
+            raise UserError(
+                "deterministic and cudnn_benchmark exclude each other, because the fastest convolutions may be others in the "
+                "next attempt: leave one of them false"
+            )
         # The name becomes a folder, a job name and part of a shell script: plain characters only.
         if not RUN_NAME.fullmatch(self.run_name):
             raise UserError(

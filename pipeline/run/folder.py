@@ -2,8 +2,8 @@
 
 The folder's names stand in pipeline/base/layout.py. run.json holds `dataset_sha256`, the dataset's identity; `trajectory`,
 the TRAJECTORY of the code that the run was started with (a run without one counts as 1); and `attempts`, each with its git
-commit, versions and hardware. A run is continued only with equal values, an equal dataset and code of an equal TRAJECTORY,
-and only where its config.yaml is there to compare with.
+commit, versions, hardware and how it computed. A run is continued only with equal values, an equal dataset and code of an
+equal TRAJECTORY, and only where its config.yaml is there to compare with.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeGuard
 
 import torch
@@ -38,11 +39,12 @@ PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "ray", "mlfl
 
 @contextmanager
 def open_run(
-    config: Config, dataset: Dataset, world: World, threads: int
+    config: Config, dataset: Dataset, world: World, threads: int, computing: Mapping[str, Any] = MappingProxyType({})
 ) -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
     """Start the run that `config` names or continue it, and hold it against other writers; (facts, check).
 
-    facts: what run.json holds. check: raises FencedError where this attempt must write no more.
+    computing: what this attempt's record says of how it computes. facts: what run.json holds. check: raises FencedError where
+    this attempt must write no more.
     A collective: every rank calls it. Raises UserError, on every rank, where the folder belongs to a run with other values
     or data or of code that computed something else, where the run's files are lost or damaged, or another process is
     writing it.
@@ -60,7 +62,7 @@ def open_run(
         if not (folder / CONFIG).exists():  # the run begins now, also where an attempt came no further than run.json
             facts |= {"dataset_sha256": dataset.sha256, "trajectory": TRAJECTORY}
         facts = {"dataset_sha256": dataset.sha256, "attempts": [], **facts}
-        facts["attempts"].append(_attempt(world, threads))
+        facts["attempts"].append({**_attempt(world, threads), **computing})
         if other_code(facts):  # the run is finished, and its record keeps the code that trained it
             return facts
         # run.json first: where config.yaml stands, what the run is made from stands too.

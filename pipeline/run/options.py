@@ -12,12 +12,15 @@ from typing import Any, get_type_hints
 
 import jsonargparse
 
+from pipeline.base.checkout import configs
 from pipeline.base.command import UserError, nearest
 from pipeline.base.files import read_yaml
 from pipeline.base.typed import check_keys, read_typed
 from pipeline.models.architecture import known_nets
 from pipeline.run.batch_scaling import read_factor, scale_batch
 from pipeline.run.config import Config, check
+
+RECIPE = "imagenet.yaml"  # in configs/: what a command trains whose user names no config
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -37,7 +40,10 @@ def parser(description: str, example: str) -> jsonargparse.ArgumentParser:
         print_config=None,
     )
     arg_parser.add_argument(
-        "--config", action="config", help="YAML file of the values below; later options override it"
+        "--config",
+        action="config",
+        help=f"YAML file of the values below; later options override it; without it configs/{RECIPE}, whose values precede "
+        "the defaults that this help names",
     )
     arg_parser.add_class_arguments(Config, None)
     next(action for action in arg_parser._actions if action.dest == "arch").help = f"the net: {known_nets()}"
@@ -53,8 +59,13 @@ def parser(description: str, example: str) -> jsonargparse.ArgumentParser:
 
 
 def parse(arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple[Config, jsonargparse.Namespace]:
-    """Read a command line into (config, the command's other options). Raises UserError for what does not fit."""
+    """Read a command line into (config, the command's other options). Raises UserError for what does not fit.
+
+    A command line without `--config` has the values of RECIPE, as if that had been given first.
+    """
     argv = [_config_spelling(word) for word in argv]
+    if not _config_files(argv) and not {"-h", "--help"} & set(argv):
+        argv = [f"--config={configs() / RECIPE}", *argv]
     for file in _config_files(argv):
         check_keys(Config, _values(file), str(file))
     try:

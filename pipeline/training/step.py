@@ -37,8 +37,10 @@ from pipeline.base.command import UserError
 from pipeline.process.world import World, gather_from_ranks
 from pipeline.training.average import WeightAverage
 from pipeline.training.batchnorm import GroupPlan, GroupStatistics
-from pipeline.training.compiling import compile_for_training
+from pipeline.training.compiling import CompileBy, compile_for_training
 from pipeline.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
+from pipeline.training.pacing import pacing
+from pipeline.training.precision import images_dtype
 from pipeline.training.reduction import GradientReducer, choose_mode
 from pipeline.training.replay import Recorder, ReplayedUpdate, Update
 from pipeline.training.synced_batchnorm import share_normalization
@@ -59,13 +61,14 @@ class StepConfig:
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     compile_crop: int | None = None
+    compile_by: CompileBy = "stages"
 
 
 class TrainingStep:
     """The model in training: `step(images, labels, lr)` makes one update on this rank's rows of the mini-batch.
 
-    average: the moving average of the weights, None where `ema_decay` is 0. not_compiled: the reason why the net is not
-    compiled, where the config asks for it.
+    average: the moving average of the weights, None where `ema_decay` is 0. images_dtype: the type of the images that `step`
+    takes. not_compiled: the reason why the net is not compiled, where the config asks for it.
     """
 
     def __init__(
@@ -90,10 +93,13 @@ class TrainingStep:
             share_normalization(model, plan.ranks_per_group)
         self.model = model
         self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.images_dtype = images_dtype(config.precision, world.device)
         self.not_compiled: str | None = None
         if config.compile_crop is not None:
             example = torch.Size((plan.micro_batch, 3, config.compile_crop, config.compile_crop))
-            self.not_compiled = compile_for_training(self.model, example, config.precision, world, meets_others=spans)
+            self.not_compiled = compile_for_training(
+                self.model, example, self.images_dtype, config.precision, config.compile_by, world, meets_others=spans
+            )
         self.statistics = GroupStatistics(self.model, plan)
         self.average = WeightAverage(average, self.model, self.statistics, config.ema_decay) if average else None
         self.reducer = GradientReducer(
@@ -116,16 +122,22 @@ class TrainingStep:
             self.network.register_comm_hook(None, self.reducer.hook)
         self._update = Update(compute=self._compute, reduce=self.reducer.sum_over_ranks, apply=self._apply)
         self._replayed = ReplayedUpdate(self._update, recorder) if recorder else None
+        self._pacing = pacing(world.device)
         self._metrics: list[Tensor] = []  # [local micro-batches, 3] of each update: see `take_metrics`
 
     def step(self, images: Tensor, labels: Tensor, lr: float) -> None:
-        """Make one update. `images` float32 [N, H, W, 3] normalized, `labels` int64 [N]: this rank's rows of the mini-batch."""
+        """Make one update with this rank's rows of the mini-batch.
+
+        images: `images_dtype` [N, H, W, 3], normalized. labels: int64 [N].
+        """
         set_learning_rate(self.optimizer, lr, self.config.optimizer)
         if self.average:
             self.average.set_decay()
         self._metrics.append((self._replayed or self._update)(images, labels))
         if self.average:
             self.average.updates += 1
+        if self._pacing:
+            self._pacing.queued()
 
     def _compute(self, images: Tensor, labels: Tensor) -> Tensor:
         """Compute the gradients: `grad` of the parameters is this rank's sum, or with DDP that of all ranks.

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.order import Order
 from pipeline.evaluation.config import EvaluationConfig
+from pipeline.loop.trainer import Trainer
 from pipeline.run.config import Config, to_yaml
 from pipeline.run.options import load, parse, parser
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints
@@ -69,6 +71,25 @@ def test_bf16_stays_near_float32(undisturbed: Config) -> None:
     reference = [line[2] for line in series(undisturbed) if line[0] == "train" and line[1] <= 20]
     assert len(losses) == 4
     np.testing.assert_allclose(losses, reference, rtol=0.1)
+    attempt = json.loads((config.run_folder / "run.json").read_text())["attempts"][-1]
+    assert (attempt["precision"], attempt["compiled"]) == ("bf16", False)
+
+
+@pytest.mark.parametrize(
+    ("compile", "failed", "record"),
+    [
+        (True, None, {"compiled": True, "compile_by": "stages"}),
+        (True, "rank 1: no compiler", {"compiled": False, "not_compiled": "rank 1: no compiler"}),
+        (False, None, {"compiled": False, "not_compiled": "compile is false"}),
+    ],
+)
+def test_an_attempt_records_whether_its_net_was_compiled(
+    compile: bool, failed: str | None, record: dict[str, object]
+) -> None:
+    trainer = Trainer.__new__(Trainer)
+    trainer.config = Config(compile=compile)
+    trainer.step = SimpleNamespace(not_compiled=failed)  # type: ignore[assignment]
+    assert trainer.computing == {"precision": "float32", **record}
 
 
 def test_a_diverging_run_stops_and_saves_nothing_of_it(undisturbed: Config) -> None:

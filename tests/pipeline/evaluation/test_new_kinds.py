@@ -64,10 +64,10 @@ class PreActNet(ResNet):
     ) -> nn.Module:
         return PreActBlock(in_channels, width, stride, downsample)
 
-    def features(self, images: Tensor) -> Tensor:
-        x = self.maxpool(self.conv1(images))
-        for stage in self.stages:
-            x = stage(x)
+    def stem(self, images: Tensor) -> Tensor:
+        return self.maxpool(self.conv1(images))
+
+    def after_stages(self, x: Tensor) -> Tensor:
         return self.bn1(x).relu()
 
 
@@ -230,6 +230,16 @@ def test_an_update_equals_a_plain_loop_over_groups(arch: str) -> None:
         torch.testing.assert_close(trained[name], expected, rtol=1e-9, atol=1e-12)
         assert not torch.equal(trained[name], parameter), name
     step.close()
+
+
+@pytest.mark.parametrize("arch", SMALL)
+def test_the_segments_that_are_compiled_are_the_net(arch: str) -> None:
+    net = lived(build(arch, classes=5)).eval()
+    with torch.no_grad():
+        x = images = noise(2, 24)
+        for segment in net.segments():
+            x = segment(x)
+        assert torch.equal(x, net(images))
 
 
 # ---- evaluation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -243,6 +244,23 @@ def test_last_relu_follows_the_addition(block: BasicBlock | Bottleneck) -> None:
 
 
 # ---- shapes and the pieces that evaluation and analysis use
+
+
+@pytest.mark.parametrize("arch", ["resnet8", "plain8", "resnet18", "resnet50", "plain18"])
+def test_the_segments_one_after_another_are_the_net(arch: str) -> None:
+    net = build(arch, classes=5, generator=generator(0))
+    images = torch.randn(2, 3, 40, 40, generator=generator(1))
+    whole = copy.deepcopy(net)
+    x, segments = images, net.segments()
+    assert len(segments) == len(net.stages)
+    for segment in segments:
+        x = segment(x)
+    expected = whole(images)
+    assert torch.equal(x, expected)
+    x.sum().backward()
+    expected.sum().backward()
+    for ours, theirs in zip(net.parameters(), whole.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None and torch.equal(ours.grad, theirs.grad)
 
 
 @pytest.mark.parametrize(
