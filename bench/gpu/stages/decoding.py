@@ -7,6 +7,7 @@ equal the same one decoded in parts, to the bit; `hw_decoder_load` between 0 and
 from __future__ import annotations
 
 import statistics
+import time
 from functools import partial
 from typing import Any
 
@@ -27,22 +28,40 @@ CPU = torch.device("cpu")
 RUNGS = ("gpu", "gpu-whole")  # the third is cpu, with which they are compared
 PARTS = 7  # the mini-batch of 140 is also decoded in so many parts, as ranks would
 PNG_SIDE = 224
+PROBE_SECONDS = 25.0  # for a child; a run waits longer
 
 
 def run(check: Check) -> None:
     if check.part("sample images", partial(folders.samples, check)) is None:
         return
     folders.lossless(check, "lossless", 16, PNG_SIDE)
-    probes(check)
     # On a CPU its own pixels stand in for a rung's, which runs the comparison.
     rungs = RUNGS if check.gpu else ("cpu",)
+    for rung in rungs:
+        check.part(f"probe of {rung}", partial(probe, check, rung), seconds=15)
     check.apart({f"pixels of {rung}": partial(pixels, rung=rung) for rung in rungs}, 60)
     check.apart({f"evaluation on {rung}": partial(evaluation, rung=rung) for rung in rungs}, 45)
     check.apart({f"normalization on {rung}": partial(normalization, rung=rung) for rung in rungs}, 30)
 
 
-def probes(check: Check) -> None:
-    """Let the probe of the first minute try each rung: does it crash (NVIDIA/nvImageCodec#55), and how long does it take?"""
+def probe(check: Check, rung: str) -> None:
+    """Have the probe of a run's first minute try one rung: does that crash (NVIDIA/nvImageCodec#55)?"""
+    from pipeline.data.plans import evaluation_plan, training_plan  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    from pipeline.data.probe import Probe, trial_of  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    dataset, where = Dataset(folders.samples(check)), device()
+    split, started = dataset.split("train"), time.monotonic()
+    plans = [
+        training_plan(split, 0, AugmentConfig(), dataset.statistics, 256),
+        evaluation_plan(split, CenterCrop(), dataset.statistics),
+    ]
+    trials = [trial_of(plan.stream, plan.graph(config(decode_on=rung), where)) for plan in plans]
+    verdict = Probe(limit=PROBE_SECONDS * (8 if check.dry else 1)).choose(trials, where, (rung,))
+    seconds = time.monotonic() - started
+    outcome = "works" if verdict.rung == rung else str(verdict.failed)
+    # A GPU's decoder that fails is a finding; the CPU's must work.
+    failed = {"failed": outcome} if rung == "cpu" and outcome != "works" else {}
+    check.note(f"probe of {rung}", outcome=outcome, seconds=seconds, **failed)
 
 
 def config(**more: Any) -> LoaderConfig:
