@@ -56,7 +56,8 @@ def probe(check: Check, rung: str) -> None:
         evaluation_plan(split, CenterCrop(), dataset.statistics),
     ]
     trials = [trial_of(plan.stream, plan.graph(config(decode_on=rung), where)) for plan in plans]
-    verdict = Probe(limit=PROBE_SECONDS * (8 if check.dry else 1)).choose(trials, where, (rung,))
+    rungs: Any = (rung,)
+    verdict = Probe(limit=PROBE_SECONDS * (8 if check.dry else 1)).choose(trials, where, rungs)
     seconds = time.monotonic() - started
     outcome = "works" if verdict.rung == rung else str(verdict.failed)
     # A GPU's decoder that fails is a finding; the CPU's must work.
