@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+DRY_STRETCH = 8.0  # of the limits: a dry run has a CPU, and perhaps a busy one
 NO_GPU = "no GPU"
 NO_TIME = "no time left"
 NOTED = 3  # exit code of a process whose part was not measured, which it has noted
@@ -55,7 +56,8 @@ class Check:
 
     def note(self, what: str, **values: Any) -> None:
         """Add a line to the results. `failed` and `left_out` among the values are sentences about what was not measured."""
-        line = json.dumps({"stage": self.stage, "what": what, **values}, default=str)
+        dry = {"dry": True} if self.dry else {}
+        line = json.dumps({"stage": self.stage, "what": what, **dry, **values}, default=str)
         with open(self.results, "a") as file:  # one write of less than a page: lines of several processes do not mix
             file.write(line + "\n")
         print(line, flush=True)
@@ -88,13 +90,14 @@ class Check:
     def apart(self, parts: Mapping[str, Callable[[Check], object]], seconds: float, *, gpu: bool = False) -> set[str]:
         """Run each of these parts in a process of its own, all at once: one that crashes or hangs is a line of the results.
 
-        parts: by name, functions that a new process can import. seconds: what each may take. gpu: as in `part`.
+        parts: by name, functions that a new process can import. seconds: what each may take, outside dry runs. gpu: as in `part`.
         Returns the names of those that came to their end.
         """
         if gpu and not self.gpu:
             for what in parts:
                 self.note(what, left_out=NO_GPU)
             return set()
+        seconds *= DRY_STRETCH if self.dry else 1
         ends = min(self.ends, time.monotonic() + seconds)
         context = multiprocessing.get_context("spawn")
         children = {}

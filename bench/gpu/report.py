@@ -10,6 +10,7 @@ from typing import Any
 from bench.gpu import claims
 
 Line = dict[str, Any]
+HEADS = ("stage", "what", "dry")
 
 
 def read(files: Iterable[Path]) -> list[Line]:
@@ -29,7 +30,7 @@ def summary(lines: Iterable[Line]) -> str:
     """Return a line of text for each measurement."""
     texts = []
     for line in lines:
-        values = {name: value for name, value in line.items() if name not in ("stage", "what") and value is not None}
+        values = {name: value for name, value in line.items() if name not in HEADS and value is not None}
         words = ", ".join(f"{name.replace('_', ' ')} {shown(value)}" for name, value in values.items())
         verdict = "FAILED " if "failed" in line else ""
         texts.append(f"{line['stage']:12s} {verdict}{line['what']}: {words}\n")
@@ -81,7 +82,18 @@ def tables(lines: Sequence[Line]) -> str:
             ),
         ),
     ]
-    return "\n".join(part for part in parts if part)
+    return "\n".join([head(lines), *(part for part in parts if part)])
+
+
+def head(lines: Sequence[Line]) -> str:
+    """Return what the tables were measured with: the GPU, and versions."""
+    if any(line.get("dry") for line in lines):
+        return "Of a dry run: its figures mean nothing.\n"
+    found = {line["what"]: line for line in lines if line["stage"] == "environment"}
+    device, versions = found.get("device", {}), found.get("versions", {})
+    packages = [f"{name} {version}" for name, version in versions.get("packages", {}).items()]
+    facts = [device.get("name"), f"{versions['cores']} cores" if versions else None, *packages]
+    return ", ".join(str(fact) for fact in facts if fact) + "\n"
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -116,7 +128,7 @@ def _kernels(line: Line) -> Sequence[object]:
 
 
 def _setting(line: Line) -> Sequence[object]:
-    known = ("stage", "what", "value", "cpu_ms_per_image", "jpeg_engine_percent", "device_gb")
+    known = (*HEADS, "value", "cpu_ms_per_image", "jpeg_engine_percent", "device_gb")
     setting = ", ".join(f"{name} {value}" for name, value in line.items() if name not in known)
     engines = line["jpeg_engine_percent"]
     return setting, shown(line["value"]), f"{line['cpu_ms_per_image']:.2f}", "" if engines is None else f"{engines:.0f}"

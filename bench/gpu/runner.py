@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.gpu import report
-from bench.gpu.check import NO_TIME, Check, ending
+from bench.gpu.check import DRY_STRETCH, NO_TIME, Check, ending
 from bench.gpu.registry import Stage
 
 LEAST = 15.0  # seconds of budget below which no stage is started: importing torch and starting CUDA takes as long
-DRY_STRETCH = 8.0  # of the limits on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)

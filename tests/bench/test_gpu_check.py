@@ -214,7 +214,11 @@ def test_a_part_that_failed_answers_no_claim() -> None:
 
 
 def test_tables_are_markdown() -> None:
-    text = report.tables(MADE_UP)
+    environment = {"stage": "environment", "what": "versions", "cores": 16, "packages": {"torch": "2.11.0"}}
+    device = {"stage": "environment", "what": "device", "name": "NVIDIA H100 80GB HBM3"}
+    text = report.tables([environment, device, *MADE_UP])
+    assert text.startswith("NVIDIA H100 80GB HBM3, 16 cores, torch 2.11.0\n\n### What must come out\n")
+    assert report.tables([{**environment, "dry": True}]).startswith("Of a dry run: its figures mean nothing.\n")
     assert "| resnet50 | ours compiled | 256 | 2,400 | 106.7 | 24.0% | 20.0 | 0.50 | 9.0 | 1 |" in text
     assert "| resnet50 | ours compiled | 32 | 300 | 11.00 | convolutions, classifier 75%, other 25% |" in text
     assert "| decode_on gpu, threads 16 | 7,000 | 0.30 | 80 |" in text

@@ -13,7 +13,7 @@ import torch
 
 from bench.gpu import folders
 from bench.gpu.check import Check
-from bench.gpu.nets import device, dtype_of_loader, forget
+from bench.gpu.nets import DRY_ARCH, device, dtype_of_loader, forget
 from bench.training import alone, synchronize
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.dataset import Dataset
@@ -49,7 +49,7 @@ def run(check: Check) -> None:
     torch.backends.cudnn.deterministic = True
     for compiled, graph in ways[:3:2] if check.dry else ways:
         rate = partial(dropping, at=2 if check.dry else 30)
-        work = partial(train, dataset, 4 if check.dry else 60, graph=graph, compiled=compiled, rate=rate)
+        work = partial(train, arch(check), dataset, 4 if check.dry else 60, graph=graph, compiled=compiled, rate=rate)
         trained = check.part(f"bits, compiled {compiled}, CUDA graph {graph}", work)
         kept[compiled, graph] = trained.weights if trained else None
     for compiled in (False, True):
@@ -62,6 +62,10 @@ def run(check: Check) -> None:
             f"images/s, compiled {compiled}, CUDA graph {graph}", partial(speed, check, dataset, compiled, graph)
         )
     check.part("loader alone", partial(loader_alone, check, dataset))
+
+
+def arch(check: Check) -> str:
+    return DRY_ARCH if check.dry else "resnet20"
 
 
 def dropping(update: int, at: int) -> float:
@@ -84,12 +88,18 @@ def opened(dataset: Dataset, iterations: int) -> BatchIterator:
 
 
 def train(
-    dataset: Dataset, iterations: int, *, graph: bool, compiled: bool, rate: Callable[[int], float] = constant
+    net_name: str,
+    dataset: Dataset,
+    iterations: int,
+    *,
+    graph: bool,
+    compiled: bool,
+    rate: Callable[[int], float] = constant,
 ) -> Trained:
     forget()
     where = device()
     config = StepConfig(batch=BATCH, precision="bf16", reduction="tree", compile_crop=SIDE if compiled else None)
-    net = build("resnet20", classes=10, generator=torch.Generator().manual_seed(0))
+    net = build(net_name, classes=10, generator=torch.Generator().manual_seed(0))
     world = alone(where)
     step = TrainingStep(net, config, plan_groups(BATCH, GROUP, 0, 1), world, cuda_graphs(graph, world))
     started = waited = 0.0
@@ -111,12 +121,12 @@ def train(
 
 
 def speed(check: Check, dataset: Dataset, compiled: bool, graph: bool) -> None:
-    trained = train(dataset, 8 if check.dry else 2000, graph=graph, compiled=compiled)
+    trained = train(arch(check), dataset, 8 if check.dry else 2000, graph=graph, compiled=compiled)
     rate = trained.images_per_second
     facts: dict[str, Any] = {"not_compiled": trained.not_compiled} if trained.not_compiled else {}
     check.note(
         "images/s",
-        arch="resnet20",
+        arch=arch(check),
         compiled=compiled,
         graph=graph,
         value=rate,

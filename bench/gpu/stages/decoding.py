@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu import folders
-from bench.gpu.check import Check
+from bench.gpu.check import DRY_STRETCH, Check
 from bench.gpu.nets import device
 from pipeline.base.cores import available_cores
 from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop, View, WholeImage, shape_blocks
@@ -57,7 +57,7 @@ def probe(check: Check, rung: str) -> None:
     ]
     trials = [trial_of(plan.stream, plan.graph(config(decode_on=rung), where)) for plan in plans]
     rungs: Any = (rung,)
-    verdict = Probe(limit=PROBE_SECONDS * (8 if check.dry else 1)).choose(trials, where, rungs)
+    verdict = Probe(limit=PROBE_SECONDS * (DRY_STRETCH if check.dry else 1)).choose(trials, where, rungs)
     seconds = time.monotonic() - started
     outcome = "works" if verdict.rung == rung else str(verdict.failed)
     # A GPU's decoder that fails is a finding; the CPU's must work.

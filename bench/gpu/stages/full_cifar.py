@@ -14,7 +14,7 @@ from bench.gpu.runs import Run, end
 from pipeline.base.exits import EXIT_PREEMPTED
 
 RECIPE = "configs/cifar10.yaml"
-TO_SAVE = 20.0  # seconds before the stage's end in which a run is asked to save and stop
+TO_SAVE, LAST = 20.0, 4.0  # seconds before the stage's end at which runs are asked to save and stop, and are killed
 
 
 def run(check: Check) -> None:
@@ -24,6 +24,15 @@ def run(check: Check) -> None:
     options: dict[str, Any] = {"cuda_graph": True, **(tiny() if check.dry else {})}
     made = Run(name="resnet20", runs=check.work / "cifar10", data=data, config=RECIPE, options=options)
     check.part("ResNet-20 on CIFAR-10", partial(until_end, check, [made]))
+
+
+def stop(process: subprocess.Popen[str], seconds: float) -> None:
+    """Wait for a command that was asked to stop, and kill it after so many seconds."""
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        end(process, signal.SIGKILL)
+        process.wait()
 
 
 def tiny() -> dict[str, Any]:
@@ -47,7 +56,7 @@ def until_end(check: Check, runs: list[Run]) -> None:
         for process in processes:
             end(process, signal.SIGTERM)
         for process in processes:
-            process.wait(timeout=TO_SAVE)
+            stop(process, max(1.0, check.left - LAST))
     seconds = time.monotonic() - started
     for run, process in zip(runs, processes, strict=True):
         whole = process.returncode == 0

@@ -46,7 +46,7 @@ def run(check: Check) -> None:
         check.apart(modes, 50)  # at once: bits do not depend on what else runs
     else:
         for name in ON_CPUS:
-            check.apart({name: modes[name]}, 300)
+            check.apart({name: modes[name]}, 50)
     check.apart({"NCCL with a group of one": nccl_alone}, 40, gpu=True)
 
 
