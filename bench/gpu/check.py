@@ -90,8 +90,8 @@ class Check:
     def apart(self, parts: Mapping[str, Callable[[Check], object]], seconds: float, *, gpu: bool = False) -> set[str]:
         """Run each of these parts in a process of its own, all at once: one that crashes or hangs is a line of the results.
 
-        parts: by name, functions that a new process can import. seconds: what each may take, outside dry runs. gpu: as in `part`.
-        Returns the names of those that came to their end.
+        parts: by name, functions that a new process can import. seconds: what each may take, outside dry runs. gpu: as in
+        `part`. Returns the names of those that came to their end.
         """
         if gpu and not self.gpu:
             for what in parts:
