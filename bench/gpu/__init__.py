@@ -3,7 +3,8 @@
     python -m bench.gpu --out build/gpu                                  every stage, on this machine
     python -m bench.gpu --out OUT --stages step,ranks --budget 270       some of them, in at most 270 s
     python -m bench.gpu --out build/gpu --dry-run                        on a CPU, tiny sizes: whether the check itself holds
-    python -m bench.gpu --report A/results.jsonl B/results.jsonl         the tables of several calls together
+    python -m bench.gpu --report A/results.jsonl B/results.jsonl         the tables of several calls together,
+                                                                         and OUT/rates.yaml for the plan of launch/slurm.py
 
 OUT/results.jsonl gets a line at every measurement, so that a stage that is stopped keeps what it had. OUT/log.txt has all
 output, OUT/summary.txt a line for each measurement, OUT/table.md tables for docs/performance.md. Files of an earlier call in
@@ -21,5 +22,6 @@ DALI, webdataset, jsonargparse and pydantic (`environment` names what is missing
     check.py     what a stage knows, and its parts         runner.py   stages as child processes with limits
     child.py     the process of one stage                  registry.py the stages, their limits and order
     stages/      a file for each stage                     report.py   summary and tables; claims.py the table of claims
+    rates.py     what the plan reads
     folders.py   the datasets that stages need             nets.py     ways to train, and how they are timed
 """

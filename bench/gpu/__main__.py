@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import bench.gpu
-from bench.gpu import report
+from bench.gpu import rates, report
 from bench.gpu.folders import CIFAR10, SAMPLES
 from bench.gpu.registry import STAGES, Stage
 from bench.gpu.runner import Runner
@@ -65,11 +65,11 @@ def chosen(names: str | None) -> list[Stage]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # the stage that runs is ended, too
     out = options.out.resolve()
     if options.report:
         out.mkdir(parents=True, exist_ok=True)
         measured = report.write(out, options.report)
+        rates.store(measured, out / "rates.yaml")
     else:
         work = options.work or Path(tempfile.gettempdir()) / f"bench-gpu-{os.getuid()}"
         places = {SAMPLES: options.images, CIFAR10: options.cifar10}
@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out=out, work=work.resolve(), dry=options.dry_run, budget=options.budget, environment=environment
         )
         stages = chosen(options.stages)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # the stage that runs is ended, too
         os.chdir(ROOT)  # where the scripts of data_prep/ and launch/ are
         runner.run(stages)
         measured = report.read([runner.results])

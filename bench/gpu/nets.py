@@ -52,7 +52,10 @@ class Nets:
         asked = StepConfig(batch=batch, precision="bf16", compile_crop=self.crop if compiled else None, **config)
         step = our_step(self.arch, asked, min(group, batch), alone(where), cuda_graphs(graph, alone(where)))
         images, labels = synthetic(batch, self.crop, where, dtype_of_loader(where))
-        facts = {"not_compiled": step.not_compiled} if step.not_compiled else {}
+        facts: dict[str, Any] = {"not_compiled": step.not_compiled} if step.not_compiled else {}
+        if where.type == "cuda" and not graph:  # what the plan knows rates by (bench/gpu/rates.py)
+            facts |= {"device": torch.cuda.get_device_name(where), "crop": self.crop, "torch": str(torch.__version__)}
+            facts |= {"micro_batch": step.plan.micro_batch, "compiled": compiled and not step.not_compiled}
         return Way(lambda: step.step(images, labels, 1e-3), facts)
 
     def plain(

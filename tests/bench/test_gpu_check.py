@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from bench.gpu import claims, report
+from bench.gpu import claims, rates, report
 from bench.gpu.__main__ import chosen, main
 from bench.gpu.check import Check
 from bench.gpu.registry import STAGES, Stage
 from bench.gpu.runner import Runner
 from bench.limits import KERNELS, bf16_peak, kind_of, milliseconds
+from launch.forecast import rates as plan_rates
 from pipeline.base.command import UserError
 from tests.bench import fake_stages
 from tests.helpers import ROOT
@@ -237,6 +238,25 @@ def test_several_results_make_one_report(tmp_path: Path, capsys: pytest.CaptureF
     assert code == 1  # of MADE_UP one failed
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["failed"] == 1
     assert (tmp_path / "out/table.md").read_text() == report.tables(MADE_UP)
+
+
+def test_rates_of_the_plan_come_from_the_lines(tmp_path: Path) -> None:
+    facts = {"device": "NVIDIA H100 80GB HBM3", "crop": 224, "torch": "2.11.0", "micro_batch": 32}
+    lines = [
+        way("ours eager", 256, 1900.0, compiled=False, **facts),
+        way("ours compiled", 256, 2800.0, compiled=True, **facts),
+        way("ours compiled", 32, 2500.0, compiled=True, **facts),
+        way("ours eager, cudnn_benchmark", 256, 2000.0, compiled=False, **facts),
+        way("torchvision AMP NCHW eager", 256, 1200.0),
+    ]
+    rates.store(lines, tmp_path / "rates.yaml")
+    found = plan_rates.matching(plan_rates.read(tmp_path / "rates.yaml"), "cuda", "H100")
+    shape = {"arch": "resnet50", "precision": "bf16", "crop": 224, "micro_batch": 32, "threads": 0, "processes": 1}
+    for compiled, speed in ((False, 1900.0), (True, 2800.0)):
+        rate = plan_rates.find_rate(found, compile=compiled, **shape)  # type: ignore[arg-type]
+        assert rate is not None and (rate.images_per_second, rate.compile) == (speed, compiled)
+    rates.store([way("torchvision AMP NCHW eager", 256, 1200.0)], tmp_path / "none.yaml")
+    assert not (tmp_path / "none.yaml").exists()
 
 
 def test_kernels_are_told_apart() -> None:
