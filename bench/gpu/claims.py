@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Line = dict[str, Any]
+AS_CONFIGURED = ("GPU against CPU", "GPU against CPU, evaluation")  # and not with plain upsampling
 MINUTES_OF_64K = 64_000 * 128 / 60  # divided by images/s
 
 
@@ -58,9 +59,7 @@ def gpu_tests(found: Measured) -> str | None:
 
 
 def pixels(found: Measured) -> str | None:
-    lines = [
-        line for line in found.all("decoding") if line["what"].startswith("GPU against CPU") and "psnr_least" in line
-    ]
+    lines = [line for line in found.all("decoding") if line["what"] in AS_CONFIGURED and "psnr_least" in line]
     rungs = sorted({line["rung"] for line in lines})
     return _joined(
         f"{rung}: {min(line['psnr_least'] for line in lines if line['rung'] == rung):.1f} dB, at most "
