@@ -12,7 +12,7 @@ READY := $(VENV)/ready
 # Bytecode is written even if the shell forbids it: without bytecode every process compiles the project anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test test-cluster test-slow test-times golden chaos slurm-up slurm-down check format bench lock clean
+.PHONY: setup demo test test-cluster test-slow test-times golden chaos slurm-up slurm-down check format bench bench-gpu lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
@@ -96,6 +96,11 @@ bench: $(READY)
 	$(BIN)/python bench/step.py
 	$(BIN)/python bench/scaling.py
 	$(BIN)/python bench/end_to_end.py
+
+# Everything that one NVIDIA GPU can tell, in stages with limits; tables in build/gpu. DRY=1: tiny sizes on a CPU, whether it runs.
+DRY ?=
+bench-gpu: $(READY)
+	$(BIN)/python -m bench.gpu --out build/gpu $(if $(DRY),--dry-run)
 
 lock: $(READY)
 	{ echo "# Every package that set-up installs, pinned; written by 'make lock' from pyproject.toml. Names and versions only, no addresses."; \

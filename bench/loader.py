@@ -28,7 +28,7 @@ from pipeline.data.dataset import Dataset, Split, Statistics  # noqa: E402
 from pipeline.data.loader import LoaderConfig, training_batches  # noqa: E402
 from pipeline.data.order import Order  # noqa: E402
 
-SAMPLES = ROOT.parent / "shared/data/imagenet-samples.tar"
+SAMPLES = Path(os.environ.get("IMAGENET_SAMPLES") or ROOT.parent / "shared/data/imagenet-samples.tar")
 COPIES = 8  # of the few sample images; without copies every epoch and every shuffle buffer would end at once
 LOADERS = ("ours", "torchvision", "webdataset", "dali")
 OPPONENTS = {"torchvision": torchvision_loader, "webdataset": webdataset_loader, "dali": dali_loader}

@@ -6,8 +6,8 @@ The rate of this device is stored for the plan of launch/slurm.py --dry-run (con
 from __future__ import annotations
 
 import argparse
+import math
 import os
-import re
 import statistics as averages
 import sys
 import time
@@ -19,43 +19,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import nn
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.training import CLASSES, alone, our_step, seconds, synchronize, synthetic  # noqa: E402
+from bench.limits import bf16_peak, flops_per_image, operators  # noqa: E402
+from bench.training import CLASSES, alone, our_step, seconds, synthetic  # noqa: E402
 from launch.forecast import rates  # noqa: E402
 from pipeline.base.command import Progress, print_json, print_table, run  # noqa: E402
 from pipeline.base.cores import available_cores  # noqa: E402
-from pipeline.models.complexity import count  # noqa: E402
 from pipeline.models.resnet import build  # noqa: E402
-from pipeline.training.replay import Recorder, cuda_graphs  # noqa: E402
+from pipeline.training.replay import WARM_UP, Recorder, cuda_graphs  # noqa: E402
 from pipeline.training.step import StepConfig, TrainingStep  # noqa: E402
 
+BUDGET = 240.0  # seconds with a GPU; torch's import and what follows the measurements come on top
 FP32, AMP = "torchvision fp32 NCHW eager", "torchvision AMP bf16 NCHW"
 ONE_GRAPH = "ours bf16, compiled as one graph"
 SGD: dict[str, dict[str, bool]] = {
     "fused": {"fused": True},
     "foreach": {"foreach": True},
     "for-loop": {"foreach": False},
-}
-# Dense bf16 FLOP/s from the vendor's data sheet, by a part of the device's name; the first match counts.
-BF16_PEAK = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "GH200": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "A10": 125e12,
-}
-# Patterns of ATen operators (after `aten::`) by kind; the first match counts.
-PARTS = {
-    "convolutions, classifier": r"conv|mm$|linear",
-    "batch norm, elementwise": r"batch_norm|relu|threshold|add|mul|div|pool|sum|mean|where|softmax|nll|norm|finite|^eq$|^ne$",
-    "copies, casts": r"copy|_to|contiguous|clone|cat|stack|fill|zero",
-    "optimizer": r"sgd|foreach",
 }
 
 
@@ -122,23 +105,36 @@ def makers(options: argparse.Namespace, batch: int, device: torch.device) -> dic
     return ways
 
 
-def measure(options: argparse.Namespace, batch: int, device: torch.device) -> dict[str, Way]:
-    """Measure images/s of each way, one value per round; the ways take turns in a round."""
+def measure(options: argparse.Namespace, batch: int, device: torch.device, ends: float) -> dict[str, Way]:
+    """Measure images/s of each way, one value per round; the ways take turns in a round.
+
+    ends: when to stop, by `time.monotonic`. At least one way is made, and one round.
+    """
     makers_by_name = makers(options, batch, device)
     ways: dict[str, Way] = {}
+    started = time.monotonic()
     with Progress((options.rounds + 1) * len(makers_by_name), f"batch {batch}", "runs") as progress:
         for name, make in makers_by_name.items():  # the first updates of each way are not timed
+            if ways and time.monotonic() > ends - (ends - started) / 3:
+                print(f"batch {batch}, {name}: left out, no time left (--full)", file=sys.stderr)
+                continue
             before = allocated(device)
             way = make()
             try:
-                seconds(way.update, options.warm_up, device)
+                # Compiling and recording a CUDA graph come before the clock, too.
+                seconds(way.update, max(options.warm_up, WARM_UP + 1 if recorded(name) else 1), device)
             except torch.OutOfMemoryError:
                 print(f"batch {batch}, {name}: does not fit into the device's memory", file=sys.stderr)
                 del way
                 continue
             way.memory, ways[name] = allocated(device) - before, way
             progress.advance()
-        for _ in range(options.rounds):
+        took = 0.0
+        for number in range(options.rounds):
+            began = time.monotonic()
+            if number and began + took > ends:
+                print(f"batch {batch}: {number} of {options.rounds} rounds, no time left (--full)", file=sys.stderr)
+                break
             for name, way in ways.items():
                 if device.type == "cuda":
                     torch.cuda.reset_peak_memory_stats(device)
@@ -149,31 +145,17 @@ def measure(options: argparse.Namespace, batch: int, device: torch.device) -> di
                 if device.type == "cuda" and len(way.rate) == 1:
                     way.memory += torch.cuda.max_memory_allocated(device) - before
                 progress.advance(now=f"{name}: {way.rate[-1]:,.1f} images/s")
+            took = time.monotonic() - began
     return ways
+
+
+def recorded(name: str) -> bool:
+    """Return whether the way of this name is replayed as a CUDA graph."""
+    return "CUDA graph" in name
 
 
 def allocated(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-
-def limits(way: Way, device: torch.device) -> dict[str, float]:
-    """Return the shares of the device's time in one update, by kind of operator (torch.profiler)."""
-    gpu = device.type == "cuda"
-    activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if gpu else [])]
-    with torch.profiler.profile(activities=activities) as profile:
-        way.update()
-        synchronize(device)
-    shares = dict.fromkeys((*PARTS, "other"), 0.0)
-    for event in profile.key_averages():
-        spent = event.self_device_time_total if gpu else event.self_cpu_time_total
-        # With a GPU the list holds kernels beside the operators that launched them: count each once.
-        if gpu and not event.key.startswith("aten::"):
-            continue
-        name = event.key.removeprefix("aten::")
-        part = next((part for part, pattern in PARTS.items() if re.search(pattern, name)), "other")
-        shares[part] += spent
-    total = sum(shares.values())
-    return {part: spent / total for part, spent in shares.items()} if total else shares
 
 
 def sgd_milliseconds(arch: str, rounds: int, device: torch.device) -> dict[str, float]:
@@ -192,16 +174,9 @@ def sgd_milliseconds(arch: str, rounds: int, device: torch.device) -> dict[str, 
     return {name: averages.median(values) for name, values in times.items()}
 
 
-def multiply_adds(arch: str, crop: int) -> int:
-    with torch.device("meta"):
-        net: nn.Module = build(arch, classes=CLASSES, shortcut="B", stride="v1.5")
-    return count(net, crop).multiply_adds
-
-
 def show(options: argparse.Namespace, batch: int, ways: dict[str, Way], device: torch.device) -> dict[str, Any]:
     """Print the table of one batch size; return its figures."""
-    peak = next((peak for part, peak in BF16_PEAK.items() if part in rates.device_name(device)), None)
-    flops = 6 * multiply_adds(options.arch, options.crop)  # a multiply-add is two FLOPs; backward costs two forwards
+    peak, flops = bf16_peak(rates.device_name(device)), flops_per_image(options.arch, options.crop)
     rows, figures = [], {}
     for name, way in ways.items():
         rate = averages.median(way.rate)
@@ -222,8 +197,12 @@ def show(options: argparse.Namespace, batch: int, ways: dict[str, Way], device: 
     columns = ["way", "images/s, median", "range", "/ fp32 NCHW", "/ plain AMP"]
     columns += ["GB, peak", "of the bf16 peak"] if device.type == "cuda" else ["CPU-ms/image"]
     where = rates.device_name(device) + ("" if device.type == "cuda" else f", {options.threads} CPU threads")
-    print_table(f"{options.arch}, batch {batch} at {options.crop} px, {where}, {options.rounds} rounds", columns, rows)
+    print_table(f"{options.arch}, batch {batch} at {options.crop} px, {where}, {rounds_of(ways)} rounds", columns, rows)
     return figures
+
+
+def rounds_of(ways: dict[str, Way]) -> int:
+    return min((len(way.rate) for way in ways.values()), default=0)
 
 
 def store(options: argparse.Namespace, ways: dict[str, Way], device: torch.device) -> None:
@@ -235,7 +214,7 @@ def store(options: argparse.Namespace, ways: dict[str, Way], device: torch.devic
             arch=options.arch,
             stride="v1.5",
             precision=way.precision,
-            compile="compiled" in name,
+            compile="compiled" in name and way.step.not_compiled is None,
             crop=options.crop,
             micro_batch=way.step.plan.micro_batch,
             threads=0 if device.type == "cuda" else options.threads,
@@ -245,7 +224,7 @@ def store(options: argparse.Namespace, ways: dict[str, Way], device: torch.devic
         )
         for name, way in ways.items()
         # Plans are for many GPUs, which train without CUDA graphs and compile by stages.
-        if way.step is not None and "CUDA graph" not in name and name != ONE_GRAPH
+        if way.step is not None and not recorded(name) and name != ONE_GRAPH
     ]
     rates.store(entries, options.rates)
     print(f"stored for the plan of launch/slurm.py --dry-run: {options.rates}")
@@ -259,16 +238,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     gpu = torch.cuda.is_available()
     parser.add_argument("--arch", default="resnet50", help="resnet18/34/50/101/152 (default resnet50)")
-    parser.add_argument(
-        "--batch", type=int, nargs="+", default=[64, 128, 256] if gpu else [16], help="default %(default)s"
-    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[256] if gpu else [16], help="default %(default)s")
     parser.add_argument("--bn-group", type=int, default=32, help="images per forward pass of ours (default 32)")
     parser.add_argument("--crop", type=int, default=224, help="pixels (default 224)")
     parser.add_argument(
         "--threads", type=int, default=available_cores(), help="CPU threads; default: one per available core"
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3 if gpu else 5, help="default %(default)s")
     parser.add_argument("--updates", type=int, default=20 if gpu else 1, help="per round (default %(default)s)")
     parser.add_argument(
         "--warm-up", type=int, default=5 if gpu else 1, help="updates before the clock (default %(default)s)"
@@ -276,12 +253,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=gpu)
     one = "measure the net compiled as one graph too (compile_by: net)"
     parser.add_argument("--compile-net", action="store_true", help=one)
+    budget = BUDGET if gpu else math.inf
+    budget_help = f"seconds, after which ways and rounds are left out; default: {BUDGET:.0f} with a GPU, else no limit"
+    parser.add_argument("--budget", type=float, default=budget, help=budget_help)
+    parser.add_argument("--full", action="store_true", help="5 rounds on batches of 64, 128 and 256, without a budget")
     parser.add_argument(
         "--rates", type=Path, default=rates.RATES_FILE, help="file that the plan reads (configs/rates.yaml)"
     )
     parser.add_argument("--store", action=argparse.BooleanOptionalAction, default=True, help="store our rates in it")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.full:
+        options.batch, options.rounds, options.budget = [64, 128, 256], 5, math.inf
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -289,11 +273,12 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.set_num_threads(options.threads)
     figures: dict[str, Any] = {}
-    for batch in options.batch:
-        ways = measure(options, batch, device)
+    started = time.monotonic()
+    for number, batch in enumerate(options.batch, start=1):
+        ways = measure(options, batch, device, started + options.budget * number / len(options.batch))
         figures[str(batch)] = show(options, batch, ways, device)
     if "ours bf16" in ways:
-        shares = limits(ways["ours bf16"], device)
+        shares = operators(ways["ours bf16"].update, device)
         figures["limits"] = shares
         rows = [(part, f"{100 * share:.0f}%") for part, share in sorted(shares.items(), key=lambda item: -item[1])]
         print_table(f"Time of our step in bf16 by part, batch {options.batch[-1]}", ("part", "share"), rows)

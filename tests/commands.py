@@ -27,6 +27,7 @@ INTERNAL = (
     "launch.ranks.worker",
     "launch.on_slurm.ending",
     "launch.on_slurm.fence",
+    "bench.gpu.child",
 )  # started by other modules, not by people
 
 
@@ -39,7 +40,7 @@ def commands() -> dict[str, str]:
             path = file.relative_to(ROOT)
             module = ".".join(path.with_suffix("").parts)
             if module not in INTERNAL and _is_program(file.read_text()):
-                as_module = package in ("pipeline", "tests")
+                as_module = package in ("pipeline", "tests") or module.endswith(".__main__")
                 found[module] = f"python -m {module.removesuffix('.__main__')}" if as_module else f"python {path}"
     return found
 

@@ -1,0 +1,1 @@
+"""The stages of the check, a file each: `run(check)` measures."""
