@@ -33,7 +33,9 @@ from pipeline.run.config import TRAJECTORY, Config, differences, to_yaml, trajec
 from pipeline.run.options import load
 from pipeline.training.checkpoint import is_sound
 
-PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "ray", "mlflow", "submitit", "webdataset")
+# DALI's package is named after its CUDA version; one of the two is installed.
+DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+PACKAGES = ("torch", "torchvision", *DALI, "numpy", "ray", "mlflow", "submitit", "webdataset")
 
 
 @contextmanager
