@@ -175,7 +175,6 @@ def _are_facts(found: Any) -> TypeGuard[dict[str, Any]]:
 
 
 def _attempt(world: World, threads: int) -> dict[str, Any]:
-    installed = {package: [*metadata.distributions(name=package)] for package in PACKAGES}
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "host": socket.gethostname(),
@@ -185,7 +184,17 @@ def _attempt(world: World, threads: int) -> dict[str, Any]:
         "threads": threads,
         "python": platform.python_version(),
         "git_commit": git_commit(),
-        "versions": {package: found[0].version if found else "not installed" for package, found in installed.items()},
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The version of each package that decides what a run computes, or "not installed"; of DALI's, those installed."""
+    installed = {package: [*metadata.distributions(name=package)] for package in PACKAGES}
+    return {
+        package: found[0].version if found else "not installed"
+        for package, found in installed.items()
+        if found or package not in DALI
     }
 
 
