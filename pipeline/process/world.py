@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,6 +20,7 @@ import torch.distributed as dist
 
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
+from pipeline.process import gpus
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS, Watchdog
 
 T = TypeVar("T")
@@ -52,9 +54,10 @@ def open_world(
 ) -> Iterator[World]:
     """Open (or adopt) the process group; close it at the end if it was opened here.
 
-    `device`: "auto" takes the GPU of this local rank, or the CPU of a host without GPUs; "cpu" and "cuda" insist.
+    `device`: "auto" takes the GPU of this local rank, or the CPU where this process is given no GPU; "cpu" and "cuda" insist.
     `timeout_seconds`: how long a rank waits for another before the watchdog, if there is one, ends the job; the collective
-    itself fails 30 s later. Raises UserError if the environment is incomplete or has more local ranks than GPUs.
+    itself fails 30 s later. Raises UserError if the environment is incomplete, torch cannot use the GPU that this process
+    is given, or ranks share a GPU.
     """
     rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
     local_rank, local_size = _variable("LOCAL_RANK", 0), _variable("LOCAL_WORLD_SIZE", 1)
@@ -63,7 +66,7 @@ def open_world(
         size=size,
         local_rank=local_rank,
         local_size=local_size,
-        device=_device(device, local_rank),
+        device=gpus.take(device, local_rank),
         watchdog=watchdog or Watchdog(),
     )
     if world.device.type == "cuda":
@@ -82,10 +85,18 @@ def open_world(
     assert dist.get_rank() == rank and dist.get_world_size() == size, "environment and group disagree"
     try:
         wait_for_all_ranks()
+        _check_devices(world)
         yield world
     finally:
         if opened:
             dist.destroy_process_group()
+
+
+def _check_devices(world: World) -> None:
+    """Raise UserError, on every rank, where two ranks share one GPU or some have none. A collective."""
+    places = [("", "")] * world.size
+    dist.all_gather_object(places, (gpus.identity(world.device), socket.gethostname()))
+    gpus.check_places(places)
 
 
 def wait_for_all_ranks() -> None:
@@ -169,17 +180,3 @@ def _variable(name: str, default: int) -> int:
         raise UserError(
             f"the environment variable {name} is '{text}', not a number: unset it or start ranks with a launcher"
         ) from None
-
-
-def _device(wanted: str, local_rank: int) -> torch.device:
-    gpus = torch.cuda.device_count() if wanted != "cpu" else 0
-    if gpus == 0:
-        if wanted == "cuda":
-            raise UserError("device is 'cuda' but this host has no usable NVIDIA GPU: use device 'cpu' or 'auto'")
-        return torch.device("cpu")
-    if local_rank >= gpus:
-        raise UserError(
-            f"local rank {local_rank} has no GPU, this host has {gpus}: "
-            f"start at most {gpus} processes per host, or set device: cpu"
-        )
-    return torch.device("cuda", local_rank)
