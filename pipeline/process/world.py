@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
@@ -79,24 +81,39 @@ def open_world(
     world.watchdog.note("meeting the other ranks")
     opened = not dist.is_initialized()
     if opened:
-        # GPU worlds get gloo beside NCCL, because agreements between hosts (stop flags) must not touch the device.
-        backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
+        _open_group(world, device, timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
     assert dist.get_rank() == rank and dist.get_world_size() == size, "environment and group disagree"
     try:
         wait_for_all_ranks()
-        _check_devices(world)
         yield world
     finally:
         if opened:
             dist.destroy_process_group()
 
 
-def _check_devices(world: World) -> None:
-    """Raise UserError, on every rank, where two ranks share one GPU or some have none. A collective."""
-    places = [("", "")] * world.size
-    dist.all_gather_object(places, (gpus.identity(world.device), socket.gethostname()))
-    gpus.check_places(places)
+def _open_group(world: World, wanted: str, timeout: timedelta) -> None:
+    """Open the group of all ranks. Raises UserError, on every rank, where two share one GPU or only some have one."""
+    options: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "timeout": timeout}
+    store, *_ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
+    store.set_timeout(timeout)
+    if wanted != "cpu":
+        # Before the group: torch 2.15 makes NCCL's communicator with it, and NCCL refuses a shared GPU in words of its own.
+        gpus.check_places(_places(dist.PrefixStore("places", store), world))
+    # GPU worlds get gloo beside NCCL, because agreements between hosts (stop flags) must not touch the device.
+    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), **options)
+
+
+def _places(store: dist.Store, world: World) -> list[tuple[str, str]]:
+    """By rank: its GPU ("" where it has none) and its host. Every rank of the world calls this."""
+    store.set(f"{world.rank}", json.dumps([gpus.identity(world.device), socket.gethostname()]))
+    texts = store.multi_get([f"{rank}" for rank in range(world.size)])
+    if store.add("read", 1) == world.size:
+        store.set("all have read", "")
+    if world.is_main:
+        store.wait(["all have read"])  # this process may hold the store: the others need nothing of it any more
+    places = [json.loads(text) for text in texts]
+    return [(gpu, host) for gpu, host in places]
 
 
 def wait_for_all_ranks() -> None:
