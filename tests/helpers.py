@@ -21,7 +21,7 @@ def wait_for(condition: Callable[[], object], what: str = "it", seconds: float =
 
 
 def without_gloo(printed: str) -> str:
-    """What a rank printed, without the lines in which the gloo of torch 2.10 and 2.11 tells whom it has met."""
+    """What a rank printed, without the lines in which the gloo of torch 2.10 tells whom it has met."""
     return "".join(line for line in printed.splitlines(keepends=True) if not line.startswith("[Gloo] "))
 
 
