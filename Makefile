@@ -72,8 +72,9 @@ PYTHON312 ?= python3.12
 TORCH211 := build/torch211
 test-torch211: $(TORCH211)/ready
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(TORCH211)/bin/python -m pytest -r s --numprocesses $(WORKERS) --dist worksteal \
-	  -m "not slow and not gpu" tests/pipeline/data tests/pipeline/models tests/pipeline/process tests/pipeline/training \
-	  tests/pipeline/evaluation tests/pipeline/handover tests/test_one_update.py tests/test_golden.py tests/launch/test_launchers.py
+	  -m "not slow and not gpu and not cluster and not browser" \
+	  tests/pipeline/data tests/pipeline/models tests/pipeline/process tests/pipeline/training tests/pipeline/evaluation \
+	  tests/pipeline/handover tests/test_one_update.py tests/test_golden.py tests/launch/test_launchers.py
 
 $(TORCH211)/ready: requirements.lock pyproject.toml | $(READY)
 	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || { echo "make: $(PYTHON312) is not Python 3.12: set PYTHON312=/path/to/python3.12" >&2; exit 2; }
