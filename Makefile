@@ -7,22 +7,36 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
-READY := $(VENV)/ready
+
+# The CUDA version of torch's and DALI's packages, 13 or 12: the environment's, so that `make setup CUDA=12` is said once.
+CUDA ?= $(or $(patsubst $(VENV)/ready-cuda%,%,$(firstword $(wildcard $(VENV)/ready-cuda*))),13)
+LOCK_13 := requirements.lock
+LOCK_12 := requirements-cuda12.lock
+LOCK := $(LOCK_$(CUDA))
+READY := $(VENV)/ready-cuda$(CUDA)
+ifeq ($(LOCK),)
+$(error CUDA is $(CUDA): give CUDA=13 or CUDA=12)
+endif
 
 # Bytecode is written even if the shell forbids it: without bytecode every process compiles the project anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test test-cluster test-slow test-times golden chaos slurm-up slurm-down check format bench bench-gpu lock clean
+.PHONY: setup demo test test-cluster test-slow test-torch211 test-times golden chaos slurm-up slurm-down check format bench bench-gpu \
+  lock check-locks clean
 .DEFAULT_GOAL := setup
 
 setup: $(READY)
 
 # uv installs the locked packages in parallel, which saves minutes on 6 GB of wheels. uv itself is in the environment, too.
-$(READY): requirements.lock pyproject.toml
+# Packages that the other lock alone names go first: they hold files of the same names (nvidia/dali, nvidia/cudnn).
+$(READY): $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11: set PYTHON=/path/to/python3.11 or newer" >&2; exit 2; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) cannot create environments: install the package python3-venv, or set PYTHON=" >&2; exit 2; }
 	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	UV_HTTP_TIMEOUT=600 $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
+	@rm -f $(VENV)/ready*
+	$(BIN)/uv pip uninstall --quiet --python $(BIN)/python \
+	  $$(awk -F '[= ]' '/^[a-z0-9]/ { if (FILENAME == "$(LOCK)") here[$$1]; else if (!($$1 in here)) print $$1 }' $(LOCK) $(LOCK_13) $(LOCK_12))
+	UV_HTTP_TIMEOUT=600 $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r $(LOCK)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -52,6 +66,24 @@ test-cluster: $(READY)
 
 test-slow: $(READY)
 	$(PYTEST) --numprocesses 3 --dist worksteal -m "slow and not gpu and not cluster and not browser"
+
+# Python 3.12 and torch 2.11, in an environment of its own (7 GB): what depends on torch and DALI.
+PYTHON312 ?= python3.12
+TORCH211 := build/torch211
+test-torch211: $(TORCH211)/ready
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(TORCH211)/bin/python -m pytest -r s --numprocesses $(WORKERS) --dist worksteal \
+	  -m "not slow and not gpu and not cluster and not browser" \
+	  tests/pipeline/data tests/pipeline/models tests/pipeline/process tests/pipeline/training tests/pipeline/evaluation \
+	  tests/pipeline/handover tests/test_one_update.py tests/test_golden.py tests/launch/test_launchers.py
+
+$(TORCH211)/ready: requirements.lock pyproject.toml | $(READY)
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' || { echo "make: $(PYTHON312) is not Python 3.12: set PYTHON312=/path/to/python3.12" >&2; exit 2; }
+	$(PYTHON312) -m venv $(TORCH211)
+	echo "torch==2.11.*" > $(TORCH211)/constraints.txt; cp requirements.lock $(TORCH211)/requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.12 --no-header --no-emit-index-url --group dev --extra cuda13 \
+	  pyproject.toml --constraint $(TORCH211)/constraints.txt --output-file $(TORCH211)/requirements.lock >/dev/null
+	UV_HTTP_TIMEOUT=600 $(BIN)/uv pip install --quiet --compile-bytecode --python $(TORCH211)/bin/python -r $(TORCH211)/requirements.lock
+	@touch $@
 
 # The CPU seconds of every case of `make test`, the most expensive first (tests/budget.py).
 test-times: $(READY)
@@ -102,10 +134,31 @@ DRY ?=
 bench-gpu: $(READY)
 	$(BIN)/python -m bench.gpu --out build/gpu $(if $(DRY),--dry-run)
 
+# Two locks with the newest packages; the second differs from the first only where CUDA 12 asks for it.
 lock: $(READY)
-	{ echo "# Every package that set-up installs, pinned; written by 'make lock' from pyproject.toml. Names and versions only, no addresses."; \
-	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-index-url --group dev pyproject.toml; } > requirements.lock.new
-	mv requirements.lock.new requirements.lock
+	rm -rf build/locks; mkdir -p build/locks
+	$(call resolve,13)
+	cp build/locks/$(LOCK_13) build/locks/$(LOCK_12)
+	$(call resolve,12)
+	mv build/locks/*.lock .
+
+# Both locks are what pyproject.toml asks for, and the package index still has what they name, for this machine's Python.
+check-locks: $(READY)
+	rm -rf build/locks; mkdir -p build/locks; cp $(LOCK_13) $(LOCK_12) build/locks
+	$(call resolve,13)
+	$(call resolve,12)
+	for lock in $(LOCK_13) $(LOCK_12); do \
+	  diff $$lock build/locks/$$lock || { echo "make: $$lock no longer fits pyproject.toml or the package index: run 'make lock'" >&2; exit 1; }; \
+	  $(BIN)/uv pip install --quiet --dry-run --python $(BIN)/python -r $$lock || exit 1; \
+	done
+
+# Resolves the lock of CUDA $(1) in build/locks; what stands in that file already keeps its version where it can.
+define resolve
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-emit-index-url --group dev --extra cuda$(1) \
+	  pyproject.toml --output-file build/locks/$(LOCK_$(1)) >/dev/null
+	sed -i "1i # Every package that set-up installs for CUDA $(1), pinned; written by 'make lock' from pyproject.toml. Names and versions only, no addresses." \
+	  build/locks/$(LOCK_$(1))
+endef
 
 clean:
 	rm -rf demo build .mypy_cache .ruff_cache .pytest_cache

@@ -97,12 +97,12 @@ def _procs(argv: Sequence[str], alone: bool) -> int:
 
 
 def gpus() -> int:
-    """How many NVIDIA GPUs this process may use. Imports torch only where there is a driver."""
+    """How many NVIDIA GPUs torch can use here. Imports torch only where there is a driver."""
     if not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
         return 0
-    import torch
+    from pipeline.process.gpus import usable
 
-    return torch.cuda.device_count()
+    return usable()
 
 
 if __name__ == "__main__":

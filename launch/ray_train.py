@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             devices = 1  # asked for, so that a cluster that is scaled to none now may bring some
         elif args.address and not devices and work.device == "auto":
             print("warning: the cluster has no GPU: working on CPUs (--device cuda waits for GPUs)", file=sys.stderr)
+            work = work.settled("cpu")
         workers = workers or (devices or 1,) * 2
         check_workers(work, workers)
         code = fit(work, workers, devices, args.cpus_per_worker, args.max_failures)
@@ -161,20 +162,24 @@ def protect_token(create: bool) -> None:
 def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpus: int, max_failures: int) -> int:
     """Run one TorchTrainer around the workers' `train`; the exit code. `devices`: the GPUs that the workers can have."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from launch.on_ray.group import WITH_GPUS, GroupConfig
 
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     seconds = work.config.timeout_seconds if isinstance(work, Training) else Config.timeout_seconds
     timeout = int(seconds + COLLECTIVE_GRACE_SECONDS)
     use_gpu = work.device != "cpu" and devices > 0
+    if use_gpu:
+        work = work.settled("cuda")  # workers that Ray gave a GPU do not fall back to the CPU
     launch = f"ray-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
     count = workers[0] if workers[0] == workers[1] else workers
     trainer = TorchTrainer(
         train,
         train_loop_config={"work": work, "attempt": launch},
         scaling_config=ScalingConfig(num_workers=count, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}),
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout_s=timeout),
+        torch_config=GroupConfig(backend=WITH_GPUS if use_gpu else "gloo", timeout_s=timeout),
         run_config=RunConfig(
             name=launch,
             storage_path=str(work.folder / RAY),

@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cluster = args.cluster or "slurm"
     allocation = resolve(vars(args), defaults_of(cluster))
     check_cluster(allocation, cluster)
+    if allocation.gpus_per_node:
+        work = work.settled("cuda")  # a job that has GPUs does not fall back to the CPU
     if isinstance(work, Training):
         work.check_ranks(allocation.ranks)
     else:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from launch.local import rank_environment, reserve_port
 from pipeline.run.config import Config
+from tests.helpers import without_gloo
 from tests.patience import limit
 from tests.ranks import CONTEXT, start_server
 
@@ -54,7 +55,7 @@ class Fleet:
         return [int(process.exitcode or 0) for process in self.ranks]
 
     def said(self, rank: int) -> str:
-        return self.logs[rank].read_text(errors="replace")
+        return without_gloo(self.logs[rank].read_text(errors="replace"))
 
 
 def _rank(config: Config, environment: dict[str, str], log: Path, sabotage: Callable[[int], object] | None) -> None:

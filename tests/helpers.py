@@ -20,6 +20,11 @@ def wait_for(condition: Callable[[], object], what: str = "it", seconds: float =
     return time.monotonic() - started
 
 
+def without_gloo(printed: str) -> str:
+    """What a rank printed, without the lines in which the gloo of torch 2.10 tells whom it has met."""
+    return "".join(line for line in printed.splitlines(keepends=True) if not line.startswith("[Gloo] "))
+
+
 def alive(pid: int) -> bool:
     """Whether the process runs or sleeps; one that has ended and was not yet waited for (a zombie) does not."""
     try:

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pipeline.base.command import print_json
 from pipeline.base.layout import EVALUATION
@@ -57,6 +57,10 @@ class Training:
     @property
     def device(self) -> str:
         return self.config.device
+
+    def settled(self, device: Literal["cpu", "cuda"]) -> Training:
+        """The same training, on `device` where its config leaves the device open (auto)."""
+        return Training(replace(self.config, device=device)) if self.device == "auto" else self
 
     def absolute(self) -> Training:
         """The same training for processes with another working directory."""
@@ -109,6 +113,10 @@ class Evaluation:
     @property
     def device(self) -> str:
         return self.request.device
+
+    def settled(self, device: Literal["cpu", "cuda"]) -> Evaluation:
+        """The same evaluation, on `device` where the request leaves the device open (auto)."""
+        return replace(self, request=replace(self.request, device=device)) if self.device == "auto" else self
 
     def check_inputs(self) -> None:
         """Raise UserError where there is no sound checkpoint or no dataset, before a job waits in a queue for them."""

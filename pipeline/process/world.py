@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
+from pipeline.process import gpus
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS, Watchdog
 
 T = TypeVar("T")
@@ -52,9 +56,10 @@ def open_world(
 ) -> Iterator[World]:
     """Open (or adopt) the process group; close it at the end if it was opened here.
 
-    `device`: "auto" takes the GPU of this local rank, or the CPU of a host without GPUs; "cpu" and "cuda" insist.
+    `device`: "auto" takes the GPU of this local rank, or the CPU where this process is given no GPU; "cpu" and "cuda" insist.
     `timeout_seconds`: how long a rank waits for another before the watchdog, if there is one, ends the job; the collective
-    itself fails 30 s later. Raises UserError if the environment is incomplete or has more local ranks than GPUs.
+    itself fails 30 s later. Raises UserError if the environment is incomplete, torch cannot use the GPU that this process
+    is given, or ranks share a GPU.
     """
     rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
     local_rank, local_size = _variable("LOCAL_RANK", 0), _variable("LOCAL_WORLD_SIZE", 1)
@@ -63,7 +68,7 @@ def open_world(
         size=size,
         local_rank=local_rank,
         local_size=local_size,
-        device=_device(device, local_rank),
+        device=gpus.take(device, local_rank),
         watchdog=watchdog or Watchdog(),
     )
     if world.device.type == "cuda":
@@ -76,9 +81,7 @@ def open_world(
     world.watchdog.note("meeting the other ranks")
     opened = not dist.is_initialized()
     if opened:
-        # GPU worlds get gloo beside NCCL, because agreements between hosts (stop flags) must not touch the device.
-        backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
+        _open_group(world, device, timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
     assert dist.get_rank() == rank and dist.get_world_size() == size, "environment and group disagree"
     try:
         wait_for_all_ranks()
@@ -86,6 +89,31 @@ def open_world(
     finally:
         if opened:
             dist.destroy_process_group()
+
+
+def _open_group(world: World, wanted: str, timeout: timedelta) -> None:
+    """Open the group of all ranks. Raises UserError, on every rank, where two share one GPU or only some have one."""
+    options: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "timeout": timeout}
+    store, *_ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
+    store.set_timeout(timeout)
+    if wanted != "cpu":
+        # Before the group: torch 2.15 makes NCCL's communicator with it, and NCCL refuses a shared GPU in words of its own.
+        gpus.check_places(_places(dist.PrefixStore("places", store), world))
+    # GPU worlds get gloo beside NCCL, because agreements between hosts (stop flags) must not touch the device.
+    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.PrefixStore("group", store), **options)
+
+
+def _places(store: dist.Store, world: World) -> list[tuple[str, str]]:
+    """By rank: its GPU ("" where it has none) and its host. Every rank of the world calls this."""
+    store.set(f"{world.rank}", json.dumps([gpus.identity(world.device), socket.gethostname()]))
+    texts = store.multi_get([f"{rank}" for rank in range(world.size)])
+    if store.add("read", 1) == world.size:
+        store.set("all have read", "")
+    if world.is_main:
+        store.wait(["all have read"])  # this process may hold the store: the others need nothing of it any more
+    places = [json.loads(text) for text in texts]
+    return [(gpu, host) for gpu, host in places]
 
 
 def wait_for_all_ranks() -> None:
@@ -169,17 +197,3 @@ def _variable(name: str, default: int) -> int:
         raise UserError(
             f"the environment variable {name} is '{text}', not a number: unset it or start ranks with a launcher"
         ) from None
-
-
-def _device(wanted: str, local_rank: int) -> torch.device:
-    gpus = torch.cuda.device_count() if wanted != "cpu" else 0
-    if gpus == 0:
-        if wanted == "cuda":
-            raise UserError("device is 'cuda' but this host has no usable NVIDIA GPU: use device 'cpu' or 'auto'")
-        return torch.device("cpu")
-    if local_rank >= gpus:
-        raise UserError(
-            f"local rank {local_rank} has no GPU, this host has {gpus}: "
-            f"start at most {gpus} processes per host, or set device: cpu"
-        )
-    return torch.device("cuda", local_rank)

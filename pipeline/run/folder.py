@@ -34,7 +34,9 @@ from pipeline.run.config import TRAJECTORY, Config, differences, to_yaml, trajec
 from pipeline.run.options import load
 from pipeline.training.checkpoint import is_sound
 
-PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "ray", "mlflow", "submitit", "webdataset")
+# DALI's package is named after its CUDA version; one of the two is installed.
+DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+PACKAGES = ("torch", "torchvision", *DALI, "numpy", "ray", "mlflow", "submitit", "webdataset")
 
 
 @contextmanager
@@ -175,7 +177,6 @@ def _are_facts(found: Any) -> TypeGuard[dict[str, Any]]:
 
 
 def _attempt(world: World, threads: int) -> dict[str, Any]:
-    installed = {package: [*metadata.distributions(name=package)] for package in PACKAGES}
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "host": socket.gethostname(),
@@ -185,7 +186,17 @@ def _attempt(world: World, threads: int) -> dict[str, Any]:
         "threads": threads,
         "python": platform.python_version(),
         "git_commit": git_commit(),
-        "versions": {package: found[0].version if found else "not installed" for package, found in installed.items()},
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The version of each package that decides what a run computes, or "not installed"; of DALI's, those installed."""
+    installed = {package: [*metadata.distributions(name=package)] for package in PACKAGES}
+    return {
+        package: found[0].version if found else "not installed"
+        for package, found in installed.items()
+        if found or package not in DALI
     }
 
 

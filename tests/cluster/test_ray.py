@@ -127,6 +127,30 @@ def test_killed_worker(tmp_path: Path, digits: Path, home: dict[str, str], secon
     assert final_checkpoint(run) == final_checkpoint(alone(tmp_path, *options))
 
 
+def test_gpus_that_torch_cannot_use(tmp_path: Path, digits: Path, home: dict[str, str]) -> None:
+    """A cluster with two GPUs, as Ray believes: no training on the CPU, one sentence, and no second try."""
+    sessions = tempfile.mkdtemp(prefix="ray")  # short: its sockets' paths must stay under 108 bytes
+    ray = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--num-cpus=2", "--num-gpus=2"]
+    ray += ["--node-ip-address=127.0.0.1", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={sessions}"]
+    try:
+        subprocess.run(ray, env=home, check=True, capture_output=True, timeout=limit(120))
+        process = train(tmp_path, digits, home, "--name", "run", "--address", f"127.0.0.1:{PORT}")
+        out, _ = process.communicate(timeout=limit(300))
+    finally:
+        end_ray(home, sessions)
+    assert process.returncode == 2, out
+    assert out.splitlines()[-1].startswith("error: torch can use no GPU here: "), out
+    assert "Traceback" not in out and not (tmp_path / "runs" / "run" / "metrics.jsonl").exists()
+
+
+def end_ray(home: dict[str, str], sessions: str) -> None:
+    for word in ("ray::", "raylet", "gcs_server", "python"):  # python: the monitors of its logs
+        for pid in processes(word, home):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(sessions, ignore_errors=True)
+
+
 @pytest.fixture
 def nodes(home: dict[str, str]) -> Iterator[list[str]]:
     """A Ray of four nodes of one core each; the command that adds a node."""
@@ -139,11 +163,7 @@ def nodes(home: dict[str, str]) -> Iterator[list[str]]:
             subprocess.run(command, env=home, check=True, capture_output=True, timeout=limit(120))
         yield add
     finally:
-        for word in ("ray::", "raylet", "gcs_server", "python"):  # python: the monitors of its logs
-            for pid in processes(word, home):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(sessions, ignore_errors=True)
+        end_ray(home, sessions)
 
 
 def test_elastic(

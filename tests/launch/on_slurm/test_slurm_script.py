@@ -121,6 +121,17 @@ def test_dry_run_is_what_sbatch_gets(stand_in: Path, tiny: Path, capsys: pytest.
     assert subprocess.run(["bash", "-n"], input=received, text=True, check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "device"),
+    [([], "cuda"), (["--gpus-per-node", "0"], "auto"), (["--device", "cpu"], "cpu"), (["--device", "cuda"], "cuda")],
+)
+def test_a_job_with_gpus_does_not_fall_back_to_the_cpu(
+    stand_in: Path, options: list[str], device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert slurm.main(["--arch", "resnet50", "--dry-run", *options]) == 0
+    assert f"device: {device}" in capsys.readouterr().out.splitlines()
+
+
 def test_a_refusal_of_sbatch_is_shown(stand_in: Path, tiny: Path) -> None:
     (stand_in / "refusal").write_text("sbatch: error: invalid partition specified: nix\n")
     with pytest.raises(UserError, match="invalid partition specified: nix"):
