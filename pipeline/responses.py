@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from pipeline.base import command
 from pipeline.base.command import CommandParser, print_json, print_table
-from pipeline.base.cores import available_cores
 from pipeline.base.files import write_text
 from pipeline.base.layout import CONFIG, RESPONSES, RESPONSES_FIGURE
 from pipeline.data.dataset import Dataset
+from pipeline.data.tuned import with_queues
 from pipeline.evaluation.datasets import Datasets, data_suffix, open_datasets
 from pipeline.evaluation.figures import response_panels, standalone
 from pipeline.evaluation.nets import TrainedNet, open_target
@@ -67,7 +66,7 @@ def responses_of(trained: TrainedNet, datasets: Datasets, split: str, world: Wor
         short_side=trained.short_side,
         crop=trained.crop,
         normalization=datasets.statistics,
-        loader=replace(trained.loader, threads=max(1, available_cores() // world.local_size)),
+        loader=with_queues(trained.loader, world),
     )
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as in pipeline.evaluate
     trained.net.to(world.device).to(memory_format=torch.channels_last)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -17,15 +17,27 @@ from pipeline.data.order import Presentations
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queues:
+    """What decides how fast batches are made, and no bit of them; LoaderConfig describes the values."""
+
+    threads: int
+    read_threads: int = 16
+    read_ahead: int = 2
+    decode_ahead: int = 2
+    ready: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
     """How batches are made. No key changes their content, except `on_decode_error` if an image is damaged.
 
     Args:
-        threads: threads that decode; null: one per core that this process may use.
-        read_threads: reads in flight at once.
-        read_ahead: batches being read before DALI asks for them.
-        decode_ahead: batches that DALI works on at once.
-        ready: finished batches waiting for the consumer.
+        threads: threads that decode; where null, as `python -m pipeline.tune` found for this machine, else one per core that
+            this process may use.
+        read_threads: reads in flight at once; where null, as tuned, else 16.
+        read_ahead: batches being read before DALI asks for them; where null, as tuned, else 2.
+        decode_ahead: batches that DALI works on at once; where null, as tuned, else 2.
+        ready: finished batches waiting for the consumer; where null, as tuned, else 2.
         stage_to: folder on a disk of this machine to which the shards are copied before the first batch; null reads them
             where they are. Processes of one machine share the copies.
         in_memory_mb: a split whose images need no resizing (CIFAR) is decoded once and kept in memory (of the GPU, if the
@@ -39,10 +51,10 @@ class LoaderConfig:
     """
 
     threads: int | None = None
-    read_threads: int = 16
-    read_ahead: int = 2
-    decode_ahead: int = 2
-    ready: int = 2
+    read_threads: int | None = None
+    read_ahead: int | None = None
+    decode_ahead: int | None = None
+    ready: int | None = None
     stage_to: str | None = None
     in_memory_mb: int = 1000
     on_decode_error: Literal["stop", "substitute"] = "stop"
@@ -57,8 +69,10 @@ class LoaderConfig:
             raise UserError(f"loader: hw_decoder_load is {self.hw_decoder_load}, it must lie in [0, 1]")
 
     @property
-    def cores(self) -> int:
-        return self.threads or available_cores()
+    def queues(self) -> Queues:
+        """The values given, and for others the built-in ones."""
+        given = {key.name: getattr(self, key.name) for key in fields(Queues)}
+        return Queues(**{"threads": available_cores()} | {key: value for key, value in given.items() if value})
 
     def decoding_device(self, device: torch.device) -> torch.device:
         """Return the device that decodes images for batches on `device`."""

@@ -106,8 +106,9 @@ class DaliProducer(Producer):
         owns_split: bool = False,
     ) -> None:
         """device: decodes the images. owns_split: whether to close the stream's split at the end."""
-        super().__init__(config.ready)
+        super().__init__(config.queues.ready)
         self.stream, self.graph, self.finish, self.device, self.config = stream, graph, finish, device, config
+        self.queues = config.queues
         self.owns_split = owns_split
         self.todo: Iterator[BatchRequest] = iter(stream)
         self.reading: deque[_Reading] = deque()
@@ -124,8 +125,8 @@ class DaliProducer(Producer):
 
     def _produce(self) -> None:
         with (
-            ThreadPoolExecutor(self.config.read_threads, "loader-read") as self.readers,
-            ThreadPoolExecutor(self.config.cores, "loader-finish") as self.finishers,
+            ThreadPoolExecutor(self.queues.read_threads, "loader-read") as self.readers,
+            ThreadPoolExecutor(self.queues.threads, "loader-finish") as self.finishers,
         ):
             try:
                 self._produce_mending()
@@ -143,8 +144,8 @@ class DaliProducer(Producer):
 
     def _decode(self) -> None:
         """Decode batches to the end of the stream. Raises _BatchError; the batches in flight are then in `decoding`."""
-        config = self.config
-        pipeline = self.graph.build(self._next_inputs, self.stream.size, self.device, config.cores, config.decode_ahead)
+        threads, ahead = self.queues.threads, self.queues.decode_ahead
+        pipeline = self.graph.build(self._next_inputs, self.stream.size, self.device, threads, ahead)
         self._call(pipeline.schedule_run)  # starts `decode_ahead` batches
         while not self.stopping.is_set():
             try:
@@ -168,7 +169,7 @@ class DaliProducer(Producer):
 
     def _next_inputs(self) -> Inputs:
         """Return the inputs of the next batch, when DALI starts it. Raises StopIteration at the end of the stream."""
-        while len(self.reading) < self.config.read_ahead + 1 and not self.stopping.is_set():
+        while len(self.reading) < self.queues.read_ahead + 1 and not self.stopping.is_set():
             request = next(self.todo, None)
             if request is None:
                 break
@@ -193,7 +194,7 @@ class DaliProducer(Producer):
                 encoded[row] = split.read(int(ids[row]))
 
         on_disk = np.argsort(ids, kind="stable")
-        parts = np.array_split(on_disk, min(self.config.read_threads, len(on_disk)))
+        parts = np.array_split(on_disk, min(self.queues.read_threads, len(on_disk)))
         return _Reading(request, [self.readers.submit(read, part) for part in parts], encoded)
 
     def _mend(self, cause: BaseException) -> None:

@@ -6,18 +6,17 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.base.command import UserError
-from pipeline.base.cores import available_cores
 from pipeline.base.layout import NONFINITE
 from pipeline.data.dataset import Dataset
 from pipeline.data.loader import BatchIterator, training_batches
 from pipeline.data.order import Order
+from pipeline.data.tuned import with_queues
 from pipeline.loop.progress import RECOMPUTED_BN, WEIGHTS, Clock, RunProgress
 from pipeline.loop.validation import Validation
 from pipeline.models.resnet import build
@@ -40,8 +39,7 @@ class Trainer:
 
     def __init__(self, config: Config, dataset: Dataset, world: World) -> None:
         self.config, self.dataset, self.world = config, dataset, world
-        cores = max(1, available_cores() // world.local_size)
-        self.loader = replace(config.loader, threads=config.loader.threads or cores)
+        self.loader = with_queues(config.loader, world)
         self.train_split = dataset.split("train")
         val_split = dataset.split("val") if "val" in dataset.manifest.splits else None
         if not val_split and config.schedule.kind == "plateau":
