@@ -76,6 +76,8 @@ class Search:
             running = [i for i in order if median(ratios[i]) >= (1 - chance) * fastest]
             if len(running) == 1 and len(ratios[running[0]]) > 1 and fastest > 1 + chance:
                 break  # nothing else comes near
+            if fastest == 1.0 and len(ratios[order[0]]) > 1:
+                break  # the present one is as good
         gains = {i: median(ratios[i]) for i in running if len(ratios[i]) > 1}
         best = max(gains, key=gains.__getitem__, default=None)
         return present if best is None or gains[best] <= 1 + NOISE else challengers[best]
