@@ -18,9 +18,11 @@ from pipeline.base.layout import CONFIG, RESPONSES, RESPONSES_FIGURE
 from pipeline.data.dataset import Dataset
 from pipeline.data.tuned import with_queues
 from pipeline.evaluation.datasets import Datasets, data_suffix, open_datasets
+from pipeline.evaluation.decoding import with_working_decoder
 from pipeline.evaluation.figures import response_panels, standalone
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import add_weights_option
+from pipeline.evaluation.protocols import find
 from pipeline.evaluation.responses import Responses, measure, save
 from pipeline.evaluation.scoring import EvaluationSettings
 from pipeline.process.world import World, open_world, set_threads
@@ -71,6 +73,8 @@ def responses_of(trained: TrainedNet, datasets: Datasets, split: str, world: Wor
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as in pipeline.evaluate
     trained.net.to(world.device).to(memory_format=torch.channels_last)
     images = datasets.tested.split(split)
+    views = find("center").views(settings.short_side, settings.crop)
+    settings = with_working_decoder(settings, images, views, trained.run, world)
     measured = measure(trained.net, images, settings, world=world)
     if measured is None:
         return None

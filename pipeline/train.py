@@ -33,7 +33,7 @@ from pipeline.process.stop import StopRequest
 from pipeline.process.watchdog import Hang, watching
 from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.config import Config, to_plain, to_yaml
-from pipeline.run.folder import open_run
+from pipeline.run.folder import note_attempt, open_run
 from pipeline.run.options import parse, parser
 from pipeline.run.summary import summary
 from pipeline.tracking import Tracker, is_concluded, open_tracker
@@ -95,6 +95,8 @@ def train(
             already = trainer.progress.iteration == config.iterations
             if already and on_main(world, lambda: is_concluded(config.run_folder)):
                 return print_result(trainer, "was finished already")
+            if not already:
+                note_attempt(config, world, facts, trainer.choose_decoder(facts["attempts"]), check)
             with tracker_of(config, facts, world) as tracker:
 
                 def before_publishing() -> None:
@@ -186,6 +188,7 @@ def tracker_of(config: Config, facts: dict[str, Any], world: World) -> Tracker:
     attempt = facts["attempts"][-1]
     tags = {"arch": config.arch, "dataset_sha256": facts["dataset_sha256"]}
     tags |= {key: str(attempt[key]) for key in ("git_commit", "launcher", "world_size", "device", "host", "threads")}
+    tags |= {key: str(attempt[key]) for key in ("decode_on", "hw_decoder_load", "nvimgcodec") if key in attempt}
     folder, name, params = config.run_folder, config.run_name, to_plain(config)
     tracker = open_tracker(folder, config.tracking, name=name, params=params, tags=tags, enabled=world.is_main)
     if world.is_main:

@@ -14,7 +14,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -64,7 +64,7 @@ def open_run(
         if other_code(facts):  # the run is finished, and its record keeps the code that trained it
             return facts
         # run.json first: where config.yaml stands, what the run is made from stands too.
-        write_text(folder / RUN, json.dumps(facts, indent=1) + "\n")
+        _write_facts(folder, facts)
         write_text(folder / CONFIG, to_yaml(config))
         for place in (folder, folder.parent):
             sync_folder(place)
@@ -76,6 +76,23 @@ def open_run(
     finally:
         if lease is not None:
             lease.release()
+
+
+def note_attempt(
+    config: Config, world: World, facts: dict[str, Any], values: Mapping[str, Any], check: Callable[[], None]
+) -> None:
+    """Add `values` to the run's last attempt in `facts`, on every rank, and in run.json, on the main rank.
+
+    check: as `open_run` gives it.
+    """
+    facts["attempts"][-1] |= values
+    if world.is_main:
+        check()
+        _write_facts(config.run_folder, facts)
+
+
+def _write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    write_text(folder / RUN, json.dumps(facts, indent=1) + "\n")
 
 
 def check_same(config: Config, dataset: Dataset | None) -> None:
