@@ -13,6 +13,7 @@ from pipeline.base.command import UserError, check_at_least
 from pipeline.base.cores import available_cores
 from pipeline.data.augment import Int, Views
 from pipeline.data.dataset import Split
+from pipeline.data.decoders import Rung, decoder_version
 from pipeline.data.order import Presentations
 
 
@@ -44,9 +45,13 @@ class LoaderConfig:
             batches go there), if it takes at most this many MB; 0: never. Every process keeps its own copy.
         on_decode_error: stop at a training image that does not decode, or substitute the next sample for it.
             Evaluation always stops.
-        decode_on: gpu decodes on the GPU that gets the batches, cpu sends uint8 images across the bus; auto is gpu for
-            batches on a GPU.
-        hw_decoder_load: share of the images that go to the GPU's hardware JPEG decoder, 0..1; 0.65 is DALI's default.
+        decode_on: gpu decodes on the GPU that gets the batches, of each image the part that its crop needs; gpu-whole
+            decodes whole images there, for GPUs whose decoder fails on parts; cpu decodes on the CPU and sends uint8
+            images across the bus; auto is gpu for batches on a GPU.
+        hw_decoder_load: share of a training batch's images that goes to the GPU's hardware JPEG decoder, as far as that
+            takes them; 0..1. With 1 and with 0 an image's decoder depends on the image alone; between them also on the
+            batch, and so on the number of ranks, and the decoders may differ in a pixel's last grey level. Evaluation
+            always uses 0.
         fancy_upsampling: whether the GPU interpolates chroma as libjpeg-turbo does on the CPU.
     """
 
@@ -58,8 +63,8 @@ class LoaderConfig:
     stage_to: str | None = None
     in_memory_mb: int = 1000
     on_decode_error: Literal["stop", "substitute"] = "stop"
-    decode_on: Literal["auto", "cpu", "gpu"] = "auto"
-    hw_decoder_load: float = 0.65
+    decode_on: Literal["auto", "gpu", "gpu-whole", "cpu"] = "auto"
+    hw_decoder_load: float = 1.0
     fancy_upsampling: bool = True
 
     def __post_init__(self) -> None:
@@ -74,11 +79,33 @@ class LoaderConfig:
         given = {key.name: getattr(self, key.name) for key in fields(Queues)}
         return Queues(**{"threads": available_cores()} | {key: value for key, value in given.items() if value})
 
-    def decoding_device(self, device: torch.device) -> torch.device:
-        """Return the device that decodes images for batches on `device`."""
-        if self.decode_on == "gpu" and device.type != "cuda":
-            raise UserError("loader: decode_on is gpu, but the batches go to the CPU: set decode_on to auto")
-        return torch.device("cpu") if self.decode_on == "cpu" else device
+    def rung(self, device: torch.device) -> Rung:
+        """Return how images are decoded for batches on `device`. Raises UserError if the configured way is impossible."""
+        if device.type == "cuda":
+            return "gpu" if self.decode_on == "auto" else self.decode_on
+        if self.decode_on in ("gpu", "gpu-whole"):
+            raise UserError(
+                f"loader: decode_on is {self.decode_on}, but the batches go to the CPU: set decode_on to auto"
+            )
+        return "cpu"
+
+    def decoding_facts(self, device: torch.device) -> dict[str, str | float | None]:
+        """Return what decides the pixels of training batches on `device`, for the run's record.
+
+        decode_on: a rung of `decoders`. hw_decoder_load: None on the CPU. nvimgcodec: the decoder's version.
+        """
+        rung = self.rung(device)
+        load = None if rung == "cpu" else self.hw_decoder_load
+        return {"decode_on": rung, "hw_decoder_load": load, "nvimgcodec": decoder_version()}
+
+    def decoding_warning(self, device: torch.device) -> str | None:
+        """Return a sentence if the pixels of training batches on `device` depend on more than the image and its view."""
+        if self.hw_decoder_load in (0, 1) or self.rung(device) == "cpu":
+            return None
+        return (
+            f"loader.hw_decoder_load is {self.hw_decoder_load}: which decoder an image gets, and so its pixels, depend on "
+            "the batch and on the number of ranks (0 and 1 avoid that)"
+        )
 
 
 @dataclass(frozen=True)

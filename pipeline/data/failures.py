@@ -1,68 +1,113 @@
-"""Finds the images that do not decode, and substitutes other samples for them.
+"""Tells damaged images from a decoder that fails on sound ones, and substitutes other samples for damaged images.
 
-DALI reports that a batch failed, not which image, and its pipeline is unusable afterwards. So each image of the batches
-in flight passes through the same graph alone. Whether an image fails depends only on the image and its view, so neither
-the batch nor the world size decides what is substituted.
+DALI reports that a batch failed, not which image, and its pipeline is unusable afterwards. So the images in question pass
+through the same graph one by one. The CPU's decoder has the last word: an image that it decodes is sound, and if the GPU
+fails on it, the GPU's decoder is to blame and nothing is substituted. An image with a doubtful header is judged by the CPU
+alone, also where the GPU would take it. Thus whether an image counts as damaged depends only on the image, its view and
+the rung of decoding; neither the batch nor the world size decides what is substituted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from pipeline.base.command import UserError
 from pipeline.data.augment import Views
 from pipeline.data.batch import BatchRequest, BatchStream
+from pipeline.data.decoders import decoder_name, lower_rungs
 from pipeline.data.graphs import Graph, Inputs
+from pipeline.data.headers import is_doubtful
 from pipeline.data.order import Presentations
 
+_CPU = torch.device("cpu")
 _TRIES = 100  # so many neighbours do not all fail by accident
 
 
-def failures(graph: Graph, encoded: Sequence[bytes], views: Views, device: torch.device) -> dict[int, str]:
-    """Return the rows whose images do not pass through `graph`, each with DALI's reason."""
+def failures(
+    graph: Graph, encoded: Sequence[bytes], views: Views, device: torch.device, rows: Collection[int]
+) -> dict[int, str]:
+    """Return those of `rows` whose images do not pass through `graph` alone, each with DALI's reason."""
     reasons: dict[int, str] = {}
-    rows, row = iter(range(len(encoded))), -1
+    left, row = iter(rows), -1
 
     def next_image() -> Inputs:
         nonlocal row
-        row = next(rows)  # its StopIteration ends the pipeline
+        row = next(left)  # its StopIteration ends the pipeline
         return graph.inputs([encoded[row]], views.rows(slice(row, row + 1)))
 
-    while True:
+    while len(rows):
         pipeline = graph.build(next_image, batch=1, device=device, threads=1, queue=1)
         try:
             while True:
                 pipeline.run()
         except StopIteration:
-            return reasons
+            break
         except RuntimeError as error:
-            reasons[row] = _reason(str(error))
+            reasons[row] = _reason(error)
+    return reasons
 
 
-def substitute(
-    stream: BatchStream, graph: Graph, request: BatchRequest, encoded: list[bytes], row: int, device: torch.device
-) -> BatchRequest:
-    """Return `request` with the next sample that decodes in place of `row`, in the same epoch; replace `encoded[row]` too."""
-    original, split = request.presentations, stream.split
-    for step in range(1, _TRIES + 1):
-        ids = original.ids.copy()
-        ids[row] = (ids[row] + step) % len(split)
-        candidate = stream.request(Presentations(original.epochs, ids))
-        image = split.read(int(ids[row]))
-        if not failures(graph, [image], candidate.views.rows(slice(row, row + 1)), device):
-            encoded[row] = image
-            return candidate
-    raise UserError(
-        f"{split.describe(int(original.ids[row]))} and the {_TRIES} samples after it do not decode: "
-        "check the dataset with data_prep/verify.py"
-    )
+@dataclass(frozen=True)
+class Judge:
+    """Says which images of a stream's batches are damaged. `graph` decodes them for batches on `device`."""
+
+    stream: BatchStream
+    graph: Graph
+    device: torch.device
+
+    def damaged(self, request: BatchRequest, encoded: Sequence[bytes], rows: Collection[int]) -> dict[int, str]:
+        """Return those of `rows` whose images are damaged, with a reason. Raises UserError if the GPU's decoder fails."""
+        on_cpu = replace(self.graph, rung="cpu", normalization=None)
+        if self.graph.rung == "cpu":
+            return failures(on_cpu, encoded, request.views, _CPU, rows)
+        doubtful = [row for row in rows if is_doubtful(encoded[row])]
+        refused = failures(on_cpu, encoded, request.views, _CPU, doubtful)
+        on_gpu, others = replace(self.graph, normalization=None), [row for row in rows if row not in refused]
+        try:
+            suspects = failures(on_gpu, encoded, request.views, self.device, others)
+        except RuntimeError as error:  # not even the graph can be built
+            raise self.gpu_failed("", error) from error
+        # Of the whole image, because the damage of a truncated one may lie below its window.
+        whole = replace(on_cpu, kind="source")
+        refused |= failures(whole, encoded, request.views, _CPU, suspects.keys())
+        if sound := suspects.keys() - refused.keys():
+            sample = self.stream.split.describe(int(request.presentations.ids[min(sound)]))
+            raise self.gpu_failed(f" on {sample}, which the CPU decodes", suspects[min(sound)])
+        return refused
+
+    def gpu_failed(self, where: str, reason: BaseException | str) -> UserError:
+        """Return what to raise where the GPU failed on no damaged image. where: ends the words "decoding failed"."""
+        rung, said = self.graph.rung, _reason(reason) if isinstance(reason, BaseException) else reason
+        return UserError(
+            f"decoding on the GPU ({decoder_name(self.device)}, loader.decode_on: {rung}) failed{where} ({said}): "
+            f"set loader.decode_on to {' or '.join(lower_rungs(rung))} and give the same command again, "
+            "a training then goes on from its last checkpoint"
+        )
+
+    def substitute(self, request: BatchRequest, encoded: list[bytes], row: int) -> BatchRequest:
+        """Return `request` with the next sound sample in place of `row`, in the same epoch; replace `encoded[row]` too."""
+        original, split = request.presentations, self.stream.split
+        for step in range(1, _TRIES + 1):
+            ids = original.ids.copy()
+            ids[row] = (ids[row] + step) % len(split)
+            candidate = self.stream.request(Presentations(original.epochs, ids))
+            tried = list(encoded)
+            tried[row] = split.read(int(ids[row]))
+            if not self.damaged(candidate, tried, [row]):
+                encoded[row] = tried[row]
+                return candidate
+        raise UserError(
+            f"{split.describe(int(original.ids[row]))} and the {_TRIES} samples after it do not decode: "
+            "check the dataset with data_prep/verify.py"
+        )
 
 
-def _reason(message: str) -> str:
+def _reason(error: BaseException) -> str:
     """Return the informative lines of a DALI error, without the operator's place in DALI's graph and C++ sources."""
-    lines = [line.strip() for line in message.splitlines()]
+    lines = [line.strip() for line in str(error).splitlines()]
     start = lines.index("encountered:") + 1 if "encountered:" in lines else 0
     kept = [line for line in lines[start:] if line and not line.startswith(("C++ context", "Current pipeline"))]
     return " ".join(kept)[:300] or "no reason given"

@@ -1,9 +1,10 @@
-"""The last stage of the loader: turns DALI's uint8 images into a Batch on its device."""
+"""The last stage of the loader: turns DALI's images into a Batch on its device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,19 @@ from numpy.typing import NDArray
 
 from pipeline.data.augment import Views
 from pipeline.data.batch import Batch, BatchRequest
-from pipeline.data.graphs import Normalization, pad_and_crop
+from pipeline.data.graphs import DeviceNormalization, Normalization, crop_places, pad_and_crop, pad_and_gather
 
 _CHUNK = 8  # images that one thread finishes at a time
+_ALIGNED = 16  # bytes, for every dtype
 
 Finished = tuple[Batch, torch.cuda.Event | None]  # the event, on a GPU, is when the batch is complete
 
 
 class Finish:
-    """Normalizes, colours, and for CIFAR (`pad` given) pads and crops. Works on `stream` if batches go to a GPU."""
+    """Makes batches on `device`. On a CPU it normalizes; on a GPU, where DALI does that, it works on `stream`.
+
+    pad: pad and crop, as for CIFAR.
+    """
 
     def __init__(
         self, normalization: Normalization, device: torch.device, dtype: torch.dtype, pad: int | None = None
@@ -29,20 +34,31 @@ class Finish:
         self.normalization, self.device, self.dtype, self.pad = normalization, device, dtype, pad
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
+    @cached_property
+    def _on_device(self) -> DeviceNormalization:
+        return self.normalization.to(self.device)
+
     def __call__(self, images: Any, request: BatchRequest, workers: ThreadPoolExecutor) -> Finished:
-        """Make a batch of `images`, DALI's TensorList."""
+        """Make a batch of `images`, DALI's TensorList: uint8 on the CPU, normalized float32 on the GPU.
+
+        The batch has memory of its own. On a GPU it is copied there: `images` must stay alive until the event.
+        """
         if self.stream is None:
             return self._on_cpu(np.asarray(images.as_tensor()), request, workers), None
         with torch.cuda.stream(self.stream):
-            return self._on_gpu(self._on_device(images), request, self.stream)
+            normalized = torch.from_dlpack(images.as_tensor())
+            labels, *places = self._send(request.labels, *self._places(request.views, normalized))
+            return self._completed(normalized, labels, places, request, self.stream)
 
     def from_memory(self, pixels: torch.Tensor, request: BatchRequest) -> Finished:
         """Make a batch as a call does, from a whole decoded split on the device: uint8 [samples, S, S, 3]."""
-        ids = request.presentations.ids
+        ids, colour = request.presentations.ids, request.views.colour
         if self.stream is None:
             return self._on_cpu(pixels.numpy()[ids], request, None), None
         with torch.cuda.stream(self.stream):
-            return self._on_gpu(pixels[self._send(ids)], request, self.stream)
+            places = self._places(request.views, pixels)
+            samples, shift, labels, *sent = self._send(ids, colour, request.labels, *places)
+            return self._completed(self._on_device(pixels[samples], shift), labels, sent, request, self.stream)
 
     def _on_cpu(self, source: NDArray[np.uint8], request: BatchRequest, workers: ThreadPoolExecutor | None) -> Batch:
         """The float arithmetic also makes the copy out of DALI's memory."""
@@ -52,28 +68,50 @@ class Finish:
             self.normalization.on_cpu(source[rows], request.views.colour[rows], result[rows])
 
         _in_parallel(convert, len(source), workers)
-        pixels = self._crop(torch.from_numpy(result), request.views)
+        pixels, views = torch.from_numpy(result), request.views
+        if self.pad is not None:
+            pixels = pad_and_crop(pixels, views.crop_start, views.mirror, self.pad)
         return Batch(pixels, torch.from_numpy(request.labels), request.presentations.ids)
 
-    def _on_gpu(self, source: torch.Tensor, request: BatchRequest, stream: torch.cuda.Stream) -> Finished:
-        pixels = self.normalization.on_gpu(source, self._send(request.views.colour))
-        pixels = self._crop(pixels, request.views).to(self.dtype)
-        batch = Batch(pixels, self._send(request.labels), request.presentations.ids)
+    def _places(self, views: Views, images: torch.Tensor) -> tuple[NDArray[np.int64], ...]:
+        return () if self.pad is None else crop_places(views.crop_start, views.mirror, images.shape[1])
+
+    def _completed(
+        self,
+        normalized: torch.Tensor,
+        labels: torch.Tensor,
+        places: list[torch.Tensor],
+        request: BatchRequest,
+        stream: torch.cuda.Stream,
+    ) -> Finished:
+        if self.pad is not None:
+            rows, columns = places
+            normalized = pad_and_gather(normalized, rows, columns, self.pad)
+        # DALI cannot make bfloat16 (it has no such type); this conversion is also the copy out of its memory.
+        batch = Batch(normalized.to(self.dtype, copy=True), labels, request.presentations.ids)
         event = torch.cuda.Event()
         event.record(stream)
         return batch, event
 
-    def _on_device(self, images: Any) -> torch.Tensor:
-        """Return uint8 images on the GPU, whether DALI decoded them there or on the CPU."""
-        tensor = images.as_tensor()
-        return torch.from_dlpack(tensor) if "GPU" in type(tensor).__name__ else self._send(np.asarray(tensor))
+    def _send(self, *arrays: NDArray[Any]) -> list[torch.Tensor]:
+        """Copy to the device in one piece, through page-locked memory, so that no thread waits for the copy."""
+        places, size = [], 0
+        for array in arrays:
+            places.append(size)
+            size += -(-array.nbytes // _ALIGNED) * _ALIGNED
+        packed = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        for array, place in zip(arrays, places, strict=True):
+            part = packed[place : place + array.nbytes].numpy()
+            part.view(array.dtype).reshape(array.shape)[...] = array
+        sent = packed.to(self.device, non_blocking=True)
+        return [
+            sent[place : place + array.nbytes].view(_dtype_of(array)).reshape(array.shape)
+            for array, place in zip(arrays, places, strict=True)
+        ]
 
-    def _send(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
-        """Copy to the device through page-locked memory, so that the copy overlaps with the CPU's and the GPU's work."""
-        return torch.from_numpy(array).pin_memory().to(self.device, non_blocking=True)
 
-    def _crop(self, images: torch.Tensor, views: Views) -> torch.Tensor:
-        return images if self.pad is None else pad_and_crop(images, views.crop_start, views.mirror, self.pad)
+def _dtype_of(array: NDArray[Any]) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, array.dtype)).dtype
 
 
 def _in_parallel(task: Callable[[slice], None], rows: int, workers: ThreadPoolExecutor | None) -> None:

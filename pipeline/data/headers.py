@@ -2,6 +2,7 @@
 
 DALI (2.4, the CPU's decoder) may crash the process if one image of a batch has no readable header: it gives up while
 its threads still read the others. So images whose header looks wrong are first decoded one by one (`data/failures.py`).
+A GPU's decoder may take a JPEG whose end is missing; those are doubted too, so that the CPU judges them everywhere.
 """
 
 from __future__ import annotations
@@ -12,19 +13,23 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _OTHERS = (b"BM", b"II*\0", b"MM\0*", b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")  # BMP, TIFF, WebP, JPEG 2000
 _PNM = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
 _START_OF_SCAN = 0xDA  # T.81, Table B.1: the header's last marker, after the frame's size
+_END_OF_IMAGE = b"\xff\xd9"  # never part of coded data, where 0 follows 0xFF
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a segment
 
 
 def is_doubtful(encoded: bytes) -> bool:
-    """Return whether the header of an encoded image looks damaged. There may be false positives, but no false negatives."""
+    """Return whether the header of an encoded image looks damaged, or the end of a JPEG is missing.
+
+    There may be false positives, but no false negatives. Other damage is left to the decoders.
+    """
     if encoded.startswith(b"\xff\xd8"):
-        return not _jpeg_reaches_its_scan(encoded)
+        return not _jpeg_reaches_its_end(encoded)
     if encoded.startswith(_PNG):
         return not _png_reaches_its_end(encoded)
     return not encoded.startswith(_OTHERS + _PNM)
 
 
-def _jpeg_reaches_its_scan(encoded: bytes) -> bool:
+def _jpeg_reaches_its_end(encoded: bytes) -> bool:
     place, size = 2, len(encoded)
     while place + 4 <= size:
         if encoded[place] != 0xFF:
@@ -37,7 +42,7 @@ def _jpeg_reaches_its_scan(encoded: bytes) -> bool:
         else:
             place += 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
             if marker == _START_OF_SCAN:
-                return place <= size
+                return encoded.rfind(_END_OF_IMAGE, place) >= 0
     return False
 
 

@@ -98,7 +98,9 @@ def evaluation_batches(
     finish = Finish(normalization, device, dtype)
     kind: GraphKind = "whole" if view.crop is None else "five-crops" if isinstance(view, TenCrop) else "crop"
     resizes = kind != "crop" or view.short_side != view.crop
-    config = replace(config, on_decode_error="stop")  # an evaluation must not substitute images
+    # An evaluation must not substitute images. Its blocks differ in size, and nvImageCodec's hardware share is a number of
+    # images that the first block fixes: only without it does an image's decoder depend on the image alone.
+    config = replace(config, on_decode_error="stop", hw_decoder_load=0.0)
     return BatchIterator(_producer(stream, kind, view.crop or 0, finish, config, resizes=resizes))
 
 
@@ -110,9 +112,11 @@ def _producer(
     if not resizes and fits_in_memory(split, crop, config):
         return MemoryProducer(stream, crop, finish, config)
     source = staged(split, config.stage_to)
-    graph = Graph(kind, crop, config.hw_decoder_load, config.fancy_upsampling)
-    decoder, owns_split = config.decoding_device(finish.device), source is not split
-    return DaliProducer(replace(stream, split=source), graph, finish, decoder, config, owns_split)
+    normalization = finish.normalization if finish.device.type == "cuda" else None
+    graph = Graph(
+        kind, crop, config.rung(finish.device), normalization, config.hw_decoder_load, config.fancy_upsampling
+    )
+    return DaliProducer(replace(stream, split=source), graph, finish, config, owns_split=source is not split)
 
 
 class BatchIterator(Iterator[Batch]):

@@ -47,7 +47,7 @@ class MemoryProducer(Producer):
     """Makes batches from a decoded split whose images are `side` pixels square, with or without pad, crop and mirror."""
 
     def __init__(self, stream: BatchStream, side: int, finish: Finish, config: LoaderConfig) -> None:
-        super().__init__(config.queues.ready)
+        super().__init__(config.queues.ready, finish.device)
         self.stream, self.side, self.finish, self.config = stream, side, finish, config
 
     def _produce(self) -> None:
@@ -64,7 +64,7 @@ def _decode(split: Split, side: int, config: LoaderConfig) -> torch.Tensor:
     batches = (Presentations(np.zeros(len(block), np.int64), block) for block in blocks)
     stream = BatchStream(split, _DECODED_AT_ONCE, batches, lambda _, shapes: centre_views(shapes, side, side))
     cpu, unchanged = torch.device("cpu"), Normalization(np.zeros(3, np.float32))
-    producer = DaliProducer(stream, Graph("source", side), Finish(unchanged, cpu, torch.float32), cpu, config)
+    producer = DaliProducer(stream, Graph("source", side), Finish(unchanged, cpu, torch.float32), config)
     pixels = torch.empty((len(split), side, side, 3), dtype=torch.uint8)
     producer.thread.start()
     try:

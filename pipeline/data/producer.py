@@ -1,16 +1,17 @@
 """The loader's background thread, which has batches ready before the consumer asks for them:
 
-requests (ids, views) -> concurrent reads, ahead -> DALI, ahead -> float32 on the device -> bounded queue -> consumer
+requests (ids, views) -> concurrent reads, ahead -> DALI, ahead -> a batch on the device -> bounded queue -> consumer
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import queue
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +22,15 @@ import torch
 from pipeline.base.command import UserError
 from pipeline.data.augment import Int
 from pipeline.data.batch import Batch, BatchRequest, BatchStream, LoaderConfig
-from pipeline.data.failures import failures, substitute
+from pipeline.data.decoders import device_index
+from pipeline.data.failures import Judge
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs
 from pipeline.data.headers import is_doubtful
+from pipeline.data.lending import Lent
 
 _POLL_SECONDS = 0.1  # how often a blocked producer checks whether it should stop
+_LENT = 4  # batches whose memory the GPU may still read
 
 
 @dataclass(frozen=True)
@@ -40,21 +44,18 @@ class Item:
 
 @dataclass
 class _Reading:
-    """A batch whose images are being read."""
+    """A batch whose images are being read, then decoded."""
 
     request: BatchRequest
     parts: list[Future[None]]
     encoded: list[bytes]
+    inputs: Inputs = ()  # what DALI reads
     substitutions: tuple[str, ...] = ()
-    tried: bool = False  # decoded image by image: every image left in it decodes
+    cleared: bool = False  # its doubtful images were judged
 
 
 class _BatchError(Exception):
     """DALI failed on one of the batches in flight."""
-
-
-class _DoubtfulImageError(RuntimeError):
-    """An image of the next batch looks damaged: DALI must not decode it together with others."""
 
 
 class Producer(ABC):
@@ -63,8 +64,9 @@ class Producer(ABC):
     It holds no reference to the BatchIterator, so that the garbage collector can free the BatchIterator.
     """
 
-    def __init__(self, ready: int) -> None:
-        """ready: number of finished batches that may wait for the consumer."""
+    def __init__(self, ready: int, device: torch.device) -> None:
+        """ready: number of finished batches that may wait for the consumer. device: where they are."""
+        self.gpu = device_index(device) if device.type == "cuda" else None
         self.ready: queue.Queue[Item] = queue.Queue(ready)
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._run, name="loader", daemon=True)
@@ -76,6 +78,8 @@ class Producer(ABC):
 
     def _run(self) -> None:
         try:
+            if self.gpu is not None:
+                torch.cuda.set_device(self.gpu)  # a thread starts with GPU 0
             self._produce()
             self._put(Item())
         except BaseException as error:  # the consumer raises it
@@ -101,18 +105,19 @@ class DaliProducer(Producer):
         stream: BatchStream,
         graph: Graph,
         finish: Finish,
-        device: torch.device,
         config: LoaderConfig,
         owns_split: bool = False,
     ) -> None:
-        """device: decodes the images. owns_split: whether to close the stream's split at the end."""
-        super().__init__(config.queues.ready)
-        self.stream, self.graph, self.finish, self.device, self.config = stream, graph, finish, device, config
+        """owns_split: whether to close the stream's split at the end."""
+        super().__init__(config.queues.ready, finish.device)
+        self.stream, self.graph, self.finish, self.config = stream, graph, finish, config
         self.queues = config.queues
+        self.judge = Judge(stream, graph, finish.device)
         self.owns_split = owns_split
         self.todo: Iterator[BatchRequest] = iter(stream)
         self.reading: deque[_Reading] = deque()
         self.decoding: deque[_Reading] = deque()
+        self.lent = Lent(_LENT)
 
     def _run(self) -> None:
         try:
@@ -132,6 +137,8 @@ class DaliProducer(Producer):
                 self._produce_mending()
             finally:
                 self.readers.shutdown(wait=False, cancel_futures=True)
+                with contextlib.suppress(RuntimeError):  # of a GPU that failed: it reads no more
+                    self.lent.wait()
 
     def _produce_mending(self) -> None:
         while True:
@@ -144,8 +151,8 @@ class DaliProducer(Producer):
 
     def _decode(self) -> None:
         """Decode batches to the end of the stream. Raises _BatchError; the batches in flight are then in `decoding`."""
-        threads, ahead = self.queues.threads, self.queues.decode_ahead
-        pipeline = self.graph.build(self._next_inputs, self.stream.size, self.device, threads, ahead)
+        device, threads, ahead = self.finish.device, self.queues.threads, self.queues.decode_ahead
+        pipeline = self._call(self.graph.build, self._next_inputs, self.stream.size, device, threads, ahead)
         self._call(pipeline.schedule_run)  # starts `decode_ahead` batches
         while not self.stopping.is_set():
             try:
@@ -159,6 +166,8 @@ class DaliProducer(Producer):
                 self._call(pipeline.schedule_run)
             finally:  # this batch is sound, even if the next one fails
                 batch, event = self.finish(outputs, done.request, self.finishers)
+                if event is not None:
+                    self.lent.lend(event, (outputs, done))
                 self._put(Item(dataclasses.replace(batch, substitutions=done.substitutions), event=event))
 
     def _call(self, function: Any, *arguments: Any) -> Any:
@@ -179,10 +188,12 @@ class DaliProducer(Producer):
         batch = self.reading.popleft()
         for part in batch.parts:
             part.result()
+        if not batch.cleared:  # DALI must not decode an image that looks damaged together with others
+            self._replace_damaged(batch, [row for row, image in enumerate(batch.encoded) if is_doubtful(image)])
+            batch.cleared = True
+        batch.inputs = self.graph.inputs(batch.encoded, batch.request.views)
         self.decoding.append(batch)
-        if not batch.tried and any(map(is_doubtful, batch.encoded)):
-            raise _DoubtfulImageError
-        return self.graph.inputs(batch.encoded, batch.request.views)
+        return batch.inputs
 
     def _read(self, request: BatchRequest) -> _Reading:
         """Start to read a batch in parallel parts; each part reads neighbouring samples in their order on the disk."""
@@ -198,26 +209,32 @@ class DaliProducer(Producer):
         return _Reading(request, [self.readers.submit(read, part) for part in parts], encoded)
 
     def _mend(self, cause: BaseException) -> None:
-        """Replace the images that do not decode and put the batches in flight back; or raise the reason."""
-        mended = isinstance(cause, _DoubtfulImageError)  # the doubt may have been groundless
-        split = self.stream.split
-        for batch in self.decoding:
+        """Replace the damaged images on which DALI failed and put the batches in flight back; or raise the reason."""
+        for batch in self.decoding:  # DALI tells of failures in order, so it is the first; a GPU may tell late
             if self.stopping.is_set():
                 return
-            for row, reason in failures(self.graph, batch.encoded, batch.request.views, self.device).items():
-                sample = int(batch.request.presentations.ids[row])
-                sentence = f"{split.describe(sample)} does not decode ({reason})"
-                if self.config.on_decode_error == "stop":
-                    raise UserError(
-                        f"{sentence}: check the dataset with data_prep/verify.py, and prepare or copy that shard again "
-                        "(to train without it, set loader.on_decode_error: substitute)"
-                    ) from cause
-                batch.request = substitute(self.stream, self.graph, batch.request, batch.encoded, row, self.device)
-                substitute_id = batch.request.presentations.ids[row]
-                batch.substitutions += (f"{sentence}, substituted by sample {substitute_id}",)
-                mended = True
-            batch.tried = True
-        if not mended:
-            raise cause
+            if self._replace_damaged(batch, range(len(batch.encoded)), cause):
+                break
+        else:
+            if self.graph.rung == "cpu":
+                raise cause
+            raise self.judge.gpu_failed("", cause) from cause
         self.reading.extendleft(reversed(self.decoding))
         self.decoding.clear()
+
+    def _replace_damaged(self, batch: _Reading, rows: Collection[int], cause: BaseException | None = None) -> bool:
+        """Substitute those of `rows` that are damaged; return whether there are any. Raises UserError if it must not."""
+        split = self.stream.split
+        damaged = self.judge.damaged(batch.request, batch.encoded, rows)
+        for row, reason in damaged.items():
+            sample = int(batch.request.presentations.ids[row])
+            sentence = f"{split.describe(sample)} does not decode ({reason})"
+            if self.config.on_decode_error == "stop":
+                raise UserError(
+                    f"{sentence}: check the dataset with data_prep/verify.py, and prepare or copy that shard again "
+                    "(to train without it, set loader.on_decode_error: substitute)"
+                ) from cause
+            batch.request = self.judge.substitute(batch.request, batch.encoded, row)
+            substitute_id = batch.request.presentations.ids[row]
+            batch.substitutions += (f"{sentence}, substituted by sample {substitute_id}",)
+        return bool(damaged)

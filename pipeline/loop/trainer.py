@@ -76,6 +76,8 @@ class Trainer:
     def _warn(self) -> None:
         if self.step.not_compiled is not None:
             print(f"warning: training goes on without torch.compile: {self.step.not_compiled}", file=sys.stderr)
+        if (sentence := self.loader.decoding_warning(self.world.device)) is not None:
+            print(f"warning: {sentence}", file=sys.stderr)
         on_cpu = self.world.device.type == "cpu"
         if self.config.precision == "bf16" and on_cpu and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             print(

@@ -32,8 +32,9 @@ class Snapshots:
 
     def wait(self) -> None:
         """Wait until the copies are complete; any thread may call this."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        if self._stream is not None and self._copied is not None:
+            with torch.cuda.device(self._stream.device):  # a thread starts with GPU 0
+                self._copied.synchronize()
         self._sources.clear()
 
     def _copy(self, value: Any, path: tuple[str, ...]) -> Any:

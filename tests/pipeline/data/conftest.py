@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from nvidia.dali import Pipeline
 from PIL import Image
 
 from pipeline.data.dataset import Dataset
 from tests.images import encode, photograph, real_images
+from tests.pipeline.data.fake_gpu import Event
 from tests.pipeline.data.small_datasets import write_dataset
 
 
@@ -55,4 +59,13 @@ def real_imagenet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
-    return lambda images, **options: write_dataset(tmp_path / "made", images, **options)
+    return lambda images, where="made", **options: write_dataset(tmp_path / where, images, **options)
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fake_gpu.GpuFinish` works: the CPU plays the GPU."""
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    share = Pipeline.share_outputs
+    monkeypatch.setattr(Pipeline, "share_outputs", lambda pipeline, stream=None: share(pipeline))

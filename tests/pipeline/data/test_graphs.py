@@ -6,7 +6,8 @@ import torch
 
 from pipeline.base.command import UserError
 from pipeline.data.batch import LoaderConfig
-from pipeline.data.graphs import Normalization, pad_and_crop
+from pipeline.data.decoders import decoder_version, lower_rungs
+from pipeline.data.graphs import Normalization, crop_places, pad_and_crop, pad_and_gather
 from tests.pipeline.data.small_datasets import statistics_of_size
 
 RANDOM = np.random.default_rng(0)
@@ -25,7 +26,7 @@ def test_both_normalizations_are_the_formula_to_the_bit(shape: tuple[int, ...], 
     result = np.empty(shape, np.float32)
     normalization.on_cpu(images, colour, result)
     np.testing.assert_array_equal(result, expected)
-    on_device = normalization.on_gpu(torch.from_numpy(images), torch.from_numpy(colour))
+    on_device = normalization.to(torch.device("cpu"))(torch.from_numpy(images), torch.from_numpy(colour))
     np.testing.assert_array_equal(on_device, expected)
 
 
@@ -48,14 +49,41 @@ def test_pad_and_crop_at_the_corners() -> None:
     assert torch.equal(result[3], image[0, ..., 0].flip(1))
 
 
+def test_the_gather_is_the_crop() -> None:
+    images = torch.from_numpy(RANDOM.normal(size=(20, 8, 8, 3)).astype(np.float32))
+    starts, mirror = RANDOM.integers(0, 7, (20, 2)), RANDOM.random(20) < 0.5
+    rows, columns = (torch.from_numpy(np.ascontiguousarray(places)) for places in crop_places(starts, mirror, 8))
+    assert torch.equal(pad_and_gather(images, rows, columns, pad=3), pad_and_crop(images, starts, mirror, pad=3))
+
+
 def test_settings_that_cannot_work_are_refused() -> None:
     for options in ({"threads": 0}, {"threads": -1}, {"read_threads": 0}, {"ready": 0}):
         with pytest.raises(UserError, match="must be at least 1"):
             LoaderConfig(**options)
     with pytest.raises(UserError, match="hw_decoder_load"):
         LoaderConfig(hw_decoder_load=1.5)
-    with pytest.raises(UserError, match="decode_on is gpu, but the batches go to the CPU"):
-        LoaderConfig(decode_on="gpu").decoding_device(torch.device("cpu"))
-    cuda = torch.device("cuda", 1)
-    assert LoaderConfig().decoding_device(cuda) == cuda
-    assert LoaderConfig(decode_on="cpu").decoding_device(cuda) == torch.device("cpu")
+
+
+def test_the_rung_of_a_device() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 1)
+    for decode_on in ("gpu", "gpu-whole"):
+        with pytest.raises(UserError, match=f"decode_on is {decode_on}, but the batches go to the CPU"):
+            LoaderConfig(decode_on=decode_on).rung(cpu)
+    assert [LoaderConfig(decode_on=one).rung(cuda) for one in ("auto", "gpu", "gpu-whole", "cpu")] == [
+        "gpu", "gpu", "gpu-whole", "cpu"
+    ]  # fmt: skip
+    assert LoaderConfig().rung(cpu) == LoaderConfig(decode_on="cpu").rung(cpu) == "cpu"
+    assert lower_rungs("gpu") == ("gpu-whole", "cpu") and lower_rungs("cpu") == ()
+
+
+def test_the_facts_of_decoding_and_the_share_that_is_warned_of() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 1)
+    version = decoder_version()
+    assert version[0].isdigit()
+    assert LoaderConfig().decoding_facts(cpu) == {"decode_on": "cpu", "hw_decoder_load": None, "nvimgcodec": version}
+    assert LoaderConfig().decoding_facts(cuda) == {"decode_on": "gpu", "hw_decoder_load": 1.0, "nvimgcodec": version}
+    assert [LoaderConfig(hw_decoder_load=load).decoding_warning(cuda) for load in (0, 1)] == [None, None]
+    shared = LoaderConfig(hw_decoder_load=0.65)
+    assert shared.decoding_warning(cpu) is None
+    sentence = shared.decoding_warning(cuda)
+    assert sentence is not None and "0.65" in sentence and "number of ranks" in sentence

@@ -49,6 +49,17 @@ def test_images_cut_in_their_header_are_doubted(kind: str) -> None:
             assert is_doubtful(whole[:length]), length
 
 
+def test_jpegs_without_their_end_are_doubted() -> None:
+    """Also where an embedded thumbnail has an end of its own, and not where something follows the end."""
+    exif = Image.Exif()
+    exif[270] = encode(photograph(4, 8, 8))
+    for options in ({"quality": 90}, {"progressive": True}, {"exif": exif}):
+        whole = encode(photograph(3, 40, 30), **options)
+        assert not is_doubtful(whole + bytes(100))
+        for length in range(len(whole) // 2, len(whole)):
+            assert is_doubtful(whole[:length]), length
+
+
 @pytest.mark.parametrize("data", [b"", bytes(500), b"no image at all", b"\xff\xd8" + bytes(300)])
 def test_what_is_no_image_is_doubted(data: bytes) -> None:
     assert not opens(data) and is_doubtful(data)

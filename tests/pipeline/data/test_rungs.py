@@ -1,0 +1,47 @@
+"""Both ways to decode on a GPU, the window alone and the whole image, give equal crops (on the CPU's decoder: equal bits)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.data.augment import AugmentConfig, Views, centre_views, training_views
+from pipeline.data.dataset import Dataset, Split
+from pipeline.data.graphs import Graph, Inputs
+from tests.pipeline.data.small_datasets import statistics_of_size
+
+CPU = torch.device("cpu")
+
+
+def crops(split: Split, views: Views, graph: Graph) -> NDArray[np.uint8]:
+    """uint8 [N, crop, crop, 3]"""
+    images = [split.read(sample) for sample in range(len(split))]
+    batches = iter([graph.inputs(images, views)])
+
+    def source() -> Inputs:
+        return next(batches)
+
+    (outputs,) = graph.build(source, len(split), CPU, threads=2, queue=1).run()
+    return np.asarray(outputs.as_tensor())
+
+
+def check(split: Split) -> None:
+    shapes = np.stack([split.samples["height"], split.samples["width"]], axis=1).astype(np.int64)
+    n, ids = len(split), np.arange(len(split))
+    drawn = [
+        training_views(3, np.full(n, epoch), ids, *shapes.T, AugmentConfig(), statistics_of_size(224))
+        for epoch in range(2)
+    ]
+    assert all(0 < views.mirror.sum() < n for views in drawn)
+    for views in (*drawn, centre_views(shapes, 256, 224)):
+        window = crops(split, views, Graph("crop", 224, "gpu"))
+        np.testing.assert_array_equal(crops(split, views, Graph("crop", 224, "gpu-whole")), window)
+
+
+def test_photographs(varied_jpegs: Dataset) -> None:
+    check(varied_jpegs.split("train"))
+
+
+def test_real_images(real_imagenet: Dataset) -> None:
+    check(real_imagenet.split("train"))
