@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         grid = all_settings(axes)
         rates = measure(speed, grid, options.rounds)
         order = sorted(range(len(grid)), key=lambda i: -averages.median(rates[i]))
-        finalists = {f"grid {place}": grid[i] for place, i in enumerate(order[:FINALISTS], start=1)}
+        finalists: dict[str, Setting] = {f"grid {place}": grid[i] for place, i in enumerate(order[:FINALISTS], start=1)}
         finalists |= {"tuner": found.setting, "built-in": start}
         last = dict(zip(finalists, measure(speed, [*finalists.values()], options.last_rounds), strict=True))
     medians = {name: averages.median(values) for name, values in last.items()}

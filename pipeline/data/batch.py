@@ -50,8 +50,8 @@ class LoaderConfig:
             images across the bus; auto is gpu for batches on a GPU.
         hw_decoder_load: share of a training batch's images that goes to the GPU's hardware JPEG decoder, as far as that
             takes them; 0..1. With 1 and with 0 an image's decoder depends on the image alone; between them also on the
-            batch, and so on the number of ranks, and the decoders may differ in a pixel's last grey level. Evaluation
-            always uses 0.
+            batch, and so on the number of ranks, and the decoders may differ in a pixel's last grey level. Where null,
+            that of the run's last attempt; of a new run as tuned, else 1. Evaluation always uses 0.
         fancy_upsampling: whether the GPU interpolates chroma as libjpeg-turbo does on the CPU.
     """
 
@@ -64,13 +64,13 @@ class LoaderConfig:
     in_memory_mb: int = 1000
     on_decode_error: Literal["stop", "substitute"] = "stop"
     decode_on: Literal["auto", "gpu", "gpu-whole", "cpu"] = "auto"
-    hw_decoder_load: float = 1.0
+    hw_decoder_load: float | None = None
     fancy_upsampling: bool = True
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "threads", "read_threads", "read_ahead", "decode_ahead", "ready", prefix="loader.")
         check_at_least(0, self, "in_memory_mb", prefix="loader.")
-        if not 0 <= self.hw_decoder_load <= 1:
+        if not 0 <= self.hw_share <= 1:
             raise UserError(f"loader: hw_decoder_load is {self.hw_decoder_load}, it must lie in [0, 1]")
 
     @property
@@ -78,6 +78,11 @@ class LoaderConfig:
         """The values given, and for others the built-in ones."""
         given = {key.name: getattr(self, key.name) for key in fields(Queues)}
         return Queues(**{"threads": available_cores()} | {key: value for key, value in given.items() if value})
+
+    @property
+    def hw_share(self) -> float:
+        """`hw_decoder_load`, or the built-in value."""
+        return 1.0 if self.hw_decoder_load is None else self.hw_decoder_load
 
     def rung(self, device: torch.device) -> Rung:
         """Return how images are decoded for batches on `device`. Raises UserError if the configured way is impossible."""
@@ -95,12 +100,12 @@ class LoaderConfig:
         decode_on: a rung of `decoders`. hw_decoder_load: None on the CPU. nvimgcodec: the decoder's version.
         """
         rung = self.rung(device)
-        load = None if rung == "cpu" else self.hw_decoder_load
+        load = None if rung == "cpu" else self.hw_share
         return {"decode_on": rung, "hw_decoder_load": load, "nvimgcodec": decoder_version()}
 
     def decoding_warning(self, device: torch.device) -> str | None:
         """Return a sentence if the pixels of training batches on `device` depend on more than the image and its view."""
-        if self.hw_decoder_load in (0, 1) or self.rung(device) == "cpu":
+        if self.hw_share in (0, 1) or self.rung(device) == "cpu":
             return None
         return (
             f"loader.hw_decoder_load is {self.hw_decoder_load}: which decoder an image gets, and so its pixels, depend on "

@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import nvidia.dali
 import torch
@@ -94,7 +94,8 @@ def with_decoder(
 ) -> LoaderConfig:
     """Return `config` with the rung and the hardware share that every rank is to use. A collective: every rank calls it.
 
-    plans: what will be decoded; what is kept in memory is decoded on the CPU. record: of the run's last attempt. new: the run has had no attempt, so it may start as `pipeline.tune` found fastest for the main rank's machine.
+    plans: what will be decoded; what is kept in memory is decoded on the CPU. record: of the run's last attempt. new: the
+    run has had no attempt, so it may start as `pipeline.tune` found fastest for the main rank's machine.
     The main rank prints one line. Raises UserError, on every rank, where nothing works, or not what loader.decode_on insists
     on.
     """
@@ -102,8 +103,8 @@ def with_decoder(
         return _with_load(config, 1.0)
     advised = on_main(world, lambda: find(Machine.of(world.device, world.local_size))) if new else None
     first, load = (record.rung, record.hw_decoder_load) if record else (RUNGS[0], 1.0)
-    if advised and advised.decode_on in RUNGS:
-        first, load = cast(Rung, advised.decode_on), advised.hw_decoder_load
+    if advised:
+        first, load = advised.decode_on, advised.hw_decoder_load
     config = _with_load(config, load)
     plans = [plan for plan in plans if not plan.in_memory(config)]
     if config.decode_on == "cpu" or not plans:

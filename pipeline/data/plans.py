@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ class Plan:
     """The batches of `stream`, made with a graph of `kind` whose images are `crop` pixels square.
 
     resizes: whether the views resize or cut images, so that a split of `crop` pixels square cannot be kept decoded.
-    hw_decoder_load: instead of the config's.
+    evaluates: see `config_of`.
     """
 
     stream: BatchStream
@@ -29,22 +29,26 @@ class Plan:
     crop: int
     normalization: Normalization
     resizes: bool
-    hw_decoder_load: float | None = None
+    evaluates: bool = False
+
+    def config_of(self, config: LoaderConfig) -> LoaderConfig:
+        """Return what holds for these batches: an evaluation must not substitute images.
+
+        Its blocks differ in size, and nvImageCodec's hardware share is a number of images that the first block fixes: only
+        without it does an image's decoder depend on the image alone.
+        """
+        return replace(config, on_decode_error="stop", hw_decoder_load=0.0) if self.evaluates else config
 
     def in_memory(self, config: LoaderConfig) -> bool:
         """Return whether the split is kept decoded, instead of decoding each batch."""
-        return not self.resizes and fits_in_memory(self.stream.split, self.crop, config)
+        return not self.resizes and fits_in_memory(self.stream.split, self.crop, self.config_of(config))
 
     def graph(self, config: LoaderConfig, device: torch.device) -> Graph:
         """Return the graph for batches on `device`."""
-        return Graph(
-            self.kind,
-            self.crop,
-            config.rung(device),
-            self.normalization if device.type == "cuda" else None,
-            config.hw_share if self.hw_decoder_load is None else self.hw_decoder_load,
-            config.fancy_upsampling,
-        )
+        config = self.config_of(config)
+        normalization = self.normalization if device.type == "cuda" else None
+        rung = config.rung(device)
+        return Graph(self.kind, self.crop, rung, normalization, config.hw_share, config.fancy_upsampling)
 
 
 def training_plan(
@@ -74,11 +78,7 @@ def training_plan(
 def evaluation_plan(
     split: Split, view: View, normalization: Statistics | Normalization, blocks: Sequence[Int] = ()
 ) -> Plan:
-    """Plan evaluation batches: `blocks` of sample ids, int64 [n].
-
-    Blocks differ in size, and nvImageCodec's hardware share is a number of images that the first block fixes: only without
-    it does an image's decoder depend on the image alone.
-    """
+    """Plan evaluation batches: `blocks` of sample ids, int64 [n]."""
     if isinstance(normalization, Statistics):
         normalization = Normalization.of(normalization, view.crop)
 
@@ -91,4 +91,4 @@ def evaluation_plan(
     stream = BatchStream(split, max((len(block) for block in blocks), default=1), batches, views_of)
     kind: GraphKind = "whole" if view.crop is None else "five-crops" if isinstance(view, TenCrop) else "crop"
     resizes = kind != "crop" or view.short_side != view.crop
-    return Plan(stream, kind, view.crop or 0, normalization, resizes, hw_decoder_load=0.0)
+    return Plan(stream, kind, view.crop or 0, normalization, resizes, evaluates=True)

@@ -93,13 +93,10 @@ class Probe:
         reference = self._ask(trials, "cpu", _CPU)
         if isinstance(reference, str):
             failed["cpu"] = reference
-        elif not any(isinstance(image, np.ndarray) for images in reference for image in images):
+        elif all(isinstance(image, str) for images in reference for image in images):
             failed["cpu"] = f"no image decodes: {reference[0][0]}"
-        if "cpu" in failed:  # nothing to compare with, and every image may be sound
-            reference = [[None] * len(trial.encoded) for trial in trials]  # type: ignore[misc]
-        sound = [[row for row, image in enumerate(images) if not isinstance(image, str)] for images in reference]
-        kept = [trial.rows(rows) for trial, rows in zip(trials, sound, strict=True)]
-        expected = [[images[row] for row in rows] for images, rows in zip(reference, sound, strict=True)]
+        known = None if "cpu" in failed or isinstance(reference, str) else reference
+        kept, expected = (list(trials), None) if known is None else _sound(trials, known)
         for rung in rungs:
             if rung == "cpu":
                 if "cpu" not in failed:
@@ -111,15 +108,17 @@ class Probe:
             failed[rung] = fault
         return Verdict(None, failed)
 
-    def _fault(self, answer: Answer | str, trials: Sequence[Trial], expected: Sequence[Sequence[object]]) -> str | None:
-        """Why an answer of a GPU's decoder is not good enough."""
+    def _fault(
+        self, answer: Answer | str, trials: Sequence[Trial], expected: Sequence[Sequence[Pixels]] | None
+    ) -> str | None:
+        """Why an answer of a GPU's decoder is not good enough. expected: the CPU's pixels, where they are known."""
         if isinstance(answer, str):
             return answer
-        for trial, images, references in zip(trials, answer, expected, strict=True):
-            for row, (image, reference) in enumerate(zip(images, references, strict=True)):
+        for number, trial in enumerate(trials):
+            for row, image in enumerate(answer[number]):
                 if isinstance(image, str):
                     return image
-                if isinstance(reference, np.ndarray) and (quality := _psnr(trial, row, image, reference)) < LEAST_PSNR:
+                if expected is not None and (quality := _psnr(trial, row, image, expected[number][row])) < LEAST_PSNR:
                     return f"its pixels are not the CPU decoder's: PSNR {quality:.0f} dB, at least {LEAST_PSNR:.0f} expected"
         return None
 
@@ -158,6 +157,13 @@ def trial_of(stream: BatchStream, graph: Graph) -> Trial:
     ids = np.array([sample for sample, _ in chosen], np.int64)
     views = stream.request(Presentations(np.zeros(len(ids), np.int64), ids)).views
     return Trial(graph, tuple(encoded for _, encoded in chosen), views)
+
+
+def _sound(trials: Sequence[Trial], answer: Answer) -> tuple[list[Trial], list[list[Pixels]]]:
+    """Keep the images that decoded: the trials without others, and the pixels."""
+    pixels = [{row: image for row, image in enumerate(images) if not isinstance(image, str)} for images in answer]
+    kept = [trial.rows([*found]) for trial, found in zip(trials, pixels, strict=True)]
+    return kept, [[*found.values()] for found in pixels]
 
 
 def _on(rung: Rung, trial: Trial) -> Trial:

@@ -21,6 +21,7 @@ from pipeline.base.cores import available_cores
 from pipeline.base.files import read_yaml, write_text
 from pipeline.base.typed import read_typed
 from pipeline.data.batch import LoaderConfig, Queues
+from pipeline.data.decoders import Rung
 from pipeline.process.device import model_name
 from pipeline.process.world import World
 
@@ -48,7 +49,7 @@ class Tuned:
     """What was found for a machine: how to decode, the queues; images/s of one rank with them, and with built-in values."""
 
     machine: Machine
-    decode_on: str
+    decode_on: Rung
     hw_decoder_load: float
     queues: Queues
     images_per_second: float

@@ -20,8 +20,8 @@ from pipeline.base.files import write_text
 from pipeline.base.layout import PARTIAL_SCORES, SPEED, score_files_in, score_path_in, weights_suffix
 from pipeline.data.dataset import Dataset, Split, Statistics
 from pipeline.data.graphs import Normalization
-from pipeline.evaluation.decoding import with_working_decoder
 from pipeline.evaluation.datasets import data_suffix
+from pipeline.evaluation.decoding import with_working_decoder
 from pipeline.evaluation.nets import TrainedNet
 from pipeline.evaluation.protocols import PROTOCOLS, Protocol
 from pipeline.evaluation.scores import Provenance, Scores, load, read_provenance, save

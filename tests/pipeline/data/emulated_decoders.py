@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,14 +66,15 @@ def _child(faults: Faults, question: bytes, sender: Connection) -> None:
         if fault == "hang":
             time.sleep(3600)
         if fault == "raise":
-            raise RuntimeError(f"Critical error in pipeline:\nencountered:\n{REASON}\nCurrent pipeline object is invalid.")
+            raise RuntimeError(
+                f"Critical error in pipeline:\nencountered:\n{REASON}\nCurrent pipeline object is invalid."
+            )
         return build(graph, source, batch, CPU, threads, queue)
 
     def upside_down(trial: Trial, device: torch.device) -> Iterator[Pixels]:
         turned = faults.get(trial.graph.rung) == "garbage"
         return (image[::-1] if turned else image for image in pixels(trial, device))
 
-    sys.stderr = open(os.devnull, "w")
     with patch.object(Graph, "build", emulated), patch.object(probing, "pixels", upside_down):
         sender.send_bytes(pickle.dumps(probing.answer_to(pickle.loads(question))))
     sender.close()

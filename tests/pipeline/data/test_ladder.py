@@ -75,7 +75,9 @@ def plans_of(dataset: Dataset) -> list[Plan]:
 
 def test_the_first_rung_that_works_is_taken_and_said(plans: list[Plan], capsys: pytest.CaptureFixture[str]) -> None:
     probe = Scripted()
-    assert with_decoder(LoaderConfig(), ON_GPU, plans, probe=probe) == LoaderConfig(decode_on="gpu", hw_decoder_load=1.0)
+    assert with_decoder(LoaderConfig(), ON_GPU, plans, probe=probe) == LoaderConfig(
+        decode_on="gpu", hw_decoder_load=1.0
+    )
     assert probe.asked == [("gpu", "gpu-whole", "cpu")] and probe.loads == [1.0, 0.0]  # evaluation's share is 0
     assert capsys.readouterr().err.startswith(f"decoding on the GPU ({DECODER}, host ")
 
@@ -97,7 +99,9 @@ def test_insisting_fails_with_a_sentence(plans: list[Plan]) -> None:
 
 def test_nothing_works(plans: list[Plan]) -> None:
     verdict = Verdict(None, {"cpu": "killed by SIGILL", "gpu": "exit code 1", "gpu-whole": "exit code 1"})
-    with pytest.raises(UserError, match=r"no decoder works .* decoding on the CPU failed \(killed by SIGILL\); .*make setup"):
+    with pytest.raises(
+        UserError, match=r"no decoder works .* decoding on the CPU failed \(killed by SIGILL\); .*make setup"
+    ):
         with_decoder(LoaderConfig(), ON_GPU, plans, probe=Scripted(verdict=verdict))
 
 
@@ -105,7 +109,9 @@ def test_no_probe_where_there_is_nothing_to_choose(plans: list[Plan], tiny_image
     probe = Scripted()
     assert with_decoder(LoaderConfig(), ALONE, plans, probe=probe).decode_on == "auto"
     assert with_decoder(LoaderConfig(decode_on="cpu"), ON_GPU, plans, probe=probe).decode_on == "cpu"
-    kept = training_plan(tiny_images.split("train"), 0, AugmentConfig(kind="pad-crop", crop=32), statistics_of_size(32), 8)
+    kept = training_plan(
+        tiny_images.split("train"), 0, AugmentConfig(kind="pad-crop", crop=32), statistics_of_size(32), 8
+    )
     assert kept.in_memory(LoaderConfig())
     assert with_decoder(LoaderConfig(), ON_GPU, [kept], probe=probe).decode_on == "cpu"
     assert not probe.asked

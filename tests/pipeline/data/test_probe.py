@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.augment import AugmentConfig, centre_views
+from pipeline.data.augment import centre_views
 from pipeline.data.batch import BatchStream
 from pipeline.data.dataset import Dataset
 from pipeline.data.decoders import RUNGS, Rung
