@@ -40,6 +40,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("dataset", nargs="?", type=Path, help="dataset folder (default: the 140 sample images)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--seconds", type=float, default=60, help="the tuner's time (default 60)")
+    parser.add_argument(
+        "--keys", nargs="+", default=[], metavar="KEY", help="of the grid's (default: all of the tuner's)"
+    )
     parser.add_argument("--rounds", type=int, default=1, help="through the whole grid (default 1)")
     parser.add_argument("--last-rounds", type=int, default=7, help="of the grid's best few (default 7)")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
@@ -55,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         speed, machine = speed_of(options, world.device, ranks=1), Machine.of(world.device, 1)
         found, start = search(speed, machine, options.seconds, time.monotonic() + options.seconds)
         _, axes = space(world.device, machine.cores)
-        grid = all_settings(axes)
+        grid = [{**start, **setting} for setting in all_settings(axes, options.keys)]
         rates = measure(speed, grid, options.rounds)
         order = sorted(range(len(grid)), key=lambda i: -averages.median(rates[i]))
         finalists: dict[str, Setting] = {f"grid {place}": grid[i] for place, i in enumerate(order[:FINALISTS], start=1)}
@@ -77,8 +80,9 @@ def main(arguments: list[str] | None = None) -> None:
         )
 
 
-def all_settings(axes: Sequence[Axis]) -> list[dict[str, Any]]:
-    """Every combination of a change of each axis."""
+def all_settings(axes: Sequence[Axis], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Every combination of a change of each axis; only of those that change one of `keys`, if there are any."""
+    axes = [axis for axis in axes if not keys or set(keys) & set(axis[0])]
     return [{key: value for change in changes for key, value in change.items()} for changes in itertools.product(*axes)]
 
 

@@ -40,7 +40,7 @@ SECONDS = 60
 WARM_UP = 2  # batches of a measurement that come before its clock starts
 TIMED = 3  # batches at least that its clock sees, and as many as fill
 SLICE_SECONDS = 0.3
-CPU_BATCH = 32  # images at most where the CPU decodes: a measurement is to be short
+CORE_ROWS = 8  # images of a batch for each core at most, where the CPU decodes: a measurement is to be short
 DEPTHS: tuple[Axis, ...] = (
     [{"decode_ahead": batches} for batches in (1, 2, 3, 4)],
     [{"read_threads": threads} for threads in (4, 16, 64)],
@@ -156,7 +156,7 @@ def speed_of(args: Namespace, device: torch.device, ranks: int) -> Speed:
         )
     rows = args.batch or max(1, config.batch // ranks)
     if device.type == "cpu" and not args.batch:
-        rows = min(rows, CPU_BATCH)
+        rows = min(rows, CORE_ROWS * max(1, available_cores() // ranks))
     return Speed(split, dataset, config, device, rows)
 
 

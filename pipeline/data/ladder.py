@@ -47,9 +47,9 @@ class Record:
 
     @staticmethod
     def of(attempts: Sequence[Mapping[str, Any]]) -> Record | None:
-        """That of the last of a run's attempts (run.json); None where there is none, or it had no GPU."""
-        last = attempts[-1] if attempts else {}
-        if last.get("device", "cpu") == "cpu" or last.get("decode_on") not in RUNGS:
+        """That of the last of a run's attempts (run.json) that came to its first batch; None where that had no GPU."""
+        last = next((one for one in reversed(attempts) if one.get("decode_on") in RUNGS), None)
+        if last is None or last.get("device", "cpu") == "cpu":
             return None
         load = last.get("hw_decoder_load")
         return Record(

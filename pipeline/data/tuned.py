@@ -26,9 +26,7 @@ from pipeline.process.device import model_name
 from pipeline.process.world import World
 
 FILE = CONFIGS / "loader.yaml"
-HEADER = (
-    "# Found by python -m pipeline.tune. A loader takes the values of its device and cores where its config has null.\n"
-)
+HEADER = "# Found by pipeline/tune.py: a loader takes the values of its device and cores where its config has null.\n"
 
 
 @dataclass(frozen=True, kw_only=True)
