@@ -23,10 +23,11 @@ sys.path.insert(0, str(ROOT))
 
 from bench.loader import shard_samples  # noqa: E402
 from pipeline.base.command import Progress, print_json, print_table, run  # noqa: E402
+from pipeline.data.probe import Probe  # noqa: E402
 from pipeline.data.search import Axis, Setting  # noqa: E402
 from pipeline.data.tuned import Machine  # noqa: E402
 from pipeline.process.world import open_world  # noqa: E402
-from pipeline.tune import Speed, search, space, speed_of  # noqa: E402
+from pipeline.tune import Speed, search, space, speed_of, working_rungs  # noqa: E402
 
 FINALISTS = 5  # of the grid
 
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.config = options.batch = None
         speed, machine = speed_of(options, world.device, ranks=1), Machine.of(world.device, 1)
         found, start = search(speed, machine, options.seconds, time.monotonic() + options.seconds)
-        _, axes = space(world.device, machine.cores)
+        _, axes = space(working_rungs(speed, Probe()), machine.cores)
         grid = [{**start, **setting} for setting in all_settings(axes, options.keys)]
         rates = measure(speed, grid, options.rounds)
         order = sorted(range(len(grid)), key=lambda i: -averages.median(rates[i]))

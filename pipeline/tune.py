@@ -24,9 +24,12 @@ from pipeline.base.command import CommandParser, UserError, print_json, print_ta
 from pipeline.data import tuned
 from pipeline.data.batch import Queues
 from pipeline.data.dataset import Dataset, Split
+from pipeline.data.decoders import RUNGS, Rung
 from pipeline.data.loader import training_batches
 from pipeline.data.memory import fits_in_memory
 from pipeline.data.order import Order
+from pipeline.data.plans import training_plan
+from pipeline.data.probe import Probe, trial_of
 from pipeline.data.search import Axis, Found, Search, Setting
 from pipeline.data.storage import open_dataset
 from pipeline.data.tuned import Machine, Tuned
@@ -156,24 +159,42 @@ def speed_of(args: Namespace, device: torch.device, ranks: int) -> Speed:
         )
     rows = args.batch or max(1, config.batch // ranks)
     if device.type == "cpu" and not args.batch:
-        rows = min(rows, CORE_ROWS * max(1, available_cores() // ranks))
+        rows = min(rows, CORE_ROWS * Machine.of(device, ranks).cores)
     return Speed(split, dataset, config, device, rows)
+
+
+def working_rungs(speed: Speed, probe: Probe) -> tuple[Rung, ...]:
+    """The rungs that decode the dataset's images, tried in processes that may crash. Raises UserError if there is none."""
+    if speed.device.type == "cpu":
+        return ("cpu",)
+    config = replace(speed.config.loader, hw_decoder_load=1.0, decode_on="auto")
+    augment = replace(speed.config.augment, stages=())
+    plan = training_plan(speed.split, speed.config.seed, augment, speed.dataset.statistics, speed.rows)
+    trial = trial_of(plan.stream, plan.graph(config, speed.device))
+    verdicts = {rung: probe.choose([trial], speed.device, [rung]) for rung in RUNGS}
+    for rung, verdict in verdicts.items():
+        if verdict.rung is None:
+            print(f"{rung} is left out: {'; '.join(verdict.failed.values())}", file=sys.stderr)
+    if not (working := tuple(rung for rung, verdict in verdicts.items() if verdict.rung)):
+        raise UserError("no decoder works on this machine: install the packages anew (make setup)")
+    return working
 
 
 def search(speed: Speed, machine: Machine, budget: float, ends: float) -> tuple[Found, Setting]:
     """The fastest setting found by `ends` (of time.monotonic), and the built-in one. budget: seconds in all."""
-    start, axes = space(speed.device, machine.cores)
+    start, axes = space(working_rungs(speed, Probe()), machine.cores)
     print(f"measuring for {budget:g} s on {machine.device}, {machine.cores} cores a rank", file=sys.stderr)
     return Search(speed, lambda: (ends - time.monotonic()) / budget).find(axes, start), start
 
 
-def space(device: torch.device, cores: int) -> tuple[dict[str, Any], list[Axis]]:
+def space(rungs: Sequence[Rung], cores: int) -> tuple[dict[str, Any], list[Axis]]:
     """(built-in setting, axes of the search). How to decode and how many threads decide each other's best: one axis."""
     threads = sorted({1, max(1, cores // 4), max(1, cores // 2), cores, cores + cores // 2})
-    ways: list[dict[str, Any]] = [{"decode_on": "cpu", "hw_decoder_load": 1.0}]
-    if device.type == "cuda":
-        rungs = ("gpu", "gpu-whole")
-        ways = [*({"decode_on": rung, "hw_decoder_load": load} for rung in rungs for load in (1.0, 0.0)), *ways]
+    ways: list[dict[str, Any]] = [
+        {"decode_on": rung, "hw_decoder_load": load}
+        for rung in rungs
+        for load in ((1.0,) if rung == "cpu" else (1.0, 0.0))
+    ]
     start = {**ways[0], **asdict(Queues(threads=cores))}
     return start, [[{**way, "threads": count} for way in ways for count in threads], *DEPTHS]
 

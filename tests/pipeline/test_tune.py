@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,9 +13,17 @@ import torch
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
 from pipeline.data import tuned
+from pipeline.data.augment import AugmentConfig
 from pipeline.data.batch import LoaderConfig
+from pipeline.data.decoders import RUNGS
+from pipeline.data.probe import Probe
 from pipeline.data.tuned import Machine
-from pipeline.tune import main, space
+from pipeline.run.config import Config
+from pipeline.tune import Speed, main, space, working_rungs
+from tests.images import encode, photograph
+from tests.patience import limit
+from tests.pipeline.data.emulated_decoders import Emulated
+from tests.pipeline.data.small_datasets import statistics_of_size, write_dataset
 from tests.ranks import ALONE
 
 CPU = torch.device("cpu")
@@ -47,7 +56,7 @@ def test_a_split_that_is_kept_in_memory_is_not_tuned(digits: Path, tmp_path: Pat
 
 
 def test_the_space_starts_with_the_built_in_values_and_keeps_the_promise() -> None:
-    start, axes = space(CPU, 16)
+    start, axes = space(["cpu"], 16)
     built_in = LoaderConfig(threads=16).queues
     assert {key: start[key] for key in ("threads", "read_threads", "read_ahead", "decode_ahead", "ready")} == vars(
         built_in
@@ -55,11 +64,22 @@ def test_the_space_starts_with_the_built_in_values_and_keeps_the_promise() -> No
     for axis in axes:
         keys = set(axis[0])
         assert {key: start[key] for key in keys} in axis or keys == {"decode_on", "hw_decoder_load", "threads"}
-    first, ways = space(torch.device("cuda"), 8)
+    first, ways = space(RUNGS, 8)
     assert (first["decode_on"], first["hw_decoder_load"]) == ("gpu", 1.0)
     assert {(way["decode_on"], way["hw_decoder_load"]) for way in ways[0]} == {
         ("gpu", 1.0), ("gpu", 0.0), ("gpu-whole", 1.0), ("gpu-whole", 0.0), ("cpu", 1.0),
     }  # fmt: skip
+
+
+def test_rungs_that_fail_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = Config(augment=AugmentConfig(short_side=(72, 96), crop=64))
+    split = write_dataset(tmp_path / "data", [encode(photograph(i, 90, 120)) for i in range(4)]).split("train")
+    dataset = Mock(statistics=statistics_of_size(64))
+    speed = Speed(split, dataset, config, torch.device("cuda", 0), rows=8)
+    assert working_rungs(speed, Probe(limit(60), Emulated({"gpu": "crash"}))) == ("gpu-whole", "cpu")
+    assert "gpu is left out: killed by SIGSEGV" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no decoder works"):
+        working_rungs(speed, Probe(limit(60), Emulated(dict.fromkeys(RUNGS, "crash"))))
 
 
 def test_ranks_share_the_cores() -> None:
