@@ -31,6 +31,7 @@ from launch.local import rank_environment, reserve_port  # noqa: E402
 from launch.on_slurm.allocation import Allocation  # noqa: E402
 from pipeline.base.command import Progress, UserError, print_json, print_table, run  # noqa: E402
 from pipeline.data.augment import AugmentConfig  # noqa: E402
+from pipeline.process.device import cpu_name  # noqa: E402
 from pipeline.process.world import open_world, set_threads  # noqa: E402
 from pipeline.run.config import Config  # noqa: E402
 from pipeline.training.step import StepConfig  # noqa: E402
@@ -198,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
         for size in options.ranks:
             worlds[size] = measure(options, size)
             progress.advance()
-    where = f"{rates.cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}"
+    where = f"{cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.0f}"
     title = (
         f"{options.arch} {options.precision}, {options.rows} images a rank, {options.threads} thread a rank, {where}"
     )

@@ -18,11 +18,11 @@ import torch
 
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
-from pipeline.base.cores import available_cores
 from pipeline.base.layout import CONFIG
 from pipeline.data.dataset import Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.data.storage import location_in
+from pipeline.data.tuned import with_queues
 from pipeline.evaluation.datasets import Datasets, open_datasets
 from pipeline.evaluation.foreign import WeightsFile, open_weights
 from pipeline.evaluation.nets import TrainedNet, open_target
@@ -162,12 +162,11 @@ def score(trained: TrainedNet, request: EvaluationRequest, world: World) -> list
     """
     datasets = open_datasets(trained)
     dataset, split = datasets.tested, datasets.tested.split(request.split)
-    threads = trained.loader.threads or max(1, available_cores() // world.local_size)
     settings = EvaluationSettings(
         short_side=request.short_side or trained.short_side,
         crop=trained.crop,
         normalization=normalization(datasets, request),
-        loader=replace(trained.loader, threads=threads),
+        loader=with_queues(trained.loader, world),
         precision=request.precision,
     )
     # float32 is float32: on the GPU, convolutions would otherwise round their inputs to TF32's 10 bits.

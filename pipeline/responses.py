@@ -7,21 +7,22 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from pipeline.base import command
 from pipeline.base.command import CommandParser, print_json, print_table
-from pipeline.base.cores import available_cores
 from pipeline.base.files import write_text
 from pipeline.base.layout import CONFIG, RESPONSES, RESPONSES_FIGURE
 from pipeline.data.dataset import Dataset
+from pipeline.data.tuned import with_queues
 from pipeline.evaluation.datasets import Datasets, data_suffix, open_datasets
+from pipeline.evaluation.decoding import with_working_decoder
 from pipeline.evaluation.figures import response_panels, standalone
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import add_weights_option
+from pipeline.evaluation.protocols import find
 from pipeline.evaluation.responses import Responses, measure, save
 from pipeline.evaluation.scoring import EvaluationSettings
 from pipeline.process.world import World, open_world, set_threads
@@ -67,11 +68,13 @@ def responses_of(trained: TrainedNet, datasets: Datasets, split: str, world: Wor
         short_side=trained.short_side,
         crop=trained.crop,
         normalization=datasets.statistics,
-        loader=replace(trained.loader, threads=max(1, available_cores() // world.local_size)),
+        loader=with_queues(trained.loader, world),
     )
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as in pipeline.evaluate
     trained.net.to(world.device).to(memory_format=torch.channels_last)
     images = datasets.tested.split(split)
+    views = find("center").views(settings.short_side, settings.crop)
+    settings = with_working_decoder(settings, images, views, trained.run, world)
     measured = measure(trained.net, images, settings, world=world)
     if measured is None:
         return None

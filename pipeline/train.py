@@ -33,7 +33,7 @@ from pipeline.process.stop import StopRequest
 from pipeline.process.watchdog import Hang, watching
 from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.config import Config, to_plain, to_yaml
-from pipeline.run.folder import open_run
+from pipeline.run.folder import note_attempt, open_run
 from pipeline.run.options import parse, parser
 from pipeline.run.summary import summary
 from pipeline.tracking import Tracker, is_concluded, open_tracker
@@ -88,7 +88,7 @@ def train(
         watchdog.note("building the net and opening the run folder")
         with (
             closing(Trainer(config, dataset, world)) as trainer,
-            open_run(config, dataset, world, threads, trainer.computing) as (facts, check),
+            open_run(config, dataset, world, threads) as (facts, check),
         ):
             folder = config.run_folder / CHECKPOINTS
             watchdog.publish(config.run_folder, world.rank, world.size)
@@ -97,6 +97,9 @@ def train(
             already = trainer.progress.iteration == config.iterations
             if already and on_main(world, lambda: is_concluded(config.run_folder)):
                 return print_result(trainer, "was finished already")
+            if not already:
+                decoding = trainer.choose_decoder(facts["attempts"])
+                note_attempt(config, world, facts, {**trainer.computing, **decoding}, check)
             with tracker_of(config, facts, world) as tracker:
 
                 def before_publishing() -> None:
@@ -187,8 +190,14 @@ def tracker_of(config: Config, facts: dict[str, Any], world: World) -> Tracker:
     """The run's metrics.jsonl and MLflow run, on the main rank; a null tracker on the others."""
     attempt = facts["attempts"][-1]
     tags = {"arch": config.arch, "dataset_sha256": facts["dataset_sha256"]}
-    noted = ("git_commit", "launcher", "world_size", "device", "host", "threads", "compiled")
-    tags |= {key: str(attempt[key]) for key in noted}
+    of_the_start = ("git_commit", "launcher", "world_size", "device", "host", "threads")
+    of_the_work = (
+        "compiled",
+        "decode_on",
+        "hw_decoder_load",
+        "nvimgcodec",
+    )  # missing where the attempt had nothing to do
+    tags |= {key: str(attempt[key]) for key in (*of_the_start, *of_the_work) if key in attempt}
     folder, name, params = config.run_folder, config.run_name, to_plain(config)
     tracker = open_tracker(folder, config.tracking, name=name, params=params, tags=tags, enabled=world.is_main)
     if world.is_main:

@@ -23,6 +23,7 @@ from tests.helpers import ROOT
 
 PACKAGES = ("pipeline", "launch", "data_prep", "paper", "bench", "tests")
 INTERNAL = (
+    "pipeline.data.probing",
     "pipeline.tracking.feeder",
     "launch.ranks.worker",
     "launch.on_slurm.ending",

@@ -47,6 +47,7 @@ LAYERS: dict[str, list[str]] = {
         "pipeline.mistakes",
         "pipeline.export",
         "pipeline.responses",
+        "pipeline.tune",
     ],
     "launchers and preparation": [
         "launch.*",

@@ -7,7 +7,6 @@ usually on a login node; so the file stands beside the site's, on storage that a
 from __future__ import annotations
 
 import dataclasses
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -22,6 +21,7 @@ from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
 from pipeline.base.files import read_yaml, write_text
 from pipeline.base.typed import read_typed
+from pipeline.process.device import model_name
 
 RATES_FILE = CONFIGS / "rates.yaml"
 HEADER = "# Measured by bench/step.py and bench/scaling.py, read by the plan of launch/slurm.py --dry-run.\n"
@@ -107,17 +107,8 @@ def stamp() -> dict[str, str]:
 
 def device_name(device: torch.device) -> str:
     """The name a measurement is stored under: the GPU's, or the CPU's with the cores this process has."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{cpu_name()}, {available_cores()} cores"
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    cores = "" if device.type == "cuda" else f", {available_cores()} cores"
+    return model_name(device) + cores
 
 
 def matching(rates: Rates, kind: Kind, device: str | None) -> Rates:

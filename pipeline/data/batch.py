@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -18,15 +18,27 @@ from pipeline.data.order import Presentations
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queues:
+    """What decides how fast batches are made, and no bit of them; LoaderConfig describes the values."""
+
+    threads: int
+    read_threads: int = 16
+    read_ahead: int = 2
+    decode_ahead: int = 2
+    ready: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
     """How batches are made. No key changes their content, except `on_decode_error` if an image is damaged.
 
     Args:
-        threads: threads that decode; null: one per core that this process may use.
-        read_threads: reads in flight at once.
-        read_ahead: batches being read before DALI asks for them.
-        decode_ahead: batches that DALI works on at once.
-        ready: finished batches waiting for the consumer.
+        threads: threads that decode; where null, as `python -m pipeline.tune` found for this machine, else one per core that
+            this process may use.
+        read_threads: reads in flight at once; where null, as tuned, else 16.
+        read_ahead: batches being read before DALI asks for them; where null, as tuned, else 2.
+        decode_ahead: batches that DALI works on at once; where null, as tuned, else 2.
+        ready: finished batches waiting for the consumer; where null, as tuned, else 2.
         stage_to: folder on a disk of this machine to which the shards are copied before the first batch; null reads them
             where they are. Processes of one machine share the copies.
         in_memory_mb: a split whose images need no resizing (CIFAR) is decoded once and kept in memory (of the GPU, if the
@@ -38,32 +50,39 @@ class LoaderConfig:
             images across the bus; auto is gpu for batches on a GPU.
         hw_decoder_load: share of a training batch's images that goes to the GPU's hardware JPEG decoder, as far as that
             takes them; 0..1. With 1 and with 0 an image's decoder depends on the image alone; between them also on the
-            batch, and so on the number of ranks, and the decoders may differ in a pixel's last grey level. Evaluation
-            always uses 0.
+            batch, and so on the number of ranks, and the decoders may differ in a pixel's last grey level. Where null,
+            that of the run's last attempt; of a new run as tuned, else 1. Evaluation always uses 0.
         fancy_upsampling: whether the GPU interpolates chroma as libjpeg-turbo does on the CPU.
     """
 
     threads: int | None = None
-    read_threads: int = 16
-    read_ahead: int = 2
-    decode_ahead: int = 2
-    ready: int = 2
+    read_threads: int | None = None
+    read_ahead: int | None = None
+    decode_ahead: int | None = None
+    ready: int | None = None
     stage_to: str | None = None
     in_memory_mb: int = 1000
     on_decode_error: Literal["stop", "substitute"] = "stop"
     decode_on: Literal["auto", "gpu", "gpu-whole", "cpu"] = "auto"
-    hw_decoder_load: float = 1.0
+    hw_decoder_load: float | None = None
     fancy_upsampling: bool = True
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "threads", "read_threads", "read_ahead", "decode_ahead", "ready", prefix="loader.")
         check_at_least(0, self, "in_memory_mb", prefix="loader.")
-        if not 0 <= self.hw_decoder_load <= 1:
+        if not 0 <= self.hw_share <= 1:
             raise UserError(f"loader: hw_decoder_load is {self.hw_decoder_load}, it must lie in [0, 1]")
 
     @property
-    def cores(self) -> int:
-        return self.threads or available_cores()
+    def queues(self) -> Queues:
+        """The values given, and for others the built-in ones."""
+        given = {key.name: getattr(self, key.name) for key in fields(Queues)}
+        return Queues(**{"threads": available_cores()} | {key: value for key, value in given.items() if value})
+
+    @property
+    def hw_share(self) -> float:
+        """`hw_decoder_load`, or the built-in value."""
+        return 1.0 if self.hw_decoder_load is None else self.hw_decoder_load
 
     def rung(self, device: torch.device) -> Rung:
         """Return how images are decoded for batches on `device`. Raises UserError if the configured way is impossible."""
@@ -81,12 +100,12 @@ class LoaderConfig:
         decode_on: a rung of `decoders`. hw_decoder_load: None on the CPU. nvimgcodec: the decoder's version.
         """
         rung = self.rung(device)
-        load = None if rung == "cpu" else self.hw_decoder_load
+        load = None if rung == "cpu" else self.hw_share
         return {"decode_on": rung, "hw_decoder_load": load, "nvimgcodec": decoder_version()}
 
     def decoding_warning(self, device: torch.device) -> str | None:
         """Return a sentence if the pixels of training batches on `device` depend on more than the image and its view."""
-        if self.hw_decoder_load in (0, 1) or self.rung(device) == "cpu":
+        if self.hw_share in (0, 1) or self.rung(device) == "cpu":
             return None
         return (
             f"loader.hw_decoder_load is {self.hw_decoder_load}: which decoder an image gets, and so its pixels, depend on "

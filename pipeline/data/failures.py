@@ -46,7 +46,7 @@ def failures(
         except StopIteration:
             break
         except RuntimeError as error:
-            reasons[row] = _reason(error)
+            reasons[row] = reason_of(error)
     return reasons
 
 
@@ -84,7 +84,7 @@ class Judge:
 
     def gpu_failed(self, where: str, reason: BaseException | str) -> UserError:
         """Return what to raise where the GPU failed on no damaged image. where: ends the words "decoding failed"."""
-        rung, said = self.graph.rung, _reason(reason) if isinstance(reason, BaseException) else reason
+        rung, said = self.graph.rung, reason_of(reason) if isinstance(reason, BaseException) else reason
         return UserError(
             f"decoding on the GPU ({self.decoder}, loader.decode_on: {rung}) failed{where} ({said}): "
             f"set loader.decode_on to {' or '.join(lower_rungs(rung))} and give the same command again, "
@@ -109,7 +109,7 @@ class Judge:
         )
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Return the informative lines of a DALI error, without the operator's place in DALI's graph and C++ sources."""
     lines = [line.strip() for line in str(error).splitlines()]
     start = lines.index("encountered:") + 1 if "encountered:" in lines else 0

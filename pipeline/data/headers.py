@@ -15,6 +15,7 @@ _PNM = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
 _START_OF_SCAN = 0xDA  # T.81, Table B.1: the header's last marker, after the frame's size
 _END_OF_IMAGE = b"\xff\xd9"  # never part of coded data, where 0 follows 0xFF
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a segment
+_NO_FRAME = (0xC4, 0xC8, 0xCC)  # of the markers C0 to CF, which else begin a frame (T.81, B.2.2)
 
 
 def is_doubtful(encoded: bytes) -> bool:
@@ -54,3 +55,16 @@ def _png_reaches_its_end(encoded: bytes) -> bool:
         if kind == b"IEND":
             return place <= size
     return False
+
+
+def kind_of(encoded: bytes) -> str:
+    """Return what decoders tell apart: a JPEG's coding, components and sampling factors, or another format's first bytes."""
+    place, size = 2, len(encoded)
+    while encoded.startswith(b"\xff\xd8") and place + 10 <= size:
+        marker = encoded[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
+            factors = encoded[place + 11 : place + 11 + 3 * encoded[place + 9] : 3]
+            return f"JPEG {marker:02X} {factors.hex(' ')}"
+        alone = marker == 0xFF or marker in _ALONE
+        place += (1 if marker == 0xFF else 2) if alone else 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
+    return encoded[:4].hex()

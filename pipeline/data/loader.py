@@ -13,16 +13,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Self
 
-import numpy as np
 import torch
 
-from pipeline.data.augment import AugmentConfig, Int, TenCrop, View, Views, centre_views, training_views, whole_views
-from pipeline.data.batch import Batch, BatchStream, LoaderConfig
+from pipeline.data.augment import AugmentConfig, Int, View
+from pipeline.data.batch import Batch, LoaderConfig
 from pipeline.data.dataset import Split, Statistics
 from pipeline.data.finishing import Finish
-from pipeline.data.graphs import Graph, GraphKind, Normalization
-from pipeline.data.memory import MemoryProducer, fits_in_memory
-from pipeline.data.order import Order, Presentations
+from pipeline.data.graphs import Normalization
+from pipeline.data.memory import MemoryProducer
+from pipeline.data.order import Order
+from pipeline.data.plans import Plan, evaluation_plan, training_plan
 from pipeline.data.producer import DaliProducer, Producer
 from pipeline.data.staging import staged
 
@@ -52,16 +52,11 @@ def training_batches(
     """
 
     def producer(iterations: range, augment: AugmentConfig) -> Producer:
-        def views_of(presentations: Presentations, shapes: Int) -> Views:
-            epochs, ids, (heights, widths) = presentations.epochs, presentations.ids, shapes.T
-            return training_views(order.seed, epochs, ids, heights, widths, augment, statistics)
-
-        padded = augment.kind == "pad-crop"
         batches = (order.minibatch(iteration).rows(rows) for iteration in iterations)
-        stream = BatchStream(split, len(range(order.batch)[rows]), batches, views_of)
-        normalized = normalization or Normalization.of(statistics, augment.crop)
-        finish = Finish(normalized, device, dtype, augment.pad if padded else None)
-        return _producer(stream, "source" if padded else "crop", augment.crop, finish, config, resizes=not padded)
+        size = len(range(order.batch)[rows])
+        plan = training_plan(split, order.seed, augment, statistics, size, batches, normalization)
+        finish = Finish(plan.normalization, device, dtype, augment.pad if augment.kind == "pad-crop" else None)
+        return _producer(plan, finish, config)
 
     # A DALI graph makes crops of one size, so each stage has a graph of its own.
     first, *later = (partial(producer, *span) for span in augment.spans(start_iteration, stop_iteration))
@@ -83,40 +78,17 @@ def evaluation_batches(
     normalization: the dataset's statistics, or an explicit mean and standard deviation. WholeImage needs blocks of
     images that are resized to equal shapes (`augment.shape_blocks`). dtype and errors: see `training_batches`.
     """
-    if isinstance(normalization, Statistics):
-        normalization = Normalization.of(normalization, view.crop)
-
-    def views_of(_: Presentations, shapes: Int) -> Views:
-        if view.crop is not None:
-            return centre_views(shapes, view.short_side, view.crop)
-        views = whole_views(shapes, view.short_side)
-        assert (views.resized == views.resized[0]).all(), "use shape_blocks for whole images"
-        return views
-
-    batches = (Presentations(np.zeros(len(block), np.int64), np.asarray(block, np.int64)) for block in blocks)
-    stream = BatchStream(split, max((len(block) for block in blocks), default=1), batches, views_of)
-    finish = Finish(normalization, device, dtype)
-    kind: GraphKind = "whole" if view.crop is None else "five-crops" if isinstance(view, TenCrop) else "crop"
-    resizes = kind != "crop" or view.short_side != view.crop
-    # An evaluation must not substitute images. Its blocks differ in size, and nvImageCodec's hardware share is a number of
-    # images that the first block fixes: only without it does an image's decoder depend on the image alone.
-    config = replace(config, on_decode_error="stop", hw_decoder_load=0.0)
-    return BatchIterator(_producer(stream, kind, view.crop or 0, finish, config, resizes=resizes))
+    plan = evaluation_plan(split, view, normalization, blocks)
+    return BatchIterator(_producer(plan, Finish(plan.normalization, device, dtype), config))
 
 
-def _producer(
-    stream: BatchStream, kind: GraphKind, crop: int, finish: Finish, config: LoaderConfig, *, resizes: bool
-) -> Producer:
-    """resizes: whether the views resize or cut images, so that a split of `crop` pixels square cannot be kept decoded."""
-    split = stream.split
-    if not resizes and fits_in_memory(split, crop, config):
-        return MemoryProducer(stream, crop, finish, config)
-    source = staged(split, config.stage_to)
-    normalization = finish.normalization if finish.device.type == "cuda" else None
-    graph = Graph(
-        kind, crop, config.rung(finish.device), normalization, config.hw_decoder_load, config.fancy_upsampling
-    )
-    return DaliProducer(replace(stream, split=source), graph, finish, config, owns_split=source is not split)
+def _producer(plan: Plan, finish: Finish, config: LoaderConfig) -> Producer:
+    config, stream = plan.config_of(config), plan.stream
+    if plan.in_memory(config):
+        return MemoryProducer(stream, plan.crop, finish, config)
+    source = staged(stream.split, config.stage_to)
+    graph = plan.graph(config, finish.device)
+    return DaliProducer(replace(stream, split=source), graph, finish, config, owns_split=source is not stream.split)
 
 
 class BatchIterator(Iterator[Batch]):

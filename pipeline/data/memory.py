@@ -47,7 +47,7 @@ class MemoryProducer(Producer):
     """Makes batches from a decoded split whose images are `side` pixels square, with or without pad, crop and mirror."""
 
     def __init__(self, stream: BatchStream, side: int, finish: Finish, config: LoaderConfig) -> None:
-        super().__init__(config.ready, finish.device)
+        super().__init__(config.queues.ready, finish.device)
         self.stream, self.side, self.finish, self.config = stream, side, finish, config
 
     def _produce(self) -> None:

@@ -109,8 +109,9 @@ class DaliProducer(Producer):
         owns_split: bool = False,
     ) -> None:
         """owns_split: whether to close the stream's split at the end."""
-        super().__init__(config.ready, finish.device)
+        super().__init__(config.queues.ready, finish.device)
         self.stream, self.graph, self.finish, self.config = stream, graph, finish, config
+        self.queues = config.queues
         self.judge = Judge(stream, graph, finish.device, decoder_name(finish.device))
         self.owns_split = owns_split
         self.todo: Iterator[BatchRequest] = iter(stream)
@@ -129,8 +130,8 @@ class DaliProducer(Producer):
 
     def _produce(self) -> None:
         with (
-            ThreadPoolExecutor(self.config.read_threads, "loader-read") as self.readers,
-            ThreadPoolExecutor(self.config.cores, "loader-finish") as self.finishers,
+            ThreadPoolExecutor(self.queues.read_threads, "loader-read") as self.readers,
+            ThreadPoolExecutor(self.queues.threads, "loader-finish") as self.finishers,
         ):
             try:
                 self._produce_mending()
@@ -150,10 +151,8 @@ class DaliProducer(Producer):
 
     def _decode(self) -> None:
         """Decode batches to the end of the stream. Raises _BatchError; the batches in flight are then in `decoding`."""
-        config, device = self.config, self.finish.device
-        pipeline = self._call(
-            self.graph.build, self._next_inputs, self.stream.size, device, config.cores, config.decode_ahead
-        )
+        device, threads, ahead = self.finish.device, self.queues.threads, self.queues.decode_ahead
+        pipeline = self._call(self.graph.build, self._next_inputs, self.stream.size, device, threads, ahead)
         self._call(pipeline.schedule_run)  # starts `decode_ahead` batches
         while not self.stopping.is_set():
             try:
@@ -179,7 +178,7 @@ class DaliProducer(Producer):
 
     def _next_inputs(self) -> Inputs:
         """Return the inputs of the next batch, when DALI starts it. Raises StopIteration at the end of the stream."""
-        while len(self.reading) < self.config.read_ahead + 1 and not self.stopping.is_set():
+        while len(self.reading) < self.queues.read_ahead + 1 and not self.stopping.is_set():
             request = next(self.todo, None)
             if request is None:
                 break
@@ -207,7 +206,7 @@ class DaliProducer(Producer):
                 encoded[row] = split.read(int(ids[row]))
 
         on_disk = np.argsort(ids, kind="stable")
-        parts = np.array_split(on_disk, min(self.config.read_threads, len(on_disk)))
+        parts = np.array_split(on_disk, min(self.queues.read_threads, len(on_disk)))
         return _Reading(request, [self.readers.submit(read, part) for part in parts], encoded)
 
     def _mend(self, cause: BaseException) -> None:

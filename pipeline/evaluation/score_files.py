@@ -21,6 +21,7 @@ from pipeline.base.layout import PARTIAL_SCORES, SPEED, score_files_in, score_pa
 from pipeline.data.dataset import Dataset, Split, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.datasets import data_suffix
+from pipeline.evaluation.decoding import with_working_decoder
 from pipeline.evaluation.nets import TrainedNet
 from pipeline.evaluation.protocols import PROTOCOLS, Protocol
 from pipeline.evaluation.scores import Provenance, Scores, load, read_provenance, save
@@ -102,6 +103,8 @@ def make(
 
     if on_main(world, exists):
         return existing
+    views = protocol.views(settings.short_side, settings.crop)
+    settings = with_working_decoder(settings, split, views, trained.run, world)
     partial = path.with_suffix(PARTIAL_SCORES)
     scored = score_split(
         trained.net, split, protocol, settings, world=world, classes=trained.classes, provenance=provenance, partial=partial

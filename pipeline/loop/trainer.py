@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,15 @@ import numpy as np
 import torch
 
 from pipeline.base.command import UserError
-from pipeline.base.cores import available_cores
 from pipeline.base.layout import NONFINITE
+from pipeline.data.augment import CenterCrop
 from pipeline.data.dataset import Dataset
+from pipeline.data.ladder import Record, decoding_facts, with_decoder
 from pipeline.data.loader import BatchIterator, training_batches
 from pipeline.data.order import Order
+from pipeline.data.plans import evaluation_plan, training_plan
+from pipeline.data.probe import LIMIT_SECONDS, Probe
+from pipeline.data.tuned import with_queues
 from pipeline.loop.progress import RECOMPUTED_BN, WEIGHTS, Clock, RunProgress
 from pipeline.loop.validation import Validation
 from pipeline.models.resnet import build
@@ -42,8 +46,7 @@ class Trainer:
     def __init__(self, config: Config, dataset: Dataset, world: World) -> None:
         check_precision(config.precision, world.device, warns=world.is_main)
         self.config, self.dataset, self.world = config, dataset, world
-        cores = max(1, available_cores() // world.local_size)
-        self.loader = replace(config.loader, threads=config.loader.threads or cores)
+        self.loader = with_queues(config.loader, world)
         self.train_split = dataset.split("train")
         val_split = dataset.split("val") if "val" in dataset.manifest.splits else None
         if not val_split and config.schedule.kind == "plateau":
@@ -86,6 +89,26 @@ class Trainer:
         if facts["compiled"]:
             return {**facts, "compile_by": config.compile_by}
         return {**facts, "not_compiled": failed or "compile is false"}
+
+    def choose_decoder(self, attempts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Decide how images are decoded from now on; what to record of it. A collective: every rank calls it.
+
+        attempts: of the run, this one last (run.json). See `with_decoder`, and for the errors too.
+        """
+        config, statistics = self.config, self.dataset.statistics
+        augment = replace(config.augment, stages=())  # the graphs of other stages differ in size alone
+        plans = [training_plan(self.train_split, config.seed, augment, statistics, config.batch)]
+        if self.validation:
+            view = CenterCrop(short_side=config.evaluation.short_side, crop=config.test_crop)
+            plans.append(evaluation_plan(self.validation.split, view, statistics))
+        # Other ranks wait meanwhile, in a collective, for three children at most.
+        probe = Probe(min(LIMIT_SECONDS, config.timeout_seconds / 4))
+        self.loader = with_decoder(
+            self.loader, self.world, plans, record=Record.of(attempts[:-1]), new=len(attempts) == 1, probe=probe
+        )
+        if self.validation:
+            self.validation = replace(self.validation, loader=self.loader)
+        return decoding_facts(self.loader, self.world.device)
 
     def batches(self, count: int | None = None) -> BatchIterator:
         """This rank's rows of every mini-batch still to come, or of the next `count`."""

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeGuard
 
 import torch
@@ -41,12 +40,11 @@ PACKAGES = ("torch", "torchvision", *DALI, "numpy", "ray", "mlflow", "submitit",
 
 @contextmanager
 def open_run(
-    config: Config, dataset: Dataset, world: World, threads: int, computing: Mapping[str, Any] = MappingProxyType({})
+    config: Config, dataset: Dataset, world: World, threads: int
 ) -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
     """Start the run that `config` names or continue it, and hold it against other writers; (facts, check).
 
-    computing: what this attempt's record says of how it computes. facts: what run.json holds. check: raises FencedError where
-    this attempt must write no more.
+    facts: what run.json holds. check: raises FencedError where this attempt must write no more.
     A collective: every rank calls it. Raises UserError, on every rank, where the folder belongs to a run with other values
     or data or of code that computed something else, where the run's files are lost or damaged, or another process is
     writing it.
@@ -64,11 +62,11 @@ def open_run(
         if not (folder / CONFIG).exists():  # the run begins now, also where an attempt came no further than run.json
             facts |= {"dataset_sha256": dataset.sha256, "trajectory": TRAJECTORY}
         facts = {"dataset_sha256": dataset.sha256, "attempts": [], **facts}
-        facts["attempts"].append({**_attempt(world, threads), **computing})
+        facts["attempts"].append(_attempt(world, threads))
         if other_code(facts):  # the run is finished, and its record keeps the code that trained it
             return facts
         # run.json first: where config.yaml stands, what the run is made from stands too.
-        write_text(folder / RUN, json.dumps(facts, indent=1) + "\n")
+        _write_facts(folder, facts)
         write_text(folder / CONFIG, to_yaml(config))
         for place in (folder, folder.parent):
             sync_folder(place)
@@ -80,6 +78,23 @@ def open_run(
     finally:
         if lease is not None:
             lease.release()
+
+
+def note_attempt(
+    config: Config, world: World, facts: dict[str, Any], values: Mapping[str, Any], check: Callable[[], None]
+) -> None:
+    """Add `values` to the run's last attempt in `facts`, on every rank, and in run.json, on the main rank.
+
+    check: as `open_run` gives it.
+    """
+    facts["attempts"][-1] |= values
+    if world.is_main:
+        check()
+        _write_facts(config.run_folder, facts)
+
+
+def _write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    write_text(folder / RUN, json.dumps(facts, indent=1) + "\n")
 
 
 def check_same(config: Config, dataset: Dataset | None) -> None:

@@ -46,6 +46,12 @@ def test_the_best_checkpoint_is_kept_whenever_it_was_evaluated(undisturbed: Conf
     assert best != 12 and kept == {best, 12}
 
 
+def test_the_record_says_how_images_were_decoded(undisturbed: Config) -> None:
+    (attempt,) = json.loads((undisturbed.run_folder / "run.json").read_text())["attempts"]
+    assert (attempt["decode_on"], attempt["hw_decoder_load"]) == ("cpu", None)
+    assert attempt["dali"] and attempt["nvimgcodec"] != "unknown"
+
+
 def test_the_average_is_evaluated_as_any_weights_are(
     undisturbed: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,11 +21,14 @@ from bench.gpu.nets import device
 from pipeline.base.cores import available_cores
 from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop, View, WholeImage, shape_blocks
 from pipeline.data.dataset import Dataset
+from pipeline.data.decoders import Rung
 from pipeline.data.loader import LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
+from pipeline.data.plans import evaluation_plan, training_plan
+from pipeline.data.probe import Probe, trial_of
 
 CPU = torch.device("cpu")
-RUNGS = ("gpu", "gpu-whole")  # the third is cpu, with which they are compared
+RUNGS: tuple[Rung, ...] = ("gpu", "gpu-whole")  # the third is cpu, with which they are compared
 PARTS = 7  # the mini-batch of 140 is also decoded in so many parts, as ranks would
 PNG_SIDE = 224
 PROBE_SECONDS = 25.0  # for a child; a run waits longer
@@ -36,7 +39,7 @@ def run(check: Check) -> None:
         return
     folders.lossless(check, "lossless", 16, PNG_SIDE)
     # On a CPU its own pixels stand in for a rung's, which runs the comparison.
-    rungs = RUNGS if check.gpu else ("cpu",)
+    rungs: tuple[Rung, ...] = RUNGS if check.gpu else ("cpu",)
     for rung in rungs:
         check.part(f"probe of {rung}", partial(probe, check, rung), seconds=15)
     check.apart({f"pixels of {rung}": partial(pixels, rung=rung) for rung in rungs}, 60)
@@ -44,11 +47,8 @@ def run(check: Check) -> None:
     check.apart({f"normalization on {rung}": partial(normalization, rung=rung) for rung in rungs}, 30)
 
 
-def probe(check: Check, rung: str) -> None:
+def probe(check: Check, rung: Rung) -> None:
     """Have the probe of a run's first minute try one rung: does that crash (NVIDIA/nvImageCodec#55)?"""
-    from pipeline.data.plans import evaluation_plan, training_plan  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    from pipeline.data.probe import Probe, trial_of  # type: ignore[import-not-found,import-untyped,unused-ignore]
-
     dataset, where = Dataset(folders.samples(check)), device()
     split, started = dataset.split("train"), time.monotonic()
     plans = [
@@ -56,8 +56,7 @@ def probe(check: Check, rung: str) -> None:
         evaluation_plan(split, CenterCrop(), dataset.statistics),
     ]
     trials = [trial_of(plan.stream, plan.graph(config(decode_on=rung), where)) for plan in plans]
-    rungs: Any = (rung,)
-    verdict = Probe(limit=PROBE_SECONDS * (DRY_STRETCH if check.dry else 1)).choose(trials, where, rungs)
+    verdict = Probe(limit=PROBE_SECONDS * (DRY_STRETCH if check.dry else 1)).choose(trials, where, (rung,))
     seconds = time.monotonic() - started
     outcome = "works" if verdict.rung == rung else str(verdict.failed)
     # A GPU's decoder that fails is a finding; the CPU's must work.

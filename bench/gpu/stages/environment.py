@@ -110,7 +110,7 @@ def decode(check: Check) -> None:
 
 
 def jpeg_engines(check: Check) -> None:
-    import pynvml  # type: ignore[import-untyped]
+    import pynvml
 
     pynvml.nvmlInit()
     use = pynvml.nvmlDeviceGetJpgUtilization(pynvml.nvmlDeviceGetHandleByIndex(0))

@@ -94,7 +94,7 @@ def measure(check: Check, case: dict[str, Any]) -> float:
 def jpeg_utilization() -> Callable[[], float] | None:
     """Return what reads the use of the hardware JPEG decoder in percent, None where nothing does."""
     with contextlib.suppress(Exception):
-        import pynvml  # type: ignore[import-untyped]
+        import pynvml
 
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(0)

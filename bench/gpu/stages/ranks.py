@@ -163,9 +163,8 @@ def hook(
     expected = [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
     net.zero_grad(set_to_none=True)
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=device)
-    make: Any = GradientReducer
-    reducer = make(list(net.parameters()), mode, world, compression)
-    reducer.groups = [dist.new_group()]  # a world of one rank has none of its own
+    reducer = GradientReducer(net.parameters(), mode, world, compression)
+    reducer.groups = [cast(dist.ProcessGroup, dist.new_group())]  # a world of one rank has none of its own
     wrapped = DistributedDataParallel(net, device_ids=[0], gradient_as_bucket_view=True, static_graph=True)
     wrapped.register_comm_hook(None, reducer.hook)
     for _ in range(3):

@@ -214,7 +214,7 @@ def test_closing_early_ends_the_work_and_leaves_nothing_behind(
         next(batches)
     batches.close()
     # Taken by the consumer, waiting for it, on the way there, in DALI, being read: the 100,000 were not worked through.
-    ahead = CONFIG.ready + 1 + CONFIG.decode_ahead + CONFIG.read_ahead + 1
+    ahead = CONFIG.queues.ready + 1 + CONFIG.queues.decode_ahead + CONFIG.queues.read_ahead + 1
     assert len(samples) <= 16 * (taken + ahead)
     assert threads_and_files() == (set(), files)
     with pytest.raises(StopIteration):

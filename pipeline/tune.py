@@ -1,0 +1,227 @@
+"""Find the loader's fastest settings for this machine: python -m pipeline.tune DATASET
+
+What is found is stored for this kind of device and this number of cores (pipeline/data/tuned.py). Trainings and evaluations on
+such a machine take it where their config has null.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.base import command
+from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.data import tuned
+from pipeline.data.batch import Queues
+from pipeline.data.dataset import Dataset, Split
+from pipeline.data.decoders import RUNGS, Rung
+from pipeline.data.loader import training_batches
+from pipeline.data.memory import fits_in_memory
+from pipeline.data.order import Order
+from pipeline.data.plans import training_plan
+from pipeline.data.probe import Probe, trial_of
+from pipeline.data.search import Axis, Found, Search, Setting
+from pipeline.data.storage import open_dataset
+from pipeline.data.tuned import Machine, Tuned
+from pipeline.evaluation.options import positive
+from pipeline.process.world import open_world
+from pipeline.run.config import Config
+from pipeline.run.options import load
+
+EXAMPLE = "python -m pipeline.tune data/imagenet"
+SECONDS = 60
+WARM_UP = 2  # batches of a measurement that come before its clock starts
+TIMED = 3  # batches at least that its clock sees, and as many as fill
+SLICE_SECONDS = 0.3
+CORE_ROWS = 8  # images of a batch for each core at most, where the CPU decodes: a measurement is to be short
+DEPTHS: tuple[Axis, ...] = (
+    [{"decode_ahead": batches} for batches in (1, 2, 3, 4)],
+    [{"read_threads": threads} for threads in (4, 16, 64)],
+    [{"read_ahead": batches} for batches in (1, 2, 4, 8)],
+    [{"ready": batches} for batches in (2, 4)],
+)
+
+
+@dataclass
+class Speed:
+    """Measures the loader: images/s that an idle consumer gets of batches that no other measurement had, so of cold images.
+
+    rows: images of a batch.
+    """
+
+    split: Split
+    dataset: Dataset
+    config: Config
+    device: torch.device
+    rows: int
+    batches: itertools.count[int] = field(default_factory=itertools.count)
+
+    def __call__(self, setting: Setting) -> float:
+        loader = replace(self.config.loader, **setting)
+        order = Order(len(self.split), self.rows, self.config.seed, self.config.shuffle_block)
+        augment = replace(self.config.augment, stages=())
+        start = next(self.batches)
+        with training_batches(
+            self.split,
+            order,
+            augment,
+            self.dataset.statistics,
+            slice(0, self.rows),
+            start,
+            sys.maxsize,
+            self.device,
+            loader,
+            dtype=torch.bfloat16 if self.device.type == "cuda" and self.config.precision == "bf16" else torch.float32,
+        ) as batches:
+            for _ in itertools.islice(batches, WARM_UP):
+                next(self.batches)
+            self._settle()
+            began, images = time.perf_counter(), 0
+            while images < TIMED * self.rows or time.perf_counter() - began < SLICE_SECONDS:
+                images += len(next(batches).ids)
+                next(self.batches)
+            self._settle()
+            return images / (time.perf_counter() - began)
+
+    def _settle(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # the next batch's arrival, in the consumer's order
+
+
+def options() -> CommandParser:
+    parser = CommandParser("Finds the loader's fastest settings for this machine, and stores them for it.", EXAMPLE)
+    add = parser.add_argument
+    add("dataset", metavar="DATASET", help="the dataset, a folder or URL: its training images are read")
+    add("--config", type=Path, metavar="FILE", help="the recipe: its images and batch (default: the paper's ImageNet)")
+    add("--seconds", type=seconds, default=SECONDS, help=f"time to measure in (default {SECONDS})")
+    add("--ranks", type=positive, metavar="N", help="ranks that share the cores (default: one per GPU, or one)")
+    add("--batch", type=positive, metavar="N", help="images of a rank's batch (default: the recipe's; less on a CPU)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_json_option()
+    return parser
+
+
+def seconds(text: str) -> float:
+    """A number above 0."""
+    try:
+        if (number := float(text)) > 0:
+            return number
+    except ValueError:
+        pass
+    raise ArgumentTypeError(f"'{text}' is not a number of seconds above 0")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = options().parse_args(argv)
+    ends = time.monotonic() + args.seconds
+    with open_world(args.device) as world:
+        device = world.device
+        ranks = args.ranks or (torch.cuda.device_count() if device.type == "cuda" else 1)
+        machine = Machine.of(device, ranks)
+        speed = speed_of(args, device, ranks)
+        with only(machine.cores):
+            found, start = search(speed, machine, args.seconds, ends)
+    best = tuned_by(found, machine)
+    file = tuned.store(best)
+    print_result(best, start, found, file, args)
+    return 0
+
+
+@contextmanager
+def only(cores: int) -> Iterator[None]:
+    """Use as many cores as a rank will have, so that the measurement does not borrow the other ranks'."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:cores])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def speed_of(args: Namespace, device: torch.device, ranks: int) -> Speed:
+    """What measures a setting. Raises UserError where there is nothing to measure."""
+    config = load(args.config) if args.config else Config()
+    dataset = open_dataset(args.dataset)
+    split = dataset.split("train")
+    if config.augment.kind == "pad-crop" and fits_in_memory(split, config.augment.crop, config.loader):
+        raise UserError(
+            f"the images of {args.dataset} are decoded once and kept in memory (loader.in_memory_mb): there is nothing to tune"
+        )
+    rows = args.batch or max(1, config.batch // ranks)
+    if device.type == "cpu" and not args.batch:
+        rows = min(rows, CORE_ROWS * Machine.of(device, ranks).cores)
+    return Speed(split, dataset, config, device, rows)
+
+
+def working_rungs(speed: Speed, probe: Probe) -> tuple[Rung, ...]:
+    """The rungs that decode the dataset's images, tried in processes that may crash. Raises UserError if there is none."""
+    if speed.device.type == "cpu":
+        return ("cpu",)
+    config = replace(speed.config.loader, hw_decoder_load=1.0, decode_on="auto")
+    augment = replace(speed.config.augment, stages=())
+    plan = training_plan(speed.split, speed.config.seed, augment, speed.dataset.statistics, speed.rows)
+    trial = trial_of(plan.stream, plan.graph(config, speed.device))
+    verdicts = {rung: probe.choose([trial], speed.device, [rung]) for rung in RUNGS}
+    for rung, verdict in verdicts.items():
+        if verdict.rung is None:
+            print(f"{rung} is left out: {'; '.join(verdict.failed.values())}", file=sys.stderr)
+    if not (working := tuple(rung for rung, verdict in verdicts.items() if verdict.rung)):
+        raise UserError("no decoder works on this machine: install the packages anew (make setup)")
+    return working
+
+
+def search(speed: Speed, machine: Machine, budget: float, ends: float) -> tuple[Found, Setting]:
+    """The fastest setting found by `ends` (of time.monotonic), and the built-in one. budget: seconds in all."""
+    start, axes = space(working_rungs(speed, Probe()), machine.cores)
+    print(f"measuring for {budget:g} s on {machine.device}, {machine.cores} cores a rank", file=sys.stderr)
+    return Search(speed, lambda: (ends - time.monotonic()) / budget).find(axes, start), start
+
+
+def space(rungs: Sequence[Rung], cores: int) -> tuple[dict[str, Any], list[Axis]]:
+    """(built-in setting, axes of the search). How to decode and how many threads decide each other's best: one axis."""
+    threads = sorted({1, max(1, cores // 4), max(1, cores // 2), cores, cores + cores // 2})
+    ways: list[dict[str, Any]] = [
+        {"decode_on": rung, "hw_decoder_load": load}
+        for rung in rungs
+        for load in ((1.0,) if rung == "cpu" else (1.0, 0.0))
+    ]
+    start = {**ways[0], **asdict(Queues(threads=cores))}
+    return start, [[{**way, "threads": count} for way in ways for count in threads], *DEPTHS]
+
+
+def tuned_by(found: Found, machine: Machine) -> Tuned:
+    setting = found.setting
+    return Tuned(
+        machine=machine,
+        decode_on=setting["decode_on"],
+        hw_decoder_load=setting["hw_decoder_load"],
+        queues=Queues(**{key.name: setting[key.name] for key in fields(Queues)}),
+        images_per_second=round(found.speed, 1),
+        untuned_images_per_second=round(found.start_speed, 1),
+        measured=tuned.today(),
+    )
+
+
+def print_result(best: Tuned, start: Setting, found: Found, file: Path, args: Namespace) -> None:
+    """Print built-in and found settings and, on request, the figures."""
+    rates = {"images/s": (f"{best.untuned_images_per_second:,.1f}", f"{best.images_per_second:,.1f}")}
+    rows = [(key, start[key], found.setting[key]) for key in start]
+    title = f"{best.machine.device}, {best.machine.cores} cores a rank, {found.measurements} measurements"
+    print_table(title, ("loader", "built-in", "found"), [*rows, *((key, *pair) for key, pair in rates.items())])
+    print(f"Stored in {file}: loaders of such machines take it where their config has null.")
+    if args.json:
+        print_json({**asdict(best), "measurements": found.measurements, "file": str(file)})
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,128 @@
+"""The probe finds the first rung that works, whatever the others do, with emulated decoders; and never blames an image."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.augment import centre_views
+from pipeline.data.batch import BatchStream
+from pipeline.data.dataset import Dataset
+from pipeline.data.decoders import RUNGS, Rung
+from pipeline.data.graphs import Graph, Normalization
+from pipeline.data.order import Presentations
+from pipeline.data.probe import IMAGES, Ended, Probe, Trial, run_child, trial_of
+from tests.images import encode, photograph
+from tests.patience import limit
+from tests.pipeline.data.emulated_decoders import CPU, REASON, Emulated, Fault
+from tests.pipeline.data.small_datasets import statistics_of_size
+
+CUDA = torch.device("cuda", 0)
+STATISTICS = statistics_of_size(64)
+GRAPH = Graph("crop", 64, rung="gpu", normalization=Normalization.of(STATISTICS, 64))
+SAID = {"crash": "killed by SIGSEGV", "raise": REASON, "hang": "no answer within"}
+
+
+def stream_of(dataset: Dataset) -> BatchStream:
+    return BatchStream(dataset.split("train"), 8, (), lambda _, shapes: centre_views(shapes, 72, 64))
+
+
+@pytest.fixture(scope="module")
+def trial(varied_jpegs: Dataset) -> Trial:
+    return trial_of(stream_of(varied_jpegs), GRAPH)
+
+
+def emulated(faults: dict[str, Fault], seconds: float = 60) -> Probe:
+    return Probe(limit(seconds), Emulated(faults))
+
+
+@pytest.mark.waits
+@pytest.mark.parametrize("fault", SAID)
+@pytest.mark.parametrize("failing", [RUNGS[:1], RUNGS[:2], RUNGS], ids=lambda rungs: f"{len(rungs)}-rungs")
+def test_a_failing_rung_is_passed_over(trial: Trial, failing: tuple[Rung, ...], fault: Fault) -> None:
+    few = trial.rows(range(4))
+    probe = emulated(dict.fromkeys(failing, fault), seconds=3 if fault == "hang" else 60)
+    verdict = probe.choose([few], CUDA, RUNGS)
+    assert verdict.rung == next((rung for rung in RUNGS if rung not in failing), None)
+    assert set(verdict.failed) == set(failing)
+    assert all(SAID[fault] in reason and "image0" not in reason for reason in verdict.failed.values())
+
+
+def test_sound_decoders_pass_on_every_rung(trial: Trial) -> None:
+    whole = Trial(Graph("five-crops", 64, rung="gpu"), trial.encoded, trial.views)
+    for rung in RUNGS:
+        assert emulated({}).choose([trial, whole], CUDA, [rung]).failed == {}
+
+
+def test_garbage_is_a_failure(trial: Trial) -> None:
+    few = trial.rows(range(6))
+    verdict = emulated({"gpu": "garbage"}).choose([few], CUDA, RUNGS)
+    assert verdict.rung == "gpu-whole"
+    assert "its pixels are not the CPU decoder's: PSNR" in verdict.failed["gpu"]
+
+
+def test_a_cpu_decoder_that_fails_does_not_take_the_gpu_away(trial: Trial) -> None:
+    for fault in ("crash", "raise"):
+        verdict = emulated({"cpu": fault}).choose([trial.rows(range(3))], CUDA, RUNGS)
+        assert verdict.rung == "gpu" and SAID[fault] in verdict.failed["cpu"]
+
+
+def test_damaged_images_say_nothing(make_dataset: Callable[..., Dataset]) -> None:
+    """One has no header and is not even tried; one has a sound header and nothing that decodes behind it."""
+    images = [encode(photograph(number, 90, 120)) for number in range(6)]
+    images[1] = b"not an image"
+    images[4] = encode(photograph(4, 90, 120), "PNG")
+    images[4] = images[4][:60] + bytes(len(images[4]) - 80) + images[4][-20:]
+    trial = trial_of(stream_of(make_dataset(images)), GRAPH)
+    assert len(trial.encoded) == 5
+    verdict = emulated({}).choose([trial], CUDA, RUNGS)
+    assert (verdict.rung, verdict.failed) == ("gpu", {})
+
+
+def test_a_trial_has_the_largest_images_and_every_kind(varied_jpegs: Dataset) -> None:
+    split = varied_jpegs.split("train")
+    trial = trial_of(stream_of(varied_jpegs), GRAPH)
+    assert len(trial.encoded) == len(trial.views) == min(IMAGES, len(split)) == len(set(trial.encoded))
+    chosen = [sample for sample in range(len(split)) if split.read(sample) in trial.encoded]
+    assert chosen == [next(i for i in range(len(split)) if split.read(i) == image) for image in trial.encoded]
+    sizes = split.samples["size"].astype(int)
+    area = split.samples["height"].astype(int) * split.samples["width"]
+    for by in (sizes, area):
+        assert set(np.argsort(-by, kind="stable")[:4]) <= set(chosen)
+    assert {3, 13, 23, 33} & set(chosen)  # the greyscale ones
+    views = stream_of(varied_jpegs).request(Presentations(np.zeros(len(chosen), np.int64), np.array(chosen))).views
+    np.testing.assert_array_equal(trial.views.window_start, views.window_start)
+
+
+def test_a_child_is_ended_at_its_limit_and_its_end_is_told() -> None:
+    def ended(program: str, seconds: float = 60) -> Ended:
+        return run_child(b"question", limit(seconds), (sys.executable, "-S", "-c", program))
+
+    assert ended("import time; time.sleep(3600)", 0.2) == Ended(None)
+    assert ended("import os; os.kill(os.getpid(), 11)").code == -signal.SIGSEGV
+    assert ended("import sys; sys.exit('no such decoder')") == Ended(1, b"", "no such decoder\n")
+    assert ended("import sys; sys.stdout.write(sys.stdin.read())") == Ended(0, b"question")
+    # What a scheduler sends to all processes of a job is not for the child, and is no crash.
+    program = "import os, signal; os.kill(os.getpid(), signal.SIGTERM); os.write(1, b'on')"
+    assert ended(program) == Ended(0, b"on")
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.costly("two processes that import torch and DALI")
+def test_the_real_child_decodes_on_this_machine(trial: Trial) -> None:
+    """On the CPU, where the rung gpu decodes as a GPU would."""
+    assert Probe().choose([trial], CPU, ["gpu"]).rung == "gpu"
+
+
+@pytest.mark.gpu
+def test_a_real_gpu(varied_jpegs: Dataset) -> None:
+    trial = trial_of(stream_of(varied_jpegs), GRAPH)
+    verdicts = {rung: Probe().choose([trial], CUDA, [rung]) for rung in RUNGS}
+    print(verdicts)  # what this GPU's decoder can do
+    assert verdicts["cpu"].rung == "cpu" and verdicts["gpu-whole"].rung == "gpu-whole"
+    assert "cpu" not in Probe().choose([trial], CUDA, RUNGS).failed
