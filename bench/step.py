@@ -96,7 +96,8 @@ def makers(options: argparse.Namespace, batch: int, device: torch.device) -> dic
     if group < batch:
         ways["ours bf16, one BN group"] = lambda: ours(arch, bf16, crop, device, batch)
     if options.compile:
-        ways["ours bf16, compiled"] = lambda: ours(arch, compiled, crop, device, group)
+        by_stages = replace(compiled, compile_by="stages")  # as in configs/imagenet.yaml
+        ways["ours bf16, compiled"] = lambda: ours(arch, by_stages, crop, device, group)
     if options.compile_net:
         one_graph = replace(compiled, compile_by="net")
         ways[ONE_GRAPH] = lambda: ours(arch, one_graph, crop, device, group)

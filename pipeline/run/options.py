@@ -64,7 +64,7 @@ def parse(arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple
     A command line without `--config` has the values of RECIPE, as if that had been given first.
     """
     argv = [_config_spelling(word) for word in argv]
-    if not _config_files(argv) and not {"-h", "--help"} & set(argv):
+    if not _config_files(argv) and not {"-h", "--help"} & set(argv):  # help needs no file, and a wheel has none
         argv = [f"--config={configs() / RECIPE}", *argv]
     for file in _config_files(argv):
         check_keys(Config, _values(file), str(file))

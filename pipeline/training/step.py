@@ -61,7 +61,7 @@ class StepConfig:
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     compile_crop: int | None = None
-    compile_by: CompileBy = "stages"
+    compile_by: CompileBy = "net"
 
 
 class TrainingStep:

@@ -84,7 +84,7 @@ def test_bf16_stays_near_float32(undisturbed: Config) -> None:
 @pytest.mark.parametrize(
     ("compile", "failed", "record"),
     [
-        (True, None, {"compiled": True, "compile_by": "stages"}),
+        (True, None, {"compiled": True, "compile_by": "net"}),
         (True, "rank 1: no compiler", {"compiled": False, "not_compiled": "rank 1: no compiler"}),
         (False, None, {"compiled": False, "not_compiled": "compile is false"}),
     ],

@@ -81,5 +81,5 @@ def test_the_same_bits_and_the_fastest_convolutions_exclude_each_other() -> None
 
 
 def test_a_run_may_go_on_with_other_kernels() -> None:
-    others = (Config(deterministic=True), Config(cudnn_benchmark=True), Config(compile=True, compile_by="net"))
+    others = (Config(deterministic=True), Config(cudnn_benchmark=True), Config(compile=True, compile_by="stages"))
     assert all(trajectory(other) == trajectory(Config()) for other in others)
