@@ -1,7 +1,8 @@
 """How CUDA's kernels are chosen: the same ones in every attempt (`deterministic`), or the fastest ones (`cudnn_benchmark`).
 
 Which operations of our nets add in an order that changes from one execution to the next, and what `deterministic` does
-about it; read in the sources of torch 2.10 to 2.15, and not yet shown on a GPU:
+about it. Max pooling's kernels were read in torch's sources; the rest is what torch's list of nondeterministic operations
+and NVIDIA's documents say. No GPU has shown any of it yet:
 
 - convolutions: cuDNN may choose weight gradients that add by atomicAdd; `cudnn.deterministic` excludes them.
 - matrix products (fc): cuBLAS may split sums among streams; CUBLAS_WORKSPACE_CONFIG fixes its workspace.
