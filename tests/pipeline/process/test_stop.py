@@ -79,13 +79,13 @@ def meet_nobody(rank: int, waiting: Path) -> None:
     if rank == 1:
         os._exit(0)
     stopping.MEETING_SECONDS = 1.0
-    init = world.dist.init_process_group
+    rendezvous = world.rendezvous
 
-    def announced(*arguments: object, **options: object) -> None:
+    def announced(*arguments: object, **options: object) -> object:
         waiting.touch()
-        init(*arguments, **options)
+        return rendezvous(*arguments, **options)
 
-    world.dist.init_process_group = announced
+    world.rendezvous = announced
 
 
 def test_while_waiting_for_ranks_that_do_not_come(digits: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def meet_one_that_has_ended(rank: int) -> None:
         signal.raise_signal(signal.SIGTERM)
         raise RuntimeError("Connection closed by peer")
 
-    world.dist.init_process_group = cut_off
+    world.rendezvous = cut_off
 
 
 def test_while_other_ranks_end_on_request(digits: Path, tmp_path: Path) -> None:
