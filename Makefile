@@ -18,6 +18,9 @@ ifeq ($(LOCK),)
 $(error CUDA is $(CUDA): give CUDA=13 or CUDA=12)
 endif
 
+# These compute on the CPU, also where there is a GPU: they start several processes, and one GPU takes one.
+demo test test-cluster test-slow test-torch211 test-times golden chaos: export CUDA_VISIBLE_DEVICES :=
+
 # Bytecode is written even if the shell forbids it: without bytecode every process compiles the project anew.
 export PYTHONDONTWRITEBYTECODE :=
 

@@ -1,7 +1,7 @@
 """The GPU of this process: which one it takes, and one sentence that says why torch can use none.
 
 A job that has GPUs must not compute on CPUs in silence: where the host or SLURM gives this process a GPU that torch cannot
-use, the device "auto" is refused, too.
+use, the device "auto" is refused, too. `CUDA_VISIBLE_DEVICES=` with no value or with -1 is how users ask for the CPU.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,17 +48,19 @@ def usable() -> int:
 def take(wanted: str, local_rank: int) -> torch.device:
     """The device of this process: `wanted` is auto, cpu or cuda.
 
-    auto: the GPU of this local rank, or the CPU where neither the host nor SLURM gives this process a GPU. Where just one
-    GPU is visible, every local rank takes it: sites that show each task its own GPU do so. Whether it is its own can be
-    told once the ranks have met (`identity`). Raises UserError.
+    auto: the GPU of this local rank, or the CPU where neither the host nor SLURM gives this process a GPU, or the user
+    hides all GPUs; local rank 0 then says so. Where just one GPU is visible, every local rank takes it: sites that show
+    each task its own GPU do so. Whether it is its own can be told once the ranks have met (`identity`). Raises UserError.
     """
     if wanted == "cpu":
         return torch.device("cpu")
     count = usable()
     if count == 0:
         host = inspect()
-        if wanted == "cuda" or host.gpus or promised(os.environ):
+        if wanted == "cuda" or not _without_gpus(host, os.environ):
             raise UserError(explanation(host, os.environ.get("CUDA_VISIBLE_DEVICES")))
+        if host.gpus and local_rank == 0:
+            print("computing on the CPU: CUDA_VISIBLE_DEVICES hides the GPUs of this machine", file=sys.stderr)
         return torch.device("cpu")
     if local_rank >= count > 1:
         raise UserError(
@@ -109,6 +112,14 @@ def promised(environment: Mapping[str, str]) -> bool:
     """Whether SLURM gave this process's job or step GPUs."""
     listed = any(environment.get(name) for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"))
     return listed or environment.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0")
+
+
+def _without_gpus(host: Host, environment: Mapping[str, str]) -> bool:
+    """Whether this process is meant to compute without GPUs: it has none, or they are hidden on purpose."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1"):  # a user's words; schedulers write other ones
+        return True
+    return not promised(environment) and (host.gpus == 0 or visible == "NoDevFiles")  # SLURM's, for a job without GPUs
 
 
 def inspect() -> Host:

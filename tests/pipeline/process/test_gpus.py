@@ -118,11 +118,31 @@ def test_torch_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("value", ["", "-1", "NoDevFiles", "2", "-1,0"])
-def test_hidden_gpus_are_named(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("value", "wanted"), [("", "cuda"), ("-1", "cuda"), ("NoDevFiles", "cuda"), ("2", "auto"), ("-1,0", "auto")]
+)
+def test_hidden_gpus_are_named(value: str, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     see(monkeypatch, 0, Host("580.65.06", 2))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-    assert f"CUDA_VISIBLE_DEVICES is '{value}', which hides every GPU; unset it" in refusal("auto")
+    assert f"CUDA_VISIBLE_DEVICES is '{value}', which hides every GPU; unset it" in refusal(wanted)
+
+
+@pytest.mark.parametrize("value", ["", "-1", "NoDevFiles"])
+def test_gpus_that_are_hidden_on_purpose_leave_the_cpu(
+    value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    see(monkeypatch, 0, Host("580.65.06", 2))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert [gpus.take("auto", rank) for rank in (0, 1)] == [torch.device("cpu")] * 2
+    words = "computing on the CPU: CUDA_VISIBLE_DEVICES hides the GPUs of this machine"
+    assert capsys.readouterr().err.splitlines() == [words]
+
+
+def test_slurms_word_for_no_gpus_is_refused_in_a_job_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    see(monkeypatch, 0, Host("580.65.06", 2))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "NoDevFiles")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    assert "CUDA_VISIBLE_DEVICES is 'NoDevFiles', which hides every GPU" in refusal("auto")
 
 
 @pytest.mark.parametrize("value", ["0,1", "1", "GPU-8932f937", "MIG-8932f937"])
@@ -234,7 +254,7 @@ def test_a_rank_without_a_gpu_among_others_with_one_is_refused(port: int) -> Non
 def test_a_training_in_a_job_with_gpus_ends_with_one_sentence(tmp_path: Path) -> None:
     """A real command: no NVIDIA driver, in a SLURM job that was given GPUs."""
     command = [sys.executable, "-m", "pipeline.train", "--data", str(tmp_path), "--runs", str(tmp_path)]
-    job = environment({"SLURM_GPUS_ON_NODE": "8", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""})
+    job = environment({"SLURM_GPUS_ON_NODE": "8", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "NoDevFiles"})
     done = subprocess.run(command, env=job, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: torch can use no GPU here: ") and len(done.stderr.splitlines()) == 1
