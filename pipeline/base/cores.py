@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+
+def share_of_cores(mine: frozenset[int], masks: Sequence[frozenset[int]]) -> int:
+    """How many of this process's cores are its share, at least 1, where processes of one host have the affinity `masks`.
+
+    masks: `mine` among them. Schedulers bind each process to cores of its own, or let all have the same ones, or neither.
+    """
+    cores = sum(1 / sum(core in mask for mask in masks) for core in mine)
+    return max(1, int(cores * available_cores() / len(mine) + 1e-6))  # a quota may leave less than the cores
 
 
 def available_cores() -> int:

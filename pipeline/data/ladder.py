@@ -101,7 +101,7 @@ def with_decoder(
     """
     if world.device.type != "cuda":
         return _with_load(config, 1.0)
-    advised = on_main(world, lambda: find(Machine.of(world.device, world.local_size))) if new else None
+    advised = on_main(world, lambda: find(Machine(device=model_name(world.device), cores=world.cores))) if new else None
     first, load = (record.rung, record.hw_decoder_load) if record else (RUNGS[0], 1.0)
     if advised:
         first, load = advised.decode_on, advised.hw_decoder_load

@@ -96,7 +96,7 @@ def with_queues(config: LoaderConfig, world: World) -> LoaderConfig:
 
     The ranks of a host share its cores. The main rank says if it takes what was tuned. Raises UserError for a damaged file.
     """
-    machine = Machine.of(world.device, world.local_size)
+    machine = Machine(device=model_name(world.device), cores=world.cores)
     found = find(machine)
     values = dataclasses.asdict(found.queues if found else Queues(threads=machine.cores))
     given = {key: value for key in values if (value := getattr(config, key)) is not None}

@@ -12,8 +12,9 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.base.command import UserError
-from pipeline.base.cores import available_cores
+from pipeline.base.cores import available_cores, share_of_cores
 from pipeline.process import gpus
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS, Watchdog
 
@@ -34,7 +35,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 class World:
     """This process: `rank` of `size` in all, `local_rank` of `local_size` on this host, computing on `device`.
 
-    `watchdog` keeps the notes of what this rank does.
+    `cores`: this rank's share of the host's. `watchdog` keeps the notes of what this rank does.
     """
 
     rank: int
@@ -42,6 +43,7 @@ class World:
     local_rank: int
     local_size: int
     device: torch.device
+    cores: int = field(default_factory=available_cores)
     watchdog: Watchdog = field(default_factory=Watchdog, compare=False, repr=False)
 
     @property
@@ -85,7 +87,7 @@ def open_world(
     assert dist.get_rank() == rank and dist.get_world_size() == size, "environment and group disagree"
     try:
         wait_for_all_ranks()
-        yield world
+        yield replace(world, cores=_share_of_cores(size))
     finally:
         if opened:
             dist.destroy_process_group()
@@ -114,6 +116,15 @@ def _places(store: dist.Store, world: World) -> list[tuple[str, str]]:
         store.wait(["all have read"])  # this process may hold the store: the others need nothing of it any more
     places = [json.loads(text) for text in texts]
     return [(gpu, host) for gpu, host in places]
+
+
+def _share_of_cores(size: int) -> int:
+    """This rank's share of the cores of its host. A collective: every rank calls it."""
+    boot = Path("/proc/sys/kernel/random/boot_id")  # names the machine, also inside containers of equal host names
+    host, mine = boot.read_text() if boot.exists() else socket.gethostname(), frozenset(os.sched_getaffinity(0))
+    everyone: list[tuple[str, frozenset[int]]] = [("", mine)] * size
+    dist.all_gather_object(everyone, (host, mine))
+    return share_of_cores(mine, [mask for place, mask in everyone if place == host])
 
 
 def wait_for_all_ranks() -> None:
@@ -164,11 +175,11 @@ def gather_from_ranks(values: torch.Tensor) -> list[torch.Tensor]:
 
 
 def set_threads(world: World, threads: int | None) -> int:
-    """Give this process `threads` intra-op threads (default: the host's cores divided among the local ranks), and return them.
+    """Give this process `threads` intra-op threads (default: its share of the host's cores), and return them.
 
     The count decides how the CPU's kernels split their sums, hence the last bits of a CPU run: it is recorded with the run.
     """
-    threads = threads or max(1, available_cores() // world.local_size)
+    threads = threads or world.cores
     torch.set_num_threads(threads)
     with contextlib.suppress(RuntimeError):  # torch allows this only before the first operator (Ray's workers ran some)
         torch.set_num_interop_threads(1)  # nothing here runs two operators of one graph side by side

@@ -25,7 +25,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.base.cores import available_cores
 from pipeline.process.world import World
 
 CompileBy = Literal["stages", "net"]
@@ -89,7 +88,7 @@ def _configure(world: World, parts: int) -> None:
     import torch._inductor.config  # not at the top: it takes longer than all else that a rank imports from torch
 
     if THREADS_VARIABLE not in os.environ:  # a user's choice
-        torch._inductor.config.compile_threads = compiler_threads(world, available_cores())
+        torch._inductor.config.compile_threads = compiler_threads(world)
     # The segments share one piece of code, whose compiled versions torch counts together.
     settings = torch._dynamo.config
     settings.recompile_limit = SHAPES_AT_MOST * parts
@@ -100,16 +99,15 @@ def _configure(world: World, parts: int) -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
-def compiler_threads(world: World, cores: int) -> int:
-    """How many processes of this rank compile kernels at the same time, on a host of so many cores.
+def compiler_threads(world: World) -> int:
+    """How many processes of this rank compile kernels at the same time.
 
-    On a GPU a net has 100 to 200 kernels, and ptxas takes about half a second for each: the ranks of a host share its
-    cores. On a CPU there are a few kernels, and a pool of compilers would import torch once per core on every rank: seconds
-    lost.
+    On a GPU a net has 100 to 200 kernels, and ptxas takes about half a second for each. On a CPU there are a few kernels,
+    and a pool of compilers would import torch once per core on every rank: seconds lost.
     """
     if world.device.type == "cpu":
         return 1
-    return min(COMPILERS_AT_MOST, max(1, cores // world.local_size))
+    return min(COMPILERS_AT_MOST, world.cores)
 
 
 def _failure(

@@ -1,4 +1,4 @@
-"""No rank leaves the making of a process group before every rank is connected. Several real ranks, one of them late."""
+"""No rank leaves the making of a process group before every rank is connected, and every rank knows its share of the cores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pipeline.process.stop import StopRequest
-from pipeline.process.world import World, open_world
+from pipeline.process.world import World, open_world, set_threads
 from pipeline.training.reduction import GradientReducer
 from pipeline.training.synced_batchnorm import share_normalization
 from tests.ranks import run_ranks
@@ -67,3 +67,16 @@ def make_a_group(world: World, make: Callable[[World, int], None], port: int) ->
 def test_a_rank_goes_on_when_all_are_connected(make: Callable[[World, int], None], port: int) -> None:
     moments = run_ranks(3, make_a_group, make, port)
     assert min(went_on for _, went_on in moments) >= max(connected for connected, _ in moments)
+
+
+def cores_where_tasks_are_bound(world: World, port: int) -> tuple[int, int]:
+    """(cores, threads) of a rank whose scheduler gave it eight cores of its own, as SLURM's task/affinity does."""
+    os.environ["MASTER_PORT"] = str(port)
+    dist.destroy_process_group()
+    os.sched_getaffinity = lambda _: set(range(8 * world.rank, 8 * world.rank + 8))
+    with open_world("cpu") as again:
+        return again.cores, set_threads(again, None)
+
+
+def test_a_rank_that_is_bound_to_cores_has_them_all(port: int) -> None:
+    assert run_ranks(2, cores_where_tasks_are_bound, port) == [(8, 8)] * 2
