@@ -67,6 +67,7 @@ def compile_for_training(
     if world.size > 1:
         failures = [None] * world.size
         dist.all_gather_object(failures, failure)
+    world.watchdog.note("meeting the other ranks after compiling")  # under its limit again
     reason = next((f"rank {rank}: {found}" for rank, found in enumerate(failures) if found is not None), None)
     if reason is None:  # else every rank computes with the same kernels: the uncompiled ones
         # What `Module.compile` sets, too. Copies of the model, such as those of evaluations, are made without it.

@@ -89,14 +89,7 @@ class GradientReducer:
         if self.flat is None:
             return
         self.arrived()
-        buffer = self.flat.buffer
-        if self.mode == "tree":
-            self._sum_in_tree(buffer)
-            return
-        sent = buffer.to(torch.bfloat16) if self.compression == "bf16" else buffer
-        dist.all_reduce(sent, group=self.groups[0])
-        if sent is not buffer:
-            buffer.copy_(sent)
+        self._sum(self.flat.buffer)
 
     def hook(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """DDP communication hook (see torch.nn.parallel.DistributedDataParallel.register_comm_hook)."""
@@ -111,41 +104,41 @@ class GradientReducer:
         if bucket.is_last():
             self.arrived()
             self.accumulator = TreeAccumulator()
-        if self.mode == "allreduce":
-            # bfloat16 has float32's range: no scale is needed.
-            sent = buffer.to(torch.bfloat16) if self.compression == "bf16" else buffer
-            work = dist.all_reduce(sent, group=self.groups[0], async_op=True)
-            assert work is not None
-            if sent is buffer:
-                return work.get_future().then(lambda future: future.value()[0])
-            return work.get_future().then(lambda future: buffer.copy_(future.value()[0]))
+        # Not by the collective's own future: torch 2.15 has NCCL's make the backward pass wait for the collective.
         if self._stream is not None:
-            return self._reduce_on_stream(buffer, self._stream)
+            return self._sum_on_stream(buffer, self._stream)
         future: torch.futures.Future[Tensor] = torch.futures.Future()
-        self._thread.submit(self._reduce_in_thread, buffer, future)
+        self._thread.submit(self._sum_in_thread, buffer, future)
         return future
 
-    def _reduce_in_thread(self, buffer: Tensor, future: torch.futures.Future[Tensor]) -> None:
+    def _sum_in_thread(self, buffer: Tensor, future: torch.futures.Future[Tensor]) -> None:
         try:
-            self._sum_in_tree(buffer)
+            self._sum(buffer)
             future.set_result(buffer)
         except Exception as error:
             future.set_exception(error)  # type: ignore[arg-type]
 
-    def _reduce_on_stream(self, buffer: Tensor, stream: torch.cuda.Stream) -> torch.futures.Future[Tensor]:
+    def _sum_on_stream(self, buffer: Tensor, stream: torch.cuda.Stream) -> torch.futures.Future[Tensor]:
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=[self.device])
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             buffer.record_stream(stream)
-            self._sum_in_tree(buffer)
+            self._sum(buffer)
             future.set_result(buffer)
         return future
 
-    def _sum_in_tree(self, buffer: Tensor) -> None:
-        if self.device.type == "cuda":
+    def _sum(self, buffer: Tensor) -> None:
+        """Sum `buffer` over the ranks, in place and in the current stream."""
+        if self.mode == "tree" and self.device.type == "cuda":
             tree_all_reduce_nccl(buffer, self.groups)
-        else:
+        elif self.mode == "tree":
             tree_all_reduce(buffer, self.groups[0])
+        else:
+            # bfloat16 has float32's range: no scale is needed.
+            sent = buffer.to(torch.bfloat16) if self.compression == "bf16" else buffer
+            dist.all_reduce(sent, group=self.groups[0])
+            if sent is not buffer:
+                buffer.copy_(sent)
 
     def close(self) -> None:
         self._thread.shutdown()

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bench.gpu.check import Check, ending
 from launch.local import rank_environment, reserve_port
 from pipeline.models.resnet import build
+from pipeline.process import gpus
 from pipeline.process.world import World, open_world
 from pipeline.training import reduction
 from pipeline.training.batchnorm import plan_groups
@@ -111,7 +112,7 @@ def rank_main(rank: int, size: int, port: int, mode: str, file: Path) -> None:
 
 
 def carry_by_gloo() -> None:
-    """Have gloo carry the GPU's tensors, and the tree's sums go through the host."""
+    """Have gloo carry the GPU's tensors, the tree's sums go through the host, and ranks share a GPU, which is refused else."""
     init = dist.init_process_group
 
     def with_gloo(backend: str, **more: Any) -> None:
@@ -122,6 +123,7 @@ def carry_by_gloo() -> None:
         reduction.tree_all_reduce(host, None)
         buffer.copy_(host)
 
+    gpus.check_places = lambda places: None
     dist.init_process_group = with_gloo  # type: ignore[assignment]
     reduction.tree_all_reduce_nccl = through_the_host  # type: ignore[assignment]
 
