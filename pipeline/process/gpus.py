@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,8 +92,14 @@ def _check_generation(device: torch.device) -> None:
 
 
 def identity(device: torch.device) -> str:
-    """The UUID of a GPU, as `nvidia-smi -L` shows it, the same in every process that uses the GPU; "" for the CPU."""
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else ""
+    """The UUID of a GPU, as `nvidia-smi -L` shows it, the same in every process that uses the GPU; "" for the CPU.
+
+    A GPU whose UUID is all zeros, as integrated ones (Jetson) may report, is told by its host and its number there.
+    """
+    if device.type == "cpu":
+        return ""
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return f"{device.type}:{device.index} of {socket.gethostname()}" if set(uuid) <= set("0-") else f"GPU-{uuid}"
 
 
 def check_places(places: Sequence[tuple[str, str]]) -> None:

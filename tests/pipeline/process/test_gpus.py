@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -298,6 +299,19 @@ def test_ranks_that_share_a_gpu_are_refused(port: int) -> None:
 def test_a_rank_without_a_gpu_among_others_with_one_is_refused(port: int) -> None:
     for sentence in run_ranks(2, meet, ["a", ""], port):
         assert sentence.startswith("rank 1 on ") and "has no GPU while other ranks have one" in sentence
+
+
+def test_gpus_without_a_uuid_are_told_by_their_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integrated GPUs (Jetson) may report zeros: two hosts' GPUs are no shared one, two ranks of one host share it."""
+    zeros = SimpleNamespace(uuid="00000000-0000-0000-0000-000000000000")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: zeros)
+    places = []
+    for host in ("one", "other"):
+        monkeypatch.setattr(socket, "gethostname", lambda name=host: name)
+        places.append((gpus.identity(torch.device("cuda", 0)), host))
+    gpus.check_places(places)
+    with pytest.raises(UserError, match=r"ranks 0 and 2 share one GPU on one \(cuda:0 of one\)"):
+        gpus.check_places([*places, places[0]])
 
 
 @pytest.mark.costly("a process that imports torch, as a user's does")
