@@ -119,14 +119,14 @@ def measure(options: argparse.Namespace, batch: int, device: torch.device, ends:
             if ways and time.monotonic() > ends - (ends - started) / 3:
                 print(f"batch {batch}, {name}: left out, no time left (--full)", file=sys.stderr)
                 continue
-            before = allocated(device)
-            way = make()
+            before, way = allocated(device), None
             try:
+                way = make()
                 # Compiling and recording a CUDA graph come before the clock, too.
                 seconds(way.update, max(options.warm_up, WARM_UP + 1 if recorded(name) else 1), device)
             except torch.OutOfMemoryError:
                 print(f"batch {batch}, {name}: does not fit into the device's memory", file=sys.stderr)
-                del way
+                way = None
                 continue
             way.memory, ways[name] = allocated(device) - before, way
             progress.advance()

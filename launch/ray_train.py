@@ -122,11 +122,13 @@ def ray_cluster(address: str | None, workers: tuple[int, int] | None, cpus: int)
         protect_token(create=address is None)
     import ray
 
+    devices = 0 if address else gpus()
     try:
         if address is None:
             assert workers, "read_workers counts this machine's GPUs"
-            cores = max(workers[1] * cpus, 1)
-            ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            # Workers and their GPUs by one count, torch's: Ray's own, by NVML, differs from it for slices of a GPU (MIG).
+            here = {"num_cpus": max(workers[1] * cpus, 1), "num_gpus": devices}
+            ray.init(**here, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
@@ -135,7 +137,7 @@ def ray_cluster(address: str | None, workers: tuple[int, int] | None, cpus: int)
             "check --address, RAY_AUTH_MODE and the token in ~/.ray/auth_token"
         ) from None
     try:
-        yield int(ray.cluster_resources().get("GPU", 0)) if address else gpus()
+        yield int(ray.cluster_resources().get("GPU", 0)) if address else devices
     finally:
         ray.shutdown()
 

@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_cluster(allocation, cluster)
     if allocation.gpus_per_node:
         work = work.settled("cuda")  # a job that has GPUs does not fall back to the CPU
+    elif cluster == "slurm" or args.gpus_per_node == 0:
+        work = work.settled("cpu")  # the node's GPUs are another job's, though a site may show them to all
     if isinstance(work, Training):
         work.check_ranks(allocation.ranks)
     else:

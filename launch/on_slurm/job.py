@@ -7,6 +7,8 @@ import signal
 import sys
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from submitit.core.job_environment import JobEnvironment
@@ -27,6 +29,10 @@ from pipeline.process.watchdog import Hang
 FIRST_PORT, LAST_PORT = 20_000, 32_000
 # Requeueing ends every task; those that wait for it give up after this long.
 REQUEUE_SECONDS = 90.0
+
+# submitit's local executor gives its tasks a CUDA_VISIBLE_DEVICES of its own: 0 to n-1, or '' for no GPUs. The launcher's
+# value travels beside it.
+VISIBLE, LAUNCHERS_VISIBLE = "CUDA_VISIBLE_DEVICES", "PIPELINE_LAUNCHERS_CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -75,12 +81,35 @@ def export_environment(environment: JobEnvironment) -> None:
     names = TorchDistributedEnvironment()
     job_id = environment.raw_job_id if environment.raw_job_id.isdigit() else str(os.getpid())
     names.master_port = port_of(job_id, restarts())
+    if environment.cluster == "local":
+        restore_visible_gpus()
     if environment.cluster != "slurm":
         names.master_addr = "127.0.0.1"  # one machine, whose own name may not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     names.export(overwrite=True, set_cuda_visible_devices=False)
     os.environ[LAUNCHER_VARIABLE] = "slurm" if environment.cluster == "slurm" else f"submitit-{environment.cluster}"
     os.environ |= slurm_variables()
+
+
+@contextmanager
+def visible_gpus_kept() -> Iterator[None]:
+    """Processes that are started in the block can take this process's CUDA_VISIBLE_DEVICES, by `restore_visible_gpus`."""
+    os.environ.pop(LAUNCHERS_VISIBLE, None)  # of a launcher that this one was started by
+    if VISIBLE in os.environ:
+        os.environ[LAUNCHERS_VISIBLE] = os.environ[VISIBLE]
+    try:
+        yield
+    finally:
+        os.environ.pop(LAUNCHERS_VISIBLE, None)
+
+
+def restore_visible_gpus() -> None:
+    """Set CUDA_VISIBLE_DEVICES as the launcher had it, or unset it. Must be called before CUDA starts in this process."""
+    launchers = os.environ.pop(LAUNCHERS_VISIBLE, None)
+    if launchers is None:
+        os.environ.pop(VISIBLE, None)
+    else:
+        os.environ[VISIBLE] = launchers
 
 
 def port_of(job_id: str, restarts: int) -> int:

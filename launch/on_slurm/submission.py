@@ -14,7 +14,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launch.on_slurm import ending, fence, visibility
 from launch.on_slurm.allocation import Allocation, has_slurm
-from launch.on_slurm.job import Job
+from launch.on_slurm.job import Job, visible_gpus_kept
 from launch.on_slurm.scheduler import check_partition
 from launch.ranks.failure import print_cause, read_notes
 from launch.ranks.follow import following
@@ -109,7 +109,8 @@ def run_here(work: Work, allocation: Allocation, cluster: str) -> int:
         gpus_per_node=allocation.gpus_per_node,
         local_setup=list(allocation.setup),
     )
-    job = executor.submit(Job(work))
+    with visible_gpus_kept():
+        job = executor.submit(Job(work))
     if cluster == "debug":
         return int(job.results()[0])
     print(f"{work.name} in {allocation.ranks} processes; logs: {job.paths.stdout}", file=sys.stderr)

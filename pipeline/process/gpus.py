@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +26,21 @@ OLDEST_DRIVERS = {12: 525, 13: 580}
 
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 DEVICES = Path("/dev")
+PCI_DEVICES = Path("/sys/bus/pci/devices")
 
 
 @dataclass(frozen=True)
 class Host:
-    """What this host has, whatever torch sees: its NVIDIA driver (None: no driver), and the GPUs this process may open."""
+    """What this host has, whatever torch sees.
+
+    driver: the version of the NVIDIA driver that is loaded, None for none. gpus: those that this process may open.
+    unloaded: the host has an NVIDIA GPU and the driver's libraries, but the driver is not loaded: as after an update of the
+    kernel. Without the libraries, as in containers without GPUs, or without a GPU, a host is one for CPUs.
+    """
 
     driver: str | None
     gpus: int
+    unloaded: bool = False
 
 
 def usable() -> int:
@@ -84,8 +92,14 @@ def _check_generation(device: torch.device) -> None:
 
 
 def identity(device: torch.device) -> str:
-    """The UUID of a GPU, as `nvidia-smi -L` shows it, the same in every process that uses the GPU; "" for the CPU."""
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else ""
+    """The UUID of a GPU, as `nvidia-smi -L` shows it, the same in every process that uses the GPU; "" for the CPU.
+
+    A GPU whose UUID is all zeros, as integrated ones (Jetson) may report, is told by its host and its number there.
+    """
+    if device.type == "cpu":
+        return ""
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return f"{device.type}:{device.index} of {socket.gethostname()}" if set(uuid) <= set("0-") else f"GPU-{uuid}"
 
 
 def check_places(places: Sequence[tuple[str, str]]) -> None:
@@ -119,7 +133,9 @@ def _without_gpus(host: Host, environment: Mapping[str, str]) -> bool:
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible in ("", "-1"):  # a user's words; schedulers write other ones
         return True
-    return not promised(environment) and (host.gpus == 0 or visible == "NoDevFiles")  # SLURM's, for a job without GPUs
+    if visible == "NoDevFiles":  # SLURM's, for a job without GPUs
+        return not promised(environment)
+    return host.gpus == 0 and not host.unloaded and not promised(environment)
 
 
 def inspect() -> Host:
@@ -127,8 +143,11 @@ def inspect() -> Host:
     try:
         with _nvml():
             return Host(pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlDeviceGetCount())
-    except pynvml.NVMLError:
-        return Host(_driver_of_kernel(), sum(_can_open(path) for path in DEVICES.glob("nvidia[0-9]*")))
+    except pynvml.NVMLError as error:
+        driver = _driver_of_kernel()
+        installed = error.value != pynvml.NVML_ERROR_LIBRARY_NOT_FOUND
+        opened = sum(_can_open(path) for path in DEVICES.glob("nvidia[0-9]*"))
+        return Host(driver, opened, unloaded=driver is None and installed and _has_nvidia_gpu())
 
 
 def explanation(host: Host, visible_devices: str | None) -> str:
@@ -145,6 +164,11 @@ def _cause(host: Host, visible_devices: str | None) -> tuple[str, str]:
     if cuda is None:
         return f"{this} was built without CUDA", "install the locked packages with 'make setup'"
     oldest, this = OLDEST_DRIVERS[int(cuda.split(".")[0])], f"{this} for CUDA {cuda}"
+    if host.unloaded:
+        return (
+            "NVIDIA's driver is installed but not loaded",
+            "load it or restart the machine (see what nvidia-smi shows)",
+        )
     if host.driver is None:
         install = f"install NVIDIA's driver R{oldest} or newer (a container must be started with the host's GPUs)"
         return f"no NVIDIA driver was found, and {this} needs R{oldest} or newer", install
@@ -189,6 +213,21 @@ def _driver_of_kernel() -> str | None:
     except OSError:
         return None
     return found[0] if found else None
+
+
+def _has_nvidia_gpu() -> bool:
+    """Whether a PCI device is an NVIDIA display or 3D controller. Nodes of one image have the libraries, GPU or not."""
+    return any(
+        _text_of(device / "vendor") == "0x10de" and _text_of(device / "class").startswith("0x03")
+        for device in PCI_DEVICES.glob("*")
+    )
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _can_open(path: Path) -> bool:

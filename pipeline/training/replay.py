@@ -11,11 +11,13 @@ The sum of gradients over ranks stays outside, between two graphs: what it waits
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.base.command import UserError
@@ -61,19 +63,30 @@ class CudaGraphs:
         return result
 
     def record(self, work: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """As in `Recorder`. Raises UserError where the work cannot be recorded."""
+        """As in `Recorder`. Raises UserError where the work cannot be recorded, torch.OutOfMemoryError where memory ends."""
         graph = torch.cuda.CUDAGraph()
         try:
             # thread_local: the loader's thread may allocate and copy meanwhile, and NCCL's may ask for its events.
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 result = work()
         except RuntimeError as error:  # CUDA's too: torch.AcceleratorError is a RuntimeError
+            for cause in (error, error.__context__):  # the context: ending a recording that failed may fail as well
+                if isinstance(cause, torch.OutOfMemoryError):
+                    raise cause from None
             message = " ".join(str(error).split())[:300]
             raise UserError(
                 f"the update could not be recorded as a CUDA graph ({message}): start the same command again with "
-                "--cuda-graph false, which goes on from the last checkpoint"
+                f"{_older_nccl()}--cuda-graph false, which goes on from the last checkpoint"
             ) from error
         return graph.replay, result
+
+
+def _older_nccl() -> str:
+    """What ranks that sum by NCCL may try first: torch 2.15 has a new backend for it, and the older one still."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if not several or torch.__version__ < "2.15" or os.environ.get("TORCH_DIST_USE_NCCL2") == "0":
+        return ""
+    return "TORCH_DIST_USE_NCCL2=0 in its environment (torch's older NCCL backend) or with "
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""bench/step.py keeps to its budget, and says what it left out."""
+"""bench/step.py keeps to its budget and the device's memory, and says what it left out."""
 
 from __future__ import annotations
 
@@ -47,3 +47,20 @@ def test_a_spent_budget_leaves_one_way_and_one_round(
     said = capsys.readouterr().err
     assert "batch 8, two: left out, no time left (--full)" in said
     assert "batch 8: 1 of 2 rounds, no time left (--full)" in said
+
+
+def test_ways_that_do_not_fit_are_left_out(
+    options: argparse.Namespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the one whose net does not fit, nor the one whose update does not."""
+    from bench import step  # torchvision
+
+    def ends() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    makers = {"net": ends, "update": lambda: step.Way(ends), "small": lambda: step.Way(lambda: None)}
+    monkeypatch.setattr(step, "makers", lambda *_: makers)
+    assert list(step.measure(options, 8, torch.device("cpu"), math.inf)) == ["small"]
+    said = capsys.readouterr().err
+    for name in ("net", "update"):
+        assert f"batch 8, {name}: does not fit into the device's memory" in said

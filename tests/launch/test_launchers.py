@@ -96,23 +96,28 @@ def test_ray_two_workers(tmp_path: Path, tiny: Path, reference: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "workers", "devices"),
+    ("options", "here", "workers", "devices", "told"),
     [
-        (["--address", "auto"], (4, 4), 4),
-        (["--address", "auto", "--workers", "1:2"], (1, 2), 4),
-        ([], (1, 1), 0),
+        (["--address", "auto"], 0, (4, 4), 4, None),
+        (["--address", "auto", "--workers", "1:2"], 0, (1, 2), 4, None),
+        ([], 0, (1, 1), 0, 0),
+        ([], 2, (2, 2), 2, 2),
     ],
+    ids=["cluster", "elastic", "no GPU here", "GPUs here"],
 )
-def test_ray_uses_the_clusters_gpus(
+def test_ray_uses_the_gpus_of_the_cluster_or_those_that_torch_sees_here(
     tiny: Path,
     monkeypatch: pytest.MonkeyPatch,
     options: list[str],
+    here: int,
     workers: tuple[int, int],
     devices: int,
+    told: int | None,
 ) -> None:
-    """The machine that this runs on, a head pod, has none. With a stand-in for Ray and for the training."""
+    """A head pod of a cluster has none. With a stand-in for Ray, which counts 4 GPUs, and for the training."""
+    started: list[dict[str, Any]] = []
     ray = SimpleNamespace(
-        init=lambda **_: None,
+        init=lambda **how: started.append(how),
         shutdown=lambda: None,
         cluster_resources=lambda: {"CPU": 8.0, "GPU": 4.0},
         exceptions=SimpleNamespace(RayError=ConnectionError),
@@ -120,10 +125,11 @@ def test_ray_uses_the_clusters_gpus(
     given: list[Any] = []
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(os, "environ", {**os.environ, "RAY_AUTH_MODE": "none"})
-    monkeypatch.setattr(ray_train, "gpus", lambda: 0)
+    monkeypatch.setattr(ray_train, "gpus", lambda: here)
     monkeypatch.setattr(ray_train, "fit", lambda work, *arguments: given.extend(arguments) or 0)
     assert ray_train.main(["--config", str(tiny), *options]) == 0
     assert given[:2] == [workers, devices]
+    assert [how.get("num_gpus") for how in started] == [told]
 
 
 @pytest.mark.slow

@@ -123,11 +123,25 @@ def test_dry_run_is_what_sbatch_gets(stand_in: Path, tiny: Path, capsys: pytest.
 
 @pytest.mark.parametrize(
     ("options", "device"),
-    [([], "cuda"), (["--gpus-per-node", "0"], "auto"), (["--device", "cpu"], "cpu"), (["--device", "cuda"], "cuda")],
+    [
+        ([], "cuda"),
+        (["--device", "cpu"], "cpu"),
+        (["--device", "cuda"], "cuda"),
+        (["--gpus-per-node", "0"], "cpu"),
+        (["--gpus-per-node", "0", "--device", "cuda"], "cuda"),
+        (["--cluster", "local"], "auto"),  # torch sees no GPU here
+        (["--cluster", "local", "--gpus-per-node", "0"], "cpu"),
+        (["--cluster", "debug", "--gpus-per-node", "0"], "cpu"),
+    ],
 )
-def test_a_job_with_gpus_does_not_fall_back_to_the_cpu(
-    stand_in: Path, options: list[str], device: str, capsys: pytest.CaptureFixture[str]
+def test_a_job_uses_gpus_where_it_asks_for_them_and_only_there(
+    stand_in: Path,
+    options: list[str],
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(slurm, "gpus", lambda: 0)
     assert slurm.main(["--arch", "resnet50", "--dry-run", *options]) == 0
     assert f"device: {device}" in capsys.readouterr().out.splitlines()
 

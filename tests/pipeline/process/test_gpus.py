@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -73,6 +74,20 @@ def test_a_host_without_gpus_computes_on_the_cpu_unless_cuda_is_asked_for(monkey
         f"torch can use no GPU here: no NVIDIA driver was found, and {THIS} needs R580 or newer; install NVIDIA's driver R580 "
         "or newer (a container must be started with the host's GPUs), or give --device cpu to compute on the CPU"
     )
+
+
+def test_a_driver_that_is_not_loaded_is_refused_unless_the_gpus_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an update of the kernel: nothing but the driver's library and the PCI bus shows that there is a GPU."""
+    see(monkeypatch, 0, Host(None, 0, unloaded=True))
+    for wanted in ("auto", "cuda"):
+        assert refusal(wanted) == (
+            "torch can use no GPU here: NVIDIA's driver is installed but not loaded; load it or restart the machine (see what "
+            "nvidia-smi shows), or give --device cpu to compute on the CPU"
+        )
+    assert gpus.take("cpu", 0) == torch.device("cpu")
+    for value in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert gpus.take("auto", 0) == torch.device("cpu")
 
 
 def test_a_host_with_a_driver_but_no_gpu_for_this_process_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,12 +218,48 @@ def test_the_drivers_files_are_read_where_nvml_does_not_answer(
     with_nvml(monkeypatch, init)
     monkeypatch.setattr(gpus, "DRIVER_VERSION", tmp_path / "version")
     monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+    monkeypatch.setattr(gpus, "PCI_DEVICES", tmp_path / "bus")
     if text is not None:
         (tmp_path / "version").write_text(text)
         for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
             (tmp_path / name).touch()
         (tmp_path / "nvidia2").mkdir()  # cannot be opened, like a device that the scheduler denies
     assert gpus.inspect() == Host(version, 2 if text else 0)
+
+
+def plug_in(folder: Path, **devices: tuple[str, str]) -> Path:
+    """A folder like the kernel's of PCI devices; by name, the vendor and the class of each."""
+    for name, (vendor, kind) in devices.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "vendor").write_text(f"{vendor}\n")
+        (folder / name / "class").write_text(f"{kind}\n")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["0x030000", "0x030200"], ids=["VGA controller", "3D controller"])
+@pytest.mark.parametrize(
+    ("error", "unloaded"),
+    [(pynvml.NVML_ERROR_DRIVER_NOT_LOADED, True), (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, False)],
+    ids=["library", "no library"],
+)
+def test_a_driver_that_is_installed_but_not_loaded_is_told(
+    kind: str, error: int, unloaded: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without NVML's library it is another driver's GPU (nouveau), or a container that is given none."""
+
+    def init() -> None:
+        raise pynvml.NVMLError(error)
+
+    with_nvml(monkeypatch, init)
+    monkeypatch.setattr(gpus, "DRIVER_VERSION", tmp_path / "none")
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+    bus = plug_in(tmp_path / "other", network=("0x15b3", "0x020700"), sound=("0x10de", "0x040300"))
+    monkeypatch.setattr(gpus, "PCI_DEVICES", bus)
+    assert gpus.inspect() == Host(None, 0)  # a node without a GPU, with the image of those that have one
+    monkeypatch.setattr(gpus, "PCI_DEVICES", plug_in(tmp_path / "bus", gpu=("0x10de", kind)))
+    assert gpus.inspect() == Host(None, 0, unloaded)
+    (tmp_path / "none").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06\n")
+    assert gpus.inspect() == Host("580.65.06", 0)  # loaded, but this process must not open its devices
 
 
 def give_gpu(uuid: str) -> None:
@@ -248,6 +299,19 @@ def test_ranks_that_share_a_gpu_are_refused(port: int) -> None:
 def test_a_rank_without_a_gpu_among_others_with_one_is_refused(port: int) -> None:
     for sentence in run_ranks(2, meet, ["a", ""], port):
         assert sentence.startswith("rank 1 on ") and "has no GPU while other ranks have one" in sentence
+
+
+def test_gpus_without_a_uuid_are_told_by_their_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integrated GPUs (Jetson) may report zeros: two hosts' GPUs are no shared one, two ranks of one host share it."""
+    zeros = SimpleNamespace(uuid="00000000-0000-0000-0000-000000000000")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: zeros)
+    places = []
+    for host in ("one", "other"):
+        monkeypatch.setattr(socket, "gethostname", lambda name=host: name)
+        places.append((gpus.identity(torch.device("cuda", 0)), host))
+    gpus.check_places(places)
+    with pytest.raises(UserError, match=r"ranks 0 and 2 share one GPU on one \(cuda:0 of one\)"):
+        gpus.check_places([*places, places[0]])
 
 
 @pytest.mark.costly("a process that imports torch, as a user's does")

@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -212,6 +214,71 @@ def test_groups_that_span_ranks_are_refused() -> None:
 
 def test_a_cpu_records_nothing() -> None:
     assert cuda_graphs(True, ALONE) is None
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> CudaGraphs:
+    """Recordings without a GPU: work just runs."""
+    for name in ("Stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+    monkeypatch.delenv("TORCH_DIST_USE_NCCL2", raising=False)
+    return CudaGraphs(torch.device("cuda", 0))
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("ranks", "version", "environment", "older"),
+    [
+        (2, "2.15.0+cu132", {}, "TORCH_DIST_USE_NCCL2=0 in its environment (torch's older NCCL backend) or with "),
+        (2, "2.15.0+cu132", {"TORCH_DIST_USE_NCCL2": "0"}, ""),
+        (2, "2.10.0+cu128", {}, ""),
+        (1, "2.15.0+cu132", {}, ""),
+        (0, "2.15.0+cu132", {}, ""),
+    ],
+    ids=["torch 2.15", "older NCCL", "torch 2.10", "group of one", "no group"],
+)
+def test_what_cannot_be_recorded_is_one_sentence(
+    ranks: int,
+    version: str,
+    environment: dict[str, str],
+    older: str,
+    emulated: CudaGraphs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    monkeypatch.setattr(dist, "is_initialized", lambda: ranks > 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: ranks)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as refused:
+        emulated.record(lambda: fail(RuntimeError("operation not permitted\nwhen stream is capturing")))
+    assert str(refused.value) == (
+        "the update could not be recorded as a CUDA graph (operation not permitted when stream is capturing): start the same "
+        f"command again with {older}--cuda-graph false, which goes on from the last checkpoint"
+    )
+
+
+def test_memory_that_ends_while_recording_is_told_as_such(
+    emulated: CudaGraphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A benchmark leaves out what does not fit."""
+    ends = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        emulated.record(lambda: fail(ends))
+
+    @contextmanager
+    def invalidated(*_: object, **__: object) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("capture was invalidated")
+
+    monkeypatch.setattr(torch.cuda, "graph", invalidated)
+    with pytest.raises(torch.OutOfMemoryError):
+        emulated.record(lambda: fail(ends))
 
 
 GPU = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cuda", 0))
