@@ -106,14 +106,14 @@ def train(
                     check()
                     tracker.fsync()  # no checkpoint without the metrics that led to it
 
-                checkpoints = Checkpoints(folder, config.checkpoint, before_publishing)
-                try:
-                    finished = already or update_to_the_end(trainer, checkpoints, tracker, stop, check, on_save)
-                except Exception:
-                    check()  # where a later attempt has the run, this attempt's failure is not the run's
-                    raise
-                if world.is_main:
-                    secure_last_checkpoint(checkpoints, tracker, finished)
+                with closing(Checkpoints(folder, config.checkpoint, before_publishing)) as checkpoints:
+                    try:
+                        finished = already or update_to_the_end(trainer, checkpoints, tracker, stop, check, on_save)
+                    except Exception:
+                        check()  # where a later attempt has the run, this attempt's failure is not the run's
+                        raise
+                    if world.is_main:
+                        secure_last_checkpoint(checkpoints, tracker, finished)
                 stop.restore()
                 watchdog.note("closing", limited=False)  # MLflow may take its time (tracking.close_seconds)
                 on_save()

@@ -23,6 +23,7 @@ from launch.ranks.work import Work
 from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.exits import EXIT_PREEMPTED
 from pipeline.base.layout import LOGS
+from pipeline.base.leaving import leave
 from pipeline.process.watchdog import Hang
 
 # Below the ephemeral range of Linux (32768 up): no passing connection can hold the port.
@@ -42,7 +43,7 @@ class Job:
     work: Work
 
     def __call__(self) -> int:
-        """Returns 0 where the work is finished. Raises SystemExit for any other outcome, so that the scheduler sees it."""
+        """Returns 0 where the work is finished. Ends the process for any other outcome, so that the scheduler sees it."""
         environment = JobEnvironment()
         export_environment(environment)
         if environment.cluster == "slurm":
@@ -57,7 +58,7 @@ class Job:
         if code == EXIT_PREEMPTED:
             requeue(environment)
         if code:
-            sys.exit(code)
+            leave(code)
         return 0
 
     def checkpoint(self) -> DelayedSubmission:

@@ -1,7 +1,8 @@
 """Failures of ranks: noted by the ranks, read by launchers, reduced to the one that caused the others.
 
-A rank that fails takes its neighbours along: their collectives end in "connection reset". Every rank notes its failure
-while its connections are still open, so the failure that was noted first is the cause.
+A rank that fails takes its neighbours along: their collectives end in "connection reset", or never on a GPU. Every rank notes
+its failure while its connections are still open, so the failure that was noted first is the cause: after a failure `open_world`
+leaves them open, and only the end of the process closes them (pipeline/base/leaving.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from pipeline.base.command import UserError, describe_os_error
+from pipeline.base.command import UserError, describe_user_error
 from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_HUNG, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from pipeline.base.layout import failure_note, failure_notes
 from pipeline.base.lease import FencedError
@@ -68,12 +69,10 @@ def attempt(rank: int, main: Callable[[], int]) -> tuple[int, Failure | None]:
         return main(), None
     except FencedError as error:
         return failure(EXIT_FENCED, str(error))
-    except UserError as error:
-        return failure(EXIT_USER_ERROR, str(error))
     except KeyboardInterrupt:
         return failure(EXIT_INTERRUPTED, "interrupted: the same command goes on where this one stopped")
     except Exception as error:
-        if isinstance(error, OSError) and (sentence := describe_os_error(error)):
+        if sentence := describe_user_error(error):
             return failure(EXIT_USER_ERROR, sentence)
         return failure(EXIT_FAILED, f"{type(error).__name__}: {error}", traceback.format_exc())
 

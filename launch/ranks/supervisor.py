@@ -98,7 +98,7 @@ def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[
 
 
 def tell_launcher(failure: Failure) -> None:
-    """Called in a rank: say why this rank ends, before its connections close."""
+    """Called in a rank: say why this rank ends; its connections to the other ranks close when its process ends."""
     _write_message(failure.to_json())
 
 

@@ -20,6 +20,7 @@ from launch.ranks.follow import send_output_to
 from launch.ranks.supervisor import tell_launcher, tell_launcher_of_notes
 from launch.ranks.work import Training
 from pipeline.base.layout import activity_of, rank_log
+from pipeline.base.leaving import leave
 from pipeline.process.signals import end_on_request
 from pipeline.process.watchdog import Hang
 
@@ -62,4 +63,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

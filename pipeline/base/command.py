@@ -11,6 +11,7 @@ import errno
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, Self
 
@@ -21,7 +22,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline.base.exits import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from pipeline.base import leaving
+from pipeline.base.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
 
 LOG_INTERVAL_SECONDS = 15.0
 _UNLIMITED = Console(width=10_000).options
@@ -45,16 +47,27 @@ def check_at_least(least: int, section: object, *names: str, prefix: str = "") -
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` as a command. The exit code is its result (None: 0), or that of the error that it raises."""
     try:
-        sys.exit(main() or 0)
+        code = main() or 0
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    except (UserError, OSError) as error:
-        sentence = describe_os_error(error) if isinstance(error, OSError) else str(error)
-        if sentence is None:
+        code = EXIT_INTERRUPTED
+    except Exception as error:
+        if sentence := describe_user_error(error):
+            print(f"error: {sentence}", file=sys.stderr)
+            code = EXIT_USER_ERROR
+        elif leaving.cleanup_is_skipped():
+            traceback.print_exc()  # as Python does
+            code = EXIT_FAILED
+        else:
             raise
-        print(f"error: {sentence}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+    leaving.leave(code)
+
+
+def describe_user_error(error: Exception) -> str | None:
+    """The sentence for an error that the user can mend; None for any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    return describe_os_error(error) if isinstance(error, OSError) else None
 
 
 def describe_os_error(error: OSError) -> str | None:

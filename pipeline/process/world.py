@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores, share_of_cores
+from pipeline.base.leaving import skip_cleanup
 from pipeline.process import gpus
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS, Watchdog
 
@@ -56,7 +57,10 @@ class World:
 def open_world(
     device: str = "auto", timeout_seconds: float = 600.0, watchdog: Watchdog | None = None
 ) -> Iterator[World]:
-    """Open (or adopt) the process group; close it at the end if it was opened here.
+    """Open (or adopt) the process group; close it at the end if it was opened here and the block ended well.
+
+    After a failure the group stays open, and the process must end by `pipeline.base.leaving.leave`: the other ranks see no
+    broken connection before the launcher knows the cause, and this rank does not wait for them, as NCCL's closing does.
 
     `device`: "auto" takes the GPU of this local rank, or the CPU where this process is given no GPU; "cpu" and "cuda" insist.
     `timeout_seconds`: how long a rank waits for another before the watchdog, if there is one, ends the job; the collective
@@ -82,15 +86,18 @@ def open_world(
         return
     world.watchdog.note("meeting the other ranks")
     opened = not dist.is_initialized()
-    if opened:
-        _open_group(world, device, timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
-    assert dist.get_rank() == rank and dist.get_world_size() == size, "environment and group disagree"
     try:
+        if opened:
+            _open_group(world, device, timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
+        assert dist.get_rank() == rank and dist.get_world_size() == size, "environment and group disagree"
         wait_for_all_ranks()
         yield replace(world, cores=_share_of_cores(size))
-    finally:
+    except BaseException:
         if opened:
-            dist.destroy_process_group()
+            skip_cleanup()
+        raise
+    if opened:
+        dist.destroy_process_group()
 
 
 def _open_group(world: World, wanted: str, timeout: timedelta) -> None:

@@ -11,7 +11,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from pipeline.base.command import check_at_least, describe_os_error
 from pipeline.base.files import TEMPORARY_SUFFIX, file_sha256, replacing, sync_folder
 from pipeline.base.layout import checkpoint_name, checkpoint_parts, checkpoints_in
 from pipeline.training.snapshot import Snapshots
+
+# A run that failed waits this long for its last checkpoint: the storage, or the GPU that it is copied from, may hang.
+CLOSE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,12 @@ class Checkpoints:
             assert self._last is not None
             self._saved = self._thread.submit(self._write, *self._last)
         return self.wait()
+
+    def close(self) -> None:
+        """Let the write in flight end, for at most CLOSE_SECONDS; whether it succeeds is not asked any more."""
+        if self._saved is not None:
+            wait([self._saved], CLOSE_SECONDS)
+        self._thread.shutdown(wait=False)
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose digest is right; a warning names each damaged one that is newer."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 from torch import nn
 
+from pipeline.base.leaving import cleanup_is_skipped
 from pipeline.process.stop import StopRequest
 from pipeline.process.world import World, open_world, set_threads
 from pipeline.training.reduction import GradientReducer
@@ -80,3 +81,20 @@ def cores_where_tasks_are_bound(world: World, port: int) -> tuple[int, int]:
 
 def test_a_rank_that_is_bound_to_cores_has_them_all(port: int) -> None:
     assert run_ranks(2, cores_where_tasks_are_bound, port) == [(8, 8)] * 2
+
+
+def ends_of_a_world(world: World, port: int) -> tuple[bool, bool, bool, bool]:
+    """Whether the group is open, and Python's clean-up skipped, after a block that ended well and after one that failed."""
+    dist.destroy_process_group()
+    seen = []
+    os.environ["MASTER_PORT"] = str(port)
+    with open_world("cpu"):
+        pass
+    seen += [dist.is_initialized(), cleanup_is_skipped()]
+    with suppress(MemoryError), open_world("cpu"):
+        raise MemoryError
+    return *seen, dist.is_initialized(), cleanup_is_skipped()
+
+
+def test_a_group_is_closed_after_a_block_that_ended_well_alone(port: int) -> None:
+    assert run_ranks(2, ends_of_a_world, port) == [(False, False, True, True)] * 2

@@ -6,16 +6,21 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from pipeline.training import checkpoint
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints, publish, read_verified
+from tests.fleet import Fleet
 from tests.patience import limit
+from tests.pipeline.small_runs import config_of
 from tests.ranks import CONTEXT, start_server
 
 
@@ -86,6 +91,45 @@ def test_full_disk_leaves_the_last_one_and_training_goes_on(tmp_path: Path, caps
         assert found is not None and found.iteration == 4
     finally:
         os.system(f"umount {tmp_path}")
+
+
+def fail_while_saving(rank: int) -> None:
+    """The update after the first checkpoint fails while the file is being written, which takes a second more."""
+    from pipeline.loop.trainer import Trainer
+
+    update, write, failed = Trainer.update, checkpoint.publish, threading.Event()
+
+    def failing(trainer: Trainer, *batch: Any) -> None:
+        if trainer.progress.iteration == trainer.config.checkpoint.every:
+            failed.set()
+            raise MemoryError
+        update(trainer, *batch)
+
+    def slowly(*what: Any) -> Path:
+        failed.wait()
+        time.sleep(1)
+        return write(*what)
+
+    Trainer.update, checkpoint.publish = failing, slowly
+
+
+def test_a_run_that_fails_ends_the_write_in_flight(digits: Path, tmp_path: Path) -> None:
+    """The process ends at once then: nothing waits for threads any more."""
+    config = config_of(digits, tmp_path, "failed")
+    assert Fleet(config, 1, tmp_path / "logs", fail_while_saving).wait(60) == [1]
+    found = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
+    assert found is not None and found.iteration == config.checkpoint.every
+
+
+def test_a_storage_that_hangs_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(checkpoint, "publish", lambda *_: over.wait())
+    monkeypatch.setattr(checkpoint, "CLOSE_SECONDS", 0.1)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    checkpoints.save(1, {"iteration": 1})
+    checkpoints.close()
+    assert not over.is_set()
+    over.set()
 
 
 class WorstDisk:
