@@ -16,6 +16,7 @@ from bench.gpu.__main__ import chosen, main
 from bench.gpu.check import Check
 from bench.gpu.registry import STAGES, Stage
 from bench.gpu.runner import Runner
+from bench.gpu.stages import gpu_tests
 from bench.limits import KERNELS, bf16_peak, kind_of, milliseconds
 from launch.forecast import rates as plan_rates
 from pipeline.base.command import UserError
@@ -121,6 +122,29 @@ def test_parts_apart_crash_fail_and_hang_alone(tmp_path: Path) -> None:
     assert found["failure"]["failed"] == "ValueError: the part's own words"
     assert found["hang"]["failed"].startswith("stopped after")
     assert found["apart"]["value"] == 3.0
+
+
+PROGRAM = """
+import os, sys, time
+print("tests/a.py::one[gpu] PASSED [ 25%]\\ntests/a.py::two FAILED [ 50%]\\ntests/a.py::three ", end="", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [("time.sleep(600)", "was stopped after"), ("os.kill(os.getpid(), 11)", "ended with SIGSEGV")],
+    ids=["stopped", "crashed"],
+)
+@pytest.mark.waits
+def test_outcomes_before_a_crash_or_a_stop_are_kept(end: str, said: str, tmp_path: Path) -> None:
+    ends = time.monotonic() + 5 + limit(2)
+    check = Check(stage="tests", results=tmp_path / "results.jsonl", work=tmp_path, dry=False, ends=ends)
+    check.part("tests/a.py", lambda: gpu_tests.test(check, [sys.executable, "-S", "-c", PROGRAM + end]))
+    found = of_stage(lines_of(tmp_path), "tests")
+    assert {name: line.get("outcome") for name, line in found.items()} == {
+        "tests/a.py::one[gpu]": "passed", "tests/a.py::two": "failed", "tests/a.py": None,
+    }  # fmt: skip
+    assert said in found["tests/a.py"]["failed"] and ", in tests/a.py::three" in found["tests/a.py"]["failed"]
 
 
 def test_stages_are_modules_and_chosen_by_name() -> None:
