@@ -15,7 +15,7 @@ from bench.gpu import claims, rates, report
 from bench.gpu.__main__ import chosen, main
 from bench.gpu.check import Check
 from bench.gpu.registry import STAGES, Stage
-from bench.gpu.runner import Runner
+from bench.gpu.runner import LEAST, Runner
 from bench.gpu.stages import gpu_tests
 from bench.limits import KERNELS, bf16_peak, kind_of, milliseconds
 from launch.forecast import rates as plan_rates
@@ -124,6 +124,14 @@ def test_parts_apart_crash_fail_and_hang_alone(tmp_path: Path) -> None:
     assert found["apart"]["value"] == 3.0
 
 
+def test_no_time_starts_no_process(tmp_path: Path) -> None:
+    ends = time.monotonic() + 4
+    check = Check(stage="one", results=tmp_path / "results.jsonl", work=tmp_path, dry=False, ends=ends)
+    assert check.apart({"sound": fake_stages.notes, "other": fake_stages.notes}, 60) == set()
+    reasons = {what: line.get("left_out") for what, line in of_stage(lines_of(tmp_path), "one").items()}
+    assert reasons == {"sound": "no time left", "other": "no time left"}
+
+
 PROGRAM = """
 import os, sys, time
 print("tests/a.py::one[gpu] PASSED [ 25%]\\ntests/a.py::two FAILED [ 50%]\\ntests/a.py::three ", end="", flush=True)
@@ -161,7 +169,9 @@ def test_the_two_calls_of_an_offline_machine_fit_into_its_time() -> None:
     import bench.gpu
 
     seconds = [float(text.split()[0]) for text in (bench.gpu.__doc__ or "").split("--budget ")[2:]]
-    assert seconds == [270, 430]  # and 200 s to start the machine and for transfers make 900
+    assert seconds == [330, 470]  # and 100 s to start the machine and for transfers make 900
+    longest = {stage.name: stage.seconds for stage in STAGES}
+    assert longest["step"] + longest["ranks"] + LEAST <= 330  # the first call has time for all of its stages
 
 
 @pytest.mark.costly("imports torch in a process of its own, which finds no package that the machine lacks")
