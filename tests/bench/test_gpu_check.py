@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import pytest
 
 from bench.gpu import claims, rates, report
@@ -16,7 +17,7 @@ from bench.gpu.__main__ import chosen, main
 from bench.gpu.check import Check
 from bench.gpu.registry import STAGES, Stage
 from bench.gpu.runner import LEAST, Runner
-from bench.gpu.stages import gpu_tests
+from bench.gpu.stages import environment, gpu_tests
 from bench.limits import KERNELS, bf16_peak, kind_of, milliseconds
 from launch.forecast import rates as plan_rates
 from pipeline.base.command import UserError
@@ -130,6 +131,22 @@ def test_no_time_starts_no_process(tmp_path: Path) -> None:
     assert check.apart({"sound": fake_stages.notes, "other": fake_stages.notes}, 60) == set()
     reasons = {what: line.get("left_out") for what, line in of_stage(lines_of(tmp_path), "one").items()}
     assert reasons == {"sound": "no time left", "other": "no time left"}
+
+
+def test_a_gpu_without_hardware_decoder_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As V100 and T4."""
+
+    def unsupported(handle: object) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lambda number: number)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetJpgUtilization", unsupported)
+    ends = time.monotonic() + 60
+    check = Check(stage="one", results=tmp_path / "results.jsonl", work=tmp_path, dry=False, ends=ends)
+    check.part("hardware JPEG decoder", lambda: environment.jpeg_engines(check))
+    line = of_stage(lines_of(tmp_path), "one")["hardware JPEG decoder"]
+    assert "no hardware JPEG decoder" in line["left_out"] and "failed" not in line
 
 
 PROGRAM = """
