@@ -37,7 +37,8 @@ class Run:
 
     def start(self) -> subprocess.Popen[str]:
         """Start the command. Its output goes to NAME.txt beside the run's folder."""
-        options = {"data": self.data, "runs": self.runs, "name": self.name, "tracking.mlflow": False, **self.options}
+        places = {"data": self.data, "runs": self.runs, "name": self.name}
+        options = {**places, "device": device_name(), "tracking.mlflow": False, **self.options}
         words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", _typed(value))]
         command = [sys.executable, "launch/local.py", "--config", self.config, "--procs", "1", *words]
         self.runs.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,11 @@ class Run:
         assert state is not None, f"{path} is damaged"
         moments = (one["momentum_buffer"] for one in state["training"]["optimizer"]["state"].values())
         return torch.cat([value.float().flatten() for value in (*state["model"].values(), *moments)])
+
+
+def device_name() -> str:
+    """Return the value of --device for commands: that of this process, since auto refuses a GPU that torch cannot use."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def end(process: subprocess.Popen[str], number: signal.Signals) -> None:

@@ -8,19 +8,25 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pynvml
 import pytest
+import torch
+import torch.distributed as dist
 
 from bench.gpu import claims, rates, report
 from bench.gpu.__main__ import chosen, main
 from bench.gpu.check import Check
 from bench.gpu.registry import STAGES, Stage
 from bench.gpu.runner import LEAST, Runner
-from bench.gpu.stages import environment, gpu_tests
+from bench.gpu.runs import Run
+from bench.gpu.stages import environment, gpu_tests, ranks
 from bench.limits import KERNELS, bf16_peak, kind_of, milliseconds
 from launch.forecast import rates as plan_rates
 from pipeline.base.command import UserError
+from pipeline.process import gpus
+from pipeline.training import reduction
 from tests.bench import fake_stages
 from tests.helpers import ROOT
 from tests.patience import limit
@@ -149,6 +155,27 @@ def test_a_gpu_without_hardware_decoder_is_no_failure(tmp_path: Path, monkeypatc
     assert "no hardware JPEG decoder" in line["left_out"] and "failed" not in line
 
 
+def test_two_ranks_of_the_check_may_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((gpus, "check_places"), (dist, "init_process_group"), (reduction, "tree_all_reduce_nccl")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # as it was, after the test
+    shared = [("GPU-1", "host"), ("GPU-1", "host")]
+    with pytest.raises(UserError, match="share one GPU"):
+        gpus.check_places(shared)
+    ranks.share_the_gpu()
+    gpus.check_places(shared)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_trainings_of_the_check_get_its_device(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device auto is refused where the machine has a GPU that torch cannot use; the check then runs on the CPU."""
+    started = Mock()
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
+    Run(name="one", runs=tmp_path, data=tmp_path, config="configs/demo.yaml", options={"arch": "resnet8"}).start()
+    command = started.call_args.args[0]
+    assert command[command.index("--device") + 1] == device
+
+
 PROGRAM = """
 import os, sys, time
 print("tests/a.py::one[gpu] PASSED [ 25%]\\ntests/a.py::two FAILED [ 50%]\\ntests/a.py::three ", end="", flush=True)
@@ -193,7 +220,17 @@ def test_the_two_calls_of_an_offline_machine_fit_into_its_time() -> None:
 
 @pytest.mark.costly("imports torch in a process of its own, which finds no package that the machine lacks")
 def test_stages_of_the_first_call_need_few_packages() -> None:
-    lacking = ["pydantic", "jsonargparse", "nvidia.dali", "webdataset", "mlflow", "ray", "submitit", "docstring_parser"]
+    lacking = [
+        "pynvml",
+        "pydantic",
+        "jsonargparse",
+        "nvidia.dali",
+        "webdataset",
+        "mlflow",
+        "ray",
+        "submitit",
+        "docstring_parser",
+    ]
     modules = [stage.module for stage in STAGES if stage.name in ("step", "ranks", "compiling", "deep")]
     code = (
         "import sys\n"
