@@ -28,7 +28,7 @@ STAGES = (
     Stage("resume", 90, "bench.gpu.stages.resume", "the same command twice, killed and continued, with the CUDA graph"),
     Stage("end_to_end", 110, "bench.gpu.stages.end_to_end", "JPEG shards to update; the stall of a checkpoint"),
     Stage("cifar", 80, "bench.gpu.stages.cifar", "ResNet-20 on CIFAR-sized images, CUDA graph and compile on and off"),
-    Stage("tuning", 100, "bench.gpu.stages.tuning", "what the tuner chooses against a small grid"),
+    Stage("tuning", 120, "bench.gpu.stages.tuning", "what the tuner chooses against a small grid"),
     Stage(
         "compiling", 180, "bench.gpu.stages.compiling", "start-up, graphs and speed of compile_by, from a cold cache"
     ),

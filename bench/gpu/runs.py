@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.base.layout import CHECKPOINTS, METRICS
+from pipeline.base.layout import CHECKPOINTS, METRICS, RUN
 from pipeline.tracking.journal import Record, read_metrics
 from pipeline.training.checkpoint import checkpoints_in, read_verified
 
@@ -72,6 +73,11 @@ class Run:
     def metrics(self) -> list[Record]:
         path = self.folder / METRICS
         return read_metrics(path) if path.exists() else []
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Return what run.json holds of each attempt: where it ran, and how it decoded."""
+        attempts: list[dict[str, Any]] = json.loads((self.folder / RUN).read_text())["attempts"]
+        return attempts
 
     def latest(self) -> dict[str, float]:
         """Return the last value of each metric, by KIND/NAME, and the `iteration`."""
