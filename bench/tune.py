@@ -13,7 +13,6 @@ import random
 import statistics as averages
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,8 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
         options.dataset = options.dataset or shard_samples(Path(folder))
         options.config = options.batch = None
         speed, machine = speed_of(options, world.device, ranks=1), Machine.of(world.device, 1)
-        found, start = search(speed, machine, options.seconds, time.monotonic() + options.seconds)
-        _, axes = space(working_rungs(speed, Probe()), machine.cores)
+        rungs = working_rungs(speed, Probe())
+        found, start = search(speed, rungs, machine.cores, options.seconds)
+        _, axes = space(rungs, machine.cores)
         grid = [{**start, **setting} for setting in all_settings(axes, options.keys)]
         rates = measure(speed, grid, options.rounds)
         order = sorted(range(len(grid)), key=lambda i: -averages.median(rates[i]))

@@ -6,14 +6,13 @@ such a machine take it where their config has null.
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ WARM_UP = 2  # batches of a measurement that come before its clock starts
 TIMED = 3  # batches at least that its clock sees, and as many as fill
 SLICE_SECONDS = 0.3
 CORE_ROWS = 8  # images of a batch for each core at most, where the CPU decodes: a measurement is to be short
+# Searched after the way to decode and the number of threads.
 DEPTHS: tuple[Axis, ...] = (
     [{"decode_ahead": batches} for batches in (1, 2, 3, 4)],
     [{"read_threads": threads} for threads in (4, 16, 64)],
@@ -56,7 +56,7 @@ DEPTHS: tuple[Axis, ...] = (
 class Speed:
     """Measures the loader: images/s that an idle consumer gets of batches that no other measurement had, so of cold images.
 
-    rows: images of a batch.
+    rows: images of a batch. cpu_rows: images of a batch where the CPU decodes. taken: images of the batches so far.
     """
 
     split: Split
@@ -64,34 +64,37 @@ class Speed:
     config: Config
     device: torch.device
     rows: int
-    batches: itertools.count[int] = field(default_factory=itertools.count)
+    cpu_rows: int
+    taken: int = 0
 
     def __call__(self, setting: Setting) -> float:
         loader = replace(self.config.loader, **setting)
-        order = Order(len(self.split), self.rows, self.config.seed, self.config.shuffle_block)
+        rows = self.cpu_rows if setting["decode_on"] == "cpu" else self.rows
+        order = Order(len(self.split), rows, self.config.seed, self.config.shuffle_block)
         augment = replace(self.config.augment, stages=())
-        start = next(self.batches)
+        start = -(-self.taken // rows)
         with training_batches(
             self.split,
             order,
             augment,
             self.dataset.statistics,
-            slice(0, self.rows),
+            slice(0, rows),
             start,
             sys.maxsize,
             self.device,
             loader,
             dtype=torch.bfloat16 if self.device.type == "cuda" and self.config.precision == "bf16" else torch.float32,
         ) as batches:
-            for _ in itertools.islice(batches, WARM_UP):
-                next(self.batches)
+            for _ in range(WARM_UP):
+                next(batches)
             self._settle()
             began, images = time.perf_counter(), 0
-            while images < TIMED * self.rows or time.perf_counter() - began < SLICE_SECONDS:
+            while images < TIMED * rows or time.perf_counter() - began < SLICE_SECONDS:
                 images += len(next(batches).ids)
-                next(self.batches)
             self._settle()
-            return images / (time.perf_counter() - began)
+            rate = images / (time.perf_counter() - began)
+        self.taken = (start + WARM_UP) * rows + images
+        return rate
 
     def _settle(self) -> None:
         if self.device.type == "cuda":
@@ -103,7 +106,7 @@ def options() -> CommandParser:
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="the dataset, a folder or URL: its training images are read")
     add("--config", type=Path, metavar="FILE", help="the recipe: its images and batch (default: the paper's ImageNet)")
-    add("--seconds", type=seconds, default=SECONDS, help=f"time to measure in (default {SECONDS})")
+    add("--seconds", type=seconds, default=SECONDS, help=f"to measure in, once decoders were tried (default {SECONDS})")
     add("--ranks", type=positive, metavar="N", help="ranks that share the cores (default: one per GPU, or one)")
     add("--batch", type=positive, metavar="N", help="images of a rank's batch (default: the recipe's; less on a CPU)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -123,14 +126,17 @@ def seconds(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = options().parse_args(argv)
-    ends = time.monotonic() + args.seconds
     with open_world(args.device) as world:
         device = world.device
         ranks = args.ranks or (torch.cuda.device_count() if device.type == "cuda" else 1)
         machine = Machine.of(device, ranks)
         speed = speed_of(args, device, ranks)
         with only(machine.cores):
-            found, start = search(speed, machine, args.seconds, ends)
+            rungs = working_rungs(speed, Probe())
+            print(
+                f"measuring for {args.seconds:g} s on {machine.device}, {machine.cores} cores a rank", file=sys.stderr
+            )
+            found, start = search(speed, rungs, machine.cores, args.seconds)
     best = tuned_by(found, machine)
     file = tuned.store(best)
     print_result(best, start, found, file, args)
@@ -158,9 +164,8 @@ def speed_of(args: Namespace, device: torch.device, ranks: int) -> Speed:
             f"the images of {args.dataset} are decoded once and kept in memory (loader.in_memory_mb): there is nothing to tune"
         )
     rows = args.batch or max(1, config.batch // ranks)
-    if device.type == "cpu" and not args.batch:
-        rows = min(rows, CORE_ROWS * Machine.of(device, ranks).cores)
-    return Speed(split, dataset, config, device, rows)
+    cpu_rows = args.batch or min(rows, CORE_ROWS * Machine.of(device, ranks).cores)
+    return Speed(split, dataset, config, device, rows, cpu_rows)
 
 
 def working_rungs(speed: Speed, probe: Probe) -> tuple[Rung, ...]:
@@ -171,32 +176,37 @@ def working_rungs(speed: Speed, probe: Probe) -> tuple[Rung, ...]:
     augment = replace(speed.config.augment, stages=())
     plan = training_plan(speed.split, speed.config.seed, augment, speed.dataset.statistics, speed.rows)
     trial = trial_of(plan.stream, plan.graph(config, speed.device))
-    verdicts = {rung: probe.choose([trial], speed.device, [rung]) for rung in RUNGS}
-    for rung, verdict in verdicts.items():
-        if verdict.rung is None:
-            print(f"{rung} is left out: {'; '.join(verdict.failed.values())}", file=sys.stderr)
-    if not (working := tuple(rung for rung, verdict in verdicts.items() if verdict.rung)):
+    print("trying the decoders, before the clock starts", file=sys.stderr)
+    faults = probe.faults([trial], speed.device, RUNGS)
+    for rung, fault in faults.items():
+        if fault is not None:
+            print(f"{rung} is left out: {fault}", file=sys.stderr)
+    if not (working := tuple(rung for rung, fault in faults.items() if fault is None)):
         raise UserError("no decoder works on this machine: install the packages anew (make setup)")
     return working
 
 
-def search(speed: Speed, machine: Machine, budget: float, ends: float) -> tuple[Found, Setting]:
-    """The fastest setting found by `ends` (of time.monotonic), and the built-in one. budget: seconds in all."""
-    start, axes = space(working_rungs(speed, Probe()), machine.cores)
-    print(f"measuring for {budget:g} s on {machine.device}, {machine.cores} cores a rank", file=sys.stderr)
+def search(speed: Speed, rungs: Sequence[Rung], cores: int, budget: float) -> tuple[Found, Setting]:
+    """The fastest setting found within `budget` seconds from now, and the built-in one."""
+    start, axes = space(rungs, cores)
+    ends = time.monotonic() + budget
     return Search(speed, lambda: (ends - time.monotonic()) / budget).find(axes, start), start
 
 
 def space(rungs: Sequence[Rung], cores: int) -> tuple[dict[str, Any], list[Axis]]:
-    """(built-in setting, axes of the search). How to decode and how many threads decide each other's best: one axis."""
-    threads = sorted({1, max(1, cores // 4), max(1, cores // 2), cores, cores + cores // 2})
+    """(built-in setting, axes of the search): how to decode, threads, depths.
+
+    How to decode and how many threads decide each other's best. As one axis they would be 20 settings on a GPU, of which one
+    round takes half a minute there; so they are two, and the search comes back to the first while it has time.
+    """
+    threads = sorted({max(1, cores // 4), max(1, cores // 2), cores, cores + cores // 2})
     ways: list[dict[str, Any]] = [
         {"decode_on": rung, "hw_decoder_load": load}
         for rung in rungs
         for load in ((1.0,) if rung == "cpu" else (1.0, 0.0))
     ]
     start = {**ways[0], **asdict(Queues(threads=cores))}
-    return start, [[{**way, "threads": count} for way in ways for count in threads], *DEPTHS]
+    return start, [ways, [{"threads": count} for count in threads], *DEPTHS]
 
 
 def tuned_by(found: Found, machine: Machine) -> Tuned:

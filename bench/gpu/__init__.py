@@ -1,7 +1,7 @@
 """Checks this project on one NVIDIA GPU, in stages by value; one that fails or runs out of time does not stop the next.
 
     python -m bench.gpu --out build/gpu                                  every stage, on this machine
-    python -m bench.gpu --out OUT --stages step,ranks --budget 270       some of them, in at most 270 s
+    python -m bench.gpu --out OUT --stages step,ranks --budget 330       some of them, in at most 330 s
     python -m bench.gpu --out build/gpu --dry-run                        on a CPU, tiny sizes: whether the check itself holds
     python -m bench.gpu --report A/results.jsonl B/results.jsonl         the tables of several calls together,
                                                                          and OUT/rates.yaml for the plan of launch/slurm.py
@@ -15,8 +15,8 @@ folder of PYTHONPATH. Stages step, compiling, deep and ranks need torch, torchvi
 DALI, webdataset, jsonargparse and pydantic (`environment` names what is missing). The 140 sample images are read from
 ../shared/data/imagenet-samples.tar, or from what --images names. Two calls that fit into 900 s of such a machine:
 
-    PYTHONPATH=$PWD python3 -m bench.gpu --out $OUT --stages step,ranks --budget 270
-    PYTHONPATH=$HOME/site:$PWD python3 -m bench.gpu --out $OUT --images .pack2/imagenet-samples.tar --budget 430 \
+    PYTHONPATH=$PWD python3 -m bench.gpu --out $OUT --stages step,ranks --budget 330
+    PYTHONPATH=$HOME/site:$PWD python3 -m bench.gpu --out $OUT --images .pack2/imagenet-samples.tar --budget 470 \
         --stages environment,decoding,tests,loader,resume,end_to_end,cifar,tuning
 
     check.py     what a stage knows, and its parts         runner.py   stages as child processes with limits

@@ -24,7 +24,7 @@ def parser() -> CommandParser:
     assert bench.gpu.__doc__
     made = CommandParser(
         bench.gpu.__doc__.splitlines()[0] + "\n\nstages, with their most seconds:\n" + _stages(),
-        "python -m bench.gpu --out build/gpu --stages step,ranks --budget 270\n"
+        "python -m bench.gpu --out build/gpu --stages step,ranks --budget 330\n"
         "  python -m bench.gpu --out build/gpu --dry-run",
     )
     made.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder of results (default build/gpu)")

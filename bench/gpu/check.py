@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 DRY_STRETCH = 8.0  # of the limits: a dry run has a CPU, and perhaps a busy one
+LEAST = 5.0  # seconds left below which no process is started for a part: its imports alone take as long
 NO_GPU = "no GPU"
 NO_TIME = "no time left"
 NOTED = 3  # exit code of a process whose part was not measured, which it has noted
@@ -91,11 +92,12 @@ class Check:
         """Run each of these parts in a process of its own, all at once: one that crashes or hangs is a line of the results.
 
         parts: by name, functions that a new process can import. seconds: what each may take, outside dry runs. gpu: as in
-        `part`. Returns the names of those that came to their end.
+        `part`. Where the stage has less than LEAST left, all are left out. Returns the names of those that came to their end.
         """
-        if gpu and not self.gpu:
+        left_out = NO_GPU if gpu and not self.gpu else NO_TIME if self.left < LEAST else None
+        if left_out:
             for what in parts:
-                self.note(what, left_out=NO_GPU)
+                self.note(what, left_out=left_out)
             return set()
         seconds *= DRY_STRETCH if self.dry else 1
         ends = min(self.ends, time.monotonic() + seconds)

@@ -20,15 +20,15 @@ STAGES = (
     Stage(
         "environment", 45, "bench.gpu.stages.environment", "versions, what the GPU can do at most, whether DALI starts"
     ),
-    Stage("step", 190, "bench.gpu.stages.step", "ResNet-50 on synthetic images, against torchvision and timm"),
-    Stage("ranks", 90, "bench.gpu.stages.ranks", "two ranks on one GPU against one; NCCL with a group of one"),
-    Stage("decoding", 90, "bench.gpu.stages.decoding", "pixels of each rung of decode_on, the probe, normalization"),
+    Stage("step", 250, "bench.gpu.stages.step", "ResNet-50 on synthetic images, against torchvision and timm"),
+    Stage("ranks", 80, "bench.gpu.stages.ranks", "two ranks on one GPU against one; NCCL with a group of one"),
+    Stage("decoding", 150, "bench.gpu.stages.decoding", "pixels of each rung of decode_on, the probe, normalization"),
     Stage("tests", 110, "bench.gpu.stages.gpu_tests", "the tests marked gpu"),
     Stage("loader", 110, "bench.gpu.stages.loader", "images/s of the loader over decode_on, hardware share, queues"),
     Stage("resume", 90, "bench.gpu.stages.resume", "the same command twice, killed and continued, with the CUDA graph"),
     Stage("end_to_end", 110, "bench.gpu.stages.end_to_end", "JPEG shards to update; the stall of a checkpoint"),
     Stage("cifar", 80, "bench.gpu.stages.cifar", "ResNet-20 on CIFAR-sized images, CUDA graph and compile on and off"),
-    Stage("tuning", 100, "bench.gpu.stages.tuning", "what the tuner chooses against a small grid"),
+    Stage("tuning", 120, "bench.gpu.stages.tuning", "what the tuner chooses against a small grid"),
     Stage(
         "compiling", 180, "bench.gpu.stages.compiling", "start-up, graphs and speed of compile_by, from a cold cache"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.base.layout import CHECKPOINTS, METRICS
+from pipeline.base.layout import CHECKPOINTS, METRICS, RUN
 from pipeline.tracking.journal import Record, read_metrics
 from pipeline.training.checkpoint import checkpoints_in, read_verified
 
@@ -37,7 +38,8 @@ class Run:
 
     def start(self) -> subprocess.Popen[str]:
         """Start the command. Its output goes to NAME.txt beside the run's folder."""
-        options = {"data": self.data, "runs": self.runs, "name": self.name, "tracking.mlflow": False, **self.options}
+        places = {"data": self.data, "runs": self.runs, "name": self.name}
+        options = {**places, "device": device_name(), "tracking.mlflow": False, **self.options}
         words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", _typed(value))]
         command = [sys.executable, "launch/local.py", "--config", self.config, "--procs", "1", *words]
         self.runs.mkdir(parents=True, exist_ok=True)
@@ -72,6 +74,11 @@ class Run:
         path = self.folder / METRICS
         return read_metrics(path) if path.exists() else []
 
+    def attempts(self) -> list[dict[str, Any]]:
+        """Return what run.json holds of each attempt: where it ran, and how it decoded."""
+        attempts: list[dict[str, Any]] = json.loads((self.folder / RUN).read_text())["attempts"]
+        return attempts
+
     def latest(self) -> dict[str, float]:
         """Return the last value of each metric, by KIND/NAME, and the `iteration`."""
         records = self.metrics()
@@ -85,6 +92,11 @@ class Run:
         assert state is not None, f"{path} is damaged"
         moments = (one["momentum_buffer"] for one in state["training"]["optimizer"]["state"].values())
         return torch.cat([value.float().flatten() for value in (*state["model"].values(), *moments)])
+
+
+def device_name() -> str:
+    """Return the value of --device for commands: that of this process, since auto refuses a GPU that torch cannot use."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def end(process: subprocess.Popen[str], number: signal.Signals) -> None:

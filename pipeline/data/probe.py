@@ -51,6 +51,18 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class _Reference:
+    """What the CPU's decoder makes of trials. trials: without the images that it does not decode, unless it decodes none.
+
+    pixels: for each trial and image, uint8; None where the CPU decodes nothing. fault: why it decodes nothing.
+    """
+
+    trials: Sequence[Trial]
+    pixels: Sequence[Sequence[Pixels]] | None
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
 class Ended:
     """How a child ended. code: negative for a signal, None if it was killed at its limit."""
 
@@ -89,36 +101,45 @@ class Probe:
 
     def choose(self, trials: Sequence[Trial], device: torch.device, rungs: Sequence[Rung]) -> Verdict:
         """Return the first of `rungs` that decodes the images of `trials` for batches on `device`."""
-        failed: dict[Rung, str] = {}
-        reference = self._ask(trials, "cpu", _CPU)
-        if isinstance(reference, str):
-            failed["cpu"] = reference
-        elif all(isinstance(image, str) for images in reference for image in images):
-            failed["cpu"] = f"no image decodes: {reference[0][0]}"
-        known = None if "cpu" in failed or isinstance(reference, str) else reference
-        kept, expected = (list(trials), None) if known is None else _sound(trials, known)
+        reference = self._reference(trials)
+        failed: dict[Rung, str] = {} if reference.fault is None else {"cpu": reference.fault}
         for rung in rungs:
-            if rung == "cpu":
-                if "cpu" not in failed:
-                    return Verdict(rung, failed)
-                continue
-            fault = self._fault(self._ask(kept, rung, device), kept, expected)
+            fault = self._fault(rung, device, reference)
             if fault is None:
                 return Verdict(rung, failed)
             failed[rung] = fault
         return Verdict(None, failed)
 
-    def _fault(
-        self, answer: Answer | str, trials: Sequence[Trial], expected: Sequence[Sequence[Pixels]] | None
-    ) -> str | None:
-        """Why an answer of a GPU's decoder is not good enough. expected: the CPU's pixels, where they are known."""
+    def faults(self, trials: Sequence[Trial], device: torch.device, rungs: Sequence[Rung]) -> dict[Rung, str | None]:
+        """Try all of `rungs`: why each does not decode the images of `trials` for batches on `device`, None where it does.
+
+        The images are decoded once on the CPU, for all rungs.
+        """
+        reference = self._reference(trials)
+        return {rung: self._fault(rung, device, reference) for rung in rungs}
+
+    def _reference(self, trials: Sequence[Trial]) -> _Reference:
+        answer = self._ask(trials, "cpu", _CPU)
+        if isinstance(answer, str):
+            return _Reference(trials, None, answer)
+        if all(isinstance(image, str) for images in answer for image in images):
+            return _Reference(trials, None, f"no image decodes: {answer[0][0]}")
+        return _sound(trials, answer)
+
+    def _fault(self, rung: Rung, device: torch.device, reference: _Reference) -> str | None:
+        """Why a rung is not good enough: its images' errors, or their pixels where the CPU's are known."""
+        if rung == "cpu":
+            return reference.fault
+        answer = self._ask(reference.trials, rung, device)
         if isinstance(answer, str):
             return answer
-        for number, trial in enumerate(trials):
+        for number, trial in enumerate(reference.trials):
             for row, image in enumerate(answer[number]):
                 if isinstance(image, str):
                     return image
-                if expected is not None and (quality := _psnr(trial, row, image, expected[number][row])) < LEAST_PSNR:
+                if reference.pixels is None:
+                    continue
+                if (quality := _psnr(trial, row, image, reference.pixels[number][row])) < LEAST_PSNR:
                     return f"its pixels are not the CPU decoder's: PSNR {quality:.0f} dB, at least {LEAST_PSNR:.0f} expected"
         return None
 
@@ -159,11 +180,11 @@ def trial_of(stream: BatchStream, graph: Graph) -> Trial:
     return Trial(graph, tuple(encoded for _, encoded in chosen), views)
 
 
-def _sound(trials: Sequence[Trial], answer: Answer) -> tuple[list[Trial], list[list[Pixels]]]:
+def _sound(trials: Sequence[Trial], answer: Answer) -> _Reference:
     """Keep the images that decoded: the trials without others, and the pixels."""
     pixels = [{row: image for row, image in enumerate(images) if not isinstance(image, str)} for images in answer]
     kept = [trial.rows([*found]) for trial, found in zip(trials, pixels, strict=True)]
-    return kept, [[*found.values()] for found in pixels]
+    return _Reference(kept, [[*found.values()] for found in pixels])
 
 
 def _on(rung: Rung, trial: Trial) -> Trial:

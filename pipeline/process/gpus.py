@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pynvml
 import torch
 
 from pipeline.base.command import UserError
@@ -140,6 +139,8 @@ def _without_gpus(host: Host, environment: Mapping[str, str]) -> bool:
 
 def inspect() -> Host:
     """Ask NVML, the driver's own library; where NVML does not answer, look at the driver's files."""
+    import pynvml  # here, since a process whose GPU works does not need it: bench/gpu also runs where it is not installed
+
     try:
         with _nvml():
             return Host(pynvml.nvmlSystemGetDriverVersion(), pynvml.nvmlDeviceGetCount())
@@ -200,6 +201,8 @@ def _words_of_cuda() -> str:
 
 @contextlib.contextmanager
 def _nvml() -> Iterator[None]:
+    import pynvml
+
     pynvml.nvmlInit()
     try:
         yield

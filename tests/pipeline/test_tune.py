@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 
+from pipeline import tune
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
 from pipeline.data import tuned
@@ -17,7 +23,7 @@ from pipeline.data.augment import AugmentConfig
 from pipeline.data.batch import LoaderConfig
 from pipeline.data.decoders import RUNGS
 from pipeline.data.probe import Probe
-from pipeline.data.tuned import Machine
+from pipeline.data.tuned import Machine, Tuned
 from pipeline.run.config import Config
 from pipeline.tune import Speed, main, space, working_rungs
 from tests.images import encode, photograph
@@ -62,8 +68,7 @@ def test_the_space_starts_with_the_built_in_values_and_keeps_the_promise() -> No
         built_in
     )
     for axis in axes:
-        keys = set(axis[0])
-        assert {key: start[key] for key in keys} in axis or keys == {"decode_on", "hw_decoder_load", "threads"}
+        assert {key: start[key] for key in axis[0]} in axis
     first, ways = space(RUNGS, 8)
     assert (first["decode_on"], first["hw_decoder_load"]) == ("gpu", 1.0)
     assert {(way["decode_on"], way["hw_decoder_load"]) for way in ways[0]} == {
@@ -75,11 +80,81 @@ def test_rungs_that_fail_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     config = Config(augment=AugmentConfig(short_side=(72, 96), crop=64))
     split = write_dataset(tmp_path / "data", [encode(photograph(i, 90, 120)) for i in range(4)]).split("train")
     dataset = Mock(statistics=statistics_of_size(64))
-    speed = Speed(split, dataset, config, torch.device("cuda", 0), rows=8)
+    speed = Speed(split, dataset, config, torch.device("cuda", 0), rows=8, cpu_rows=8)
     assert working_rungs(speed, Probe(limit(60), Emulated({"gpu": "crash"}))) == ("gpu-whole", "cpu")
     assert "gpu is left out: killed by SIGSEGV" in capsys.readouterr().err
     with pytest.raises(UserError, match="no decoder works"):
         working_rungs(speed, Probe(limit(60), Emulated(dict.fromkeys(RUNGS, "crash"))))
+
+
+@dataclass
+class Clock:
+    """A clock that moves where it is told to."""
+
+    now: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@dataclass
+class SyntheticGpu:
+    """Measures loaders of a machine with a GPU and 16 cores, in time of its clock: a second to start and half a second.
+
+    best: the fastest way, by 1.3. threads: the best number; half and twice as many give 0.7 of it.
+    """
+
+    clock: Clock
+    best: str
+    threads: int
+    random: np.random.Generator
+    START, SLICE, NOISE, PROBING = 1.0, 0.5, 0.02, 20.0
+
+    def __call__(self, setting: Mapping[str, Any]) -> float:
+        self.clock.now += self.START + self.SLICE
+        hardware = 0.7 if setting["hw_decoder_load"] and setting["decode_on"] != "cpu" else 1.0
+        way = (1.3 if setting["decode_on"] == self.best else 1.0) * hardware
+        threads = 0.7 ** (np.log2(setting["threads"] / self.threads) ** 2)
+        return float(5000 * way * threads * np.exp(self.NOISE * self.random.standard_normal()))
+
+    def probed(self, *_: object) -> tuple[str, ...]:
+        self.clock.now += self.PROBING
+        return RUNGS
+
+
+@pytest.mark.parametrize("threads", [4, 8, 24])
+@pytest.mark.parametrize("best", RUNGS)
+def test_a_minute_finds_the_way_and_the_threads_of_a_gpu(
+    best: str, threads: int, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock()
+    gpu = SyntheticGpu(clock, best, threads, np.random.default_rng(threads))
+    machine = Machine(device="NVIDIA H100 80GB HBM3", cores=16)
+    ended: list[float] = []
+
+    def store(best: Tuned) -> Path:
+        ended.append(clock.now)
+        return original(best)
+
+    original = tuned.store
+    monkeypatch.setattr(tuned, "store", store)
+    monkeypatch.setattr(tune, "time", clock)
+    monkeypatch.setattr(tune, "speed_of", lambda *_: gpu)
+    monkeypatch.setattr(tune, "working_rungs", gpu.probed)
+    monkeypatch.setattr(Machine, "of", lambda *_: machine)
+    assert main(["data", "--device", "cpu"]) == 0
+    found = tuned.find(machine)
+    assert found is not None and (found.decode_on, found.queues.threads) == (best, threads)
+    assert ended[0] <= gpu.PROBING + tune.SECONDS + 2 * (gpu.START + gpu.SLICE)
+
+
+def test_the_cpu_decodes_smaller_batches(digits: Path) -> None:
+    options = Namespace(dataset=str(digits), config=None, batch=None)
+    speed = tune.speed_of(options, CPU, ranks=1)
+    assert (speed.rows, speed.cpu_rows) == (256, min(256, tune.CORE_ROWS * available_cores()))
+    options.batch = 512
+    speed = tune.speed_of(options, CPU, ranks=1)
+    assert (speed.rows, speed.cpu_rows) == (512, 512)
 
 
 def test_ranks_share_the_cores() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -40,28 +41,27 @@ def run(check: Check) -> None:
     folders.lossless(check, "lossless", 16, PNG_SIDE)
     # On a CPU its own pixels stand in for a rung's, which runs the comparison.
     rungs: tuple[Rung, ...] = RUNGS if check.gpu else ("cpu",)
-    for rung in rungs:
-        check.part(f"probe of {rung}", partial(probe, check, rung), seconds=15)
+    check.part("probe", partial(probe, check, rungs), seconds=15)
+    check.apart({f"normalization on {rung}": partial(normalization, rung=rung) for rung in rungs}, 30)
     check.apart({f"pixels of {rung}": partial(pixels, rung=rung) for rung in rungs}, 60)
     check.apart({f"evaluation on {rung}": partial(evaluation, rung=rung) for rung in rungs}, 45)
-    check.apart({f"normalization on {rung}": partial(normalization, rung=rung) for rung in rungs}, 30)
 
 
-def probe(check: Check, rung: Rung) -> None:
-    """Have the probe of a run's first minute try one rung: does that crash (NVIDIA/nvImageCodec#55)?"""
+def probe(check: Check, rungs: Sequence[Rung]) -> None:
+    """Have the probe of a run's first minute try each rung: does that crash (NVIDIA/nvImageCodec#55)?"""
     dataset, where = Dataset(folders.samples(check)), device()
     split, started = dataset.split("train"), time.monotonic()
     plans = [
         training_plan(split, 0, AugmentConfig(), dataset.statistics, 256),
         evaluation_plan(split, CenterCrop(), dataset.statistics),
     ]
-    trials = [trial_of(plan.stream, plan.graph(config(decode_on=rung), where)) for plan in plans]
-    verdict = Probe(limit=PROBE_SECONDS * (DRY_STRETCH if check.dry else 1)).choose(trials, where, (rung,))
-    seconds = time.monotonic() - started
-    outcome = "works" if verdict.rung == rung else str(verdict.failed)
-    # A GPU's decoder that fails is a finding; the CPU's must work.
-    failed = {"failed": outcome} if rung == "cpu" and outcome != "works" else {}
-    check.note(f"probe of {rung}", outcome=outcome, seconds=seconds, **failed)
+    trials = [trial_of(plan.stream, plan.graph(config(), where)) for plan in plans]
+    faults = Probe(limit=PROBE_SECONDS * (DRY_STRETCH if check.dry else 1)).faults(trials, where, (*rungs, "cpu"))
+    check.note("probe", seconds=time.monotonic() - started, rungs=len(faults))
+    for rung, fault in faults.items():
+        # A GPU's decoder that fails is a finding; the CPU's must work.
+        failed = {"failed": fault} if rung == "cpu" and fault else {}
+        check.note(f"probe of {rung}", outcome=fault or "works", **failed)
 
 
 def config(**more: Any) -> LoaderConfig:

@@ -20,7 +20,7 @@ PACKAGES = (
 )  # fmt: skip
 NEEDED = (
     "torch", "torchvision", "numpy", "rich", "yaml", "PIL", "sklearn", "fsspec", "nvidia.dali", "webdataset", "jsonargparse",
-    "typeshed_client", "docstring_parser", "pydantic", "pytest", "hypothesis",
+    "typeshed_client", "docstring_parser", "pydantic", "pynvml", "pytest", "hypothesis",
 )  # fmt: skip
 
 
@@ -110,8 +110,14 @@ def decode(check: Check) -> None:
 
 
 def jpeg_engines(check: Check) -> None:
+    """Read the use of the hardware JPEG decoder. Raises LeftOut where this GPU has none, or nothing reads it."""
+    if not present("pynvml"):
+        raise LeftOut("nvidia-ml-py is not installed")
     import pynvml
 
     pynvml.nvmlInit()
-    use = pynvml.nvmlDeviceGetJpgUtilization(pynvml.nvmlDeviceGetHandleByIndex(0))
+    try:
+        use = pynvml.nvmlDeviceGetJpgUtilization(pynvml.nvmlDeviceGetHandleByIndex(0))
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound) as error:
+        raise LeftOut(f"this GPU or its driver tells of no hardware JPEG decoder ({error})") from None
     check.note("hardware JPEG decoder", utilization=use)

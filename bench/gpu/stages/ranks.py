@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bench.gpu.check import Check, ending
+from bench.gpu.runs import device_name
 from launch.local import rank_environment, reserve_port
 from pipeline.models.resnet import build
 from pipeline.process import gpus
@@ -91,9 +92,9 @@ def rank_main(rank: int, size: int, port: int, mode: str, file: Path) -> None:
     torch.set_num_threads(1)  # the number of threads decides the last bits of a CPU's sums
     torch.backends.cudnn.deterministic = True
     if torch.cuda.is_available() and size > 1:
-        carry_by_gloo()
+        share_the_gpu()
     config, group, graph = MODES[mode]
-    with open_world("auto", 60) as world:
+    with open_world(device_name(), 60) as world:
         net = build("resnet8", classes=10, generator=torch.Generator().manual_seed(0))
         asked = StepConfig(batch=BATCH, precision="bf16", **config)
         step = TrainingStep(net, asked, plan_groups(BATCH, group, rank, size), world, cuda_graphs(graph, world))
@@ -111,8 +112,8 @@ def rank_main(rank: int, size: int, port: int, mode: str, file: Path) -> None:
         step.close()
 
 
-def carry_by_gloo() -> None:
-    """Have gloo carry the GPU's tensors, the tree's sums go through the host, and ranks share a GPU, which is refused else."""
+def share_the_gpu() -> None:
+    """Let ranks share the GPU: gloo carries its tensors, and the tree's sums go through the host."""
     init = dist.init_process_group
 
     def with_gloo(backend: str, **more: Any) -> None:
@@ -123,7 +124,7 @@ def carry_by_gloo() -> None:
         reduction.tree_all_reduce(host, None)
         buffer.copy_(host)
 
-    gpus.check_places = lambda places: None
+    gpus.check_places = lambda places: None  # they share it on purpose
     dist.init_process_group = with_gloo  # type: ignore[assignment]
     reduction.tree_all_reduce_nccl = through_the_host  # type: ignore[assignment]
 

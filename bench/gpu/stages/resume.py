@@ -1,6 +1,7 @@
 """Bits of whole trainings: the same command twice, killed and continued, with and without the CUDA graph.
 
-With `deterministic: true` they must be equal on a GPU; without it they may differ, and the check says whether they do.
+With `deterministic: true` they must be equal on a GPU; without it they may differ, and the check says whether they do. The
+images are JPEGs, which DALI decodes for each batch: a recorded update reads them from where DALI's copies arrive.
 """
 
 from __future__ import annotations
@@ -49,8 +50,11 @@ def pairs(
         found.append(("killed and continued against left alone", one, killed, facts))
         found.append(("with the CUDA graph against without", one, graph, facts))
         if not check.dry:
-            free = [pool.submit(make, name) for name in ("free-one", "free-two")]
-            found.append(("the same command twice", free[0], free[1], {"arch": arch, "deterministic": False}))
+            free, again = (pool.submit(make, name) for name in ("free-one", "free-two"))
+            recorded = pool.submit(make, "free-graph", cuda_graph=True)
+            facts = {**facts, "deterministic": False}
+            found.append(("the same command twice", free, again, facts))
+            found.append(("with the CUDA graph against without", free, recorded, facts))
     return found
 
 
@@ -81,6 +85,7 @@ def trained(
         made.kill_after(iterations // 8)  # half of the lines: between two checkpoints
     made.finish()
     assert made.latest()["iteration"] == iterations
+    check.note("run", name=made.name, decode_on=made.attempts()[-1].get("decode_on"))
     return made.weights()
 
 

@@ -28,6 +28,13 @@ def run(check: Check) -> None:
         nets.measure("ours CUDA graph", rows, partial(nets.ours, rows, GROUP, graph=True), gpu=True)
     nets.measure("ours compiled", small, partial(compiled, small), seconds=LOADS)
     nets.measure("ours compiled", large, partial(compiled, large), group=GROUP, seconds=LOADS)
+    by_stages = partial(
+        compiled, compile_by="stages"
+    )  # as configs/imagenet.yaml, for ranks whose gradients travel early
+    nets.measure("ours compiled, compile_by stages", small, partial(by_stages, small), seconds=COMPILES)
+    nets.measure(
+        "ours compiled, compile_by stages", large, partial(by_stages, large), gpu=True, group=GROUP, seconds=LOADS
+    )
     nets.measure("ours compiled, CUDA graph", small, partial(compiled, small, graph=True), gpu=True, seconds=LOADS)
     nets.profile("ours compiled", small, partial(compiled, small))
     nets.profile("ours compiled", large, partial(compiled, large))

@@ -15,13 +15,13 @@ from typing import Any
 
 from bench.gpu import folders, report
 from bench.gpu.check import Check
-from bench.gpu.runs import end
+from bench.gpu.runs import device_name, end
 from bench.gpu.stages.loader import measure
 from pipeline.base.checkout import CONFIGS
 from pipeline.base.cores import available_cores
 
 STORED = CONFIGS / "loader.yaml"  # where the tuner stores what it found
-SECONDS = 40  # of its default of 60
+SECONDS = 40  # of its default of 60; trying the decoders comes before, some 25 s
 ROUNDS = 3
 
 
@@ -48,7 +48,7 @@ def tune(check: Check, data: Path) -> dict[str, Any]:
     small = ["--seconds", "4", "--batch", "16"] if check.dry else ["--seconds", str(SECONDS)]
     with unchanged(STORED):
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.tune", str(data), *small, "--json"],
+            [sys.executable, "-m", "pipeline.tune", str(data), "--device", device_name(), *small, "--json"],
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,

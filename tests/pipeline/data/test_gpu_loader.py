@@ -1,8 +1,12 @@
-"""The loader on an NVIDIA GPU against the loader on the CPU."""
+"""The loader on an NVIDIA GPU against the loader on the CPU, on every rung on which the GPU decodes the tests' images.
+
+A rung may crash the process that decodes on it. So a child process tries it first, as before a run, and its tests are skipped
+where that fails. What the child did not try, truncated images, comes last.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,17 +16,57 @@ from numpy.typing import NDArray
 
 from bench import pillow_reference as reference
 from pipeline.base.command import UserError
-from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop, WholeImage, shape_blocks
+from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop, View, WholeImage, shape_blocks
 from pipeline.data.dataset import Dataset, Split
+from pipeline.data.decoders import RUNGS, Rung
 from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
+from pipeline.data.plans import evaluation_plan, training_plan
+from pipeline.data.probe import Probe, trial_of
 from tests.images import encode, photograph
 from tests.pipeline.data.small_datasets import statistics_of_size
 
 pytestmark = pytest.mark.gpu
 STATISTICS = statistics_of_size(224)
+CUDA = torch.device("cuda", 0)
+EVALUATED: tuple[View, ...] = (CenterCrop(), TenCrop(), WholeImage(short_side=224))
+Faults = Mapping[Rung, str | None]  # why a rung does not decode here
 # nvJPEG's inverse DCT and chroma interpolation are not libjpeg-turbo's to the bit.
 BOUND = 35.0
+
+
+def faults_of(dataset: Dataset) -> Faults:
+    """Try every rung with images of a dataset, in graphs of training and of each view, in child processes."""
+    split, config = dataset.split("train"), LoaderConfig(threads=2)
+    plans = [training_plan(split, 3, AugmentConfig(), STATISTICS, 20)]
+    plans += [evaluation_plan(split, view, STATISTICS) for view in EVALUATED]
+    return Probe().faults([trial_of(plan.stream, plan.graph(config, CUDA)) for plan in plans], CUDA, RUNGS)
+
+
+@pytest.fixture(scope="session")
+def faults(varied_jpegs: Dataset) -> Faults:
+    return faults_of(varied_jpegs)
+
+
+@pytest.fixture(scope="session")
+def faults_of_real_images(real_imagenet: Dataset) -> Faults:
+    return faults_of(real_imagenet)
+
+
+@pytest.fixture(params=RUNGS)
+def rung(request: pytest.FixtureRequest, faults: Faults) -> Rung:
+    return working(request.param, faults)
+
+
+@pytest.fixture(params=RUNGS)
+def rung_for_real_images(request: pytest.FixtureRequest, faults_of_real_images: Faults) -> Rung:
+    return working(request.param, faults_of_real_images)
+
+
+def working(rung: Rung, faults: Faults) -> Rung:
+    if (fault := faults[rung]) is not None:
+        pytest.skip(f"{rung} does not decode here: {fault}")
+    return rung
 
 
 def train(
@@ -45,46 +89,44 @@ def check_alike(found: list[Batch], expected: list[Batch]) -> None:
             assert reference.psnr(image, reference_image) > BOUND
 
 
-def test_every_rung(varied_jpegs: Dataset) -> None:
+def test_batches_are_the_cpus(varied_jpegs: Dataset, rung: Rung) -> None:
     split, rows = varied_jpegs.split("train"), slice(0, 20)
-    expected = train(split, "cpu", rows)
-    sent = train(split, "cuda", rows, decode_on="cpu")
-    for one, two in zip(sent, expected, strict=True):  # the same uint8, the same arithmetic in float32
-        torch.testing.assert_close(one.images.cpu(), two.images, rtol=1e-6, atol=1e-4)
-    for rung in ("gpu", "gpu-whole"):
-        check_alike(train(split, "cuda", rows, decode_on=rung), expected)
+    expected, found = train(split, "cpu", rows), train(split, "cuda", rows, decode_on=rung)
+    check_alike(found, expected)
+    if rung == "cpu":
+        for one, two in zip(found, expected, strict=True):  # the same uint8, the same arithmetic in float32
+            torch.testing.assert_close(one.images.cpu(), two.images, rtol=1e-6, atol=1e-4)
 
 
-def test_bfloat16_is_the_float32_rounded(varied_jpegs: Dataset) -> None:
+def test_bfloat16_is_the_float32_rounded(varied_jpegs: Dataset, rung: Rung) -> None:
     split = varied_jpegs.split("train")
-    for rung in ("auto", "cpu"):
-        exact = train(split, "cuda", slice(0, 20), decode_on=rung)
-        rounded = train(split, "cuda", slice(0, 20), torch.bfloat16, decode_on=rung)
-        assert all(torch.equal(one.images.bfloat16(), two.images) for one, two in zip(exact, rounded, strict=True))
+    exact = train(split, "cuda", slice(0, 20), decode_on=rung)
+    rounded = train(split, "cuda", slice(0, 20), torch.bfloat16, decode_on=rung)
+    assert all(torch.equal(one.images.bfloat16(), two.images) for one, two in zip(exact, rounded, strict=True))
 
 
 @pytest.mark.parametrize("load", [0.0, 1.0])
-def test_images_do_not_depend_on_the_split_among_ranks(varied_jpegs: Dataset, load: float) -> None:
-    split = varied_jpegs.split("train")
-    whole = train(split, "cuda", slice(0, 20), hw_decoder_load=load)
-    parts = [train(split, "cuda", slice(start, start + 5), hw_decoder_load=load) for start in range(0, 20, 5)]
+def test_images_do_not_depend_on_the_split_among_ranks(varied_jpegs: Dataset, rung: Rung, load: float) -> None:
+    split, config = varied_jpegs.split("train"), {"decode_on": rung, "hw_decoder_load": load}
+    whole = train(split, "cuda", slice(0, 20), **config)
+    parts = [train(split, "cuda", slice(start, start + 5), **config) for start in range(0, 20, 5)]
     for iteration, batch in enumerate(whole):
         assert torch.equal(torch.cat([part[iteration].images for part in parts]), batch.images)
 
 
-def test_real_images_do_not_depend_on_their_batch(real_imagenet: Dataset) -> None:
+def test_real_images_do_not_depend_on_their_batch(real_imagenet: Dataset, rung_for_real_images: Rung) -> None:
     """All of them at once and 20 at a time; evaluation also in blocks of growing size."""
-    split = real_imagenet.split("train")
+    split, rung = real_imagenet.split("train"), rung_for_real_images
     n = len(split)
     rows = [slice(start, min(start + 20, n)) for start in range(0, n, 20)]
-    whole = train(split, "cuda", slice(0, n), batch=n)
-    parts = [train(split, "cuda", part, batch=n) for part in rows]
+    whole = train(split, "cuda", slice(0, n), batch=n, decode_on=rung)
+    parts = [train(split, "cuda", part, batch=n, decode_on=rung) for part in rows]
     for iteration, batch in enumerate(whole):
         assert torch.equal(torch.cat([part[iteration].images for part in parts]), batch.images)
 
     def evaluated(blocks: list[NDArray[np.int64]]) -> torch.Tensor:
-        config, cuda = LoaderConfig(threads=2), torch.device("cuda")
-        with evaluation_batches(split, CenterCrop(), STATISTICS, blocks, cuda, config) as batches:
+        config = LoaderConfig(threads=2, decode_on=rung)
+        with evaluation_batches(split, CenterCrop(), STATISTICS, blocks, CUDA, config) as batches:
             return torch.cat([batch.images for batch in batches])
 
     ids = np.arange(n)
@@ -93,54 +135,42 @@ def test_real_images_do_not_depend_on_their_batch(real_imagenet: Dataset) -> Non
     assert torch.equal(evaluated([ids[:1], ids[1:4], ids[4:]]), together)
 
 
-def test_batches_stay_valid_while_the_loader_goes_on(varied_jpegs: Dataset) -> None:
+def test_batches_stay_valid_while_the_loader_goes_on(varied_jpegs: Dataset, rung: Rung) -> None:
     split = varied_jpegs.split("train")
-    batches = train(split, "cuda", slice(0, 20))
+    batches = train(split, "cuda", slice(0, 20), decode_on=rung)
     copies = [batch.images.clone() for batch in batches]
-    train(split, "cuda", slice(0, 20))
+    train(split, "cuda", slice(0, 20), decode_on=rung)
     assert all(torch.equal(batch.images, copy) for batch, copy in zip(batches, copies, strict=True))
 
 
 def test_a_device_that_is_late_reads_no_overwritten_pixels(
-    varied_jpegs: Dataset, monkeypatch: pytest.MonkeyPatch
+    varied_jpegs: Dataset, rung: Rung, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split, original = varied_jpegs.split("train"), torch.from_dlpack
-    expected = train(split, "cuda", slice(0, 20))
+    expected = train(split, "cuda", slice(0, 20), decode_on=rung)
 
     def late(tensor: Any) -> torch.Tensor:
         torch.cuda._sleep(10**8)  # cycles: about 50 ms, on the loader's stream
         return original(tensor)
 
     monkeypatch.setattr(torch, "from_dlpack", late)
-    found = train(split, "cuda", slice(0, 20))
+    found = train(split, "cuda", slice(0, 20), decode_on=rung)
     assert all(torch.equal(one.images, two.images) for one, two in zip(found, expected, strict=True))
 
 
-def test_truncated_images_are_damaged_on_either_device(make_dataset: Callable[..., Dataset]) -> None:
-    images = [encode(photograph(number, 300, 400)) for number in range(20)]
-    images[4], images[9] = images[4][: len(images[4]) // 3], images[9][: len(images[9]) // 2]
-    split = make_dataset(images).split("train")
-    expected = train(split, "cpu", slice(0, 20), on_decode_error="substitute")
-    assert sum(len(batch.substitutions) for batch in expected) > 0
-    found = train(split, "cuda", slice(0, 20), on_decode_error="substitute")
-    check_alike(found, expected)
-    assert [batch.substitutions for batch in found] == [batch.substitutions for batch in expected]
-    with pytest.raises(UserError, match="does not decode"):
-        train(split, "cuda", slice(0, 20))
-
-
-def test_evaluation_graphs(varied_jpegs: Dataset) -> None:
+@pytest.mark.parametrize("view", EVALUATED, ids=lambda view: type(view).__name__)
+def test_evaluation_graphs(varied_jpegs: Dataset, rung: Rung, view: View) -> None:
     split = varied_jpegs.split("train")
     shapes = np.stack([split.samples["height"], split.samples["width"]], axis=1).astype(np.int64)
-    for view in (TenCrop(), WholeImage(short_side=224)):
-        blocks = shape_blocks(shapes, [view.short_side], 8)
-        images = []
-        for device, rung in (("cpu", "auto"), ("cuda", "gpu"), ("cuda", "gpu-whole"), ("cuda", "cpu")):
-            config = LoaderConfig(threads=2, decode_on=rung)  # type: ignore[arg-type]
-            with evaluation_batches(split, view, STATISTICS, blocks, torch.device(device), config) as batches:
-                images.append([batch.images.cpu().numpy() for batch in batches])
-        for found in images[1:]:
-            assert all(reference.psnr(two, one) > BOUND for one, two in zip(images[0], found, strict=True))
+    blocks = shape_blocks(shapes, [view.short_side], 8)
+
+    def evaluated(device: torch.device, decode_on: Rung) -> list[NDArray[np.float32]]:
+        config = LoaderConfig(threads=2, decode_on=decode_on)
+        with evaluation_batches(split, view, STATISTICS, blocks, device, config) as batches:
+            return [batch.images.cpu().numpy() for batch in batches]
+
+    for one, two in zip(evaluated(torch.device("cpu"), "cpu"), evaluated(CUDA, rung), strict=True):
+        assert reference.psnr(two, one) > BOUND
 
 
 def test_padded_crops_decoded_and_from_memory(tiny_images: Dataset) -> None:
@@ -156,3 +186,16 @@ def test_padded_crops_decoded_and_from_memory(tiny_images: Dataset) -> None:
     for images in found[1:]:
         for one, two in zip(images, found[0], strict=True):
             torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-4)
+
+
+def test_truncated_images_are_damaged_on_every_rung(make_dataset: Callable[..., Dataset], rung: Rung) -> None:
+    images = [encode(photograph(number, 300, 400)) for number in range(20)]
+    images[4], images[9] = images[4][: len(images[4]) // 3], images[9][: len(images[9]) // 2]
+    split = make_dataset(images).split("train")
+    expected = train(split, "cpu", slice(0, 20), on_decode_error="substitute")
+    assert sum(len(batch.substitutions) for batch in expected) > 0
+    found = train(split, "cuda", slice(0, 20), on_decode_error="substitute", decode_on=rung)
+    check_alike(found, expected)
+    assert [batch.substitutions for batch in found] == [batch.substitutions for batch in expected]
+    with pytest.raises(UserError, match="does not decode"):
+        train(split, "cuda", slice(0, 20), decode_on=rung)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import sys
 from collections.abc import Callable
@@ -57,6 +58,23 @@ def test_sound_decoders_pass_on_every_rung(trial: Trial) -> None:
     whole = Trial(Graph("five-crops", 64, rung="gpu"), trial.encoded, trial.views)
     for rung in RUNGS:
         assert emulated({}).choose([trial, whole], CUDA, [rung]).failed == {}
+
+
+def test_all_rungs_are_tried_against_one_reference(trial: Trial) -> None:
+    children: list[tuple[str, ...]] = []
+    decoders = Emulated({"gpu": "crash"})
+
+    def run(question: bytes, seconds: float) -> Ended:
+        children.append(tuple(one.graph.rung for one in pickle.loads(question).trials))
+        return decoders(question, seconds)
+
+    few = trial.rows(range(4))
+    assert Probe(limit(60), run).faults([few], CUDA, RUNGS) == {
+        "gpu": SAID["crash"], "gpu-whole": None, "cpu": None,
+    }  # fmt: skip
+    assert children == [("cpu",), ("gpu",), ("gpu-whole",)]
+    broken = Probe(limit(60), Emulated(dict.fromkeys(RUNGS, "raise"))).faults([few], CUDA, RUNGS)
+    assert list(broken) == list(RUNGS) and all(fault and REASON in fault for fault in broken.values())
 
 
 def test_garbage_is_a_failure(trial: Trial) -> None:
@@ -122,7 +140,7 @@ def test_the_real_child_decodes_on_this_machine(trial: Trial) -> None:
 @pytest.mark.gpu
 def test_a_real_gpu(varied_jpegs: Dataset) -> None:
     trial = trial_of(stream_of(varied_jpegs), GRAPH)
-    verdicts = {rung: Probe().choose([trial], CUDA, [rung]) for rung in RUNGS}
-    print(verdicts)  # what this GPU's decoder can do
-    assert verdicts["cpu"].rung == "cpu" and verdicts["gpu-whole"].rung == "gpu-whole"
+    faults = Probe().faults([trial], CUDA, RUNGS)
+    print(faults)  # what this GPU's decoder can do
+    assert faults["cpu"] is None and faults["gpu-whole"] is None
     assert "cpu" not in Probe().choose([trial], CUDA, RUNGS).failed
