@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 
 from bench import pillow_reference as reference
 from pipeline.base.command import UserError
+from pipeline.data import finishing
 from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop, WholeImage, shape_blocks
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
+from pipeline.training.replay import CudaGraphs
 from tests.images import encode, photograph
 from tests.pipeline.data.small_datasets import statistics_of_size
 
@@ -104,16 +107,42 @@ def test_batches_stay_valid_while_the_loader_goes_on(varied_jpegs: Dataset) -> N
 def test_a_device_that_is_late_reads_no_overwritten_pixels(
     varied_jpegs: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split, original = varied_jpegs.split("train"), torch.from_dlpack
+    split, original = varied_jpegs.split("train"), finishing.feed_ndarray
     expected = train(split, "cuda", slice(0, 20))
 
-    def late(tensor: Any) -> torch.Tensor:
+    def late(tensor: Any, copy: torch.Tensor, cuda_stream: torch.cuda.Stream) -> torch.Tensor:
         torch.cuda._sleep(10**8)  # cycles: about 50 ms, on the loader's stream
-        return original(tensor)
+        return original(tensor, copy, cuda_stream=cuda_stream)
 
-    monkeypatch.setattr(torch, "from_dlpack", late)
+    monkeypatch.setattr(finishing, "feed_ndarray", late)
     found = train(split, "cuda", slice(0, 20))
     assert all(torch.equal(one.images, two.images) for one, two in zip(found, expected, strict=True))
+
+
+def test_a_graph_is_recorded_while_the_loader_works(varied_jpegs: Dataset) -> None:
+    """Nothing that the loader's threads and DALI's do may break a recording; nor does the recording change a batch."""
+    split, cuda = varied_jpegs.split("train"), torch.device("cuda")
+    expected = train(split, "cuda", slice(0, 20))
+    recorder, numbers = CudaGraphs(cuda), torch.ones(1000, device=cuda)
+    recorder.run(lambda: numbers * 2)
+
+    def slowly() -> torch.Tensor:
+        result = numbers * 2
+        for _ in range(100):
+            time.sleep(1e-3)  # batches come in the midst of the recording
+            result = result + 1
+        return result
+
+    order, found = Order(len(split), 20, seed=3), []
+    with training_batches(
+        split, order, AugmentConfig(), STATISTICS, slice(0, 20), 0, 6, cuda, LoaderConfig(threads=2, ready=1)
+    ) as batches:
+        for batch in batches:  # its going out of use frees DALI's memory
+            found.append(batch.images.clone())
+            replay, result = recorder.record(slowly)
+            replay()
+            assert torch.equal(result, torch.full_like(result, 102))
+    assert all(torch.equal(one, two.images) for one, two in zip(found, expected, strict=True))
 
 
 def test_truncated_images_are_damaged_on_either_device(make_dataset: Callable[..., Dataset]) -> None:
