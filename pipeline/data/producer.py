@@ -145,8 +145,9 @@ class DaliProducer(Producer):
             try:
                 return self._decode()
             except _BatchError as failed:
-                cause = failed.__cause__
-                assert cause is not None
+                assert failed.__cause__ is not None
+                # Its traceback would keep the failed pipeline alive, with all its memory, while images are judged.
+                cause = failed.__cause__.with_traceback(None)
             self._mend(cause)
 
     def _decode(self) -> None:

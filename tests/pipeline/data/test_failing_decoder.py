@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
@@ -81,6 +82,29 @@ def test_a_batch_on_which_only_the_gpu_fails(make_dataset: Callable[..., Dataset
     graph = FailingGraph("crop", 64, "gpu", NORMALIZATION, broken=(images[4],), alone=False)
     with pytest.raises(UserError, match=r"decoding on the GPU .*nvImageCodec.* failed .*set loader.decode_on"):
         on_gpu(make_dataset(images).split("train"), graph, SUBSTITUTE)
+
+
+def test_a_failed_pipeline_is_freed_before_images_are_judged(
+    make_dataset: Callable[..., Dataset], images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory may be all that the GPU has."""
+    built: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    build, damaged = Graph.build, failures.Judge.damaged
+
+    def building(self: Graph, *arguments: Any, **options: Any) -> Any:
+        pipeline = build(self, *arguments, **options)
+        built.append(weakref.ref(pipeline))
+        return pipeline
+
+    def judging(self: failures.Judge, *arguments: Any) -> dict[int, str]:
+        alive.append(sum(pipeline() is not None for pipeline in built))
+        return damaged(self, *arguments)
+
+    monkeypatch.setattr(Graph, "build", building)
+    monkeypatch.setattr(failures.Judge, "damaged", judging)
+    on_cpu(make_dataset([damaged_png(), *images[1:]]).split("train"), SUBSTITUTE)
+    assert len(alive) >= 2 and set(alive) == {0}
 
 
 class Unbuildable(Graph):
