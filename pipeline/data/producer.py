@@ -23,7 +23,7 @@ from pipeline.base.command import UserError
 from pipeline.data.augment import Int
 from pipeline.data.batch import Batch, BatchRequest, BatchStream, LoaderConfig
 from pipeline.data.decoders import decoder_name, device_index
-from pipeline.data.failures import Judge
+from pipeline.data.failures import DALI_ERRORS, Judge, is_of_memory
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs
 from pipeline.data.headers import is_doubtful
@@ -174,7 +174,7 @@ class DaliProducer(Producer):
     def _call(self, function: Any, *arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except RuntimeError as error:  # the only type that DALI raises
+        except DALI_ERRORS as error:
             raise _BatchError from error
 
     def _next_inputs(self) -> Inputs:
@@ -212,6 +212,8 @@ class DaliProducer(Producer):
 
     def _mend(self, cause: BaseException) -> None:
         """Replace the damaged images on which DALI failed and put the batches in flight back; or raise the reason."""
+        if is_of_memory(cause):
+            raise self.judge.out_of_memory(cause) from cause
         for batch in self.decoding:  # DALI tells of failures in order, so it is the first; a GPU may tell late
             if self.stopping.is_set():
                 return

@@ -6,6 +6,7 @@ import dataclasses
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pipeline.data.augment import Views
 from pipeline.data.batch import Batch, LoaderConfig
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.decoders import decoder_version
+from pipeline.data.failures import reason_of
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs, Normalization
 from tests.images import encode, photograph
@@ -105,6 +107,75 @@ def test_a_failed_pipeline_is_freed_before_images_are_judged(
     monkeypatch.setattr(failures.Judge, "damaged", judging)
     on_cpu(make_dataset([damaged_png(), *images[1:]]).split("train"), SUBSTITUTE)
     assert len(alive) >= 2 and set(alive) == {0}
+
+
+class Exhausted(Graph):
+    """Finds no memory: for a build, or for a batch; `judging`: only for images that are judged, one by one."""
+
+    error: ClassVar[Exception]
+    builds: ClassVar[bool]
+    judging: ClassVar[bool]
+    built: ClassVar[list[int]] = []  # the sizes of batches
+
+    @classmethod
+    def finds(cls, error: Exception, builds: bool, judging: bool = False) -> None:
+        cls.error, cls.builds, cls.judging = error, builds, judging
+        cls.built.clear()
+
+    def build(self, source: Any, batch: int, *arguments: Any, **options: Any) -> Any:
+        self.built.append(batch)
+        if self.judging and batch > 1:
+            return super().build(source, batch, *arguments, **options)
+        if not self.builds:
+            raise self.error
+        pipeline = super().build(source, batch, *arguments, **options)
+        return Mock(wraps=pipeline, share_outputs=Mock(side_effect=self.error), run=Mock(side_effect=self.error))
+
+
+@pytest.mark.parametrize("config", [STOP, SUBSTITUTE])
+@pytest.mark.parametrize("rung", ["gpu", "cpu"])
+@pytest.mark.parametrize(
+    ("builds", "error"),
+    [
+        (False, MemoryError("CUDA allocation failed")),
+        (True, RuntimeError("Error in GPU operator\nencountered:\nCan't allocate 129499136 bytes on device 0.")),
+        (True, RuntimeError("nvJPEG error: NVJPEG_STATUS_ALLOCATOR_FAILURE")),
+        (True, RuntimeError("CUDA runtime API error cudaErrorMemoryAllocation (2):\nout of memory")),
+        (True, RuntimeError("std::bad_alloc")),
+    ],
+    ids=str,
+)
+def test_exhausted_memory_is_named_and_blames_no_image(
+    make_dataset: Callable[..., Dataset], images: list[bytes], builds: bool, error: Exception, rung: Any, config: Any
+) -> None:
+    split = make_dataset([damaged_png(), *images[1:]]).split("train")
+    Exhausted.finds(error, builds)
+    with pytest.raises(UserError, match=r"^decoding ran out of memory .*loader.decode_ahead") as caught:
+        on_gpu(split, Exhausted("crop", 64, rung, NORMALIZATION), config)
+    assert reason_of(error) in str(caught.value) and f"loader.decode_on: {rung};" in str(caught.value)
+    assert Exhausted.built == [4]  # nothing was judged
+
+
+@pytest.mark.parametrize("builds", [False, True])
+@pytest.mark.parametrize("rung", ["gpu", "cpu"])
+@pytest.mark.parametrize("damage", [b"\xff\xd8 nothing", damaged_png()], ids=["header", "behind it"])
+def test_nor_is_an_image_blamed_that_is_judged_without_memory(
+    make_dataset: Callable[..., Dataset], images: list[bytes], damage: bytes, rung: Any, builds: bool
+) -> None:
+    Exhausted.finds(RuntimeError("Can't allocate 129499136 bytes on host.") if builds else MemoryError(), builds, True)
+    with pytest.raises(UserError, match=r"^decoding ran out of memory"):
+        on_gpu(
+            make_dataset([damage, *images[1:]]).split("train"), Exhausted("crop", 64, rung, NORMALIZATION), SUBSTITUTE
+        )
+
+
+def test_other_failures_are_not_of_memory() -> None:
+    for words in (
+        "nvImageCodec failure: '#8'",
+        "CUDA error: an illegal memory access was encountered",
+        "no such decoder",
+    ):
+        assert not failures.is_of_memory(RuntimeError(words))
 
 
 class Unbuildable(Graph):
