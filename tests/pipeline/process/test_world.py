@@ -1,4 +1,7 @@
-"""No rank leaves the making of a process group before every rank is connected. Several real ranks, one of them late."""
+"""No rank leaves the making of a process group before every rank is connected, and none waits for one that failed.
+
+Several real ranks, one of them late.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ import pytest
 import torch.distributed as dist
 from torch import nn
 
+from pipeline.base.command import UserError
 from pipeline.process.stop import StopRequest
-from pipeline.process.world import World, open_world
+from pipeline.process.world import World, on_main, open_world
 from pipeline.training.reduction import GradientReducer
 from pipeline.training.synced_batchnorm import share_normalization
 from tests.ranks import run_ranks
@@ -67,3 +71,21 @@ def make_a_group(world: World, make: Callable[[World, int], None], port: int) ->
 def test_a_rank_goes_on_when_all_are_connected(make: Callable[[World, int], None], port: int) -> None:
     moments = run_ranks(3, make_a_group, make, port)
     assert min(went_on for _, went_on in moments) >= max(connected for connected, _ in moments)
+
+
+def fail_on_main(world: World, error: Exception) -> str:
+    def fail() -> None:
+        raise error
+
+    try:
+        on_main(world, fail)
+    except Exception as raised:
+        return f"{type(raised).__name__}: {raised}"
+    return "went on"
+
+
+@pytest.mark.parametrize("error", [UserError("no such file"), PermissionError("not yours")], ids=["user's", "other"])
+def test_what_fails_on_the_main_rank_ends_every_rank(error: Exception) -> None:
+    first, second = run_ranks(2, fail_on_main, error)
+    assert first == f"{type(error).__name__}: {error}"
+    assert second.startswith("UserError: ") and str(error) in second
