@@ -112,14 +112,22 @@ def with_decoder(
     insists = config.decode_on != "auto"
     rungs = (config.rung(world.device),) if insists else RUNGS[RUNGS.index(first) :]
     world.watchdog.note("trying the GPU's decoder", limited=False)
-    outcome = None
+    outcome, failure = None, None
     if world.local_rank == 0:
-        known = record is not None and record.holds_for(world.device) and not insists
-        if known and all(plan.kind in _KNOWN_BY_A_RECORD for plan in plans):
-            outcome = _Outcome(first, ", as in the run's last attempt")
-        else:
-            outcome = _tried(plans, config, world.device, rungs, insists, probe or Probe())
+        try:
+            known = record is not None and record.holds_for(world.device) and not insists
+            if known and all(plan.kind in _KNOWN_BY_A_RECORD for plan in plans):
+                outcome = _Outcome(first, ", as in the run's last attempt")
+            else:
+                outcome = _tried(plans, config, world.device, rungs, insists, probe or Probe())
+        except UserError as error:  # the samples cannot be read
+            outcome = _Outcome(error=str(error))
+        except Exception as error:  # the other ranks must not wait for this one
+            said = f"trying the decoders failed on host {socket.gethostname()} ({type(error).__name__}: {error})"
+            outcome, failure = _Outcome(error=f"{said}: its rank has the reason"), error
     outcomes = [one for one in _gathered(world, outcome) if one is not None]
+    if failure is not None:
+        raise failure
     if errors := [one.error for one in outcomes if one.error]:
         raise UserError(errors[0])
     lowest = max(outcomes, key=lambda one: RUNGS.index(one.rung))
@@ -143,10 +151,7 @@ def _tried(
     """Try `rungs` on this host's GPU."""
     if rungs == ("cpu",):
         return _Outcome("cpu", ", as in the run's last attempt or as tuned (loader.decode_on: gpu insists on the GPU)")
-    try:
-        verdict = probe.choose([trial_of(plan.stream, plan.graph(config, device)) for plan in plans], device, rungs)
-    except UserError as error:  # the samples cannot be read
-        return _Outcome(error=str(error))
+    verdict = probe.choose([trial_of(plan.stream, plan.graph(config, device)) for plan in plans], device, rungs)
     where = f"{decoder_name(device)}, host {socket.gethostname()}"
     why = "; ".join(f"{DECODING[rung]} failed ({reason})" for rung, reason in verdict.failed.items())
     if verdict.rung is not None:

@@ -197,6 +197,29 @@ def test_all_ranks_take_the_lowest_rung_that_any_host_needs(varied_jpegs: Datase
     assert first == second and "no decoder works" in first
 
 
+@dataclass(frozen=True)
+class Broken(Probe):
+    def choose(self, trials: Sequence[Trial], device: torch.device, rungs: Sequence[Rung]) -> Verdict:
+        raise OSError("no more processes")
+
+
+def on_a_broken_host(world: World, folder: Path) -> str:
+    with with_a_gpu():
+        try:
+            with_decoder(
+                LoaderConfig(), replace(world, device=ON_GPU.device), plans_of(Dataset(folder)), probe=Broken()
+            )
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return "went on"
+
+
+def test_whatever_fails_on_a_rank_that_tries_ends_the_others_too(varied_jpegs: Dataset) -> None:
+    first, second = run_ranks(2, on_a_broken_host, varied_jpegs.folder)
+    assert first == "OSError: no more processes"
+    assert second.startswith("UserError: trying the decoders failed on host ") and "no more processes" in second
+
+
 def test_ranks_of_one_host_wait_for_their_main_rank(varied_jpegs: Dataset) -> None:
     verdicts = [Verdict("gpu-whole"), Verdict("gpu")]
     assert run_ranks(2, on_one_host, varied_jpegs.folder, verdicts) == [("gpu-whole", 1), ("gpu-whole", 0)]
