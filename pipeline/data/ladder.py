@@ -2,7 +2,7 @@
 
 The main local rank of each host finds out what its GPU can do (`probe`), the others wait. All take the lowest rung that any
 host needs. A run goes on with the rung of its last attempt, or a lower one; where device and decoder are the same as then,
-nothing is tried again.
+nothing is tried again. Nor can anything be tried on a GPU in compute mode EXCLUSIVE_PROCESS, which this process has taken.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pipeline.data.plans import Plan
 from pipeline.data.probe import Probe, trial_of
 from pipeline.data.tuned import Machine, find
 from pipeline.process.device import model_name
+from pipeline.process.gpus import is_exclusive
 from pipeline.process.world import World, on_main
 
 WAYS: dict[Rung, str] = {"gpu": "on the GPU", "gpu-whole": "on the GPU, whole images", "cpu": "on the CPU"}
@@ -111,6 +112,7 @@ def with_decoder(
         return replace(config, decode_on="cpu")
     insists = config.decode_on != "auto"
     rungs = (config.rung(world.device),) if insists else RUNGS[RUNGS.index(first) :]
+    trusted = rungs[0] if insists or record or advised else RUNGS[-1]
     world.watchdog.note("trying the GPU's decoder", limited=False)
     outcome, failure = None, None
     if world.local_rank == 0:
@@ -118,6 +120,8 @@ def with_decoder(
             known = record is not None and record.holds_for(world.device) and not insists
             if known and all(plan.kind in _KNOWN_BY_A_RECORD for plan in plans):
                 outcome = _Outcome(first, ", as in the run's last attempt")
+            elif rungs != RUNGS[-1:] and is_exclusive(world.device):
+                outcome = _untried(trusted, world.device)
             else:
                 outcome = _tried(plans, config, world.device, rungs, insists, probe or Probe())
         except UserError as error:  # the samples cannot be read
@@ -138,6 +142,17 @@ def with_decoder(
 
 def _with_load(config: LoaderConfig, load: float) -> LoaderConfig:
     return config if config.hw_decoder_load is not None else replace(config, hw_decoder_load=load)
+
+
+def _untried(rung: Rung, device: torch.device) -> _Outcome:
+    """Take `rung` where no second process can use this host's GPU."""
+    host = socket.gethostname()
+    words = (
+        f", untried: {decoder_name(device)}, host {host}, is in compute mode EXCLUSIVE_PROCESS, so no child can try it"
+    )
+    if rung == RUNGS[-1]:
+        words += " (have it set by nvidia-smi --compute-mode=DEFAULT, or insist on loader.decode_on: gpu-whole or gpu)"
+    return _Outcome(rung, words)
 
 
 def _tried(

@@ -48,9 +48,9 @@ class Scripted(Probe):
         return self.verdict
 
 
-def with_a_gpu() -> Any:
+def with_a_gpu(exclusive: bool = False) -> Any:
     """What asks the driver, answered."""
-    names = {"model_name": lambda _: GPU, "decoder_name": lambda _: DECODER}
+    names = {"model_name": lambda _: GPU, "decoder_name": lambda _: DECODER, "is_exclusive": lambda _: exclusive}
     return patch.multiple(ladder, **names, decoder_version=lambda: "0.9.0", dali_version=lambda: "2.4.0")
 
 
@@ -171,6 +171,28 @@ def test_only_a_new_run_starts_as_tuned(plans: list[Plan]) -> None:
     probe.asked.clear()
     assert with_decoder(LoaderConfig(), ON_GPU, plans, probe=probe).hw_decoder_load == 1.0
     assert probe.asked == [("gpu", "gpu-whole", "cpu")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "record", "rung"),
+    [
+        ("gpu", None, "gpu"),
+        ("gpu", RECORD, "gpu"),
+        ("auto", replace(RECORD, dali="2.3.0"), "gpu-whole"),
+        ("auto", RECORD, "gpu-whole"),
+        ("auto", None, "cpu"),
+    ],
+)
+def test_nothing_is_tried_on_a_gpu_of_one_process(
+    plans: list[Plan], wanted: Any, record: Record | None, rung: Rung, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe = Scripted(verdict=Verdict(None))
+    with with_a_gpu(exclusive=True):
+        config = with_decoder(LoaderConfig(decode_on=wanted), ON_GPU, plans, record=record, probe=probe)
+    assert (config.decode_on, probe.asked) == (rung, [])
+    said = capsys.readouterr().err
+    assert ("in compute mode EXCLUSIVE_PROCESS" in said) == (record is not RECORD or wanted == "gpu")
+    assert ("nvidia-smi --compute-mode=DEFAULT" in said) == (rung == "cpu")
 
 
 def on_one_host(world: World, folder: Path, verdicts: list[Verdict]) -> tuple[str, int]:
