@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from unittest.mock import MagicMock
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.base.command import UserError
+from pipeline.data import graphs
 from pipeline.data.batch import LoaderConfig
-from pipeline.data.decoders import decoder_version, lower_rungs
-from pipeline.data.graphs import Normalization, crop_places, pad_and_crop, pad_and_gather
+from pipeline.data.decoders import RUNGS, Rung, decoder_version, lower_rungs
+from pipeline.data.graphs import Graph, Normalization, crop_places, pad_and_crop, pad_and_gather
 from tests.pipeline.data.small_datasets import statistics_of_size
 
 RANDOM = np.random.default_rng(0)
@@ -28,6 +31,21 @@ def test_both_normalizations_are_the_formula_to_the_bit(shape: tuple[int, ...], 
     np.testing.assert_array_equal(result, expected)
     on_device = normalization.to(torch.device("cpu"))(torch.from_numpy(images), torch.from_numpy(colour))
     np.testing.assert_array_equal(on_device, expected)
+
+
+def test_threads_cost_memory_where_a_gpu_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large host's cores DALI gets 32 threads there, and all elsewhere."""
+
+    def threads_of(rung: Rung, device: str, threads: int) -> int:
+        pipeline = MagicMock()
+        monkeypatch.setattr(graphs, "Pipeline", pipeline)
+        Graph("crop", 64, rung).build(lambda: (), 8, torch.device(device), threads, 2)
+        return int(pipeline.call_args.kwargs["num_threads"])
+
+    monkeypatch.setattr(Graph, "_operators", lambda *_: None)
+    found = [threads_of(rung, "cuda:0", threads) for rung in RUNGS for threads in (8, 128)]
+    assert found == [8, 32, 8, 32, 8, 128]
+    assert threads_of("gpu", "cpu", 128) == 128
 
 
 def test_the_mean_image_only_where_it_fits() -> None:
