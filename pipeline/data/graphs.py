@@ -54,7 +54,7 @@ class Graph:
     crop: int  # side of the square, pixels; unused by "whole"
     rung: Rung = "cpu"
     normalization: Normalization | None = None
-    hw_decoder_load: float = 1.0
+    hw_decoder_load: float = 0.0
     fancy_upsampling: bool = True
 
     def inputs(self, encoded: Sequence[bytes], views: Views) -> Inputs:

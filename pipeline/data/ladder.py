@@ -55,7 +55,7 @@ class Record:
         load = last.get("hw_decoder_load")
         return Record(
             rung=last["decode_on"],
-            hw_decoder_load=1.0 if load is None else float(load),
+            hw_decoder_load=float(load or 0.0),
             device=str(last["device"]),
             nvimgcodec=str(last.get("nvimgcodec")),
             dali=str(last.get("dali")),
@@ -101,9 +101,9 @@ def with_decoder(
     on.
     """
     if world.device.type != "cuda":
-        return _with_load(config, 1.0)
+        return _with_load(config, 0.0)
     advised = on_main(world, lambda: find(Machine.of(world.device, world.local_size))) if new else None
-    first, load = (record.rung, record.hw_decoder_load) if record else (RUNGS[0], 1.0)
+    first, load = (record.rung, record.hw_decoder_load) if record else (RUNGS[0], 0.0)
     if advised:
         first, load = advised.decode_on, advised.hw_decoder_load
     config = _with_load(config, load)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
 
+from pipeline import tune
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
 from pipeline.data import tuned
@@ -19,7 +22,7 @@ from pipeline.data.decoders import RUNGS
 from pipeline.data.probe import Probe
 from pipeline.data.tuned import Machine
 from pipeline.run.config import Config
-from pipeline.tune import Speed, main, space, working_rungs
+from pipeline.tune import Speed, hardware_gain, main, space, working_rungs
 from tests.images import encode, photograph
 from tests.patience import limit
 from tests.pipeline.data.emulated_decoders import Emulated
@@ -65,10 +68,31 @@ def test_the_space_starts_with_the_built_in_values_and_keeps_the_promise() -> No
         keys = set(axis[0])
         assert {key: start[key] for key in keys} in axis or keys == {"decode_on", "hw_decoder_load", "threads"}
     first, ways = space(RUNGS, 8)
-    assert (first["decode_on"], first["hw_decoder_load"]) == ("gpu", 1.0)
-    assert {(way["decode_on"], way["hw_decoder_load"]) for way in ways[0]} == {
-        ("gpu", 1.0), ("gpu", 0.0), ("gpu-whole", 1.0), ("gpu-whole", 0.0), ("cpu", 1.0),
-    }  # fmt: skip
+    assert (first["decode_on"], first["hw_decoder_load"]) == ("gpu", 0.0)
+    assert {(way["decode_on"], way["hw_decoder_load"]) for way in ways[0]} == {(rung, 0.0) for rung in RUNGS}
+
+
+@pytest.mark.parametrize(("factor", "advised"), [(1.5, True), (1.01, False), (0.6, False)])
+def test_the_hardware_decoder_is_advised_and_not_chosen(
+    factor: float, advised: bool, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def speed(setting: Mapping[str, Any]) -> float:
+        assert setting["decode_on"] == "gpu"
+        return 1000 * (factor if setting["hw_decoder_load"] == 1 else 1.0)
+
+    monkeypatch.setattr(tune, "speed_of", lambda *_: speed)
+    monkeypatch.setattr(tune, "working_rungs", lambda *_: ("gpu",))
+    assert main(["data", "--device", "cpu", "--seconds", "0.1", "--json"]) == 0
+    found, said = tuned.find(Machine.of(CPU, 1)), capsys.readouterr().out
+    assert found is not None and found.hw_decoder_load == 0
+    assert ("set loader.hw_decoder_load to 1" in said and f"{factor:.2f} times as fast" in said) == advised
+    assert json.loads(said.splitlines()[-1])["hardware_gain"] == pytest.approx(factor)
+
+
+def test_no_gain_where_the_cpu_decodes_or_the_hardware_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hardware_gain(Mock(), {"decode_on": "cpu", "hw_decoder_load": 0.0}) is None
+    assert hardware_gain(Mock(side_effect=UserError("it failed")), {"decode_on": "gpu", "hw_decoder_load": 0.0}) is None
+    assert "left out: it failed" in capsys.readouterr().err
 
 
 def test_rungs_that_fail_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,9 +99,11 @@ def test_the_facts_of_decoding_and_the_share_that_is_warned_of() -> None:
     version = decoder_version()
     assert version[0].isdigit()
     assert LoaderConfig().decoding_facts(cpu) == {"decode_on": "cpu", "hw_decoder_load": None, "nvimgcodec": version}
-    assert LoaderConfig().decoding_facts(cuda) == {"decode_on": "gpu", "hw_decoder_load": 1.0, "nvimgcodec": version}
-    assert [LoaderConfig(hw_decoder_load=load).decoding_warning(cuda) for load in (0, 1)] == [None, None]
-    shared = LoaderConfig(hw_decoder_load=0.65)
-    assert shared.decoding_warning(cpu) is None
-    sentence = shared.decoding_warning(cuda)
-    assert sentence is not None and "0.65" in sentence and "number of ranks" in sentence
+    assert LoaderConfig().decoding_facts(cuda) == {"decode_on": "gpu", "hw_decoder_load": 0.0, "nvimgcodec": version}
+    assert [LoaderConfig(hw_decoder_load=load).decoding_warning(cuda) for load in (None, 0)] == [None, None]
+    for load, rare in ((0.65, False), (1, True)):
+        shared = LoaderConfig(hw_decoder_load=load)
+        assert shared.decoding_warning(cpu) is None
+        sentence = shared.decoding_warning(cuda)
+        assert sentence is not None and f"hw_decoder_load is {load}:" in sentence and "number of ranks" in sentence
+        assert ("rare" in sentence) == rare

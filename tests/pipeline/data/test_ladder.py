@@ -76,9 +76,9 @@ def plans_of(dataset: Dataset) -> list[Plan]:
 def test_the_first_rung_that_works_is_taken_and_said(plans: list[Plan], capsys: pytest.CaptureFixture[str]) -> None:
     probe = Scripted()
     assert with_decoder(LoaderConfig(), ON_GPU, plans, probe=probe) == LoaderConfig(
-        decode_on="gpu", hw_decoder_load=1.0
+        decode_on="gpu", hw_decoder_load=0.0
     )
-    assert probe.asked == [("gpu", "gpu-whole", "cpu")] and probe.loads == [1.0, 0.0]  # evaluation's share is 0
+    assert probe.asked == [("gpu", "gpu-whole", "cpu")] and probe.loads == [0.0, 0.0]
     assert capsys.readouterr().err.startswith(f"decoding on the GPU ({DECODER}, host ")
 
 
@@ -167,9 +167,13 @@ def test_only_a_new_run_starts_as_tuned(plans: list[Plan]) -> None:
     config = with_decoder(LoaderConfig(), ON_GPU, plans, new=True, probe=probe)
     assert (config.hw_decoder_load, probe.asked, probe.loads) == (0.0, [("gpu-whole", "cpu")], [0.0, 0.0])
     explicit = LoaderConfig(hw_decoder_load=1.0)
+    probe.loads.clear()
     assert with_decoder(explicit, ON_GPU, plans, new=True, probe=probe).hw_decoder_load == 1.0
+    assert probe.loads == [1.0, 0.0]  # evaluation's share is 0
+    kept = replace(RECORD, hw_decoder_load=1.0)
+    assert with_decoder(LoaderConfig(), ON_GPU, plans, record=kept, probe=probe).hw_decoder_load == 1.0
     probe.asked.clear()
-    assert with_decoder(LoaderConfig(), ON_GPU, plans, probe=probe).hw_decoder_load == 1.0
+    assert with_decoder(LoaderConfig(), ON_GPU, plans, probe=probe).hw_decoder_load == 0.0
     assert probe.asked == [("gpu", "gpu-whole", "cpu")]
 
 
