@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -114,27 +114,16 @@ def with_decoder(
     rungs = (config.rung(world.device),) if insists else RUNGS[RUNGS.index(first) :]
     trusted = rungs[0] if insists or record or advised else RUNGS[-1]
     world.watchdog.note("trying the GPU's decoder", limited=False)
-    outcome, failure = None, None
-    if world.local_rank == 0:
-        try:
-            known = record is not None and record.holds_for(world.device) and not insists
-            if known and all(plan.kind in _KNOWN_BY_A_RECORD for plan in plans):
-                outcome = _Outcome(first, ", as in the run's last attempt")
-            elif rungs != RUNGS[-1:] and is_exclusive(world.device):
-                outcome = _untried(trusted, world.device)
-            else:
-                outcome = _tried(plans, config, world.device, rungs, insists, probe or Probe())
-        except UserError as error:  # the samples cannot be read
-            outcome = _Outcome(error=str(error))
-        except Exception as error:  # the other ranks must not wait for this one
-            said = f"trying the decoders failed on host {socket.gethostname()} ({type(error).__name__}: {error})"
-            outcome, failure = _Outcome(error=f"{said}: its rank has the reason"), error
-    outcomes = [one for one in _gathered(world, outcome) if one is not None]
-    if failure is not None:
-        raise failure
-    if errors := [one.error for one in outcomes if one.error]:
-        raise UserError(errors[0])
-    lowest = max(outcomes, key=lambda one: RUNGS.index(one.rung))
+
+    def found() -> _Outcome:
+        known = record is not None and record.holds_for(world.device) and not insists
+        if known and all(plan.kind in _KNOWN_BY_A_RECORD for plan in plans):
+            return _Outcome(first, ", as in the run's last attempt")
+        if rungs != RUNGS[-1:] and is_exclusive(world.device):
+            return _untried(trusted, world.device)
+        return _tried(plans, config, world.device, rungs, insists, probe or Probe())
+
+    lowest = max(_of_all_hosts(world, found), key=lambda one: RUNGS.index(one.rung))
     if world.is_main:
         print(f"decoding {WAYS[lowest.rung]}{lowest.words}", file=sys.stderr)
     return replace(config, decode_on=lowest.rung)
@@ -182,10 +171,29 @@ def _tried(
     )
 
 
-def _gathered(world: World, outcome: _Outcome | None) -> list[_Outcome | None]:
-    """What every rank found, by rank. A collective: every rank calls it."""
-    if world.size == 1:
-        return [outcome]
-    gathered: list[_Outcome | None] = [None] * world.size
-    dist.all_gather_object(gathered, outcome)
-    return gathered
+def _of_all_hosts(world: World, find: Callable[[], _Outcome]) -> list[_Outcome]:
+    """What the main local rank of every host found, by `find`. A collective: every rank calls it.
+
+    Raises UserError on every rank if one of them found no way; any other exception of `find` is raised on its own rank too.
+    """
+    outcome: _Outcome | None = None
+    failure: Exception | None = None
+    if world.local_rank == 0:
+        try:
+            outcome = find()
+        except UserError as error:  # the samples cannot be read
+            outcome = _Outcome(error=str(error))
+        except Exception as error:  # the other ranks must not wait for this one
+            said = f"{type(error).__name__}: {error}"
+            outcome = _Outcome(error=f"trying the decoders failed on host {socket.gethostname()}, see its log ({said})")
+            failure = error
+    gathered = [outcome]
+    if world.size > 1:
+        gathered = [None] * world.size
+        dist.all_gather_object(gathered, outcome)
+    if failure is not None:
+        raise failure
+    outcomes = [one for one in gathered if one is not None]
+    if errors := [one.error for one in outcomes if one.error]:
+        raise UserError(errors[0])
+    return outcomes
