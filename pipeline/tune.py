@@ -34,6 +34,7 @@ from pipeline.data.search import Axis, Found, Search, Setting
 from pipeline.data.storage import open_dataset
 from pipeline.data.tuned import Machine, Tuned
 from pipeline.evaluation.options import positive
+from pipeline.process.gpus import is_exclusive
 from pipeline.process.world import open_world
 from pipeline.run.config import Config
 from pipeline.run.options import load
@@ -130,6 +131,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = world.device
         ranks = args.ranks or (torch.cuda.device_count() if device.type == "cuda" else 1)
         machine = Machine.of(device, ranks)
+        if is_exclusive(device):
+            raise UserError(
+                f"{machine.device} is in compute mode EXCLUSIVE_PROCESS, so no child process can try its decoders: have it set by "
+                "nvidia-smi --compute-mode=DEFAULT, or give --device cpu"
+            )
         speed = speed_of(args, device, ranks)
         with only(machine.cores):
             found, start = search(speed, machine, args.seconds, ends)

@@ -91,8 +91,10 @@ def identity(device: torch.device) -> str:
 def is_exclusive(device: torch.device) -> bool:
     """Whether a GPU serves one process at a time (compute mode EXCLUSIVE_PROCESS): a child of this one cannot use it too.
 
-    False where NVML does not tell, as of a part of a GPU (MIG).
+    False for the CPU, and where NVML does not tell, as of a part of a GPU (MIG).
     """
+    if device.type != "cuda":
+        return False
     try:
         with _nvml():
             mode = pynvml.nvmlDeviceGetComputeMode(pynvml.nvmlDeviceGetHandleByUUID(identity(device)))

@@ -106,5 +106,12 @@ def test_rungs_that_fail_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
         working_rungs(speed, Probe(limit(60), Emulated(dict.fromkeys(RUNGS, "crash"))))
 
 
+def test_a_gpu_of_one_process_is_refused(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    monkeypatch.setattr(tune, "is_exclusive", lambda _: True)
+    with pytest.raises(UserError, match="EXCLUSIVE_PROCESS"):
+        main(["data", "--device", "cpu"])
+    assert not file.exists()
+
+
 def test_ranks_share_the_cores() -> None:
     assert Machine.of(CPU, 1).cores == available_cores() and Machine.of(CPU, 10**6).cores == 1

@@ -291,6 +291,7 @@ def test_a_gpu_that_serves_one_process(
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", "handle of {}".format)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeMode", mode_of)
     assert gpus.is_exclusive(torch.device("cuda", 3)) == exclusive
+    assert not gpus.is_exclusive(torch.device("cpu"))
 
 
 @pytest.mark.gpu
