@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -33,12 +33,15 @@ from pipeline.data.search import Axis, Found, Search, Setting
 from pipeline.data.storage import open_dataset
 from pipeline.data.tuned import Machine, Tuned
 from pipeline.evaluation.options import positive
+from pipeline.process.gpus import is_exclusive
 from pipeline.process.world import open_world
 from pipeline.run.config import Config
 from pipeline.run.options import load
 
 EXAMPLE = "python -m pipeline.tune data/imagenet"
 SECONDS = 60
+ADVISED_GAIN = 1.05  # of the hardware decoder, at least, to be spoken of
+HARDWARE_TURNS = 2  # measurements with the hardware decoder, and as many without
 WARM_UP = 2  # batches of a measurement that come before its clock starts
 TIMED = 3  # batches at least that its clock sees, and as many as fill
 SLICE_SECONDS = 0.3
@@ -130,6 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = world.device
         ranks = args.ranks or (torch.cuda.device_count() if device.type == "cuda" else 1)
         machine = Machine.of(device, ranks)
+        if is_exclusive(device):
+            raise UserError(
+                f"{machine.device} is in compute mode EXCLUSIVE_PROCESS, so no child process can try its decoders: "
+                "have it set by nvidia-smi --compute-mode=DEFAULT, or give --device cpu"
+            )
         speed = speed_of(args, device, ranks)
         with only(machine.cores):
             rungs = working_rungs(speed, Probe())
@@ -137,9 +145,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"measuring for {args.seconds:g} s on {machine.device}, {machine.cores} cores a rank", file=sys.stderr
             )
             found, start = search(speed, rungs, machine.cores, args.seconds)
-    best = tuned_by(found, machine)
-    file = tuned.store(best)
-    print_result(best, start, found, file, args)
+            best = tuned_by(found, machine)
+            file = tuned.store(best)  # first: the hardware decoder was not tried in a child, and may end this process
+            gain = hardware_gain(speed, found.setting)
+    print_result(best, start, found, file, args, gain)
     return 0
 
 
@@ -172,7 +181,7 @@ def working_rungs(speed: Speed, probe: Probe) -> tuple[Rung, ...]:
     """The rungs that decode the dataset's images, tried in processes that may crash. Raises UserError if there is none."""
     if speed.device.type == "cpu":
         return ("cpu",)
-    config = replace(speed.config.loader, hw_decoder_load=1.0, decode_on="auto")
+    config = replace(speed.config.loader, hw_decoder_load=0.0, decode_on="auto")
     augment = replace(speed.config.augment, stages=())
     plan = training_plan(speed.split, speed.config.seed, augment, speed.dataset.statistics, speed.rows)
     trial = trial_of(plan.stream, plan.graph(config, speed.device))
@@ -196,17 +205,29 @@ def search(speed: Speed, rungs: Sequence[Rung], cores: int, budget: float) -> tu
 def space(rungs: Sequence[Rung], cores: int) -> tuple[dict[str, Any], list[Axis]]:
     """(built-in setting, axes of the search): how to decode, threads, depths.
 
-    How to decode and how many threads decide each other's best. As one axis they would be 20 settings on a GPU, of which one
-    round takes half a minute there; so they are two, and the search comes back to the first while it has time.
+    How to decode and how many threads decide each other's best. As one axis they would be 12 settings on a GPU, of which one
+    round takes a third of the time there; so they are two, and the search comes back to the first while it has time.
     """
     threads = sorted({max(1, cores // 4), max(1, cores // 2), cores, cores + cores // 2})
-    ways: list[dict[str, Any]] = [
-        {"decode_on": rung, "hw_decoder_load": load}
-        for rung in rungs
-        for load in ((1.0,) if rung == "cpu" else (1.0, 0.0))
-    ]
+    # Not the hardware decoder, with which pixels may depend on the batch: see `hardware_gain`.
+    ways: list[dict[str, Any]] = [{"decode_on": rung, "hw_decoder_load": 0.0} for rung in rungs]
     start = {**ways[0], **asdict(Queues(threads=cores))}
     return start, [ways, [{"threads": count} for count in threads], *DEPTHS]
+
+
+def hardware_gain(speed: Callable[[Setting], float], setting: Setting) -> float | None:
+    """How many times as fast `setting` is with the GPU's hardware JPEG decoder; None where that fails, or the CPU decodes."""
+    if setting["decode_on"] == "cpu":
+        return None
+    rates: dict[float, list[float]] = {0.0: [], 1.0: []}
+    try:
+        for _ in range(HARDWARE_TURNS):
+            for share, measured in rates.items():
+                measured.append(speed({**setting, "hw_decoder_load": share}))
+    except UserError as error:
+        print(f"the hardware JPEG decoder is left out: {error}", file=sys.stderr)
+        return None
+    return sum(rates[1.0]) / sum(rates[0.0])
 
 
 def tuned_by(found: Found, machine: Machine) -> Tuned:
@@ -222,15 +243,20 @@ def tuned_by(found: Found, machine: Machine) -> Tuned:
     )
 
 
-def print_result(best: Tuned, start: Setting, found: Found, file: Path, args: Namespace) -> None:
-    """Print built-in and found settings and, on request, the figures."""
+def print_result(best: Tuned, start: Setting, found: Found, file: Path, args: Namespace, gain: float | None) -> None:
+    """Print built-in and found settings and, on request, the figures. gain: see `hardware_gain`."""
     rates = {"images/s": (f"{best.untuned_images_per_second:,.1f}", f"{best.images_per_second:,.1f}")}
     rows = [(key, start[key], found.setting[key]) for key in start]
     title = f"{best.machine.device}, {best.machine.cores} cores a rank, {found.measurements} measurements"
     print_table(title, ("loader", "built-in", "found"), [*rows, *((key, *pair) for key, pair in rates.items())])
     print(f"Stored in {file}: loaders of such machines take it where their config has null.")
+    if gain is not None and gain >= ADVISED_GAIN:
+        print(
+            f"The GPU's hardware JPEG decoder is {gain:.2f} times as fast: set loader.hw_decoder_load to 1 to use it, where a "
+            "pixel's last grey level may depend on the number of ranks in rare cases."
+        )
     if args.json:
-        print_json({**asdict(best), "measurements": found.measurements, "file": str(file)})
+        print_json({**asdict(best), "hardware_gain": gain, "measurements": found.measurements, "file": str(file)})
 
 
 if __name__ == "__main__":

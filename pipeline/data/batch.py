@@ -49,9 +49,10 @@ class LoaderConfig:
             decodes whole images there, for GPUs whose decoder fails on parts; cpu decodes on the CPU and sends uint8
             images across the bus; auto is gpu for batches on a GPU.
         hw_decoder_load: share of a training batch's images that goes to the GPU's hardware JPEG decoder, as far as that
-            takes them; 0..1. With 1 and with 0 an image's decoder depends on the image alone; between them also on the
-            batch, and so on the number of ranks, and the decoders may differ in a pixel's last grey level. Where null,
-            that of the run's last attempt; of a new run as tuned, else 1. Evaluation always uses 0.
+            takes them; 0..1. Only with 0 does an image's decoder depend on the image alone, always; between 0 and 1 it
+            depends on the batch too, and so on the number of ranks, and the decoders may differ in a pixel's last grey level.
+            With 1 that is rare: an image on which the hardware fails sends its whole batch to the other decoder. Where
+            null, that of the run's last attempt, else 0. Evaluation always uses 0.
         fancy_upsampling: whether the GPU interpolates chroma as libjpeg-turbo does on the CPU.
     """
 
@@ -82,7 +83,7 @@ class LoaderConfig:
     @property
     def hw_share(self) -> float:
         """`hw_decoder_load`, or the built-in value."""
-        return 1.0 if self.hw_decoder_load is None else self.hw_decoder_load
+        return self.hw_decoder_load or 0.0
 
     def rung(self, device: torch.device) -> Rung:
         """Return how images are decoded for batches on `device`. Raises UserError if the configured way is impossible."""
@@ -105,11 +106,12 @@ class LoaderConfig:
 
     def decoding_warning(self, device: torch.device) -> str | None:
         """Return a sentence if the pixels of training batches on `device` depend on more than the image and its view."""
-        if self.hw_share in (0, 1) or self.rung(device) == "cpu":
+        if not self.hw_share or self.rung(device) == "cpu":
             return None
+        case = "" if self.hw_share < 1 else ", where the hardware decoder fails on an image (it is rare),"
         return (
-            f"loader.hw_decoder_load is {self.hw_decoder_load}: which decoder an image gets, and so its pixels, depend on "
-            "the batch and on the number of ranks (0 and 1 avoid that)"
+            f"loader.hw_decoder_load is {self.hw_decoder_load:g}: which decoder an image gets{case} depends on the batch and "
+            "on the number of ranks, and so may a pixel's last grey level (0 avoids that)"
         )
 
 

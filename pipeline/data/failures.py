@@ -4,11 +4,13 @@ DALI reports that a batch failed, not which image, and its pipeline is unusable 
 through the same graph one by one. The CPU's decoder has the last word: an image that it decodes is sound, and if the GPU
 fails on it, the GPU's decoder is to blame and nothing is substituted. An image with a doubtful header is judged by the CPU
 alone, also where the GPU would take it. Thus whether an image counts as damaged depends only on the image, its view and
-the rung of decoding; neither the batch nor the world size decides what is substituted.
+the rung of decoding; neither the batch nor the world size decides what is substituted. Where memory was exhausted, only an
+image is damaged whose header claims another size than the sample table has: any size, and as much memory.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,17 +21,26 @@ from pipeline.data.augment import Views
 from pipeline.data.batch import BatchRequest, BatchStream
 from pipeline.data.decoders import lower_rungs
 from pipeline.data.graphs import Graph, Inputs
-from pipeline.data.headers import is_doubtful
+from pipeline.data.headers import is_doubtful, size_of
 from pipeline.data.order import Presentations
 
 _CPU = torch.device("cpu")
 _TRIES = 100  # so many neighbours do not all fail by accident
 
+DALI_ERRORS = (RuntimeError, MemoryError)  # what DALI raises; it has the second where memory is exhausted in a build
+# In the words of DALI 2.4, CUDA, nvImageCodec 0.9 with nvJPEG, and the C++ library.
+_MEMORY = re.compile(
+    r"out of memory|bad_alloc|(can't|cannot|failed to) allocate|alloca(tion|tor)[ _]fail", re.IGNORECASE
+)
+
 
 def failures(
     graph: Graph, encoded: Sequence[bytes], views: Views, device: torch.device, rows: Collection[int]
 ) -> dict[int, str]:
-    """Return those of `rows` whose images do not pass through `graph` alone, each with DALI's reason."""
+    """Return those of `rows` whose images do not pass through `graph` alone, each with DALI's reason.
+
+    Raises one of DALI_ERRORS if the graph cannot be built, or if memory is exhausted.
+    """
     reasons: dict[int, str] = {}
     left, row = iter(rows), -1
 
@@ -45,7 +56,9 @@ def failures(
                 pipeline.run()
         except StopIteration:
             break
-        except RuntimeError as error:
+        except DALI_ERRORS as error:
+            if is_of_memory(error):
+                raise
             reasons[row] = reason_of(error)
     return reasons
 
@@ -63,7 +76,18 @@ class Judge:
     decoder: str
 
     def damaged(self, request: BatchRequest, encoded: Sequence[bytes], rows: Collection[int]) -> dict[int, str]:
-        """Return those of `rows` whose images are damaged, with a reason. Raises UserError if the GPU's decoder fails."""
+        """Return those of `rows` whose images are damaged, with a reason.
+
+        Raises UserError if the GPU's decoder fails, or if memory is exhausted.
+        """
+        try:
+            return self._damaged(request, encoded, rows)
+        except DALI_ERRORS as error:
+            if is_of_memory(error):
+                raise self.out_of_memory(error) from error
+            raise
+
+    def _damaged(self, request: BatchRequest, encoded: Sequence[bytes], rows: Collection[int]) -> dict[int, str]:
         on_cpu = replace(self.graph, rung="cpu", normalization=None)
         if self.graph.rung == "cpu":
             return failures(on_cpu, encoded, request.views, _CPU, rows)
@@ -73,6 +97,8 @@ class Judge:
         try:
             suspects = failures(on_gpu, encoded, request.views, self.device, others)
         except RuntimeError as error:  # not even the graph can be built
+            if is_of_memory(error):
+                raise
             raise self.gpu_failed("", error) from error
         # Of the whole image, because the damage of a truncated one may lie below its window.
         whole = replace(on_cpu, kind="source")
@@ -82,12 +108,30 @@ class Judge:
             raise self.gpu_failed(f" on {sample}, which the CPU decodes", suspects[min(sound)])
         return refused
 
+    def of_another_size(self, request: BatchRequest, encoded: Sequence[bytes]) -> dict[int, str]:
+        """Return the rows whose headers claim another size than the sample table has, with a reason."""
+        rows = self.stream.split.samples[request.presentations.ids]
+        sizes = zip(map(size_of, encoded), rows["height"].tolist(), rows["width"].tolist(), strict=True)
+        return {
+            row: f"its header says {claimed[0]} x {claimed[1]} pixels, the sample table {height} x {width}"
+            for row, (claimed, height, width) in enumerate(sizes)
+            if claimed is not None and claimed != (height, width)
+        }
+
     def gpu_failed(self, where: str, reason: BaseException | str) -> UserError:
         """Return what to raise where the GPU failed on no damaged image. where: ends the words "decoding failed"."""
         rung, said = self.graph.rung, reason_of(reason) if isinstance(reason, BaseException) else reason
         return UserError(
             f"decoding on the GPU ({self.decoder}, loader.decode_on: {rung}) failed{where} ({said}): "
             f"set loader.decode_on to {' or '.join(lower_rungs(rung))} and give the same command again, "
+            "a training then goes on from its last checkpoint"
+        )
+
+    def out_of_memory(self, reason: BaseException) -> UserError:
+        """Return what to raise where decoding found no memory."""
+        return UserError(
+            f"decoding ran out of memory ({self.decoder}, loader.decode_on: {self.graph.rung}; {reason_of(reason)}): lower "
+            "loader.threads or loader.decode_ahead, or share the batch among more GPUs, and start the same command again, "
             "a training then goes on from its last checkpoint"
         )
 
@@ -107,6 +151,11 @@ class Judge:
             f"{split.describe(int(original.ids[row]))} and the {_TRIES} samples after it do not decode: "
             "check the dataset with data_prep/verify.py"
         )
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether an error of DALI says that memory, of the host or of a GPU, was exhausted."""
+    return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
 
 
 def reason_of(error: BaseException) -> str:

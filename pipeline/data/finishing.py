@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray
 
 from pipeline.data.augment import Views
 from pipeline.data.batch import Batch, BatchRequest
@@ -46,7 +47,7 @@ class Finish:
         if self.stream is None:
             return self._on_cpu(np.asarray(images.as_tensor()), request, workers), None
         with torch.cuda.stream(self.stream):
-            normalized = torch.from_dlpack(images.as_tensor())
+            normalized = self._copied(images.as_tensor(), self.stream)
             labels, *places = self._send(request.labels, *self._places(request.views, normalized))
             return self._completed(normalized, labels, places, request, self.stream)
 
@@ -73,6 +74,15 @@ class Finish:
             pixels = pad_and_crop(pixels, views.crop_start, views.mirror, self.pad)
         return Batch(pixels, torch.from_numpy(request.labels), request.presentations.ids)
 
+    def _copied(self, images: Any, stream: torch.cuda.Stream) -> torch.Tensor:
+        """Copy DALI's float32 tensor, in the order of `stream`; the host does not wait.
+
+        Not by DLPack: of each tensor that DALI gives away like that, a thread of DALI later has the whole device finish
+        (cudaDeviceSynchronize), which breaks the recording of a CUDA graph and then ends the process.
+        """
+        copy = torch.empty(images.shape(), dtype=torch.float32, device=self.device)
+        return feed_ndarray(images, copy, cuda_stream=stream)
+
     def _places(self, views: Views, images: torch.Tensor) -> tuple[NDArray[np.int64], ...]:
         return () if self.pad is None else crop_places(views.crop_start, views.mirror, images.shape[1])
 
@@ -87,8 +97,8 @@ class Finish:
         if self.pad is not None:
             rows, columns = places
             normalized = pad_and_gather(normalized, rows, columns, self.pad)
-        # DALI cannot make bfloat16 (it has no such type); this conversion is also the copy out of its memory.
-        batch = Batch(normalized.to(self.dtype, copy=True), labels, request.presentations.ids)
+        # DALI cannot make bfloat16 (it has no such type).
+        batch = Batch(normalized.to(self.dtype), labels, request.presentations.ids)
         event = torch.cuda.Event()
         event.record(stream)
         return batch, event

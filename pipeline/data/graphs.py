@@ -27,6 +27,10 @@ from pipeline.data.augment import Int, Views, five_crop_starts
 from pipeline.data.dataset import Statistics
 from pipeline.data.decoders import Rung, device_index
 
+# Threads of DALI at most where a GPU decodes: for each of them DALI allocates ahead two page-locked buffers of 8 MB, and
+# 16 MB on the GPU (2 GB there for the 128 threads of a large host).
+GPU_THREADS = 32
+
 Inputs = tuple[Any, ...]  # for each input of the pipeline a list of TensorCPU, or a TensorListCPU
 Source = Callable[[], Inputs]
 GraphKind = Literal["crop", "five-crops", "whole", "source"]
@@ -50,7 +54,7 @@ class Graph:
     crop: int  # side of the square, pixels; unused by "whole"
     rung: Rung = "cpu"
     normalization: Normalization | None = None
-    hw_decoder_load: float = 1.0
+    hw_decoder_load: float = 0.0
     fancy_upsampling: bool = True
 
     def inputs(self, encoded: Sequence[bytes], views: Views) -> Inputs:
@@ -77,12 +81,13 @@ class Graph:
     def build(self, source: Source, batch: int, device: torch.device, threads: int, queue: int) -> Pipeline:
         """Return a pipeline that draws batches of up to `batch` images from `source` until that raises StopIteration.
 
-        device: where its images are to be. Raises RuntimeError if DALI cannot build it, for want of a decoder for instance.
+        device: where its images are to be. threads: where a GPU decodes, DALI takes GPU_THREADS of them at most. Raises
+        RuntimeError if DALI cannot build it, for want of a decoder for instance, and MemoryError.
         """
         gpu = device.type == "cuda"
         pipeline = Pipeline(
             batch_size=batch,
-            num_threads=threads,
+            num_threads=min(threads, GPU_THREADS) if gpu and self.rung != "cpu" else threads,
             device_id=device_index(device) if gpu else None,
             prefetch_queue_depth=queue,
             seed=0,  # unused: no operator here draws random numbers

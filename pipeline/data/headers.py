@@ -59,12 +59,30 @@ def _png_reaches_its_end(encoded: bytes) -> bool:
 
 def kind_of(encoded: bytes) -> str:
     """Return what decoders tell apart: a JPEG's coding, components and sampling factors, or another format's first bytes."""
+    if (place := _jpeg_frame(encoded)) is None:
+        return encoded[:4].hex()
+    factors = encoded[place + 11 : place + 11 + 3 * encoded[place + 9] : 3]
+    return f"JPEG {encoded[place + 1]:02X} {factors.hex(' ')}"
+
+
+def size_of(encoded: bytes) -> tuple[int, int] | None:
+    """Return the (height, width) in pixels that the header of a JPEG or PNG claims; None for other formats, or without one."""
+    if encoded.startswith(_PNG) and len(encoded) >= 24:
+        width, height = struct.unpack_from(">II", encoded, 16)  # of IHDR, which comes first
+        return height, width
+    if (place := _jpeg_frame(encoded)) is None:
+        return None
+    height, width = struct.unpack_from(">HH", encoded, place + 5)  # T.81, B.2.2
+    return height, width
+
+
+def _jpeg_frame(encoded: bytes) -> int | None:
+    """Return where a JPEG's frame header begins, None where there is none."""
     place, size = 2, len(encoded)
     while encoded.startswith(b"\xff\xd8") and place + 10 <= size:
         marker = encoded[place + 1]
         if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
-            factors = encoded[place + 11 : place + 11 + 3 * encoded[place + 9] : 3]
-            return f"JPEG {marker:02X} {factors.hex(' ')}"
+            return place
         alone = marker == 0xFF or marker in _ALONE
         place += (1 if marker == 0xFF else 2) if alone else 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
-    return encoded[:4].hex()
+    return None

@@ -2,14 +2,14 @@
 
 The main local rank of each host finds out what its GPU can do (`probe`), the others wait. All take the lowest rung that any
 host needs. A run goes on with the rung of its last attempt, or a lower one; where device and decoder are the same as then,
-nothing is tried again.
+nothing is tried again. Nor can anything be tried on a GPU in compute mode EXCLUSIVE_PROCESS, which this process has taken.
 """
 
 from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipeline.data.plans import Plan
 from pipeline.data.probe import Probe, trial_of
 from pipeline.data.tuned import Machine, find
 from pipeline.process.device import model_name
+from pipeline.process.gpus import is_exclusive
 from pipeline.process.world import World, on_main
 
 WAYS: dict[Rung, str] = {"gpu": "on the GPU", "gpu-whole": "on the GPU, whole images", "cpu": "on the CPU"}
@@ -54,7 +55,7 @@ class Record:
         load = last.get("hw_decoder_load")
         return Record(
             rung=last["decode_on"],
-            hw_decoder_load=1.0 if load is None else float(load),
+            hw_decoder_load=float(load or 0.0),
             device=str(last["device"]),
             nvimgcodec=str(last.get("nvimgcodec")),
             dali=str(last.get("dali")),
@@ -100,9 +101,9 @@ def with_decoder(
     on.
     """
     if world.device.type != "cuda":
-        return _with_load(config, 1.0)
+        return _with_load(config, 0.0)
     advised = on_main(world, lambda: find(Machine(device=model_name(world.device), cores=world.cores))) if new else None
-    first, load = (record.rung, record.hw_decoder_load) if record else (RUNGS[0], 1.0)
+    first, load = (record.rung, record.hw_decoder_load) if record else (RUNGS[0], 0.0)
     if advised:
         first, load = advised.decode_on, advised.hw_decoder_load
     config = _with_load(config, load)
@@ -111,18 +112,18 @@ def with_decoder(
         return replace(config, decode_on="cpu")
     insists = config.decode_on != "auto"
     rungs = (config.rung(world.device),) if insists else RUNGS[RUNGS.index(first) :]
+    trusted = rungs[0] if insists or record or advised else RUNGS[-1]
     world.watchdog.note("trying the GPU's decoder", limited=False)
-    outcome = None
-    if world.local_rank == 0:
+
+    def found() -> _Outcome:
         known = record is not None and record.holds_for(world.device) and not insists
         if known and all(plan.kind in _KNOWN_BY_A_RECORD for plan in plans):
-            outcome = _Outcome(first, ", as in the run's last attempt")
-        else:
-            outcome = _tried(plans, config, world.device, rungs, insists, probe or Probe())
-    outcomes = [one for one in _gathered(world, outcome) if one is not None]
-    if errors := [one.error for one in outcomes if one.error]:
-        raise UserError(errors[0])
-    lowest = max(outcomes, key=lambda one: RUNGS.index(one.rung))
+            return _Outcome(first, ", as in the run's last attempt")
+        if rungs != RUNGS[-1:] and is_exclusive(world.device):
+            return _untried(trusted, world.device)
+        return _tried(plans, config, world.device, rungs, insists, probe or Probe())
+
+    lowest = max(_of_all_hosts(world, found), key=lambda one: RUNGS.index(one.rung))
     if world.is_main:
         print(f"decoding {WAYS[lowest.rung]}{lowest.words}", file=sys.stderr)
     return replace(config, decode_on=lowest.rung)
@@ -130,6 +131,17 @@ def with_decoder(
 
 def _with_load(config: LoaderConfig, load: float) -> LoaderConfig:
     return config if config.hw_decoder_load is not None else replace(config, hw_decoder_load=load)
+
+
+def _untried(rung: Rung, device: torch.device) -> _Outcome:
+    """Take `rung` where no second process can use this host's GPU."""
+    host = socket.gethostname()
+    words = (
+        f", untried: {decoder_name(device)}, host {host}, is in compute mode EXCLUSIVE_PROCESS, so no child can try it"
+    )
+    if rung == RUNGS[-1]:
+        words += " (have it set by nvidia-smi --compute-mode=DEFAULT, or insist on loader.decode_on: gpu-whole or gpu)"
+    return _Outcome(rung, words)
 
 
 def _tried(
@@ -143,10 +155,7 @@ def _tried(
     """Try `rungs` on this host's GPU."""
     if rungs == ("cpu",):
         return _Outcome("cpu", ", as in the run's last attempt or as tuned (loader.decode_on: gpu insists on the GPU)")
-    try:
-        verdict = probe.choose([trial_of(plan.stream, plan.graph(config, device)) for plan in plans], device, rungs)
-    except UserError as error:  # the samples cannot be read
-        return _Outcome(error=str(error))
+    verdict = probe.choose([trial_of(plan.stream, plan.graph(config, device)) for plan in plans], device, rungs)
     where = f"{decoder_name(device)}, host {socket.gethostname()}"
     why = "; ".join(f"{DECODING[rung]} failed ({reason})" for rung, reason in verdict.failed.items())
     if verdict.rung is not None:
@@ -162,10 +171,29 @@ def _tried(
     )
 
 
-def _gathered(world: World, outcome: _Outcome | None) -> list[_Outcome | None]:
-    """What every rank found, by rank. A collective: every rank calls it."""
-    if world.size == 1:
-        return [outcome]
-    gathered: list[_Outcome | None] = [None] * world.size
-    dist.all_gather_object(gathered, outcome)
-    return gathered
+def _of_all_hosts(world: World, find: Callable[[], _Outcome]) -> list[_Outcome]:
+    """What the main local rank of every host found, by `find`. A collective: every rank calls it.
+
+    Raises UserError on every rank if one of them found no way; any other exception of `find` is raised on its own rank too.
+    """
+    outcome: _Outcome | None = None
+    failure: Exception | None = None
+    if world.local_rank == 0:
+        try:
+            outcome = find()
+        except UserError as error:  # the samples cannot be read
+            outcome = _Outcome(error=str(error))
+        except Exception as error:  # the other ranks must not wait for this one
+            said = f"{type(error).__name__}: {error}"
+            outcome = _Outcome(error=f"trying the decoders failed on host {socket.gethostname()}, see its log ({said})")
+            failure = error
+    gathered = [outcome]
+    if world.size > 1:
+        gathered = [None] * world.size
+        dist.all_gather_object(gathered, outcome)
+    if failure is not None:
+        raise failure
+    outcomes = [one for one in gathered if one is not None]
+    if errors := [one.error for one in outcomes if one.error]:
+        raise UserError(errors[0])
+    return outcomes

@@ -34,8 +34,8 @@ class Plan:
     def config_of(self, config: LoaderConfig) -> LoaderConfig:
         """Return what holds for these batches: an evaluation must not substitute images.
 
-        Its blocks differ in size, and nvImageCodec's hardware share is a number of images that the first block fixes: only
-        without it does an image's decoder depend on the image alone.
+        Nor may it use the GPU's hardware decoder: nvImageCodec's share of that is a number of images, which the first block
+        fixes, and the blocks differ in size.
         """
         return replace(config, on_decode_error="stop", hw_decoder_load=0.0) if self.evaluates else config
 

@@ -3,6 +3,9 @@
 A child decodes a few real images with the graphs that the loaders will use. The rung passes where every image decodes that
 the CPU decodes, to much the same pixels; else the next rung is tried. An image that the CPU does not decode either is left
 out: it says nothing about the GPU.
+
+It cannot show faults that come rarely: a child decodes 32 images of a split at most, twice, with 4 threads. Races between
+threads or between batches need more of all to show, and so does memory that is lost or runs out with a run's batches.
 """
 
 from __future__ import annotations
@@ -154,7 +157,10 @@ class Probe:
         if ended.code:
             *_, last = ["", *ended.errors.strip().splitlines()]
             return f"exit code {ended.code}" + (f", {last[:300]}" if last else "")
-        answer = iter(pickle.loads(ended.output))
+        try:
+            answer = iter(pickle.loads(ended.output))
+        except (EOFError, pickle.UnpicklingError):  # of nothing, or of a part
+            return "ended without an answer"
         return [next(answer) if trial.encoded else [] for trial in trials]
 
 

@@ -11,7 +11,7 @@ import queue
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from pipeline.base.command import UserError
 from pipeline.data.augment import Int
 from pipeline.data.batch import Batch, BatchRequest, BatchStream, LoaderConfig
 from pipeline.data.decoders import decoder_name, device_index
-from pipeline.data.failures import Judge
+from pipeline.data.failures import DALI_ERRORS, Judge, is_of_memory
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs
 from pipeline.data.headers import is_doubtful
@@ -145,8 +145,9 @@ class DaliProducer(Producer):
             try:
                 return self._decode()
             except _BatchError as failed:
-                cause = failed.__cause__
-                assert cause is not None
+                assert failed.__cause__ is not None
+                # Its traceback would keep the failed pipeline alive, with all its memory, while images are judged.
+                cause = failed.__cause__.with_traceback(None)
             self._mend(cause)
 
     def _decode(self) -> None:
@@ -173,7 +174,7 @@ class DaliProducer(Producer):
     def _call(self, function: Any, *arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except RuntimeError as error:  # the only type that DALI raises
+        except DALI_ERRORS as error:
             raise _BatchError from error
 
     def _next_inputs(self) -> Inputs:
@@ -190,7 +191,7 @@ class DaliProducer(Producer):
             part.result()
         if not batch.cleared:  # DALI must not decode an image that looks damaged together with others
             if doubtful := [row for row, image in enumerate(batch.encoded) if is_doubtful(image)]:
-                self._replace_damaged(batch, doubtful)
+                self._replace(batch, self.judge.damaged(batch.request, batch.encoded, doubtful))
             batch.cleared = True
         batch.inputs = self.graph.inputs(batch.encoded, batch.request.views)
         self.decoding.append(batch)
@@ -211,22 +212,31 @@ class DaliProducer(Producer):
 
     def _mend(self, cause: BaseException) -> None:
         """Replace the damaged images on which DALI failed and put the batches in flight back; or raise the reason."""
+        of_memory = is_of_memory(cause)
         for batch in self.decoding:  # DALI tells of failures in order, so it is the first; a GPU may tell late
             if self.stopping.is_set():
                 return
-            if self._replace_damaged(batch, range(len(batch.encoded)), cause):
+            images, request = batch.encoded, batch.request
+            damaged = (
+                self.judge.of_another_size(request, images)
+                if of_memory
+                else self.judge.damaged(request, images, range(len(images)))
+            )
+            if damaged:
+                self._replace(batch, damaged, cause)
                 break
         else:
+            if of_memory:
+                raise self.judge.out_of_memory(cause) from cause
             if self.graph.rung == "cpu":
                 raise cause
             raise self.judge.gpu_failed("", cause) from cause
         self.reading.extendleft(reversed(self.decoding))
         self.decoding.clear()
 
-    def _replace_damaged(self, batch: _Reading, rows: Collection[int], cause: BaseException | None = None) -> bool:
-        """Substitute those of `rows` that are damaged; return whether there are any. Raises UserError if it must not."""
+    def _replace(self, batch: _Reading, damaged: dict[int, str], cause: BaseException | None = None) -> None:
+        """Substitute the `damaged` rows, with their reasons. Raises UserError if they must not be substituted."""
         split = self.stream.split
-        damaged = self.judge.damaged(batch.request, batch.encoded, rows)
         for row, reason in damaged.items():
             sample = int(batch.request.presentations.ids[row])
             sentence = f"{split.describe(sample)} does not decode ({reason})"
@@ -238,4 +248,3 @@ class DaliProducer(Producer):
             batch.request = self.judge.substitute(batch.request, batch.encoded, row)
             substitute_id = batch.request.presentations.ids[row]
             batch.substitutions += (f"{sentence}, substituted by sample {substitute_id}",)
-        return bool(damaged)

@@ -78,8 +78,6 @@ class Trainer:
     def _warn(self) -> None:
         if self.step.not_compiled is not None:
             print(f"warning: training goes on without torch.compile: {self.step.not_compiled}", file=sys.stderr)
-        if (sentence := self.loader.decoding_warning(self.world.device)) is not None:
-            print(f"warning: {sentence}", file=sys.stderr)
 
     @property
     def computing(self) -> dict[str, Any]:
@@ -106,6 +104,8 @@ class Trainer:
         self.loader = with_decoder(
             self.loader, self.world, plans, record=Record.of(attempts[:-1]), new=len(attempts) == 1, probe=probe
         )
+        if self.world.is_main and (sentence := self.loader.decoding_warning(self.world.device)) is not None:
+            print(f"warning: {sentence}", file=sys.stderr)
         if self.validation:
             self.validation = replace(self.validation, loader=self.loader)
         return decoding_facts(self.loader, self.world.device)

@@ -101,6 +101,25 @@ def identity(device: torch.device) -> str:
     return f"{device.type}:{device.index} of {socket.gethostname()}" if set(uuid) <= set("0-") else f"GPU-{uuid}"
 
 
+def is_exclusive(device: torch.device) -> bool:
+    """Whether a GPU serves one process at a time (compute mode EXCLUSIVE_PROCESS): a child of this one cannot use it too.
+
+    False for the CPU, and where NVML does not tell, as of a part of a GPU (MIG).
+    """
+    if device.type != "cuda":
+        return False
+    try:
+        import pynvml  # here, as in `inspect`
+    except ImportError:
+        return False
+    try:
+        with _nvml():
+            mode = pynvml.nvmlDeviceGetComputeMode(pynvml.nvmlDeviceGetHandleByUUID(identity(device)))
+    except pynvml.NVMLError:
+        return False
+    return mode in (pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS, pynvml.NVML_COMPUTEMODE_EXCLUSIVE_THREAD)
+
+
 def check_places(places: Sequence[tuple[str, str]]) -> None:
     """Raise UserError where two ranks share one GPU, or some ranks have a GPU and some have none.
 

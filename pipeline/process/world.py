@@ -147,17 +147,24 @@ def wait_for_all_ranks() -> None:
 def on_main(world: World, function: Callable[[], T]) -> T:
     """Call `function` on rank 0 alone and return its (picklable) result on every rank. A collective: every rank calls it.
 
-    A UserError of rank 0 is raised on every rank: all stop with the same message instead of waiting for the main rank.
+    A UserError of rank 0 is raised on every rank, and where it fails otherwise, a UserError on the others that says so: all
+    stop instead of waiting for the main rank.
     """
     if world.size == 1:
         return function()
     outcome: list[T | UserError | None] = [None]
+    failure: Exception | None = None
     if world.is_main:
         try:
             outcome = [function()]
         except UserError as error:
             outcome = [UserError(str(error))]
+        except Exception as error:
+            failure = error
+            outcome = [UserError(f"rank 0 failed, its log has the reason ({type(error).__name__}: {error})")]
     dist.broadcast_object_list(outcome, src=0, device=torch.device("cpu"))
+    if failure is not None:
+        raise failure
     if isinstance(outcome[0], UserError):
         raise outcome[0]
     return cast(T, outcome[0])

@@ -66,7 +66,8 @@ class CudaGraphs:
         """As in `Recorder`. Raises UserError where the work cannot be recorded, torch.OutOfMemoryError where memory ends."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # thread_local: the loader's thread may allocate and copy meanwhile, and NCCL's may ask for its events.
+            # thread_local: the loader's thread may allocate, copy and wait for its own events meanwhile, and NCCL's may ask
+            # for its events. In no mode may any thread wait for the whole device: that fails, and so does the recording.
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 result = work()
         except RuntimeError as error:  # CUDA's too: torch.AcceleratorError is a RuntimeError

@@ -25,7 +25,7 @@ from pipeline.data.decoders import RUNGS
 from pipeline.data.probe import Probe
 from pipeline.data.tuned import Machine, Tuned
 from pipeline.run.config import Config
-from pipeline.tune import Speed, main, space, working_rungs
+from pipeline.tune import Speed, hardware_gain, main, space, working_rungs
 from tests.images import encode, photograph
 from tests.patience import limit
 from tests.pipeline.data.emulated_decoders import Emulated
@@ -70,10 +70,31 @@ def test_the_space_starts_with_the_built_in_values_and_keeps_the_promise() -> No
     for axis in axes:
         assert {key: start[key] for key in axis[0]} in axis
     first, ways = space(RUNGS, 8)
-    assert (first["decode_on"], first["hw_decoder_load"]) == ("gpu", 1.0)
-    assert {(way["decode_on"], way["hw_decoder_load"]) for way in ways[0]} == {
-        ("gpu", 1.0), ("gpu", 0.0), ("gpu-whole", 1.0), ("gpu-whole", 0.0), ("cpu", 1.0),
-    }  # fmt: skip
+    assert (first["decode_on"], first["hw_decoder_load"]) == ("gpu", 0.0)
+    assert {(way["decode_on"], way["hw_decoder_load"]) for way in ways[0]} == {(rung, 0.0) for rung in RUNGS}
+
+
+@pytest.mark.parametrize(("factor", "advised"), [(1.5, True), (1.01, False), (0.6, False)])
+def test_the_hardware_decoder_is_advised_and_not_chosen(
+    factor: float, advised: bool, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def speed(setting: Mapping[str, Any]) -> float:
+        assert setting["decode_on"] == "gpu"
+        return 1000 * (factor if setting["hw_decoder_load"] == 1 else 1.0)
+
+    monkeypatch.setattr(tune, "speed_of", lambda *_: speed)
+    monkeypatch.setattr(tune, "working_rungs", lambda *_: ("gpu",))
+    assert main(["data", "--device", "cpu", "--seconds", "0.1", "--json"]) == 0
+    found, said = tuned.find(Machine.of(CPU, 1)), capsys.readouterr().out
+    assert found is not None and found.hw_decoder_load == 0
+    assert ("set loader.hw_decoder_load to 1" in said and f"{factor:.2f} times as fast" in said) == advised
+    assert json.loads(said.splitlines()[-1])["hardware_gain"] == pytest.approx(factor)
+
+
+def test_no_gain_where_the_cpu_decodes_or_the_hardware_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert hardware_gain(Mock(), {"decode_on": "cpu", "hw_decoder_load": 0.0}) is None
+    assert hardware_gain(Mock(side_effect=UserError("it failed")), {"decode_on": "gpu", "hw_decoder_load": 0.0}) is None
+    assert "left out: it failed" in capsys.readouterr().err
 
 
 def test_rungs_that_fail_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,7 +166,8 @@ def test_a_minute_finds_the_way_and_the_threads_of_a_gpu(
     assert main(["data", "--device", "cpu"]) == 0
     found = tuned.find(machine)
     assert found is not None and (found.decode_on, found.queues.threads) == (best, threads)
-    assert ended[0] <= gpu.PROBING + tune.SECONDS + 2 * (gpu.START + gpu.SLICE)
+    advice = 2 * tune.HARDWARE_TURNS if best != "cpu" else 0  # measurements with the hardware decoder, after the search
+    assert ended[0] <= gpu.PROBING + tune.SECONDS + (2 + advice) * (gpu.START + gpu.SLICE)
 
 
 def test_the_cpu_decodes_smaller_batches(digits: Path) -> None:
@@ -155,6 +177,13 @@ def test_the_cpu_decodes_smaller_batches(digits: Path) -> None:
     options.batch = 512
     speed = tune.speed_of(options, CPU, ranks=1)
     assert (speed.rows, speed.cpu_rows) == (512, 512)
+
+
+def test_a_gpu_of_one_process_is_refused(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    monkeypatch.setattr(tune, "is_exclusive", lambda _: True)
+    with pytest.raises(UserError, match="EXCLUSIVE_PROCESS"):
+        main(["data", "--device", "cpu"])
+    assert not file.exists()
 
 
 def test_ranks_share_the_cores() -> None:

@@ -1,7 +1,7 @@
 """Pixels of each rung of `loader.decode_on` against the CPU's, each rung in a process of its own, since a decoder may crash.
 
 The promise of the loader: an image's pixels depend on the image and its view alone. So a mini-batch decoded at once must
-equal the same one decoded in parts, to the bit; `hw_decoder_load` between 0 and 1 is known to break that.
+equal the same one decoded in parts, to the bit; `hw_decoder_load` above 0 is known to break that, 1 in rare cases only.
 """
 
 from __future__ import annotations

@@ -45,14 +45,14 @@ def settings(rung: str, cores: int) -> Iterator[dict[str, Any]]:
     if rung == "cpu":
         yield base | {"read_ahead": 4, "ready": 4, "decode_ahead": 4, "read_threads": 32}
         return
-    for load in (0.0, 0.65) if rung == "gpu-whole" else (0.0, 0.5, 0.65, 0.8, 0.9):
+    for load in (1.0, 0.65) if rung == "gpu-whole" else (1.0, 0.5, 0.65, 0.8, 0.9):
         yield base | {"hw_decoder_load": load}
     if rung == "gpu-whole":
         return
-    for load in (1.0, 0.9, 0.65):
+    for load in (0.0, 1.0, 0.65):
         yield base | {"hw_decoder_load": load, "threads": max(1, cores // 2)}
         yield base | {"hw_decoder_load": load, "decode_ahead": 3}
-    for load in (1.0, 0.65):
+    for load in (0.0, 1.0):
         yield base | {"hw_decoder_load": load, "fancy_upsampling": False}
     yield base | {"read_ahead": 4, "ready": 4, "decode_ahead": 4, "read_threads": 32}
 

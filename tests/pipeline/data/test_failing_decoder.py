@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from pipeline.data.augment import Views
 from pipeline.data.batch import Batch, LoaderConfig
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.decoders import decoder_version
+from pipeline.data.failures import reason_of
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs, Normalization
 from tests.images import encode, photograph
@@ -81,6 +85,141 @@ def test_a_batch_on_which_only_the_gpu_fails(make_dataset: Callable[..., Dataset
     graph = FailingGraph("crop", 64, "gpu", NORMALIZATION, broken=(images[4],), alone=False)
     with pytest.raises(UserError, match=r"decoding on the GPU .*nvImageCodec.* failed .*set loader.decode_on"):
         on_gpu(make_dataset(images).split("train"), graph, SUBSTITUTE)
+
+
+def test_a_failed_pipeline_is_freed_before_images_are_judged(
+    make_dataset: Callable[..., Dataset], images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory may be all that the GPU has."""
+    built: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    build, damaged = Graph.build, failures.Judge.damaged
+
+    def building(self: Graph, *arguments: Any, **options: Any) -> Any:
+        pipeline = build(self, *arguments, **options)
+        built.append(weakref.ref(pipeline))
+        return pipeline
+
+    def judging(self: failures.Judge, *arguments: Any) -> dict[int, str]:
+        alive.append(sum(pipeline() is not None for pipeline in built))
+        return damaged(self, *arguments)
+
+    monkeypatch.setattr(Graph, "build", building)
+    monkeypatch.setattr(failures.Judge, "damaged", judging)
+    on_cpu(make_dataset([damaged_png(), *images[1:]]).split("train"), SUBSTITUTE)
+    assert len(alive) >= 2 and set(alive) == {0}
+
+
+class Exhausted(Graph):
+    """Finds no memory: for a build, or for a batch; `judging`: only for images that are judged, one by one."""
+
+    error: ClassVar[Exception]
+    builds: ClassVar[bool]
+    judging: ClassVar[bool]
+    built: ClassVar[list[int]] = []  # the sizes of batches
+
+    @classmethod
+    def finds(cls, error: Exception, builds: bool, judging: bool = False) -> None:
+        cls.error, cls.builds, cls.judging = error, builds, judging
+        cls.built.clear()
+
+    def build(self, source: Any, batch: int, *arguments: Any, **options: Any) -> Any:
+        self.built.append(batch)
+        if self.judging and batch > 1:
+            return super().build(source, batch, *arguments, **options)
+        if not self.builds:
+            raise self.error
+        pipeline = super().build(source, batch, *arguments, **options)
+        return Mock(wraps=pipeline, share_outputs=Mock(side_effect=self.error), run=Mock(side_effect=self.error))
+
+
+@pytest.mark.parametrize("config", [STOP, SUBSTITUTE])
+@pytest.mark.parametrize("rung", ["gpu", "cpu"])
+@pytest.mark.parametrize(
+    ("builds", "error"),
+    [
+        (False, MemoryError("CUDA allocation failed")),
+        (True, RuntimeError("Error in GPU operator\nencountered:\nCan't allocate 129499136 bytes on device 0.")),
+        (True, RuntimeError("nvJPEG error: NVJPEG_STATUS_ALLOCATOR_FAILURE")),
+        (True, RuntimeError("CUDA runtime API error cudaErrorMemoryAllocation (2):\nout of memory")),
+        (True, RuntimeError("std::bad_alloc")),
+    ],
+    ids=str,
+)
+def test_exhausted_memory_is_named_and_blames_no_image(
+    make_dataset: Callable[..., Dataset], images: list[bytes], builds: bool, error: Exception, rung: Any, config: Any
+) -> None:
+    split = make_dataset([damaged_png(), *images[1:]]).split("train")
+    Exhausted.finds(error, builds)
+    with pytest.raises(UserError, match=r"^decoding ran out of memory .*loader.decode_ahead") as caught:
+        on_gpu(split, Exhausted("crop", 64, rung, NORMALIZATION), config)
+    assert reason_of(error) in str(caught.value) and f"loader.decode_on: {rung};" in str(caught.value)
+    assert Exhausted.built == [4]  # nothing was judged
+
+
+@pytest.mark.parametrize("builds", [False, True])
+@pytest.mark.parametrize("rung", ["gpu", "cpu"])
+@pytest.mark.parametrize("damage", [b"\xff\xd8 nothing", damaged_png()], ids=["header", "behind it"])
+def test_nor_is_an_image_blamed_that_is_judged_without_memory(
+    make_dataset: Callable[..., Dataset], images: list[bytes], damage: bytes, rung: Any, builds: bool
+) -> None:
+    Exhausted.finds(RuntimeError("Can't allocate 129499136 bytes on host.") if builds else MemoryError(), builds, True)
+    with pytest.raises(UserError, match=r"^decoding ran out of memory"):
+        on_gpu(
+            make_dataset([damage, *images[1:]]).split("train"), Exhausted("crop", 64, rung, NORMALIZATION), SUBSTITUTE
+        )
+
+
+def claiming(image: bytes, height: int, width: int) -> bytes:
+    """A JPEG whose header claims another size."""
+    place = next(place for place in range(len(image)) if image[place] == 0xFF and image[place + 1] in (0xC0, 0xC2))
+    return image[: place + 5] + struct.pack(">HH", height, width) + image[place + 9 :]
+
+
+class ExhaustedOnce(Graph):
+    """Finds no memory for its first batch."""
+
+    built: ClassVar[int] = 0
+
+    def build(self, *arguments: Any, **options: Any) -> Any:
+        pipeline = super().build(*arguments, **options)
+        type(self).built += 1
+        if self.built > 1:
+            return pipeline
+        return Mock(
+            wraps=pipeline, share_outputs=Mock(side_effect=RuntimeError("Can't allocate 10800000000 bytes on host."))
+        )
+
+
+@pytest.mark.parametrize("config", [STOP, SUBSTITUTE], ids=["stop", "substitute"])
+def test_an_image_that_claims_all_memory_is_damaged(
+    make_dataset: Callable[..., Dataset], images: list[bytes], config: LoaderConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lack of memory is emulated, since a machine may have as much."""
+    split = make_dataset(images[:4]).split("train")
+    absurd, read = claiming(split.read(1), 60000, 60000), split.read
+    monkeypatch.setattr(split, "read", lambda sample: absurd if sample == 1 else read(sample))
+    monkeypatch.setattr(ExhaustedOnce, "built", 0)
+    stream = training_stream(split, batches=1, size=4)
+    finish, graph = Finish(NORMALIZATION, CPU, torch.float32), ExhaustedOnce("crop", 64)
+    height, width = (int(split.samples[name][1]) for name in ("height", "width"))
+    reason = f"does not decode (its header says 60000 x 60000 pixels, the sample table {height} x {width})"
+    if config is STOP:
+        with pytest.raises(UserError) as caught:
+            produced(stream, graph, finish, config)
+        assert reason in str(caught.value)
+    else:
+        ((sentence,),) = (batch.substitutions for batch in produced(stream, graph, finish, config))
+        assert f"{reason}, substituted by sample 2" in sentence
+
+
+def test_other_failures_are_not_of_memory() -> None:
+    for words in (
+        "nvImageCodec failure: '#8'",
+        "CUDA error: an illegal memory access was encountered",
+        "no such decoder",
+    ):
+        assert not failures.is_of_memory(RuntimeError(words))
 
 
 class Unbuildable(Graph):

@@ -6,6 +6,7 @@ where that fails. What the child did not try, truncated images, comes last.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from bench import pillow_reference as reference
 from pipeline.base.command import UserError
+from pipeline.data import finishing
 from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop, View, WholeImage, shape_blocks
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.decoders import RUNGS, Rung
@@ -23,6 +25,7 @@ from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches, traini
 from pipeline.data.order import Order
 from pipeline.data.plans import evaluation_plan, training_plan
 from pipeline.data.probe import Probe, trial_of
+from pipeline.training.replay import CudaGraphs
 from tests.images import encode, photograph
 from tests.pipeline.data.small_datasets import statistics_of_size
 
@@ -146,16 +149,41 @@ def test_batches_stay_valid_while_the_loader_goes_on(varied_jpegs: Dataset, rung
 def test_a_device_that_is_late_reads_no_overwritten_pixels(
     varied_jpegs: Dataset, rung: Rung, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split, original = varied_jpegs.split("train"), torch.from_dlpack
+    split, original = varied_jpegs.split("train"), finishing.feed_ndarray
     expected = train(split, "cuda", slice(0, 20), decode_on=rung)
 
-    def late(tensor: Any) -> torch.Tensor:
+    def late(tensor: Any, copy: torch.Tensor, cuda_stream: torch.cuda.Stream) -> torch.Tensor:
         torch.cuda._sleep(10**8)  # cycles: about 50 ms, on the loader's stream
-        return original(tensor)
+        return original(tensor, copy, cuda_stream=cuda_stream)
 
-    monkeypatch.setattr(torch, "from_dlpack", late)
+    monkeypatch.setattr(finishing, "feed_ndarray", late)
     found = train(split, "cuda", slice(0, 20), decode_on=rung)
     assert all(torch.equal(one.images, two.images) for one, two in zip(found, expected, strict=True))
+
+
+def test_a_graph_is_recorded_while_the_loader_works(varied_jpegs: Dataset, rung: Rung) -> None:
+    """Nothing that the loader's threads and DALI's do may break a recording; nor does the recording change a batch."""
+    split, cuda = varied_jpegs.split("train"), torch.device("cuda")
+    expected = train(split, "cuda", slice(0, 20), decode_on=rung)
+    recorder, numbers = CudaGraphs(cuda), torch.ones(1000, device=cuda)
+    recorder.run(lambda: numbers * 2)
+
+    def slowly() -> torch.Tensor:
+        result = numbers * 2
+        for _ in range(100):
+            time.sleep(1e-3)  # batches come in the midst of the recording
+            result = result + 1
+        return result
+
+    config = LoaderConfig(threads=2, ready=1, decode_on=rung)
+    order, found = Order(len(split), 20, seed=3), []
+    with training_batches(split, order, AugmentConfig(), STATISTICS, slice(0, 20), 0, 6, cuda, config) as batches:
+        for batch in batches:  # its going out of use frees DALI's memory
+            found.append(batch.images.clone())
+            replay, result = recorder.record(slowly)
+            replay()
+            assert torch.equal(result, torch.full_like(result, 102))
+    assert all(torch.equal(one, two.images) for one, two in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("view", EVALUATED, ids=lambda view: type(view).__name__)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline.data import finishing
 from pipeline.data.augment import (
     AugmentConfig,
     Views,
@@ -116,19 +117,23 @@ def test_padded_crops_decoded_and_from_memory(tiny_images: Dataset) -> None:
 @pytest.mark.usefixtures("fake_gpu")
 def test_batches_have_memory_of_their_own(varied_jpegs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's record_stream, which guards a batch while the net reads it, does not govern DALI's memory."""
-    taken: list[torch.Tensor] = []
-    original = torch.from_dlpack
+    taken: list[NDArray[np.float32]] = []
+    streams: list[object] = []
+    original = finishing.feed_ndarray
 
-    def recording(tensor: Any) -> torch.Tensor:
-        taken.append(original(tensor))
-        return taken[-1]
+    def recording(tensor: Any, copy: torch.Tensor, cuda_stream: object) -> torch.Tensor:
+        taken.append(np.asarray(tensor))
+        streams.append(cuda_stream)
+        return original(tensor, copy, cuda_stream=cuda_stream)
 
-    monkeypatch.setattr(torch, "from_dlpack", recording)
+    monkeypatch.setattr(finishing, "feed_ndarray", recording)
     normalization = Normalization.of(STATISTICS, 64)
     stream = training_stream(varied_jpegs.split("train"))
-    batches = produced(stream, Graph("crop", 64, "gpu", normalization), GpuFinish(normalization))
+    finish = GpuFinish(normalization)
+    batches = produced(stream, Graph("crop", 64, "gpu", normalization), finish)
     assert len(taken) == len(batches) == 4
-    assert {one.data_ptr() for one in taken}.isdisjoint(batch.images.data_ptr() for batch in batches)
+    assert streams == [finish.stream] * 4  # so that the copy waits for DALI, and nobody on the host for the copy
+    assert {one.ctypes.data for one in taken}.isdisjoint(batch.images.data_ptr() for batch in batches)
 
 
 class LateEvent(Event):

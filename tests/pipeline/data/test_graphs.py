@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from unittest.mock import MagicMock
+
 import numpy as np
 import pytest
 import torch
 
 from pipeline.base.command import UserError
+from pipeline.data import graphs
 from pipeline.data.batch import LoaderConfig
-from pipeline.data.decoders import decoder_version, lower_rungs
-from pipeline.data.graphs import Normalization, crop_places, pad_and_crop, pad_and_gather
+from pipeline.data.decoders import RUNGS, Rung, decoder_version, lower_rungs
+from pipeline.data.graphs import Graph, Normalization, crop_places, pad_and_crop, pad_and_gather
 from tests.pipeline.data.small_datasets import statistics_of_size
 
 RANDOM = np.random.default_rng(0)
@@ -28,6 +31,21 @@ def test_both_normalizations_are_the_formula_to_the_bit(shape: tuple[int, ...], 
     np.testing.assert_array_equal(result, expected)
     on_device = normalization.to(torch.device("cpu"))(torch.from_numpy(images), torch.from_numpy(colour))
     np.testing.assert_array_equal(on_device, expected)
+
+
+def test_threads_cost_memory_where_a_gpu_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large host's cores DALI gets 32 threads there, and all elsewhere."""
+
+    def threads_of(rung: Rung, device: str, threads: int) -> int:
+        pipeline = MagicMock()
+        monkeypatch.setattr(graphs, "Pipeline", pipeline)
+        Graph("crop", 64, rung).build(lambda: (), 8, torch.device(device), threads, 2)
+        return int(pipeline.call_args.kwargs["num_threads"])
+
+    monkeypatch.setattr(Graph, "_operators", lambda *_: None)
+    found = [threads_of(rung, "cuda:0", threads) for rung in RUNGS for threads in (8, 128)]
+    assert found == [8, 32, 8, 32, 8, 128]
+    assert threads_of("gpu", "cpu", 128) == 128
 
 
 def test_the_mean_image_only_where_it_fits() -> None:
@@ -81,9 +99,11 @@ def test_the_facts_of_decoding_and_the_share_that_is_warned_of() -> None:
     version = decoder_version()
     assert version[0].isdigit()
     assert LoaderConfig().decoding_facts(cpu) == {"decode_on": "cpu", "hw_decoder_load": None, "nvimgcodec": version}
-    assert LoaderConfig().decoding_facts(cuda) == {"decode_on": "gpu", "hw_decoder_load": 1.0, "nvimgcodec": version}
-    assert [LoaderConfig(hw_decoder_load=load).decoding_warning(cuda) for load in (0, 1)] == [None, None]
-    shared = LoaderConfig(hw_decoder_load=0.65)
-    assert shared.decoding_warning(cpu) is None
-    sentence = shared.decoding_warning(cuda)
-    assert sentence is not None and "0.65" in sentence and "number of ranks" in sentence
+    assert LoaderConfig().decoding_facts(cuda) == {"decode_on": "gpu", "hw_decoder_load": 0.0, "nvimgcodec": version}
+    assert [LoaderConfig(hw_decoder_load=load).decoding_warning(cuda) for load in (None, 0)] == [None, None]
+    for load, rare in ((0.65, False), (1, True)):
+        shared = LoaderConfig(hw_decoder_load=load)
+        assert shared.decoding_warning(cpu) is None
+        sentence = shared.decoding_warning(cuda)
+        assert sentence is not None and f"hw_decoder_load is {load}:" in sentence and "number of ranks" in sentence
+        assert ("rare" in sentence) == rare

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.data.dataset import Dataset
-from pipeline.data.headers import is_doubtful
+from pipeline.data.headers import is_doubtful, size_of
 from tests.images import encode, photograph
 
 
@@ -63,3 +63,14 @@ def test_jpegs_without_their_end_are_doubted() -> None:
 @pytest.mark.parametrize("data", [b"", bytes(500), b"no image at all", b"\xff\xd8" + bytes(300)])
 def test_what_is_no_image_is_doubted(data: bytes) -> None:
     assert not opens(data) and is_doubtful(data)
+
+
+def test_the_claimed_size_is_pillows(varied_jpegs: Dataset, real_imagenet: Dataset) -> None:
+    split = real_imagenet.split("train")
+    sound = [split.read(sample) for sample in range(len(split))]
+    sound += [encode(photograph(1, 40, 30).convert(mode), "PNG") for mode in ("RGB", "L")]
+    sound += [varied_jpegs.split("train").read(sample) for sample in range(8)]
+    for data in sound:
+        width, height = Image.open(io.BytesIO(data)).size
+        assert size_of(data) == (height, width)
+    assert size_of(encode(photograph(1, 40, 30), "BMP")) is None and size_of(b"\xff\xd8 nothing") is None

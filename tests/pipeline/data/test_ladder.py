@@ -48,9 +48,9 @@ class Scripted(Probe):
         return self.verdict
 
 
-def with_a_gpu() -> Any:
+def with_a_gpu(exclusive: bool = False) -> Any:
     """What asks the driver, answered."""
-    names = {"model_name": lambda _: GPU, "decoder_name": lambda _: DECODER}
+    names = {"model_name": lambda _: GPU, "decoder_name": lambda _: DECODER, "is_exclusive": lambda _: exclusive}
     return patch.multiple(ladder, **names, decoder_version=lambda: "0.9.0", dali_version=lambda: "2.4.0")
 
 
@@ -76,9 +76,9 @@ def plans_of(dataset: Dataset) -> list[Plan]:
 def test_the_first_rung_that_works_is_taken_and_said(plans: list[Plan], capsys: pytest.CaptureFixture[str]) -> None:
     probe = Scripted()
     assert with_decoder(LoaderConfig(), ON_GPU, plans, probe=probe) == LoaderConfig(
-        decode_on="gpu", hw_decoder_load=1.0
+        decode_on="gpu", hw_decoder_load=0.0
     )
-    assert probe.asked == [("gpu", "gpu-whole", "cpu")] and probe.loads == [1.0, 0.0]  # evaluation's share is 0
+    assert probe.asked == [("gpu", "gpu-whole", "cpu")] and probe.loads == [0.0, 0.0]
     assert capsys.readouterr().err.startswith(f"decoding on the GPU ({DECODER}, host ")
 
 
@@ -167,10 +167,36 @@ def test_only_a_new_run_starts_as_tuned(plans: list[Plan]) -> None:
     config = with_decoder(LoaderConfig(), ON_GPU, plans, new=True, probe=probe)
     assert (config.hw_decoder_load, probe.asked, probe.loads) == (0.0, [("gpu-whole", "cpu")], [0.0, 0.0])
     explicit = LoaderConfig(hw_decoder_load=1.0)
+    probe.loads.clear()
     assert with_decoder(explicit, ON_GPU, plans, new=True, probe=probe).hw_decoder_load == 1.0
+    assert probe.loads == [1.0, 0.0]  # evaluation's share is 0
+    kept = replace(RECORD, hw_decoder_load=1.0)
+    assert with_decoder(LoaderConfig(), ON_GPU, plans, record=kept, probe=probe).hw_decoder_load == 1.0
     probe.asked.clear()
-    assert with_decoder(LoaderConfig(), ON_GPU, plans, probe=probe).hw_decoder_load == 1.0
+    assert with_decoder(LoaderConfig(), ON_GPU, plans, probe=probe).hw_decoder_load == 0.0
     assert probe.asked == [("gpu", "gpu-whole", "cpu")]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "record", "rung"),
+    [
+        ("gpu", None, "gpu"),
+        ("gpu", RECORD, "gpu"),
+        ("auto", replace(RECORD, dali="2.3.0"), "gpu-whole"),
+        ("auto", RECORD, "gpu-whole"),
+        ("auto", None, "cpu"),
+    ],
+)
+def test_nothing_is_tried_on_a_gpu_of_one_process(
+    plans: list[Plan], wanted: Any, record: Record | None, rung: Rung, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe = Scripted(verdict=Verdict(None))
+    with with_a_gpu(exclusive=True):
+        config = with_decoder(LoaderConfig(decode_on=wanted), ON_GPU, plans, record=record, probe=probe)
+    assert (config.decode_on, probe.asked) == (rung, [])
+    said = capsys.readouterr().err
+    assert ("in compute mode EXCLUSIVE_PROCESS" in said) == (record is not RECORD or wanted == "gpu")
+    assert ("nvidia-smi --compute-mode=DEFAULT" in said) == (rung == "cpu")
 
 
 def on_one_host(world: World, folder: Path, verdicts: list[Verdict]) -> tuple[str, int]:
@@ -195,6 +221,29 @@ def test_all_ranks_take_the_lowest_rung_that_any_host_needs(varied_jpegs: Datase
     nothing = [Verdict("gpu"), Verdict(None, {"cpu": "killed by SIGILL"})]
     (first, _), (second, _) = run_ranks(2, on_two_hosts, varied_jpegs.folder, nothing)
     assert first == second and "no decoder works" in first
+
+
+@dataclass(frozen=True)
+class Broken(Probe):
+    def choose(self, trials: Sequence[Trial], device: torch.device, rungs: Sequence[Rung]) -> Verdict:
+        raise OSError("no more processes")
+
+
+def on_a_broken_host(world: World, folder: Path) -> str:
+    with with_a_gpu():
+        try:
+            with_decoder(
+                LoaderConfig(), replace(world, device=ON_GPU.device), plans_of(Dataset(folder)), probe=Broken()
+            )
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return "went on"
+
+
+def test_whatever_fails_on_a_rank_that_tries_ends_the_others_too(varied_jpegs: Dataset) -> None:
+    first, second = run_ranks(2, on_a_broken_host, varied_jpegs.folder)
+    assert first == "OSError: no more processes"
+    assert second.startswith("UserError: trying the decoders failed on host ") and "no more processes" in second
 
 
 def test_ranks_of_one_host_wait_for_their_main_rank(varied_jpegs: Dataset) -> None:

@@ -17,7 +17,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.decoders import RUNGS, Rung
 from pipeline.data.graphs import Graph, Normalization
 from pipeline.data.order import Presentations
-from pipeline.data.probe import IMAGES, Ended, Probe, Trial, run_child, trial_of
+from pipeline.data.probe import CHILD, IMAGES, Ended, Probe, Trial, run_child, trial_of
 from tests.images import encode, photograph
 from tests.patience import limit
 from tests.pipeline.data.emulated_decoders import CPU, REASON, Emulated, Fault
@@ -131,10 +131,24 @@ def test_a_child_is_ended_at_its_limit_and_its_end_is_told() -> None:
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+@pytest.mark.parametrize(
+    "output", [b"", pickle.dumps([["an image"]])[:-3], b"garbage"], ids=["nothing", "a part", "other"]
+)
+def test_a_child_that_ends_well_without_an_answer(trial: Trial, output: bytes) -> None:
+    verdict = Probe(run=lambda question, seconds: Ended(0, output)).choose([trial], CUDA, RUNGS)
+    assert verdict.rung is None and set(verdict.failed.values()) == {"ended without an answer"}
+
+
 @pytest.mark.costly("two processes that import torch and DALI")
 def test_the_real_child_decodes_on_this_machine(trial: Trial) -> None:
-    """On the CPU, where the rung gpu decodes as a GPU would."""
-    assert Probe().choose([trial], CPU, ["gpu"]).rung == "gpu"
+    """On the CPU, where the rung gpu decodes as a GPU would. The second child's libraries would crash at its end."""
+    crash = "import atexit, os; atexit.register(os.abort)"
+    last = (sys.executable, "-P", "-c", f"{crash}; from pipeline.data import probing; probing.main()")
+    children = iter([CHILD, last])
+    verdict = Probe(run=lambda question, seconds: run_child(question, seconds, next(children))).choose(
+        [trial], CPU, ["gpu"]
+    )
+    assert verdict.rung == "gpu" and not verdict.failed and next(children, None) is None
 
 
 @pytest.mark.gpu

@@ -331,3 +331,38 @@ def test_a_real_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host.driver and host.gpus >= gpus.usable() >= 1
     device = gpus.take("auto", 0)
     assert device == torch.device("cuda", 0) and gpus.identity(device).startswith("GPU-")
+
+
+@pytest.mark.parametrize(
+    ("mode", "exclusive"), [(0, False), (1, True), (3, True), (pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND), False)]
+)
+def test_a_gpu_that_serves_one_process(
+    monkeypatch: pytest.MonkeyPatch, mode: int | pynvml.NVMLError, exclusive: bool
+) -> None:
+    """As NVML says of the GPU of this UUID; its numbers are those of nvml.h."""
+
+    def mode_of(gpu: str) -> int:
+        assert gpu == "handle of GPU-5d0a-3"
+        if isinstance(mode, int):
+            return mode
+        raise mode
+
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"5d0a-{device.index}")
+    )
+    for name in ("nvmlInit", "nvmlShutdown"):
+        monkeypatch.setattr(pynvml, name, lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", "handle of {}".format)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeMode", mode_of)
+    assert gpus.is_exclusive(torch.device("cuda", 3)) == exclusive
+    assert not gpus.is_exclusive(torch.device("cpu"))
+
+
+@pytest.mark.gpu
+def test_nvml_tells_the_mode_of_a_real_gpu() -> None:
+    assert pynvml.nvmlInit() is None
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(gpus.identity(torch.device("cuda", 0)))
+        assert gpus.is_exclusive(torch.device("cuda", 0)) == (pynvml.nvmlDeviceGetComputeMode(handle) != 0)
+    finally:
+        pynvml.nvmlShutdown()

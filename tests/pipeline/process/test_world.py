@@ -1,4 +1,4 @@
-"""No rank leaves the making of a process group before every rank is connected, and every rank knows its share of the cores."""
+"""Ranks meet before one goes on, know their share of the cores, and do not wait for a rank that failed. Several real ranks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 import torch.distributed as dist
 from torch import nn
 
+from pipeline.base.command import UserError
 from pipeline.base.leaving import cleanup_is_skipped
 from pipeline.process.stop import StopRequest
-from pipeline.process.world import World, open_world, set_threads
+from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.training.reduction import GradientReducer
 from pipeline.training.synced_batchnorm import share_normalization
 from tests.ranks import run_ranks
@@ -98,3 +99,21 @@ def ends_of_a_world(world: World, port: int) -> tuple[bool, bool, bool, bool]:
 
 def test_a_group_is_closed_after_a_block_that_ended_well_alone(port: int) -> None:
     assert run_ranks(2, ends_of_a_world, port) == [(False, False, True, True)] * 2
+
+
+def fail_on_main(world: World, error: Exception) -> str:
+    def fail() -> None:
+        raise error
+
+    try:
+        on_main(world, fail)
+    except Exception as raised:
+        return f"{type(raised).__name__}: {raised}"
+    return "went on"
+
+
+@pytest.mark.parametrize("error", [UserError("no such file"), PermissionError("not yours")], ids=["user's", "other"])
+def test_what_fails_on_the_main_rank_ends_every_rank(error: Exception) -> None:
+    first, second = run_ranks(2, fail_on_main, error)
+    assert first == f"{type(error).__name__}: {error}"
+    assert second.startswith("UserError: ") and str(error) in second
