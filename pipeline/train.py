@@ -191,12 +191,8 @@ def tracker_of(config: Config, facts: dict[str, Any], world: World) -> Tracker:
     attempt = facts["attempts"][-1]
     tags = {"arch": config.arch, "dataset_sha256": facts["dataset_sha256"]}
     of_the_start = ("git_commit", "launcher", "world_size", "device", "host", "threads")
-    of_the_work = (
-        "compiled",
-        "decode_on",
-        "hw_decoder_load",
-        "nvimgcodec",
-    )  # missing where the attempt had nothing to do
+    # Missing where the attempt had nothing to do.
+    of_the_work = ("compiled", "decode_on", "hw_decoder_load", "nvimgcodec", "dali")
     tags |= {key: str(attempt[key]) for key in (*of_the_start, *of_the_work) if key in attempt}
     folder, name, params = config.run_folder, config.run_name, to_plain(config)
     tracker = open_tracker(folder, config.tracking, name=name, params=params, tags=tags, enabled=world.is_main)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from pipeline.base import command
+from pipeline.base.checkout import configs
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.data import tuned
 from pipeline.data.batch import Queues
@@ -36,7 +37,8 @@ from pipeline.evaluation.options import positive
 from pipeline.process.gpus import is_exclusive
 from pipeline.process.world import open_world
 from pipeline.run.config import Config
-from pipeline.run.options import load
+from pipeline.run.options import RECIPE, load
+from pipeline.training.precision import images_dtype
 
 EXAMPLE = "python -m pipeline.tune data/imagenet"
 SECONDS = 60
@@ -86,7 +88,7 @@ class Speed:
             sys.maxsize,
             self.device,
             loader,
-            dtype=torch.bfloat16 if self.device.type == "cuda" and self.config.precision == "bf16" else torch.float32,
+            dtype=images_dtype(self.config.precision, self.device),
         ) as batches:
             for _ in range(WARM_UP):
                 next(batches)
@@ -108,7 +110,7 @@ def options() -> CommandParser:
     parser = CommandParser("Finds the loader's fastest settings for this machine, and stores them for it.", EXAMPLE)
     add = parser.add_argument
     add("dataset", metavar="DATASET", help="the dataset, a folder or URL: its training images are read")
-    add("--config", type=Path, metavar="FILE", help="the recipe: its images and batch (default: the paper's ImageNet)")
+    add("--config", type=Path, metavar="FILE", help="the recipe: its images and batch (default: configs/imagenet.yaml)")
     add("--seconds", type=seconds, default=SECONDS, help=f"to measure in, once decoders were tried (default {SECONDS})")
     add("--ranks", type=positive, metavar="N", help="ranks that share the cores (default: one per GPU, or one)")
     add("--batch", type=positive, metavar="N", help="images of a rank's batch (default: the recipe's; less on a CPU)")
@@ -165,7 +167,7 @@ def only(cores: int) -> Iterator[None]:
 
 def speed_of(args: Namespace, device: torch.device, ranks: int) -> Speed:
     """What measures a setting. Raises UserError where there is nothing to measure."""
-    config = load(args.config) if args.config else Config()
+    config = load(args.config or configs() / RECIPE)
     dataset = open_dataset(args.dataset)
     split = dataset.split("train")
     if config.augment.kind == "pad-crop" and fits_in_memory(split, config.augment.crop, config.loader):
@@ -209,8 +211,8 @@ def space(rungs: Sequence[Rung], cores: int) -> tuple[dict[str, Any], list[Axis]
     round takes a third of the time there; so they are two, and the search comes back to the first while it has time.
     """
     threads = sorted({max(1, cores // 4), max(1, cores // 2), cores, cores + cores // 2})
-    # Not the hardware decoder, with which pixels may depend on the batch: see `hardware_gain`.
-    ways: list[dict[str, Any]] = [{"decode_on": rung, "hw_decoder_load": 0.0} for rung in rungs]
+    # Without the hardware decoder, with which pixels may depend on the batch: see `hardware_gain`.
+    ways: list[dict[str, Any]] = [{"decode_on": rung} for rung in rungs]
     start = {**ways[0], **asdict(Queues(threads=cores))}
     return start, [ways, [{"threads": count} for count in threads], *DEPTHS]
 
@@ -235,7 +237,6 @@ def tuned_by(found: Found, machine: Machine) -> Tuned:
     return Tuned(
         machine=machine,
         decode_on=setting["decode_on"],
-        hw_decoder_load=setting["hw_decoder_load"],
         queues=Queues(**{key.name: setting[key.name] for key in fields(Queues)}),
         images_per_second=round(found.speed, 1),
         untuned_images_per_second=round(found.start_speed, 1),

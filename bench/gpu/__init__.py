@@ -11,13 +11,10 @@ output, OUT/summary.txt a line for each measurement, OUT/table.md tables for doc
 OUT are replaced. The exit code is 1 where a part failed.
 
 A machine without network needs no installation: start it in the repository's root, with the packages that are not there in a
-folder of PYTHONPATH. Stages step, compiling, deep and ranks need torch, torchvision, numpy and rich alone; the others also
-DALI, webdataset, jsonargparse and pydantic (`environment` names what is missing). The 140 sample images are read from
-../shared/data/imagenet-samples.tar, or from what --images names. Two calls that fit into 900 s of such a machine:
-
-    PYTHONPATH=$PWD python3 -m bench.gpu --out $OUT --stages step,ranks --budget 330
-    PYTHONPATH=$HOME/site:$PWD python3 -m bench.gpu --out $OUT --images .pack2/imagenet-samples.tar --budget 470 \
-        --stages environment,decoding,tests,loader,resume,end_to_end,cifar,tuning
+folder of PYTHONPATH. Stages step, compiling and deep need torch, torchvision, numpy and rich alone, ranks also PyYAML; the
+others also DALI, webdataset, jsonargparse and pydantic (`environment` names what is missing). The 140 sample images are read
+from ../shared/data/imagenet-samples.tar, or from what --images names. CONTRIBUTING.md (On a GPU) has two calls that fit into
+900 s of such a machine.
 
     check.py     what a stage knows, and its parts         runner.py   stages as child processes with limits
     child.py     the process of one stage                  registry.py the stages, their limits and order

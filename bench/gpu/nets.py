@@ -51,7 +51,7 @@ class Nets:
         where = device()
         asked = StepConfig(batch=batch, precision="bf16", compile_crop=self.crop if compiled else None, **config)
         step = our_step(self.arch, asked, min(group, batch), alone(where), cuda_graphs(graph, alone(where)))
-        images, labels = synthetic(batch, self.crop, where, dtype_of_loader(where))
+        images, labels = synthetic(batch, self.crop, where, step.images_dtype)
         facts: dict[str, Any] = {"not_compiled": step.not_compiled} if step.not_compiled else {}
         if where.type == "cuda" and not graph:  # what the plan knows rates by (bench/gpu/rates.py)
             facts |= {"device": torch.cuda.get_device_name(where), "crop": self.crop, "torch": str(torch.__version__)}
@@ -164,11 +164,6 @@ def speed(update: Update, rows: int, where: torch.device, seconds: float, window
         rates.append(count * rows / took)
         shares.append(host / took)
     return statistics.median(rates), statistics.median(shares)
-
-
-def dtype_of_loader(where: torch.device) -> torch.dtype:
-    """Return the dtype of the images that the loader gives in precision bf16."""
-    return torch.bfloat16 if where.type == "cuda" else torch.float32
 
 
 def _net(source: str, arch: str) -> torch.nn.Module:

@@ -15,13 +15,13 @@ class Stage:
     about: str
 
 
-# In the order of their value. What is left of the budget bounds each further.
+# In the order of their value. A stage also ends where the budget does.
 STAGES = (
     Stage(
         "environment", 45, "bench.gpu.stages.environment", "versions, what the GPU can do at most, whether DALI starts"
     ),
     Stage("step", 250, "bench.gpu.stages.step", "ResNet-50 on synthetic images, against torchvision and timm"),
-    Stage("ranks", 80, "bench.gpu.stages.ranks", "two ranks on one GPU against one; NCCL with a group of one"),
+    Stage("ranks", 65, "bench.gpu.stages.ranks", "two ranks on one GPU against one; NCCL with a group of one"),
     Stage("decoding", 150, "bench.gpu.stages.decoding", "pixels of each rung of decode_on, the probe, normalization"),
     Stage("tests", 110, "bench.gpu.stages.gpu_tests", "the tests marked gpu"),
     Stage("loader", 110, "bench.gpu.stages.loader", "images/s of the loader over decode_on, hardware share, queues"),

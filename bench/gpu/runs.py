@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.base.layout import CHECKPOINTS, METRICS, RUN
+from pipeline.base.layout import CHECKPOINTS, METRICS, RUN, checkpoints_in
 from pipeline.tracking.journal import Record, read_metrics
-from pipeline.training.checkpoint import checkpoints_in, read_verified
+from pipeline.training.checkpoint import read_verified
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,8 +142,9 @@ def predict(config: Config, allocation: Allocation) -> Step:
     group_latency = LOCAL_LATENCY_SECONDS if group <= allocation.ranks_per_node else LATENCY_SECONDS
     synchronized_bn = 2 * net.bn_layers * ring_seconds(0, group, bandwidth, group_latency)
     # A GPU computes while its links move bytes. On the CPU the ranks' cores move the bytes, and do not compute meanwhile.
-    # A recorded update (cuda_graph) sums its gradients after the backward pass.
-    overlaps = allocation.gpus_per_node > 0 and not config.cuda_graph
+    # A recorded update (cuda_graph), and a net compiled as one graph, have their gradients after the backward pass.
+    late = config.cuda_graph or (config.compile and config.compile_by == "net")
+    overlaps = allocation.gpus_per_node > 0 and not late
     hidden = min(all_reduce, BACKWARD_SHARE * compute) if overlaps else 0.0
     return Step(
         ranks=ranks,

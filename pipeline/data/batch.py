@@ -30,11 +30,12 @@ class Queues:
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """How batches are made. No key changes their content, except `on_decode_error` if an image is damaged.
+    """How batches are made. decode_on, hw_decoder_load and fancy_upsampling may change a pixel's last grey levels, on a GPU;
+    on_decode_error decides where an image is damaged; no other key changes what a batch holds.
 
     Args:
-        threads: threads that decode; where null, as `python -m pipeline.tune` found for this machine, else one per core that
-            this process may use.
+        threads: threads that decode; where null, as `python -m pipeline.tune` found for this machine, else one per core of
+            this rank's share.
         read_threads: reads in flight at once; where null, as tuned, else 16.
         read_ahead: batches being read before DALI asks for them; where null, as tuned, else 2.
         decode_ahead: batches that DALI works on at once; where null, as tuned, else 2.
@@ -47,7 +48,7 @@ class LoaderConfig:
             Evaluation always stops.
         decode_on: gpu decodes on the GPU that gets the batches, of each image the part that its crop needs; gpu-whole
             decodes whole images there, for GPUs whose decoder fails on parts; cpu decodes on the CPU and sends uint8
-            images across the bus; auto is gpu for batches on a GPU.
+            images across the bus; auto is, for batches on a GPU, the first of these that works there.
         hw_decoder_load: share of a training batch's images that goes to the GPU's hardware JPEG decoder, as far as that
             takes them; 0..1. Only with 0 does an image's decoder depend on the image alone, always; between 0 and 1 it
             depends on the batch too, and so on the number of ranks, and the decoders may differ in a pixel's last grey level.

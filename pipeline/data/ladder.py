@@ -103,10 +103,8 @@ def with_decoder(
     if world.device.type != "cuda":
         return _with_load(config, 0.0)
     advised = on_main(world, lambda: find(Machine(device=model_name(world.device), cores=world.cores))) if new else None
-    first, load = (record.rung, record.hw_decoder_load) if record else (RUNGS[0], 0.0)
-    if advised:
-        first, load = advised.decode_on, advised.hw_decoder_load
-    config = _with_load(config, load)
+    first = record.rung if record else advised.decode_on if advised else RUNGS[0]
+    config = _with_load(config, record.hw_decoder_load if record else 0.0)
     plans = [plan for plan in plans if not plan.in_memory(config)]
     if config.decode_on == "cpu" or not plans:
         return replace(config, decode_on="cpu")

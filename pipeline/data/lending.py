@@ -26,14 +26,15 @@ class Lent:
     def lend(self, event: torch.cuda.Event, owner: object) -> None:
         """Keep `owner` until `event`, which was recorded behind the last work that reads its memory."""
         while self._lent and (self._lent[0][0].query() or len(self._lent) >= self.at_most):
-            oldest, _ = self._lent[0]
-            oldest.synchronize()
-            self._lent.popleft()
+            self._release_oldest()
         self._lent.append((event, owner))
 
     def wait(self) -> None:
         """Wait for all events and let everything go."""
         while self._lent:
-            oldest, _ = self._lent[0]
-            oldest.synchronize()
-            self._lent.popleft()
+            self._release_oldest()
+
+    def _release_oldest(self) -> None:
+        oldest, _ = self._lent[0]
+        oldest.synchronize()  # while the owner is still held
+        self._lent.popleft()

@@ -5,7 +5,7 @@ the CPU decodes, to much the same pixels; else the next rung is tried. An image 
 out: it says nothing about the GPU.
 
 It cannot show faults that come rarely: a child decodes 32 images of a split at most, twice, with 4 threads. Races between
-threads or between batches need more of all to show, and so does memory that is lost or runs out with a run's batches.
+threads or batches show only with more of them, and memory that leaks or runs out shows only in a run.
 """
 
 from __future__ import annotations

@@ -48,7 +48,6 @@ class Tuned:
 
     machine: Machine
     decode_on: Rung
-    hw_decoder_load: float
     queues: Queues
     images_per_second: float
     untuned_images_per_second: float

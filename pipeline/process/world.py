@@ -65,7 +65,7 @@ def open_world(
     `device`: "auto" takes the GPU of this local rank, or the CPU where this process is given no GPU; "cpu" and "cuda" insist.
     `timeout_seconds`: how long a rank waits for another before the watchdog, if there is one, ends the job; the collective
     itself fails 30 s later. Raises UserError if the environment is incomplete, torch cannot use the GPU that this process
-    is given, or ranks share a GPU.
+    is given, or ranks of a group that is opened here share a GPU.
     """
     rank, size = _variable("RANK", 0), _variable("WORLD_SIZE", 1)
     local_rank, local_size = _variable("LOCAL_RANK", 0), _variable("LOCAL_WORLD_SIZE", 1)

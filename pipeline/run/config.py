@@ -92,7 +92,7 @@ class Config:
             gradients after the backward pass instead of during it, with the same bits where reduction is tree.
             Normalization groups must not span ranks. CPUs train without graphs. No GPU has run it yet.
         device: auto, cpu or cuda.
-        threads: CPU threads of a rank; null divides the host's cores among its ranks. They decide the last bits of a CPU run.
+        threads: CPU threads of a rank; null is this rank's share of the host's cores. They decide the last bits of a CPU run.
         timeout_seconds: how long a rank may stand still, or wait for another rank, before the job ends and names the rank.
     """
 

@@ -210,9 +210,8 @@ def test_stages_are_modules_and_chosen_by_name() -> None:
 
 
 def test_the_two_calls_of_an_offline_machine_fit_into_its_time() -> None:
-    import bench.gpu
-
-    seconds = [float(text.split()[0]) for text in (bench.gpu.__doc__ or "").split("--budget ")[2:]]
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    seconds = [float(words.split()[0]) for words in text.split("--budget ")[1:]]
     assert seconds == [330, 470]  # and 100 s to start the machine and for transfers make 900
     longest = {stage.name: stage.seconds for stage in STAGES}
     assert longest["step"] + longest["ranks"] + LEAST <= 330  # the first call has time for all of its stages
@@ -334,8 +333,8 @@ def test_rates_of_the_plan_come_from_the_lines(tmp_path: Path) -> None:
     facts = {"device": "NVIDIA H100 80GB HBM3", "crop": 224, "torch": "2.11.0", "micro_batch": 32}
     lines = [
         way("ours eager", 256, 1900.0, compiled=False, **facts),
-        way("ours compiled", 256, 2800.0, compiled=True, **facts),
-        way("ours compiled", 32, 2500.0, compiled=True, **facts),
+        way("ours compiled, compile_by stages", 256, 2800.0, compiled=True, **facts),
+        way("ours compiled, compile_by stages", 32, 2500.0, compiled=True, **facts),
         way("ours eager, cudnn_benchmark", 256, 2000.0, compiled=False, **facts),
         way("torchvision AMP NCHW eager", 256, 1200.0),
     ]

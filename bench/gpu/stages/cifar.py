@@ -13,7 +13,7 @@ import torch
 
 from bench.gpu import folders
 from bench.gpu.check import Check
-from bench.gpu.nets import DRY_ARCH, device, dtype_of_loader, forget
+from bench.gpu.nets import DRY_ARCH, device, forget
 from bench.training import alone, synchronize
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.dataset import Dataset
@@ -21,6 +21,7 @@ from pipeline.data.loader import BatchIterator, LoaderConfig, training_batches
 from pipeline.data.order import Order
 from pipeline.models.resnet import build
 from pipeline.training.batchnorm import plan_groups
+from pipeline.training.precision import images_dtype
 from pipeline.training.replay import cuda_graphs
 from pipeline.training.step import StepConfig, TrainingStep
 
@@ -81,7 +82,7 @@ def opened(dataset: Dataset, iterations: int) -> BatchIterator:
     split, where = dataset.split("train"), device()
     augment = AugmentConfig(kind="pad-crop", crop=SIDE, pad=4, colour=0.0, short_side=(SIDE, SIDE))
     order = Order(len(split), BATCH, seed=0)
-    rows, dtype = slice(0, BATCH), dtype_of_loader(where)
+    rows, dtype = slice(0, BATCH), images_dtype("bf16", where)
     return training_batches(
         split, order, augment, dataset.statistics, rows, 0, iterations, where, LoaderConfig(threads=4), dtype=dtype
     )

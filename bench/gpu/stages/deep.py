@@ -18,5 +18,7 @@ def run(check: Check) -> None:
         nets.measure("ours eager", rows, partial(ours, GROUP), group=GROUP)
         # A CPU would compile these nets for many minutes; stage `compiling` runs the same code.
         nets.measure("ours compiled", rows, partial(ours, GROUP, compiled=True), group=GROUP, gpu=True)
+        stages = partial(ours, GROUP, compiled=True, compile_by="stages")
+        nets.measure("ours compiled, compile_by stages", rows, stages, group=GROUP, gpu=True, seconds=COMPILES)
         one_group = partial(ours, rows, compiled=True)
         nets.measure("ours compiled, one group", rows, one_group, gpu=True, seconds=COMPILES)

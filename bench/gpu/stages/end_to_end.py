@@ -16,8 +16,8 @@ from bench.gpu.check import Check
 from pipeline.run.config import Config
 
 CASES: dict[str, dict[str, Any]] = {
-    "compiled, one group": {"compile": True, "bn_group": "rank"},
-    "compiled": {"compile": True},
+    "compiled, one group": {"compile": True, "compile_by": "stages", "bn_group": "rank"},
+    "compiled": {"compile": True, "compile_by": "stages"},
     "eager": {},
 }
 

@@ -13,13 +13,14 @@ import torch
 
 from bench.gpu import folders
 from bench.gpu.check import Check
-from bench.gpu.nets import device, dtype_of_loader
+from bench.gpu.nets import device
 from bench.training import synchronize
 from pipeline.base.cores import available_cores
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.dataset import Dataset
 from pipeline.data.loader import LoaderConfig, training_batches
 from pipeline.data.order import Order
+from pipeline.training.precision import images_dtype
 
 SECONDS, FILL = 1.5, 8  # a measurement, and the batches before it, in which queues empty or fill to their steady state
 
@@ -65,7 +66,7 @@ def measure(check: Check, case: dict[str, Any]) -> float:
     utilization = jpeg_utilization()
     with training_batches(
         split, order, AugmentConfig(), dataset.statistics, rows, 0, 1 << 40, where, LoaderConfig(**case),
-        dtype=dtype_of_loader(where),
+        dtype=images_dtype("bf16", where),
     ) as batches:  # fmt: skip
         for _ in range(2 if check.dry else FILL):
             next(batches)

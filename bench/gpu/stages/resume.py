@@ -93,5 +93,5 @@ def compare(check: Check, what: str, one: Weights, two: Weights, facts: dict[str
     """Note whether two runs have equal bits. On a CPU, and where `deterministic` is set, a difference is a failure."""
     first, second = one.result(), two.result()
     equal, largest = torch.equal(first, second), float((first - second).abs().max())
-    promised = facts["deterministic"] and not equal
-    check.note(what, **facts, equal_bits=equal, largest=largest, **({"failed": "bits differ"} if promised else {}))
+    broken = facts["deterministic"] and not equal
+    check.note(what, **facts, equal_bits=equal, largest=largest, **({"failed": "bits differ"} if broken else {}))

@@ -37,9 +37,7 @@ def run(check: Check) -> None:
     ]
     if found and rates:
         fastest = max(rates, key=lambda line: float(line["value"]))
-        best: dict[str, Any] = {
-            key: fastest[key] for key in ("decode_on", "hw_decoder_load", "threads", "decode_ahead") if key in fastest
-        }
+        best: dict[str, Any] = {key: fastest[key] for key in ("decode_on", "threads", "decode_ahead")}
         check.apart({"tuned against the grid": partial(compare, tuned=found, best=best)}, 45)
 
 
@@ -60,7 +58,7 @@ def tune(check: Check, data: Path) -> dict[str, Any]:
     if process.returncode:
         raise RuntimeError(f"pipeline.tune ended with {process.returncode}")
     figures = json.loads(output.splitlines()[-1])
-    settings = {**figures["queues"], "decode_on": figures["decode_on"], "hw_decoder_load": figures["hw_decoder_load"]}
+    settings = {**figures["queues"], "decode_on": figures["decode_on"]}
     gain = figures["images_per_second"] / figures["untuned_images_per_second"]
     check.note("python -m pipeline.tune", settings=settings, gain=gain, measurements=figures["measurements"])
     return settings
@@ -80,16 +78,12 @@ def unchanged(file: Path) -> Iterator[None]:
 
 
 def grid(check: Check, *, rung: str) -> None:
-    """Measure every combination of a rung's hardware shares, threads and queues."""
+    """Measure combinations of a rung's threads and depths, without the hardware decoder, which the tuner never chooses."""
     cores = available_cores()
-    loads = (None,) if rung == "cpu" else (1.0, 0.0)
-    threads = (cores,) if check.dry else (cores, max(1, cores // 2))
-    for load in loads:
-        for count in threads:
-            for ahead in (2, 4):
-                case = {"decode_on": rung, "threads": count, "decode_ahead": ahead}
-                case |= {} if load is None else {"hw_decoder_load": load}
-                check.part(str(case), partial(measure, check, case), seconds=4)
+    for count in (cores,) if check.dry else (cores, max(1, cores // 2)):
+        for ahead in (2, 4):
+            case = {"decode_on": rung, "threads": count, "decode_ahead": ahead}
+            check.part(str(case), partial(measure, check, case), seconds=4)
 
 
 def compare(check: Check, *, tuned: dict[str, Any], best: dict[str, Any]) -> None:

@@ -77,10 +77,12 @@ def test_ranks_of_one_cpu_host(file: Path) -> None:
     assert (alone.compute, alone.all_reduce) == (pytest.approx(256 / 5.0), 0)
 
 
-def test_a_recorded_update_hides_no_sum(file: Path) -> None:
+def test_gradients_that_come_at_the_end_hide_no_sum(file: Path) -> None:
     allocation = Allocation(rates=str(file), nodes=2)
     assert predict(RESNET50, allocation).hidden > 0
     assert predict(replace(RESNET50, cuda_graph=True), allocation).hidden == 0
+    assert predict(replace(RESNET50, compile=True, compile_by="net"), allocation).hidden == 0
+    assert predict(replace(RESNET50, compile=True, compile_by="stages"), allocation).hidden > 0
 
 
 def test_measuring_again_replaces(file: Path) -> None:

@@ -156,7 +156,6 @@ def test_only_a_new_run_starts_as_tuned(plans: list[Plan]) -> None:
     found = Tuned(
         machine=Machine.of(ON_GPU.device, 1),
         decode_on="gpu-whole",
-        hw_decoder_load=0.0,
         queues=Queues(threads=1),
         images_per_second=2.0,
         untuned_images_per_second=1.0,

@@ -20,7 +20,6 @@ QUEUES = Queues(threads=3, read_threads=5, read_ahead=6, decode_ahead=7, ready=8
 FOUND = Tuned(
     machine=Machine.of(torch.device("cpu"), 1),
     decode_on="cpu",
-    hw_decoder_load=1.0,
     queues=QUEUES,
     images_per_second=120.5,
     untuned_images_per_second=100.0,
