@@ -134,8 +134,9 @@ bench: $(READY)
 
 # Everything that one NVIDIA GPU can tell, in stages with limits; tables in build/gpu. DRY=1: tiny sizes on a CPU, whether it runs.
 DRY ?=
+IMAGES ?=
 bench-gpu: $(READY)
-	$(BIN)/python -m bench.gpu --out build/gpu $(if $(DRY),--dry-run)
+	$(BIN)/python -m bench.gpu --out build/gpu $(if $(DRY),--dry-run) $(if $(IMAGES),--images $(IMAGES))
 
 # Two locks with the newest packages; the second differs from the first only where CUDA 12 asks for it.
 lock: $(READY)

@@ -37,6 +37,7 @@ from pipeline.base.layout import CHECKPOINTS  # noqa: E402
 from pipeline.data.dataset import Dataset  # noqa: E402
 from pipeline.data.loader import Batch, BatchIterator, LoaderConfig  # noqa: E402
 from pipeline.loop.trainer import Trainer  # noqa: E402
+from pipeline.process import gpus  # noqa: E402
 from pipeline.process.world import World, set_threads  # noqa: E402
 from pipeline.run.config import Config, to_yaml  # noqa: E402
 from pipeline.run.options import load  # noqa: E402
@@ -74,8 +75,7 @@ def config_of(options: argparse.Namespace, data: Path, folder: Path) -> Config:
 
 @contextmanager
 def trainer_of(config: Config) -> Iterator[Trainer]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    world = alone(device)
+    world = alone(gpus.take("auto", 0))
     set_threads(world, config.threads)
     with closing(Trainer(config, Dataset(config.data), world)) as trainer:
         yield trainer

@@ -43,6 +43,7 @@ from pipeline.evaluation.protocols import SCALES, find  # noqa: E402
 from pipeline.evaluation.scores import Provenance, Scores, save  # noqa: E402
 from pipeline.evaluation.scoring import EvaluationSettings, score_split  # noqa: E402
 from pipeline.models.resnet import build  # noqa: E402
+from pipeline.process import gpus  # noqa: E402
 from pipeline.process.world import World  # noqa: E402
 
 SAMPLES = ROOT.parent / "shared/data/imagenet-samples.tar"
@@ -266,8 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     if not SAMPLES.is_file():
         raise UserError(f"{SAMPLES} does not exist: this bench needs the sample images")
-    gpu = options.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if gpu else "cpu")
+    device = gpus.take(options.device, 0)
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32 on both sides, as in pipeline.evaluate
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
@@ -275,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
         rates = measure(options, Path(folder), device)
         ensemble = time_ensemble(Path(folder), options.ensemble_images, 6) if options.ensemble_images else None
     rows, ratios = tabulate(rates)
-    where = torch.cuda.get_device_name(device) if gpu else f"{options.threads} CPU threads"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{options.threads} CPU threads"
     title = f"{options.arch}, {where}, {options.rounds} rounds"
     print_table(title, COLUMNS, rows)
     if ensemble is not None:

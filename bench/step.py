@@ -29,6 +29,7 @@ from launch.forecast import rates  # noqa: E402
 from pipeline.base.command import Progress, print_json, print_table, run  # noqa: E402
 from pipeline.base.cores import available_cores  # noqa: E402
 from pipeline.models.resnet import build  # noqa: E402
+from pipeline.process import gpus  # noqa: E402
 from pipeline.training.replay import WARM_UP, Recorder, cuda_graphs  # noqa: E402
 from pipeline.training.step import StepConfig, TrainingStep  # noqa: E402
 
@@ -271,7 +272,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
-    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    device = gpus.take(options.device, 0)
     torch.set_num_threads(options.threads)
     figures: dict[str, Any] = {}
     started = time.monotonic()

@@ -35,6 +35,7 @@ OTHERS = (
     "scancel",
     "scontrol",
     "sha256sum",
+    "srun",
     "ssh",
 )  # programs with options of their own
 OPTIONS_OF_OTHERS = {
@@ -85,7 +86,10 @@ def test_the_commands_of_configs_and_of_the_makefile_fit() -> None:
     comments = "\n".join(file.read_text() for file in sorted(ROOT.glob("configs/**/*.yaml")))
     lines = re.findall(r"^# +(python (?:\S| (?! ))+)", comments, re.MULTILINE)  # up to two spaces: explanations follow
     recipes = joined((ROOT / "Makefile").read_text().replace("$(BIN)/", "").replace("$(KILLS)", "50"))
-    recipes = [line.replace("$(if $(DRY),--dry-run)", "--dry-run") for line in recipes]
+    recipes = [
+        re.sub(r"\$\(if \$\(\w+\),(--[^)]*?)( \$\(\w+\))?\)", lambda found: found[1] + (" X" if found[2] else ""), line)
+        for line in recipes
+    ]
     lines += [line.strip() for line in recipes if line.startswith("\tpython ")]
     count, faults = checked((line, False) for line in lines)
     assert not faults, "\n".join(faults)

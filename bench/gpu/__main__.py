@@ -15,6 +15,7 @@ from bench.gpu.folders import CIFAR10, SAMPLES
 from bench.gpu.registry import STAGES, Stage
 from bench.gpu.runner import Runner
 from pipeline.base.command import CommandParser, UserError, nearest, print_json, run
+from pipeline.process import gpus
 
 ROOT = Path(__file__).parents[2]
 EXIT_TERMINATED = 128 + signal.SIGTERM  # as shells report it
@@ -81,6 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             out=out, work=work.resolve(), dry=options.dry_run, budget=options.budget, environment=environment
         )
         stages = chosen(options.stages)
+        if not options.dry_run and not gpus.usable():
+            why = gpus.explanation(gpus.inspect(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+            raise UserError(
+                f"{why.rpartition(', or give --device cpu')[0]}, or give --dry-run to try the check on a CPU"
+            )
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_TERMINATED))  # the stage that runs is ended, too
         os.chdir(ROOT)  # where the scripts of data_prep/ and launch/ are
         runner.run(stages)

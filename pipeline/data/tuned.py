@@ -102,4 +102,9 @@ def with_queues(config: LoaderConfig, world: World) -> LoaderConfig:
     if found and world.is_main and (taken := {key: value for key, value in values.items() if key not in given}):
         words = ", ".join(f"{key} {value}" for key, value in taken.items())
         print(f"loader: {words}, as tuned for this machine on {found.measured}", file=sys.stderr)
+    others = [one.machine.cores for one in read() if one.machine.device == machine.device]
+    if not found and others and world.is_main:
+        cores = ", ".join(map(str, others))
+        words = f"{machine.device} was tuned with {cores} cores, and this rank has {machine.cores}"
+        print(f"loader: built-in values, since {words}", file=sys.stderr)
     return dataclasses.replace(config, **(values | given))

@@ -190,7 +190,10 @@ def _cause(host: Host, visible_devices: str | None) -> tuple[str, str]:
             "load it or restart the machine (see what nvidia-smi shows)",
         )
     if host.driver is None:
-        install = f"install NVIDIA's driver R{oldest} or newer (a container must be started with the host's GPUs)"
+        install = (
+            f"run this where a GPU is (from a login node: srun --gpus=1 ...; in a container that was started with the host's "
+            f"GPUs), or install NVIDIA's driver R{oldest} or newer"
+        )
         return f"no NVIDIA driver was found, and {this} needs R{oldest} or newer", install
     if (branch := int(host.driver.split(".")[0])) < oldest:
         remedy = f"install driver R{oldest} or newer"

@@ -71,8 +71,9 @@ def test_a_host_without_gpus_computes_on_the_cpu_unless_cuda_is_asked_for(monkey
     see(monkeypatch, 0)
     assert gpus.take("auto", 0) == torch.device("cpu")
     assert refusal("cuda") == (
-        f"torch can use no GPU here: no NVIDIA driver was found, and {THIS} needs R580 or newer; install NVIDIA's driver R580 "
-        "or newer (a container must be started with the host's GPUs), or give --device cpu to compute on the CPU"
+        f"torch can use no GPU here: no NVIDIA driver was found, and {THIS} needs R580 or newer; run this where a GPU is "
+        "(from a login node: srun --gpus=1 ...; in a container that was started with the host's GPUs), or install NVIDIA's "
+        "driver R580 or newer, or give --device cpu to compute on the CPU"
     )
 
 
