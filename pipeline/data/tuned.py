@@ -95,14 +95,14 @@ def with_queues(config: LoaderConfig, world: World) -> LoaderConfig:
 
     The ranks of a host share its cores. The main rank says if it takes what was tuned. Raises UserError for a damaged file.
     """
-    machine = Machine(device=model_name(world.device), cores=world.cores)
-    found = find(machine)
+    machine, stored = Machine(device=model_name(world.device), cores=world.cores), read()
+    found = next((one for one in stored if one.machine == machine), None)
     values = dataclasses.asdict(found.queues if found else Queues(threads=machine.cores))
     given = {key: value for key in values if (value := getattr(config, key)) is not None}
     if found and world.is_main and (taken := {key: value for key, value in values.items() if key not in given}):
         words = ", ".join(f"{key} {value}" for key, value in taken.items())
         print(f"loader: {words}, as tuned for this machine on {found.measured}", file=sys.stderr)
-    others = [one.machine.cores for one in read() if one.machine.device == machine.device]
+    others = [one.machine.cores for one in stored if one.machine.device == machine.device]
     if not found and others and world.is_main:
         cores = ", ".join(map(str, others))
         words = f"{machine.device} was tuned with {cores} cores, and this rank has {machine.cores}"

@@ -10,7 +10,7 @@ from pipeline.base.command import UserError
 from pipeline.evaluation.foreign import WeightsFile
 from pipeline.evaluation.nets import Weights
 from pipeline.evaluation.protocols import find
-from pipeline.evaluation.scoring import Precision
+from pipeline.training.precision import Precision
 
 Channels = tuple[float, float, float]  # red, green, blue on the 0..255 scale
 

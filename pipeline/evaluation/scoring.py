@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -30,8 +29,8 @@ from pipeline.evaluation.partial import PartialScores
 from pipeline.evaluation.protocols import PROTOCOLS, Block, Protocol, View, ViewContext, feature_side, mirror_of
 from pipeline.evaluation.scores import Provenance, Scores, check_softmax, ranks
 from pipeline.process.world import World, on_main
+from pipeline.training.precision import Precision
 
-Precision = Literal["float32", "bf16"]
 GATHER_ROUNDS = 4  # rounds (a block on every rank) between two gathers, so that a GPU does not stop for every block
 
 

@@ -25,7 +25,9 @@ from pipeline.evaluation.config import EvaluationConfig
 from pipeline.models.architecture import parse_arch
 from pipeline.tracking import TrackingConfig
 from pipeline.training.checkpoint import CheckpointConfig
+from pipeline.training.compiling import CompileBy
 from pipeline.training.optimizer import OptimizerConfig
+from pipeline.training.precision import Precision
 from pipeline.training.reduction import choose_mode
 from pipeline.training.schedule import ScheduleConfig
 from pipeline.training.step import StepConfig
@@ -114,9 +116,9 @@ class Config:
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     on_nonfinite: Literal["stop", "skip"] = field(default="stop", metadata=SURROUNDINGS)
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     compile: bool = field(default=False, metadata=SURROUNDINGS)
-    compile_by: Literal["stages", "net"] = field(default="net", metadata=SURROUNDINGS)
+    compile_by: CompileBy = field(default="net", metadata=SURROUNDINGS)
     deterministic: bool = field(default=False, metadata=SURROUNDINGS)
     cudnn_benchmark: bool = field(default=False, metadata=SURROUNDINGS)
     cuda_graph: bool = field(default=False, metadata=SURROUNDINGS)

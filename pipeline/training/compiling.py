@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.process.world import World
+from pipeline.training.precision import Precision
 
 CompileBy = Literal["stages", "net"]
 Segment = Callable[[Tensor], Tensor]
@@ -46,7 +47,7 @@ def compile_for_training(
     model: nn.Module,
     example: torch.Size,
     dtype: torch.dtype,
-    precision: Literal["float32", "bf16"],
+    precision: Precision,
     by: CompileBy,
     world: World,
     meets_others: bool,
@@ -116,7 +117,7 @@ def _failure(
     parts: Sequence[Segment],
     compiled: Sequence[Segment],
     images: Tensor,
-    precision: Literal["float32", "bf16"],
+    precision: Precision,
     device: torch.device,
     meets_others: bool,
 ) -> str | None:

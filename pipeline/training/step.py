@@ -40,7 +40,7 @@ from pipeline.training.batchnorm import GroupPlan, GroupStatistics
 from pipeline.training.compiling import CompileBy, compile_for_training
 from pipeline.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
 from pipeline.training.pacing import pacing
-from pipeline.training.precision import images_dtype
+from pipeline.training.precision import Precision, images_dtype
 from pipeline.training.reduction import GradientReducer, choose_mode
 from pipeline.training.replay import Recorder, ReplayedUpdate, Update
 from pipeline.training.synced_batchnorm import share_normalization
@@ -57,7 +57,7 @@ class StepConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     reduction: Literal["auto", "tree", "allreduce"] = "auto"
     gradient_compression: Literal["none", "bf16"] = "none"
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     compile_crop: int | None = None
