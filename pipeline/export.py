@@ -87,7 +87,7 @@ def write_missing_model(trained: TrainedNet, dataset: Dataset) -> None:
 def entry(trained: TrainedNet, data: TrainingData, results: Sequence[Scores], args: Namespace) -> Entry:
     """What the registry says of the net."""
     assert trained.run is not None
-    tags = {
+    origin = {
         WEIGHTS_TAG: trained.weights_sha256,
         "weights": trained.weights,
         "run": trained.name,
@@ -97,18 +97,19 @@ def entry(trained: TrainedNet, data: TrainingData, results: Sequence[Scores], ar
         "dataset_sha256": data.sha256,
         "git_commit": last_commit(trained.run),
     }
+    errors: dict[str, str] = {}
     for scores in results:
         kind = f"{scores.provenance.protocol}-{scores.provenance.split}"
-        tags |= {f"{kind}.top1_error": f"{scores.errors(1):.2f}", f"{kind}.top5_error": f"{scores.errors(5):.2f}"}
+        errors |= {f"{kind}.top1_error": f"{scores.errors(1):.2f}", f"{kind}.top5_error": f"{scores.errors(5):.2f}"}
     return Entry(
         name=args.register,
         about=f"Nets trained by this project on {data.name} ({len(data.classes):,} classes). A version's description is its "
         "model card, its tags are its errors and where it comes from.",
         description=summary(trained, data, results),
-        tags=tags,
+        tags=origin | errors,
         aliases=args.alias,
         files=[args.out / CARD, args.out / CLASSES],
-        metadata={"classes": list(data.classes), **tags},
+        metadata={"classes": list(data.classes), **origin},
     )
 
 

@@ -130,7 +130,7 @@ their metadata, as the JSON list `classes`. A picture becomes the `images` of wh
 def summary(trained: TrainedNet, data: TrainingData, results: Sequence[Scores]) -> str:
     """The card without its files and recipe: the description of a version in MLflow's registry."""
     parameters = sum(parameter.numel() for parameter in trained.net.parameters())
-    shape = f"[N, {trained.crop}, {trained.crop}, 3]"
+    short_side, crop, classes = trained.short_side, trained.crop, trained.classes
     return f"""# {trained.arch} ({trained.name})
 
 | | |
@@ -147,11 +147,10 @@ The net of *Deep Residual Learning for Image Recognition* (He et al., arXiv:1512
 ## Errors
 {errors_table(results)}
 ## Input and output
-Images: RGB, 0..255, resized to a shorter side of {trained.short_side} pixels (bilinear, antialiased), of which the centre
-{trained.crop} x {trained.crop} is cut out.
-The files that hold the whole net take them as float32 {shape} and give softmax scores float32 [N, {trained.classes}];
-they subtract the training mean themselves. With the weights alone, subtract it first (`mean.npy`, RGB, 0..255) and put
-the channels first: the net takes [N, 3, {trained.crop}, {trained.crop}] and gives logits.
+- Images: RGB, 0..255, resized to a shorter side of {short_side} pixels (bilinear, antialiased), the centre {crop} x {crop}.
+- The files that hold the whole net take them as float32 [N, {crop}, {crop}, 3] and give softmax scores float32 [N, {classes}].
+- Those files subtract the training mean themselves. With the weights alone, subtract it first (`mean.npy`, RGB, 0..255).
+- The net alone takes the channels first, [N, 3, {crop}, {crop}], and gives logits.
 """
 
 

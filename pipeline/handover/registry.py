@@ -69,7 +69,7 @@ def register(run: Path, config: TrackingConfig, module: Deployed, entry: Entry, 
         registered = Registered(version=version or _create(client, run_id, module, entry, place), new=version is None)
         _describe(client, entry, registered.version)
         if (model_id := mlflow_model_id(run)) is not None:
-            _link(client, model_id, entry.name, registered.version)
+            _link(client, model_id, entry, registered.version)
     except MlflowException as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -117,10 +117,13 @@ def _describe(client: Any, entry: Entry, version: str) -> None:
         client.set_registered_model_alias(entry.name, alias, version)
 
 
-def _link(client: Any, model_id: str, name: str, version: str) -> None:
-    """Have the page of the run's logged model say that it is registered."""
-    client.set_model_version_tag(name, version, "logged_model", model_id)
-    versions = json.loads(client.get_logged_model(model_id).tags.get(VERSIONS_TAG, "[]"))
-    if {"name": name, "version": version} not in versions:
-        versions.append({"name": name, "version": version})
+def _link(client: Any, model_id: str, entry: Entry, version: str) -> None:
+    """Have the page of the run's logged model say that it is registered, where the model has these weights."""
+    tags = client.get_logged_model(model_id).tags
+    if tags.get(WEIGHTS_TAG) != entry.tags[WEIGHTS_TAG]:
+        return
+    client.set_model_version_tag(entry.name, version, "logged_model", model_id)
+    versions, this = json.loads(tags.get(VERSIONS_TAG, "[]")), {"name": entry.name, "version": version}
+    if this not in versions:
+        versions.append(this)
         client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps(versions)})

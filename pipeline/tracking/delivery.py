@@ -55,7 +55,7 @@ class Delivery:
             self._send_status(wanted, killed)
             self._send_artifacts(wanted)
             if not self.delivered.has_model(self.folder):
-                self._save(model=send_model(self.client, self.folder, self.delivered, wanted.key, clean))
+                self._save(model=send_model(self.client, self.folder, self.delivered, wanted.key))
         except Exception as error:
             self.described = None  # look the MLflow run up again: it may be gone
             self._save(error=sentence(error))

@@ -10,17 +10,16 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.base.layout import METRICS, ML_MODEL, MODEL, MODEL_FACTS
-from pipeline.tracking.journal import read_metrics
+from pipeline.base.layout import ML_MODEL, MODEL, MODEL_FACTS
 from pipeline.tracking.state import Delivered, model_version
 
-KEY_TAG = "run_key"
+KEY_TAG, NOTE_TAG = "run_key", "mlflow.note.content"
+CLASSES_SHOWN = 10
 PARAMS = ("arch", "shortcut", "stride", "iteration", "short_side", "crop", "interpolation", "dataset", "train_images")
 TAGS = ("dataset_sha256", "checkpoint", "sha256", "weights", "weights_sha256", "git_commit")
 LINKED = re.compile(r"loss|.*_error")  # the metrics that say how good a model is
@@ -29,10 +28,10 @@ OTHER_WEIGHTS = re.compile(
 )  # in the kinds of metrics of other weights of the same checkpoint
 
 
-def send_model(client: Any, folder: Path, delivered: Delivered, key: str, named: Callable[[str], str]) -> str:
+def send_model(client: Any, folder: Path, delivered: Delivered, key: str) -> str:
     """Bring the logged model of the finished run in `folder` up to date; what `Delivered.model` then says.
 
-    key: the run's. named: makes the name of a metric one that MLflow accepts. Raises whatever MLflow raises.
+    key: the run's. Raises whatever MLflow raises. Call it when MLflow has the run's metrics and checkpoint.
     """
     version = model_version(folder)  # first: what changes meanwhile is sent by the next call
     facts = json.loads((folder / MODEL / MODEL_FACTS).read_text())
@@ -40,11 +39,13 @@ def send_model(client: Any, folder: Path, delivered: Delivered, key: str, named:
     contents = delivered.model.partition(" ")[2].partition(":")[0]
     if delivered.model_id != model.model_id or contents != version.partition(":")[0]:
         _upload(client, folder / MODEL, delivered.run_id, model.model_id)
-    if model.model_id not in _outputs(client, delivered.run_id):
+        client.set_logged_model_tags(model.model_id, {NOTE_TAG: _note(model.model_id, facts)})
+    run = client.get_run(delivered.run_id)
+    if model.model_id not in {one.model_id for one in (run.outputs.model_outputs if run.outputs else ())}:
         from mlflow.entities import LoggedModelOutput
 
         client.log_outputs(delivered.run_id, [LoggedModelOutput(model.model_id, facts["iteration"])])
-    _link_metrics(client, folder, delivered.run_id, model, facts["iteration"], named)
+    _link_metrics(client, run, model, facts["iteration"])
     return f"{model.model_id} {version}"
 
 
@@ -75,25 +76,44 @@ def _upload(client: Any, source: Path, run_id: str, model_id: str) -> None:
     client.finalize_logged_model(model_id, "READY")
 
 
-def _outputs(client: Any, run_id: str) -> set[str]:
-    outputs = client.get_run(run_id).outputs
-    return {one.model_id for one in outputs.model_outputs} if outputs else set()
-
-
-def _link_metrics(
-    client: Any, folder: Path, run_id: str, model: Any, iteration: int, named: Callable[[str], str]
-) -> None:
+def _link_metrics(client: Any, run: Any, model: Any, iteration: int) -> None:
     """Let the model have its run's errors at its iteration: those that were measured with its weights."""
     from mlflow.entities import Metric
 
-    known = {(metric.key, metric.value, metric.timestamp) for metric in model.metrics or ()}
+    known = {metric.key: metric.value for metric in model.metrics or ()}  # the latest of each
+    keys = [key for key, value in run.data.metrics.items() if _is_of_model(key) and known.get(key) != value]
+    # Points as MLflow has them: the run keeps one of two equal points, and would show a rounded one beside its own.
     points = [
-        Metric(named(f"{record.kind}/{name}"), value, record.time, record.iteration, model_id=model.model_id)
-        for record in read_metrics(folder / METRICS)
-        if record.iteration == iteration and not OTHER_WEIGHTS.search(record.kind)
-        for name, value in record.values.items()
-        if LINKED.fullmatch(name)
+        Metric(key, point.value, point.timestamp, point.step, model_id=model.model_id)
+        for key in keys
+        for point in client.get_metric_history(run.info.run_id, key)
+        if point.step == iteration
     ]
-    new = [point for point in points if (point.key, point.value, point.timestamp) not in known]
-    if new:
-        client.log_batch(run_id, metrics=new)
+    if points:
+        client.log_batch(run.info.run_id, metrics=points)
+
+
+def _is_of_model(key: str) -> bool:
+    kind, _, name = key.rpartition("/")
+    return LINKED.fullmatch(name) is not None and not OTHER_WEIGHTS.search(kind)
+
+
+def _note(model_id: str, facts: dict[str, Any]) -> str:
+    """The description on the model's page, in Markdown."""
+    classes = facts["classes"]
+    names = ", ".join(classes[:CLASSES_SHOWN]) + (", ... (`classes.txt`)" if len(classes) > CLASSES_SHOWN else "")
+    crop = facts["crop"]
+    return f"""{facts["arch"]} after {facts["iteration"]:,} iterations on {facts["dataset"]}: {facts["train_images"]:,} images.
+
+Classes ({len(classes):,}): {names}
+
+Images: RGB, shorter side {facts["short_side"]} ({facts["interpolation"]}), centre {crop} x {crop}, 0..255, no other step.
+
+In this project's checkout; the weights are `{facts["checkpoint"]}` of the run:
+
+```python
+model = mlflow.pyfunc.load_model("models:/{model_id}")
+scores = model.predict(images)  # float32 [N, {crop}, {crop}, 3] -> softmax float32 [N, {len(classes)}]
+names = model.metadata.metadata["classes"]
+```
+"""
