@@ -232,7 +232,7 @@ def test_a_net_is_registered_with_its_card_under_aliases(
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "resnet8", "version": "1"}]
     assert version.tags["logged_model"] == model.model_id
 
-    # The same weights again are the same version, with what is known of it by now; others are a new one.
+    # The same weights again are the same version, with what is known of it by now.
     (tracked_run / "scores/ten-crop-train-00000100.npz").unlink()
     assert (
         run(
