@@ -31,11 +31,20 @@ OTHER_WEIGHTS = re.compile(
 def send_model(client: Any, folder: Path, delivered: Delivered, key: str) -> str:
     """Bring the logged model of the finished run in `folder` up to date; what `Delivered.model` then says.
 
-    key: the run's. Raises whatever MLflow raises. Call it when MLflow has the run's metrics and checkpoint.
+    key: the run's. Raises whatever MLflow raises. Call it when MLflow has the run's metrics and checkpoint. A server of
+    MLflow 2 knows no logged models and gets none: the id is then empty.
     """
+    from mlflow.exceptions import MlflowException
+
     version = model_version(folder)  # first: what changes meanwhile is sent by the next call
     facts = json.loads((folder / MODEL / MODEL_FACTS).read_text())
-    model = _find(client, delivered, key) or _create(client, delivered, key, facts)
+    try:
+        found = _find(client, delivered, key)
+    except MlflowException as error:
+        if error.error_code != "ENDPOINT_NOT_FOUND":
+            raise
+        return f" {version}"
+    model = found or _create(client, delivered, key, facts)
     contents = delivered.model.partition(" ")[2].partition(":")[0]
     if delivered.model_id != model.model_id or contents != version.partition(":")[0]:
         _upload(client, folder / MODEL, delivered.run_id, model.model_id)

@@ -225,6 +225,20 @@ def test_a_model_deleted_with_its_run_is_made_anew(runs: Path, finished: Path) -
     assert deliver(finished) != first
 
 
+def test_a_server_without_logged_models_gets_the_rest(
+    runs: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What MLflow's client raises where a server answers 404 (tried: ENDPOINT_NOT_FOUND)."""
+    from mlflow.exceptions import MlflowException, get_error_code
+
+    def missing(*arguments: object, **keywords: object) -> None:
+        raise MlflowException("failed with error code 404", error_code=get_error_code(404))
+
+    monkeypatch.setattr(MlflowClient, "search_logged_models", missing)
+    Delivery(finished, print).deliver()
+    assert is_delivered(finished) and what_is_left(finished) == "" and mlflow_model_id(finished) is None
+
+
 def test_a_full_disk_does_not_end_the_run(
     finished: Path, ten_classes: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
