@@ -35,6 +35,7 @@ from pipeline.training.checkpoint import Checkpoint
 
 VERSION = 1
 MEAN, CLASSES = "mean.npy", "classes.txt"
+REMEDY = "remove the folder; python -m pipeline.export RUN --out FOLDER --register NAME writes it again"
 LOADER = "pipeline.handover.loading"
 
 
@@ -153,11 +154,11 @@ def read_model(folder: Path) -> tuple[Model, TrainingData]:
     try:
         facts = json.loads(path.read_text())
         if facts.pop("version") != VERSION:
-            raise UserError(f"{path} is of another version than {VERSION}: use the code that wrote it")
+            raise UserError(f"{path} is of another version than {VERSION}: {REMEDY}")
         model = Model(**{**facts, "classes": tuple(facts["classes"]), "wnids": tuple(facts["wnids"])})
         mean = np.load(folder / MEAN, allow_pickle=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is no whole model folder ({error}): make it again with pipeline.export") from None
+        raise UserError(f"{folder} is no whole model folder ({error}): {REMEDY}") from None
     return model, TrainingData(
         name=model.dataset,
         sha256=model.dataset_sha256,
