@@ -15,18 +15,24 @@ from pipeline.base.files import replacing, write_text
 from pipeline.base.layout import CONFIG
 from pipeline.data.dataset import Dataset
 from pipeline.data.graphs import Normalization
-from pipeline.data.storage import open_dataset
-from pipeline.evaluation.datasets import on_training_data
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.options import add_weights_option
+from pipeline.evaluation.scores import Scores
 from pipeline.handover.exporting import FORMATS, Deployed, Exported, export
-from pipeline.handover.model_card import known_scores, model_card
+from pipeline.handover.model_card import known_scores, model_card, summary
+from pipeline.handover.model_folder import CLASSES, MEAN, class_lines, has_model, write_model
+from pipeline.handover.registry import WEIGHTS_TAG, Entry, Registered, register
+from pipeline.handover.training_data import TrainingData, training_dataset
 from pipeline.process.world import open_world
+from pipeline.run.folder import last_commit
 from pipeline.run.options import load
+from pipeline.tracking import is_delivered, log_evaluations, mlflow_run_id
+from pipeline.training.checkpoint import Checkpoint, read_verified
 
 EXAMPLE = "python -m pipeline.export runs/resnet50-seed0 --out exported/resnet50 --register resnet50 --alias best"
 ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")  # this and RESERVED: MLflow's own rules (mlflow/utils/validation.py)
 RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)  # these name versions
+CARD = "README.md"  # of the exported folder
 
 
 def options() -> CommandParser:
@@ -51,32 +57,69 @@ def main(argv: Sequence[str] | None = None) -> int:
         trained = open_target(args.target, args.weights, args.data, world)
     assert trained.run is not None
     dataset = training_dataset(trained)
-    normalization = Normalization.of(dataset.statistics, trained.crop)
-    module = Deployed(trained.net, normalization, trained.crop).eval()
+    data = TrainingData.of(dataset, trained.crop)
+    module = Deployed(trained.net, Normalization(data.mean), trained.crop, data.classes).eval()
     exported = [export(module, args.out, name) for name in names]
-    with replacing(args.out / "mean.npy") as file:
-        np.save(file, normalization.mean, allow_pickle=False)
-    card = model_card(trained, dataset.sha256, exported, known_scores(trained))
-    write_text(args.out / "README.md", card)
-    version = None
+    with replacing(args.out / MEAN) as file:
+        np.save(file, data.mean, allow_pickle=False)
+    write_text(args.out / CLASSES, class_lines(data.classes))
+    results = known_scores(trained)
+    write_text(args.out / CARD, model_card(trained, data, exported, results))
+    registered = None
     if args.register is not None:
-        from pipeline.handover.registry import register  # imports MLflow: seconds
-
-        tracking = load(trained.run / CONFIG).tracking
-        version = register(trained.run, tracking, module, args.register, args.alias, f"export/{trained.iteration}")
-    print_result(trained, exported, version, args)
+        write_missing_model(trained, dataset)
+        registered = register_net(trained, module, entry(trained, data, results, args))
+    print_result(trained, exported, registered, args)
     return 0
 
 
-def training_dataset(trained: TrainedNet) -> Dataset:
-    """The dataset whose mean is exported with the model. Raises UserError where the model was trained on another dataset."""
-    dataset = open_dataset(trained.data)
-    if not on_training_data(trained, dataset):
-        raise UserError(
-            f"{trained.data} is not the dataset that {trained.name} was trained on (its manifest differs): "
-            "give that one with --data"
-        )
-    return dataset
+def write_missing_model(trained: TrainedNet, dataset: Dataset) -> None:
+    """Write the model folder of a run that finished before trainings wrote one."""
+    assert trained.run is not None
+    config = load(trained.run / CONFIG)
+    checkpoint = read_verified(trained.checkpoint)
+    if has_model(trained.run) or trained.iteration != config.iterations or checkpoint is None:
+        return
+    found = Checkpoint(path=trained.checkpoint, iteration=config.iterations, state=checkpoint)
+    write_model(trained.run, config, dataset, found)
+
+
+def entry(trained: TrainedNet, data: TrainingData, results: Sequence[Scores], args: Namespace) -> Entry:
+    """What the registry says of the net."""
+    assert trained.run is not None
+    origin = {
+        WEIGHTS_TAG: trained.weights_sha256,
+        "weights": trained.weights,
+        "run": trained.name,
+        "arch": trained.arch,
+        "iteration": str(trained.iteration),
+        "dataset": data.name,
+        "dataset_sha256": data.sha256,
+        "git_commit": last_commit(trained.run),
+    }
+    errors: dict[str, str] = {}
+    for scores in results:
+        kind = f"{scores.provenance.protocol}-{scores.provenance.split}"
+        errors |= {f"{kind}.top1_error": f"{scores.errors(1):.2f}", f"{kind}.top5_error": f"{scores.errors(5):.2f}"}
+    return Entry(
+        name=args.register,
+        about=f"Nets trained by this project on {data.name} ({len(data.classes):,} classes). A version's description is its "
+        "model card, its tags are its errors and where it comes from.",
+        description=summary(trained, data, results),
+        tags=origin | errors,
+        aliases=args.alias,
+        files=[args.out / CARD, args.out / CLASSES],
+        metadata={"classes": list(data.classes), **origin},
+    )
+
+
+def register_net(trained: TrainedNet, module: Deployed, entry: Entry) -> Registered:
+    """Make the net a version of a model in the registry of the run's MLflow, which gets the run's model folder first."""
+    assert trained.run is not None
+    tracking = load(trained.run / CONFIG).tracking
+    if mlflow_run_id(trained.run) is not None and not is_delivered(trained.run):
+        log_evaluations(trained.run, tracking, trained.iteration or 0, {})
+    return register(trained.run, tracking, module, entry, f"export/{trained.iteration}")
 
 
 def formats(args: Namespace) -> list[str]:
@@ -101,11 +144,14 @@ def formats(args: Namespace) -> list[str]:
     return names
 
 
-def print_result(trained: TrainedNet, exported: Sequence[Exported], version: str | None, args: Namespace) -> None:
+def print_result(
+    trained: TrainedNet, exported: Sequence[Exported], registered: Registered | None, args: Namespace
+) -> None:
     """Print where the model is registered and what was written."""
-    if version is not None:
+    if registered is not None:
         aliases = "".join(f", {alias}" for alias in args.alias)
-        print(f"Registered in MLflow as {args.register}, version {version}{aliases}.")
+        same = "" if registered.new else ": that version had these weights already, and has the card and tags of now"
+        print(f"Registered in MLflow as {args.register}, version {registered.version}{aliases}{same}.")
     rows = [
         (file.format, file.path, f"{file.path.stat().st_size / 1e6:,.1f}", f"{file.difference:.1g}")
         for file in exported
@@ -113,7 +159,7 @@ def print_result(trained: TrainedNet, exported: Sequence[Exported], version: str
     print_table(f"{trained.name} exported to {args.out}", ("format", "file", "MB", "difference when read back"), rows)
     if args.json:
         files = {file.format: {"file": str(file.path), "difference": file.difference} for file in exported}
-        print_json({"net": trained.name, "formats": files, "version": version})
+        print_json({"net": trained.name, "formats": files, "version": registered.version if registered else None})
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{file.path} is of a split without labels: there is nothing to call a mistake")
     dataset = dataset_of(members, args.data, scores.provenance.dataset_sha256)
     folder = args.out or file.path.with_suffix(MISTAKES)
-    names, split = mistakes.class_names(dataset), dataset.split(scores.provenance.split)
+    names, split = dataset.class_names, dataset.split(scores.provenance.split)
     paths = mistakes.write_tables(folder, scores, names)
     pictures = mistakes.confident_mistakes(scores, args.pictures)
     paths.append(mistakes.write_sheet(folder / "mistakes.png", pictures, split, names))

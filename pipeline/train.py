@@ -27,6 +27,7 @@ from pipeline.base import command
 from pipeline.base.command import Progress, UserError
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.scoring import GivenUp
+from pipeline.handover.model_folder import write_model
 from pipeline.loop.progress import RECOMPUTED_BN
 from pipeline.loop.trainer import Trainer
 from pipeline.process.stop import StopRequest
@@ -113,7 +114,7 @@ def train(
                         check()  # where a later attempt has the run, this attempt's failure is not the run's
                         raise
                     if world.is_main:
-                        secure_last_checkpoint(checkpoints, tracker, finished)
+                        secure_last_checkpoint(trainer, checkpoints, tracker, finished)
                 stop.restore()
                 watchdog.note("closing", limited=False)  # MLflow may take its time (tracking.close_seconds)
                 on_save()
@@ -201,8 +202,8 @@ def tracker_of(config: Config, facts: dict[str, Any], world: World) -> Tracker:
     return tracker
 
 
-def secure_last_checkpoint(checkpoints: Checkpoints, tracker: Tracker, finished: bool) -> None:
-    """Wait until the last checkpoint is on the disk, and tell MLflow how the run ended.
+def secure_last_checkpoint(trainer: Trainer, checkpoints: Checkpoints, tracker: Tracker, finished: bool) -> None:
+    """Wait until the last checkpoint is on the disk, describe a finished run's model, and tell MLflow how the run ended.
 
     Raises UserError where the last checkpoint of a finished run was not written. A run that was asked to stop goes on from
     the checkpoint before.
@@ -215,6 +216,7 @@ def secure_last_checkpoint(checkpoints: Checkpoints, tracker: Tracker, finished:
     newest = checkpoints.newest()
     if finished and newest is not None:
         tracker.artifact(newest.path, CHECKPOINTS)
+        write_model(trainer.config.run_folder, trainer.config, trainer.dataset, newest)
     tracker.finish("FINISHED" if finished else "KILLED")
 
 

@@ -46,6 +46,7 @@ LAYERS: dict[str, list[str]] = {
         "pipeline.submit",
         "pipeline.mistakes",
         "pipeline.export",
+        "pipeline.predict",
         "pipeline.responses",
         "pipeline.tune",
     ],

@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import resource
 import threading
 import zipfile
@@ -33,6 +34,7 @@ VERSION = 1
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.npz"
 UNLABELLED = -1
+_SHARD_NAME = re.compile(r"(?P<split>[^/]+)/(?P<name>.+)-(?P=split)-\d+\.tar")  # as data_prep/ names shards
 
 
 def sample_dtype(key_bytes: int) -> np.dtype[Any]:
@@ -220,6 +222,18 @@ class Dataset:
     @property
     def classes(self) -> int:
         return len(self.manifest.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The readable name of every label, or its WordNet id where it has none."""
+        return tuple(info.name or info.wnid for info in self.manifest.classes)
+
+    @property
+    def name(self) -> str:
+        """What its shards are named after (`--name` of the preparation); the folder's name where they show no name."""
+        files = (shard.file for split in self.manifest.splits.values() for shard in split.shards)
+        found = _SHARD_NAME.fullmatch(next(files, ""))
+        return found["name"] if found else self.folder.resolve().name
 
     def split(self, name: str) -> Split:
         if name not in self.manifest.splits:

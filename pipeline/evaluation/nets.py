@@ -32,7 +32,7 @@ MISSING = {  # the end of the message for a checkpoint without those weights
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedNet:
-    """A net with its weights, on the CPU, and all that is needed to test it.
+    """A net with its weights, on the CPU and in evaluation mode, and all that is needed to test it.
 
     Attributes:
         stride: the layer at which a downsampling bottleneck strides, which the weights do not show.
@@ -141,7 +141,10 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base:
 
 
 def load_weights(net: ResNet, state: Mapping[str, Tensor], place: Path) -> None:
-    """Load `state` (torchvision's names) into `net`. Raises UserError, with the first misfit, if it does not fit."""
+    """Load `state` (torchvision's names) into `net`, and put the net into evaluation mode.
+
+    Raises UserError, with the first misfit, if the weights do not fit.
+    """
     wanted = net.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     unknown = [key for key in state if key not in wanted]
@@ -154,6 +157,7 @@ def load_weights(net: ResNet, state: Mapping[str, Tensor], place: Path) -> None:
         given, needed = (list(weights[misshapen[0]].shape) for weights in (state, wanted))
         raise UserError(f"{misshapen[0]} in {place} is {given} but {name} has {needed}: give the net's own --arch")
     net.load_state_dict(dict(state), strict=False)  # only num_batches_tracked may be missing
+    net.eval()  # whoever calls the net means its running statistics
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

@@ -1,7 +1,7 @@
 """Exports a trained net to formats that need no code of this project: safetensors, torch.export, ONNX.
 
 model.safetensors holds the weights with torchvision's names. model.pt2 and model.onnx hold the whole net: pixels in,
-softmax out. Each file is read back and compared with the net.
+softmax out. Each file names the classes in its metadata, and is read back and compared with the net.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from pipeline.evaluation.protocols import channels_first
 TOLERANCE = 1e-5  # of softmax scores; other runtimes order their float32 sums differently
 EXAMPLE_BATCH = 2  # torch.export would treat a batch of 1 as a constant
 CHECKED_BATCHES = (1, 3)
+CLASSES = "classes"  # key of the metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +49,14 @@ class Exported:
 
 
 class Deployed(nn.Module):
-    """The net as users call it: RGB crops float32 [N, crop, crop, 3], 0..255 -> softmax scores float32 [N, classes]."""
+    """The net as users call it: RGB crops float32 [N, crop, crop, 3], 0..255 -> softmax scores float32 [N, classes].
 
-    def __init__(self, net: nn.Module, normalization: Normalization, crop: int) -> None:
+    classes: their names, in the order of the scores.
+    """
+
+    def __init__(self, net: nn.Module, normalization: Normalization, crop: int, classes: Sequence[str]) -> None:
         super().__init__()
-        self.net, self.crop = net, crop
+        self.net, self.crop, self.classes = net, crop, tuple(classes)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.from_numpy(np.array(normalization.mean, np.float32)))
@@ -83,9 +88,14 @@ def export(module: Deployed, folder: Path, name: str) -> Exported:
     return Exported(format=name, path=path, difference=difference)
 
 
+def _class_list(module: Deployed) -> str:
+    """The class names as a JSON list: what the metadata of every format holds under CLASSES."""
+    return json.dumps(module.classes, ensure_ascii=False)
+
+
 def _safetensors(module: Deployed) -> bytes:
     state = {key: value.contiguous() for key, value in module.net.state_dict().items()}
-    return safetensors.torch.save(state, metadata={"format": "pt"})
+    return safetensors.torch.save(state, metadata={"format": "pt", CLASSES: _class_list(module)})
 
 
 def _read_safetensors(path: Path, module: Deployed) -> Callable[[Tensor], Tensor]:
@@ -104,7 +114,7 @@ def _program(module: Deployed) -> torch.export.ExportedProgram:
 
 def _torch_export(module: Deployed) -> bytes:
     buffer = io.BytesIO()
-    torch.export.save(_program(module), buffer)
+    torch.export.save(_program(module), buffer, extra_files={CLASSES: _class_list(module)})
     return buffer.getvalue()
 
 
@@ -114,7 +124,9 @@ def _onnx(module: Deployed) -> bytes:
             _program(module), (), input_names=["images"], output_names=["scores"], dynamo=True, verbose=False
         )
     assert program is not None
-    return program.model_proto.SerializeToString()
+    proto = program.model_proto
+    proto.metadata_props.add(key=CLASSES, value=_class_list(module))
+    return proto.SerializeToString()
 
 
 def _read_onnx(path: Path, module: Deployed) -> Callable[[Tensor], Tensor]:

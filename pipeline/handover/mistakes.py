@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.base.files import replacing, write_text
-from pipeline.data.dataset import Dataset, Split
+from pipeline.data.dataset import Split
 from pipeline.evaluation.scores import Scores, ranks_of
 
 THUMBNAIL = 160  # pixels; an image keeps its aspect ratio inside
@@ -92,11 +92,6 @@ def confident_mistakes(scores: Scores, count: int) -> list[Mistake]:
 
 def _predicted(scores: Scores) -> NDArray[np.int64]:
     return scores.scores.argmax(axis=1)  # the first of equal scores, as `scores.ranks` orders them
-
-
-def class_names(dataset: Dataset) -> list[str]:
-    """Return the readable name of every label, or its WordNet id if it has none."""
-    return [info.name or info.wnid for info in dataset.manifest.classes]
 
 
 def write_tables(folder: Path, scores: Scores, names: Sequence[str]) -> list[Path]:

@@ -13,26 +13,49 @@ from pipeline.evaluation.nets import TrainedNet
 from pipeline.evaluation.score_files import is_canonical
 from pipeline.evaluation.scores import Scores, load, read_provenance
 from pipeline.handover.exporting import Exported
+from pipeline.handover.training_data import TrainingData
 from pipeline.run.config import trajectory
 from pipeline.run.options import load as load_config
 
-USES = {
+CLASSES_SHOWN = 10
+IMAGES = """import numpy as np
+from PIL import Image
+
+classes = open("classes.txt").read().splitlines()
+picture = Image.open("picture.jpg").convert("RGB")
+scale = {short_side} / min(picture.size)
+picture = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BILINEAR)
+left, top = (round((side - {crop}) / 2) for side in picture.size)
+images = np.asarray(picture.crop((left, top, left + {crop}, top + {crop})), np.float32)[None]  # [1, {crop}, {crop}, 3]"""
+USES = {  # what a file holds; the code that uses it, after IMAGES
     "safetensors": (
         "the weights in torchvision's names",
-        """from safetensors.torch import load_file
-net.load_state_dict(load_file("model.safetensors"))""",
+        """import torch
+from safetensors.torch import load_file
+from pipeline.models.resnet import build  # this project's checkout
+
+net = build("{arch}", classes={classes}, shortcut="{shortcut}", stride="{stride}").eval()
+net.load_state_dict(load_file("model.safetensors"))
+with torch.inference_mode():
+    scores = net(torch.from_numpy(images - np.load("mean.npy")).permute(0, 3, 1, 2)).softmax(dim=1).numpy()
+print(classes[scores[0].argmax()])""",
     ),
     "torch-export": (
         "the whole net",
         """import torch
+
 net = torch.export.load("model.pt2").module()
-scores = net(images)""",
+with torch.inference_mode():
+    scores = net(torch.from_numpy(images)).numpy()
+print(classes[scores[0].argmax()])""",
     ),
     "onnx": (
         "the whole net",
         """import onnxruntime
+
 session = onnxruntime.InferenceSession("model.onnx")
-(scores,) = session.run(None, {"images": images})""",
+(scores,) = session.run(None, {{"images": images}})
+print(classes[scores[0].argmax()])""",
     ),
 }
 
@@ -67,26 +90,48 @@ def errors_table(results: Sequence[Scores]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def model_card(
-    trained: TrainedNet, dataset_sha256: str, exported: Sequence[Exported], results: Sequence[Scores]
-) -> str:
+def model_card(trained: TrainedNet, data: TrainingData, exported: Sequence[Exported], results: Sequence[Scores]) -> str:
     """Return the card as Markdown, with the front matter that model hubs read."""
     assert trained.run is not None
-    parameters = sum(parameter.numel() for parameter in trained.net.parameters())
-    shape = f"[N, {trained.crop}, {trained.crop}, 3]"
+    config = load_config(trained.run / CONFIG)
+    values = {
+        "arch": trained.arch,
+        "classes": trained.classes,
+        "shortcut": config.shortcut,
+        "stride": config.stride,
+        "short_side": trained.short_side,
+        "crop": trained.crop,
+    }
     files = "\n".join(
         f"`{file.path.name}`: {USES[file.format][0]}; read back, its softmax scores differ from the net's by at most "
-        f"{file.difference:.1g}.\n\n```python\n{USES[file.format][1]}\n```\n"
+        f"{file.difference:.1g}.\n\n{_python(USES[file.format][1].format(**values))}"
         for file in exported
     )
     # Only the keys that decide the weights: folders and machines do not belong on a card.
-    recipe = yaml.safe_dump(trajectory(load_config(trained.run / CONFIG)), sort_keys=False)
+    recipe = yaml.safe_dump(trajectory(config), sort_keys=False)
     return f"""---
 library_name: pytorch
 pipeline_tag: image-classification
 tags: [resnet, image-classification]
 ---
-# {trained.arch} ({trained.name})
+{summary(trained, data, results)}
+## Files
+`classes.txt` has the name of each class, one a line in the order of the scores; the other files but `mean.npy` have them in
+their metadata, as the JSON list `classes`. A picture becomes the `images` of what follows like this:
+
+{_python(IMAGES.format(**values))}
+{files}
+## Recipe
+```yaml
+{recipe}```
+"""
+
+
+def summary(trained: TrainedNet, data: TrainingData, results: Sequence[Scores]) -> str:
+    """The card without its files and recipe: the description of a version in MLflow's registry."""
+    parameters = sum(parameter.numel() for parameter in trained.net.parameters())
+    short_side, crop, classes = trained.short_side, trained.crop, trained.classes
+    return f"""# {trained.arch} ({trained.name})
 
 | | |
 |---|---|
@@ -94,22 +139,25 @@ tags: [resnet, image-classification]
 | trained for | {trained.iteration:,} iterations |
 | weights | {trained.weights}, SHA-256 of their contents `{trained.weights_sha256}` |
 | checkpoint | `{trained.checkpoint.name}` |
-| training data | dataset with manifest SHA-256 `{dataset_sha256}` |
+| training data | {data.name}: {data.images:,} images of {len(data.classes):,} classes, manifest SHA-256 `{data.sha256}` |
+| classes | {_class_sentence(data.classes)} |
 
 The net of *Deep Residual Learning for Image Recognition* (He et al., arXiv:1512.03385).
 
 ## Errors
 {errors_table(results)}
 ## Input and output
-Images: RGB, 0..255, resized to a shorter side of {trained.short_side} pixels, of which the centre
-{trained.crop} x {trained.crop} is cut out.
-The files that hold the whole net take them as float32 {shape} and give softmax scores float32 [N, {trained.classes}];
-they subtract the training mean themselves. With the weights alone, subtract it first (`mean.npy`, RGB, 0..255) and put
-the channels first: the net takes [N, 3, {trained.crop}, {trained.crop}] and gives logits.
-
-## Files
-{files}
-## Recipe
-```yaml
-{recipe}```
+- Images: RGB, 0..255, resized to a shorter side of {short_side} pixels (bilinear, antialiased), the centre {crop} x {crop}.
+- The files that hold the whole net take them as float32 [N, {crop}, {crop}, 3] and give softmax scores float32 [N, {classes}].
+- Those files subtract the training mean themselves. With the weights alone, subtract it first (`mean.npy`, RGB, 0..255).
+- The net alone takes the channels first, [N, 3, {crop}, {crop}], and gives logits.
 """
+
+
+def _class_sentence(classes: Sequence[str]) -> str:
+    shown = ", ".join(name.replace("|", "/")[:60] for name in classes[:CLASSES_SHOWN])
+    return shown if len(classes) <= CLASSES_SHOWN else f"{shown}, ... (all in `classes.txt`)"
+
+
+def _python(code: str) -> str:
+    return f"```python\n{code}\n```\n"

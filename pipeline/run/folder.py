@@ -143,6 +143,12 @@ def other_code(facts: dict[str, Any]) -> str | None:
     return f"TRAJECTORY: the run's {number} -> this code's {TRAJECTORY}; it was last trained by {version}"
 
 
+def last_commit(folder: Path) -> str:
+    """The git commit that last trained the run in `folder`; "unknown" where none is recorded."""
+    attempts = read_facts(folder).get("attempts") or [{}]
+    return str(attempts[-1].get("git_commit", "unknown"))
+
+
 def _last_code(facts: dict[str, Any]) -> tuple[str, str]:
     """The code of a run's last attempt in words, and how to get that code again."""
     attempts = facts.get("attempts") or [{}]

@@ -3,11 +3,12 @@
 journal.py   metrics.jsonl                       process.py   starts and ends the feeder process beside the run
 state.py     tracking.json and mlflow.json       feeder.py    that process: delivers, retries, ends with the run
 tracker.py   what the training loop calls        delivery.py  brings MLflow up to date with a run folder
+                                                 logged_model.py  ... with the model of a finished run
 """
 
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.journal import Record, read_metrics
-from pipeline.tracking.state import is_concluded, is_delivered, mlflow_run_id
+from pipeline.tracking.state import is_concluded, is_delivered, mlflow_model_id, mlflow_run_id
 from pipeline.tracking.tracker import Tracker, log_evaluations, log_result_run, open_tracker
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "is_delivered",
     "log_evaluations",
     "log_result_run",
+    "mlflow_model_id",
     "mlflow_run_id",
     "open_tracker",
     "read_metrics",

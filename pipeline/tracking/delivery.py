@@ -19,6 +19,7 @@ from typing import Any
 
 from pipeline.base.layout import METRICS, MLFLOW_ARTIFACTS
 from pipeline.tracking.journal import Record, complete_lines
+from pipeline.tracking.logged_model import send_model
 from pipeline.tracking.state import Delivered, Wanted, resolve_uri, without_password
 
 # MLflow's own limits (mlflow/utils/validation.py).
@@ -53,6 +54,8 @@ class Delivery:
             self._send_metrics()
             self._send_status(wanted, killed)
             self._send_artifacts(wanted)
+            if not self.delivered.has_model(self.folder):
+                self._save(model=send_model(self.client, self.folder, self.delivered, wanted.key))
         except Exception as error:
             self.described = None  # look the MLflow run up again: it may be gone
             self._save(error=sentence(error))

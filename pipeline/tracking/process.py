@@ -106,6 +106,8 @@ def what_is_left(folder: Path, uri: str | None = None) -> str:
         missing.append(f"{lines:,} lines of {METRICS}")
     if files := len(delivered.unsent(wanted.files(folder))):
         missing.append(f"{files} files" if files > 1 else "a file")
+    if not delivered.has_model(folder):
+        missing.append("the model")
     if wanted.status not in (delivered.status, "RUNNING"):
         missing.append(f"the status {wanted.status}")
     if not missing:

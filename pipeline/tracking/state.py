@@ -6,6 +6,7 @@ Only the run writes tracking.json and only the feeder writes mlflow.json: neithe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.base.files import write_text
-from pipeline.base.layout import DELIVERED, METRICS, MLFLOW_STORE, TRACKING
+from pipeline.base.layout import DELIVERED, METRICS, ML_MODEL, MLFLOW_STORE, MODEL, MODEL_FACTS, TRACKING
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -70,8 +71,8 @@ class Wanted:
 class Delivered:
     """What MLflow has of a run: the content of mlflow.json. `position`: the bytes of metrics.jsonl that MLflow has.
 
-    `uri` holds no password. `artifacts` maps an artifact's key to the version that was sent. `error`: why the last attempt
-    to deliver failed.
+    `uri` holds no password. `artifacts` maps an artifact's key to the version that was sent. `model`: the id of the logged
+    model and the `model_version` that was sent. `error`: why the last attempt to deliver failed.
     """
 
     uri: str = ""
@@ -80,6 +81,7 @@ class Delivered:
     position: int = 0
     status: str = ""
     artifacts: dict[str, str] = field(default_factory=dict)
+    model: str = ""
     error: str = ""
 
     @classmethod
@@ -95,6 +97,16 @@ class Delivered:
         """Return those of `artifacts` that exist and of which MLflow lacks the present version."""
         return [a for a in artifacts if a.file.exists() and self.artifacts.get(a.key) != a.version]
 
+    @property
+    def model_id(self) -> str:
+        """The id of the logged model in MLflow; empty where there is none."""
+        return self.model.partition(" ")[0]
+
+    def has_model(self, folder: Path) -> bool:
+        """Whether MLflow has the model of the run in `folder` as it is now, or the run has none."""
+        version = model_version(folder)
+        return not version or self.model == f"{self.model_id} {version}"
+
 
 def is_concluded(folder: Path) -> bool:
     """Return whether tracking.json states that the run in `folder` is finished (its feeder tells MLflow)."""
@@ -107,12 +119,27 @@ def is_delivered(folder: Path) -> bool:
     wanted, delivered, metrics = Wanted.read(folder), Delivered.read(folder), folder / METRICS
     if wanted is None or not metrics.exists():
         return True
-    return not delivered.unsent(wanted.files(folder)) and delivered.position == metrics.stat().st_size
+    unsent = delivered.unsent(wanted.files(folder)) or not delivered.has_model(folder)
+    return not unsent and delivered.position == metrics.stat().st_size
+
+
+def model_version(folder: Path) -> str:
+    """What tells a run's model folder, and the metrics that belong to the model, from earlier ones; empty without a model."""
+    if not (folder / MODEL / ML_MODEL).is_file():
+        return ""
+    facts = hashlib.sha256((folder / MODEL / MODEL_FACTS).read_bytes()).hexdigest()
+    metrics = folder / METRICS
+    return f"{facts[:16]}:{metrics.stat().st_size if metrics.exists() else 0}"
 
 
 def mlflow_run_id(folder: Path) -> str | None:
     """Return the id of the MLflow run of the run in `folder`; None if MLflow does not know the run yet."""
     return Delivered.read(folder).run_id or None
+
+
+def mlflow_model_id(folder: Path) -> str | None:
+    """Return the id of the logged model of the run in `folder`; None if MLflow has none."""
+    return Delivered.read(folder).model_id or None
 
 
 def resolve_uri(folder: Path, configured: str | None) -> str:

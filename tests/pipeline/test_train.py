@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -50,6 +51,16 @@ def test_the_record_says_how_images_were_decoded(undisturbed: Config) -> None:
     (attempt,) = json.loads((undisturbed.run_folder / "run.json").read_text())["attempts"]
     assert (attempt["decode_on"], attempt["hw_decoder_load"]) == ("cpu", None)
     assert attempt["dali"] and attempt["nvimgcodec"] != "unknown"
+
+
+def test_a_finished_run_has_a_model_of_its_last_checkpoint(undisturbed: Config, digits: Path) -> None:
+    facts = json.loads((undisturbed.run_folder / "model/model.json").read_text())
+    checkpoint = undisturbed.run_folder / "checkpoints" / facts["checkpoint"]
+    assert facts["iteration"] == ITERATIONS and facts["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert facts["classes"] == list("0123456789") and facts["dataset"] == "digits"
+    assert (facts["short_side"], facts["crop"], facts["train_images"]) == (36, 32, 1442)
+    with np.load(digits / "statistics.npz") as statistics:
+        np.testing.assert_array_equal(np.load(undisturbed.run_folder / "model/mean.npy"), statistics["mean_image"])
 
 
 def test_the_average_is_evaluated_as_any_weights_are(
@@ -112,6 +123,7 @@ def test_a_diverging_run_stops_and_saves_nothing_of_it(undisturbed: Config) -> N
     assert lines and all(line["samples"] == order.minibatch(line["iteration"]).ids.tolist() for line in lines)
     newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
     assert newest is None
+    assert not (config.run_folder / "model").exists()
 
 
 def test_a_scaled_run_says_so(digits: Path, tmp_path: Path) -> None:

@@ -163,12 +163,16 @@ def random_softmax(random: np.random.Generator, images: int, classes: int, sharp
 
 def write_run(
     runs: Path, name: str, dataset: Dataset, *, arch: str = "resnet8", iteration: int = 100, seed: int = 0,
-    classes: int | None = None, **changes: Any,
+    classes: int | None = None, sizes: tuple[int, int] = (36, 32), **changes: Any,
 ) -> Path:  # fmt: skip
-    """A run folder as a training leaves it, with an untrained net: run.json, config.yaml and one checkpoint."""
+    """A run folder as a training leaves it, with an untrained net: run.json, config.yaml and one checkpoint.
+
+    sizes: short side and crop, pixels.
+    """
     config = Config(
         arch=arch, data=str(dataset.folder), runs=str(runs), name=name, batch=16, bn_group=8, iterations=iteration,
-        augment=AugmentConfig(short_side=(36, 44), crop=32), evaluation=EvaluationConfig(short_side=36),
+        augment=AugmentConfig(short_side=(sizes[0], sizes[0] + 8), crop=sizes[1]),
+        evaluation=EvaluationConfig(short_side=sizes[0]),
         tracking=TrackingConfig(mlflow=False, close_seconds=limit(300)), **changes,
     )  # fmt: skip
     folder = config.run_folder

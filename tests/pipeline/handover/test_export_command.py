@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pipeline import export
@@ -17,14 +21,16 @@ from pipeline.base import command
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.nets import find_checkpoint, open_checkpoint
 from pipeline.evaluation.scores import Scores, load, save
-from pipeline.tracking import TrackingConfig, mlflow_run_id, open_tracker
+from pipeline.tracking import TrackingConfig, mlflow_model_id, mlflow_run_id, open_tracker
 from pipeline.tracking.delivery import Delivery
+from tests.pages import Page
 from tests.pipeline.evaluation.nets_and_images import (
     changed_copy,
     decoded,
     name_data,
     provenance,
     random_softmax,
+    slow_softmax,
     write_run,
 )
 
@@ -71,7 +77,7 @@ def exported(ten_classes: Dataset, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_all_formats_are_written_with_a_card(exported: tuple[Path, Path]) -> None:
-    names = ["README.md", "mean.npy", "model.onnx", "model.pt2", "model.safetensors"]
+    names = ["README.md", "classes.txt", "mean.npy", "model.onnx", "model.pt2", "model.safetensors"]
     assert sorted(one.name for one in exported[1].iterdir()) == names
 
 
@@ -100,9 +106,63 @@ def test_the_card_tells_errors_recipe_and_data(exported: tuple[Path, Path], ten_
     card, scores = (out / "README.md").read_text(), load(folder / "scores/ten-crop-train-00000000.npz")
     told = f"| train | 150 | ten-crop | {scores.errors(1):.2f} | {scores.errors(5):.2f} |"
     assert told in card and card.count("| ten-crop |") == 1, "the errors of these weights alone"
-    assert ten_classes.sha256 in card and scores.provenance.weights_sha256 in card
+    assert f"| training data | test: 150 images of 10 classes, manifest SHA-256 `{ten_classes.sha256}` |" in card
+    assert scores.provenance.weights_sha256 in card
     assert "arch: resnet8" in card and "batch: 16" in card
     assert str(folder.parent) not in card, "no folders of this machine"
+
+
+def test_every_file_names_the_classes(exported: tuple[Path, Path]) -> None:
+    expected, out = [f"n{number:08d}" for number in range(10)], exported[1]
+    assert (out / "classes.txt").read_text().splitlines() == expected
+    with safe_open(out / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["classes"]) == expected
+    extra = {"classes": ""}
+    torch.export.load(out / "model.pt2", extra_files=extra)
+    assert json.loads(extra["classes"]) == expected
+    (entry,) = (one for one in onnx.load(out / "model.onnx").metadata_props if one.key == "classes")
+    assert json.loads(entry.value) == expected
+
+
+def test_readable_names_are_taken_where_the_dataset_has_them(
+    ten_classes: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def named(manifest: dict[str, Any]) -> None:
+        manifest["classes"][3]["name"] = "tench, Tinca tinca"
+
+    dataset = changed_copy(ten_classes, tmp_path / "named", named)
+    folder = write_run(tmp_path / "runs", "one", dataset)
+    assert run(folder, "--out", tmp_path / "out", "--format", "safetensors") == 0
+    assert (tmp_path / "out/classes.txt").read_text().splitlines()[2:4] == ["n00000002", "tench, Tinca tinca"]
+    assert "n00000002, tench, Tinca tinca, n00000004" in (tmp_path / "out/README.md").read_text()
+
+
+def test_the_cards_snippets_run_as_they_are_printed(
+    exported: tuple[Path, Path],
+    ten_classes: Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first makes a picture into `images`, each of the others names it as `pipeline.predict` does."""
+    from pipeline import predict
+
+    folder = shutil.copytree(exported[1], tmp_path / "downloaded")
+    (folder / "picture.jpg").write_bytes(ten_classes.split("train").read(5))
+    predict.main([str(exported[0]), str(folder / "picture.jpg"), "--top", "1", "--json", "--device", "cpu"])
+    (told,) = json.loads(capsys.readouterr().out.splitlines()[-1])["pictures"][0]["classes"]
+    blocks = [code for language, code in Page(folder / "README.md").blocks if language == "python"]
+    assert len(blocks) == 4
+    monkeypatch.chdir(folder)
+    net = open_checkpoint(find_checkpoint(exported[0]), "final").net
+    expected = slow_softmax(net, decoded(ten_classes)[5], "center", 36, 32, ten_classes.statistics.mean_image)
+    for block in blocks[1:]:
+        names: dict[str, Any] = {}
+        exec(blocks[0], names)
+        exec(block, names)
+        assert capsys.readouterr().out.split() == [told["class"]]
+        np.testing.assert_allclose(names["scores"][0], expected, atol=1e-5)
+    assert abs(expected.max() - told["score"]) < 0.05, "DALI's pixels are not quite Pillow's"
 
 
 def test_a_file_that_differs_is_removed(
@@ -114,32 +174,75 @@ def test_a_file_that_differs_is_removed(
     assert not (tmp_path / "out/model.safetensors").exists()
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own use of SQLAlchemy
-def test_a_net_is_registered_under_aliases(
-    made_run: Path, ten_classes: Dataset, empty_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def tracked_run(made_run: Path, empty_store: Path) -> Path:
+    """A finished run that MLflow knows; it finished before trainings wrote a model folder."""
     shutil.copy(empty_store, made_run.parent)
     text = (made_run / "config.yaml").read_text()
     (made_run / "config.yaml").write_text(text.replace("mlflow: false", "mlflow: true"))
     with open_tracker(made_run, TrackingConfig(mlflow=False), name="one", params={}, tags={}) as tracker:
         tracker.finish("FINISHED")
     Delivery(made_run, print).deliver()
+    return made_run
+
+
+@pytest.fixture
+def mlflow_client(tracked_run: Path) -> Iterator[Any]:
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{tracked_run.parent}/mlflow.db")
+    yield mlflow.MlflowClient()
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")  # MLflow's own use of SQLAlchemy
+@pytest.mark.costly("MLflow saves, registers and loads a net, and a feeder of its own delivers the model folder")
+def test_a_net_is_registered_with_its_card_under_aliases(
+    tracked_run: Path, ten_classes: Dataset, mlflow_client: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import mlflow
+
+    own = open_checkpoint(find_checkpoint(tracked_run), "final").weights_sha256
+    table = random_softmax(np.random.default_rng(1), 150, 10)
+    made = provenance("ten-crop", split="train", weights_sha256=own, dataset_sha256=ten_classes.sha256)
+    scores = Scores(scores=table, ids=np.arange(150), labels=ten_classes.split("train").labels, provenance=made)
+    save(scores, tracked_run / "scores/ten-crop-train-00000100.npz")
     arguments = ["--register", "resnet8", "--alias", "best", "--alias", "ensemble-member", "--format", "torch-export"]
-    assert run(made_run, "--out", tmp_path / "out", *arguments, "--json") == 0
+    assert run(tracked_run, "--out", tmp_path / "out", *arguments, "--json") == 0
     output = capsys.readouterr().out
     assert "Registered in MLflow as resnet8, version 1, best, ensemble-member." in output
     assert json.loads(output.splitlines()[-1])["version"] == "1"
-    import mlflow
 
-    mlflow.set_tracking_uri(f"sqlite:///{made_run.parent}/mlflow.db")
-    try:
-        version = mlflow.MlflowClient().get_model_version_by_alias("resnet8", "best")
-        assert version.run_id == mlflow_run_id(made_run)
-        loaded = mlflow.pytorch.load_model("models:/resnet8@ensemble-member")
-        scores = loaded(torch.from_numpy(pixels(ten_classes))).detach().numpy()
-    finally:
-        mlflow.set_tracking_uri(None)
-    np.testing.assert_allclose(scores, own_answers(made_run, ten_classes), atol=1e-5)
+    version = mlflow_client.get_model_version_by_alias("resnet8", "best")
+    assert version.run_id == mlflow_run_id(tracked_run)
+    assert version.tags["ten-crop-train.top1_error"] == f"{scores.errors(1):.2f}"
+    tags = {"arch": "resnet8", "run": "one", "weights_sha256": own, "dataset": "test", "iteration": "100"}
+    assert tags.items() <= version.tags.items() and version.tags["dataset_sha256"] == ten_classes.sha256
+    assert f"| train | 150 | ten-crop | {scores.errors(1):.2f} |" in version.description
+    assert "test (10 classes)" in mlflow_client.get_registered_model("resnet8").description
+
+    loaded = mlflow.pytorch.load_model("models:/resnet8@ensemble-member")
+    answers = own_answers(tracked_run, ten_classes)
+    np.testing.assert_allclose(loaded(torch.from_numpy(pixels(ten_classes))).detach().numpy(), answers, atol=1e-5)
+    function = mlflow.pyfunc.load_model("models:/resnet8@best")
+    np.testing.assert_allclose(function.predict(pixels(ten_classes)), answers, atol=1e-5)
+    assert function.metadata.metadata["classes"][3] == "n00000003"
+    # The run's logged model says where it is registered.
+    model = mlflow_client.get_logged_model(mlflow_model_id(tracked_run))
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "resnet8", "version": "1"}]
+    assert version.tags["logged_model"] == model.model_id
+
+    # The same weights again are the same version, with what is known of it by now.
+    (tracked_run / "scores/ten-crop-train-00000100.npz").unlink()
+    assert (
+        run(
+            tracked_run, "--out", tmp_path / "out", "--register", "resnet8", "--alias", "new", "--format", "safetensors"
+        )
+        == 0
+    )
+    assert "version 1, new: that version had these weights already" in capsys.readouterr().out
+    again = mlflow_client.get_model_version_by_alias("resnet8", "new")
+    assert again.version == version.version and "Not evaluated yet" in again.description
 
 
 def test_mistakes_get_one_sentence(made_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

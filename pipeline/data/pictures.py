@@ -1,0 +1,132 @@
+"""Pictures from anywhere as a split, so that they go through the loader as the images of a dataset do, to the bit."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.base.cores import available_cores
+from pipeline.data.augment import CenterCrop
+from pipeline.data.batch import LoaderConfig
+from pipeline.data.dataset import UNLABELLED, Split, SplitInfo, sample_dtype
+from pipeline.data.failures import failures
+from pipeline.data.graphs import Normalization
+from pipeline.data.loader import evaluation_batches
+from pipeline.data.order import Presentations
+from pipeline.data.plans import evaluation_plan
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+LOADER = LoaderConfig(threads=available_cores(), read_threads=1, decode_on="cpu")
+MAX_SIDE = np.iinfo(np.uint16).max  # of the sample table
+# As data_prep/images.py re-encodes a CMYK image for a shard: DALI's decoders read its colours in other ways.
+RE_ENCODED: dict[str, Any] = {"format": "JPEG", "quality": 100, "subsampling": 0}
+
+
+class UnreadablePictureError(Exception):
+    """A picture that does not decode; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An encoded JPEG or PNG, and the height and width of its pixels (EXIF orientation ignored)."""
+
+    encoded: bytes
+    height: int
+    width: int
+
+    @staticmethod
+    def of(encoded: bytes) -> Picture:
+        """Decode an encoded picture once, to know that it is sound. Raises UnreadablePictureError."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about damaged EXIF blocks, which nothing here reads
+                image = Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG"))
+                image.load()
+        except Image.UnidentifiedImageError:
+            raise UnreadablePictureError("it is neither JPEG nor PNG") from None
+        # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, ValueError, struct.error, ...).
+        except Exception as error:
+            raise UnreadablePictureError(str(error) or type(error).__name__) from None
+        if max(image.size) > MAX_SIDE:
+            raise UnreadablePictureError(f"it is larger than {MAX_SIDE:,} pixels")
+        if image.mode == "CMYK":
+            buffer = io.BytesIO()
+            image.convert("RGB").save(buffer, **RE_ENCODED)
+            encoded = buffer.getvalue()
+        return Picture(encoded, image.height, image.width)
+
+
+class Pictures(Split):
+    """Pictures in memory as the samples of a split without labels."""
+
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self.folder, self.name = Path(), "pictures"
+        self.info = SplitInfo(samples=len(pictures), table="", table_sha256="", shards=())
+        self.pictures = pictures
+        self.samples = np.zeros(len(pictures), sample_dtype(1))
+        self.samples["label"] = UNLABELLED
+        self.samples["height"] = [picture.height for picture in pictures]
+        self.samples["width"] = [picture.width for picture in pictures]
+
+    def read(self, sample: int) -> bytes:
+        return self.pictures[sample].encoded
+
+    def describe(self, sample: int) -> str:
+        return f"picture {sample}"
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def read_pictures(places: Sequence[Path | bytes], view: CenterCrop) -> list[Picture | str]:
+    """Read pictures, files or encoded ones, of which the loader will be asked for `view`; or say why one cannot be read."""
+    read = [_read(place) for place in places]
+    rows, pictures = [], []
+    for row, one in enumerate(read):
+        if isinstance(one, Picture):
+            rows.append(row)
+            pictures.append(one)
+    for place, reason in _refused(pictures, view).items():
+        read[rows[place]] = reason
+    return read
+
+
+def _read(place: Path | bytes) -> Picture | str:
+    try:
+        return Picture.of(place if isinstance(place, bytes) else place.read_bytes())
+    except FileNotFoundError:
+        return "there is no such file"
+    except OSError as error:
+        return error.strerror or str(error)
+    except UnreadablePictureError as error:
+        return str(error)
+
+
+def _refused(pictures: Sequence[Picture], view: CenterCrop) -> dict[int, str]:
+    """Those pictures, by their place, that the loader's decoder does not take, each with a reason."""
+    split, ids = Pictures(pictures), np.arange(len(pictures))
+    plan = evaluation_plan(split, view, Normalization(np.zeros(3, np.float32)))
+    request = plan.stream.request(Presentations(np.zeros_like(ids), ids))
+    cpu = torch.device("cpu")
+    encoded = [picture.encoded for picture in pictures]
+    return failures(plan.graph(LOADER, cpu), encoded, request.views, cpu, range(len(pictures)))
+
+
+def centre_crops(pictures: Sequence[Picture], view: CenterCrop, normalization: Normalization) -> torch.Tensor:
+    """Return the centre crops of at least one picture, normalized: float32 [N, crop, crop, 3], on the CPU.
+
+    Raises UserError for a picture that the decoder does not take (`read_pictures`).
+    """
+    split = Pictures(pictures)
+    with evaluation_batches(
+        split, view, normalization, [np.arange(len(pictures))], torch.device("cpu"), LOADER
+    ) as batches:
+        return next(batches).images
