@@ -3,6 +3,7 @@
 journal.py   metrics.jsonl                       process.py   starts and ends the feeder process beside the run
 state.py     tracking.json and mlflow.json       feeder.py    that process: delivers, retries, ends with the run
 tracker.py   what the training loop calls        delivery.py  brings MLflow up to date with a run folder
+                                                 system.py    ... with its system metrics and energy
 """
 
 from pipeline.tracking.config import TrackingConfig
