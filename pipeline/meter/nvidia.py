@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.meter.joules import Counted, Integrated
@@ -20,7 +20,7 @@ class Gpu:
 
     name: str
     handle: Any
-    energy: Counted | Integrated | None = field(default=None)
+    energy: Counted | Integrated | None = None
 
 
 class Gpus:

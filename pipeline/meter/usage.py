@@ -20,15 +20,14 @@ JOULES_PER_KWH = 3.6e6
 class Usage:
     """The sums of one run.
 
-    gpu_joules, cpu_joules: None where none was measured. gpu_gaps, cpu_gaps: some machine or attempt lacks its part. hours:
-    of machines; gpu_hours: of GPUs. costs: the newest attempt's.
+    gpu_joules, cpu_joules: None where none was measured. gpu_gaps, cpu_gaps: some machine or attempt lacks its part. costs:
+    the newest attempt's.
     """
 
     gpu_joules: float | None
     cpu_joules: float | None
     gpu_gaps: bool
     cpu_gaps: bool
-    hours: float
     gpu_hours: float
     costs: Costs
 
@@ -93,15 +92,14 @@ def usage_of(folder: Path) -> Usage | None:
     sums = list(read_sums(folder))
     if not sums:
         return None
-    gpu, cpu, gpu_gaps, cpu_gaps, hours, gpu_hours = 0.0, 0.0, False, False, 0.0, 0.0
-    gpu_known = cpu_known = False
+    gpu = cpu = gpu_hours = 0.0
+    gpu_known = cpu_known = gpu_gaps = cpu_gaps = False
     for about, last in sums:
         gpus = [joules for name, joules in last.joules.items() if name.startswith("gpu_")]
         cpus = [joules for name, joules in last.joules.items() if not name.startswith("gpu_")]
         gpu, cpu = gpu + sum(gpus), cpu + sum(cpus) * about.cpu_share
         gpu_known, cpu_known = gpu_known or bool(gpus), cpu_known or bool(cpus)
         gpu_gaps, cpu_gaps = gpu_gaps or len(gpus) < about.gpus, cpu_gaps or not cpus
-        hours += last.seconds / 3600
         gpu_hours += last.seconds / 3600 * about.gpus
     newest, _ = sums[-1]
     names = {key.name for key in fields(Costs)}
@@ -110,7 +108,6 @@ def usage_of(folder: Path) -> Usage | None:
         cpu_joules=cpu if cpu_known else None,
         gpu_gaps=gpu_gaps,
         cpu_gaps=cpu_gaps,
-        hours=hours,
         gpu_hours=gpu_hours,
         costs=Costs(**{name: value for name, value in newest.costs.items() if name in names}),
     )

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-PAGE = 1 << 20
-
 
 class FakeNvml:
     """As the module pynvml. `watts`: by UUID, the power now; energy is what `joules` says, None for GPUs without a counter.

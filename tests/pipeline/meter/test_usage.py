@@ -36,7 +36,7 @@ def test_machines_and_attempts_are_added_up(tmp_path: Path) -> None:
     assert usage is not None
     assert usage.gpu_joules == (3 + 3 + 1.5) * KWH
     assert usage.cpu_joules == (2 + 0.25 * 2 + 1) * KWH
-    assert (usage.hours, usage.gpu_hours) == (2.5, 5.0)
+    assert usage.gpu_hours == 5.0
     assert usage.figures() == {"energy_kwh": 11, "co2_g": 4400, "cost": 11 * 0.5 + 5 * 2}
     assert str(usage) == "11 kWh (GPUs; CPUs), 4400 g CO2, 15.5 EUR"
 

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.base.command import UserError
 from pipeline.base.layout import SYSTEM, system_files
-from pipeline.meter.records import read_sums
+from pipeline.meter.records import About, read_sums
 from pipeline.process.world import Machine, World
 from pipeline.run.config import Config
 from pipeline.run.metering import metered
+from pipeline.run.summary import summary
+from pipeline.tracking import TrackingConfig
 from tests.pipeline.meter.test_sampler import sampler_of
+from tests.pipeline.meter.test_usage import write
 from tests.ranks import ALONE
 
 
@@ -44,6 +48,21 @@ def test_system_metrics_can_be_switched_off(tmp_path: Path, every: float | None)
     config = config_of(tmp_path, every)
     assert sums_of(config, ALONE) == [] and not (config.run_folder / SYSTEM).exists()
     assert system_files(config.run_folder) == []
+
+
+@pytest.mark.parametrize("every", [-1.0, 0.01, float("nan")])
+def test_intervals_that_would_keep_a_core_busy(every: float) -> None:
+    with pytest.raises(UserError, match="give at least"):
+        TrackingConfig(system_every=every)
+
+
+def test_the_closing_line_of_json_has_the_energy(tmp_path: Path) -> None:
+    config = config_of(tmp_path, None)
+    about = About(host="a", rank=0, attempt=1, gpus=1, costs={"co2_g_per_kwh": 400.0})
+    assert "energy_kwh" not in summary(config, 0)
+    write(config.run_folder, about, (60, {"gpu_0": 1.8e6}))
+    assert {"energy_kwh": 0.5, "co2_g": 200.0}.items() <= summary(config, 0).items()
+    assert "cost" not in summary(config, 0)
 
 
 def test_a_training_has_its_machine_sampled(undisturbed: Config) -> None:
