@@ -138,8 +138,7 @@ from pipeline.meter.process import metering
 from pipeline.meter.records import About
 with metering(Path(sys.argv[1]), About(host="a", rank=0, attempt=1), 0.2, ()):
     if sys.argv[2] == "sibling" and os.fork() == 0:  # it holds the pipe open
-        time.sleep(20)
-        os._exit(0)
+        time.sleep(1000)
     print("ready", flush=True)
     time.sleep(1000)
 """
@@ -148,13 +147,13 @@ with metering(Path(sys.argv[1]), About(host="a", rank=0, attempt=1), 0.2, ()):
 @contextlib.contextmanager
 def parent(folder: Path, kind: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", PARENT, str(folder), kind]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, process_group=0) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         wait_for(lambda: len(samples(folder)) >= 2, "two lines")
         try:
             yield process
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("kind", ["alone", "sibling"])
