@@ -19,6 +19,7 @@ from launch.on_slurm.allocation import Allocation, add_options, resolve
 from launch.on_slurm.submission import run_here, script, submit
 from launch.ranks.command_line import CommandLine, read_work
 from launch.ranks.work import Evaluation, Training, Work
+from launch.site import site_values
 from pipeline.base import command
 from pipeline.base.command import UserError, print_json, print_table
 from pipeline.data.dataset import MANIFEST, Dataset
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     work, args = asked
     cluster = args.cluster or "slurm"
-    allocation = resolve(vars(args), defaults_of(cluster))
+    allocation = resolve(vars(args), site_values(args.site), defaults_of(cluster))
     check_cluster(allocation, cluster)
     if allocation.gpus_per_node:
         work = work.settled("cuda")  # a job that has GPUs does not fall back to the CPU

@@ -15,6 +15,7 @@ from pathlib import Path
 from launch.on_slurm.allocation import add_options, resolve
 from launch.on_slurm.submission import submit
 from launch.ranks.work import Command
+from launch.site import add_site_option, site_values
 from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.base.layout import SLURM
@@ -28,6 +29,7 @@ def options() -> CommandParser:
     parser.add_argument("--folder", type=Path, required=True, help="its script and logs are kept in slurm/ there")
     parser.add_argument("--after", default="", metavar="JOB,JOB", help="start after these jobs have ended well")
     add_options(parser)
+    add_site_option(parser)
     parser.add_json_option()
     return parser
 
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     after = [job for job in args.after.split(",") if job]
     if not all(re.fullmatch(r"[0-9]+", job) for job in after) or not re.fullmatch(r"[A-Za-z0-9._-]+", args.name):
         raise UserError("--after takes job numbers such as 17,18, and --name letters, digits and . _ -")
-    asked = resolve(vars(args))
+    asked = resolve(vars(args), site_values(args.site))
     allocation = replace(asked, nodes=1, gpus_per_node=min(1, asked.gpus_per_node), tasks_per_node=1)
     folder = (args.folder.parent if args.folder.name == SLURM else args.folder).absolute()
     job = submit(Command(args.name, folder, tuple(words)), allocation, after)

@@ -17,6 +17,7 @@ from pipeline.base import command
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, job_log, jobs_in, rank_log
 from pipeline.base.lease import is_held
+from pipeline.meter.usage import Usage, usage_of
 
 FOLLOW_SECONDS = 10.0
 LOG_BYTES, LOG_LINES = 4000, 10
@@ -39,6 +40,7 @@ class Status:
     left_seconds: float | None
     errors: list[Failure]  # the cause of each attempt that failed, oldest first
     log: Path | None
+    usage: Usage | None  # None where nothing was sampled
     held: bool  # a process is writing the run, whatever launcher started it
 
     @property
@@ -102,6 +104,7 @@ def read(folder: Path) -> Status:
         left_seconds=left,
         errors=[cause(failures) for _, failures in sorted(notes.items(), key=lambda item: item[1][0].time)],
         log=max(logs, key=lambda path: path.stat().st_mtime, default=None),
+        usage=usage_of(folder),
         held=is_held(folder),
     )
 
@@ -113,6 +116,8 @@ def show_status(status: Status) -> None:
     left = "-" if status.left_seconds is None or status.over else duration(status.left_seconds)
     progress = f"{status.iteration:,} of {status.iterations:,}"
     print_table(status.name, columns, [(status.name, job, status.restarts, progress, rate, left)])
+    if status.usage:
+        print(f"energy: {status.usage}")
     for failure in status.errors[-3:]:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(failure.time))
         print(f"{when} {failure.who}: {failure.sentence}  (log: {failure.log})")
@@ -126,8 +131,9 @@ def show_status(status: Status) -> None:
 
 def figures(status: Status) -> dict[str, object]:
     values = {**vars(status), "active_jobs": status.active_jobs}
-    del values["log"], values["held"]
-    return {**values, "errors": [failure.sentence for failure in status.errors]}
+    del values["log"], values["held"], values["usage"]
+    used = status.usage.figures() if status.usage else {}
+    return {**values, **used, "errors": [failure.sentence for failure in status.errors]}
 
 
 def duration(seconds: float) -> str:

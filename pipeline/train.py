@@ -20,7 +20,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 from pipeline.base import command
@@ -35,6 +35,7 @@ from pipeline.process.watchdog import Hang, watching
 from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.config import Config, to_plain, to_yaml
 from pipeline.run.folder import note_attempt, open_run
+from pipeline.run.metering import metered
 from pipeline.run.options import parse, parser
 from pipeline.run.summary import summary
 from pipeline.tracking import Tracker, is_concluded, open_tracker
@@ -101,7 +102,9 @@ def train(
             if not already:
                 decoding = trainer.choose_decoder(facts["attempts"])
                 note_attempt(config, world, facts, {**trainer.computing, **decoding}, check)
-            with tracker_of(config, facts, world) as tracker:
+            # Without system metrics where no update is left: there is nothing to measure.
+            beside = nullcontext() if already else metered(config, world, len(facts["attempts"]))
+            with tracker_of(config, facts, world) as tracker, beside:
 
                 def before_publishing() -> None:
                     check()

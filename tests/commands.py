@@ -25,6 +25,7 @@ PACKAGES = ("pipeline", "launch", "data_prep", "paper", "bench", "tests")
 INTERNAL = (
     "pipeline.data.probing",
     "pipeline.tracking.feeder",
+    "pipeline.meter.sampler",
     "launch.ranks.worker",
     "launch.on_slurm.ending",
     "launch.on_slurm.fence",

@@ -16,8 +16,9 @@ LAYERS: dict[str, list[str]] = {
     "base": [
         "pipeline pipeline.base.*",
     ],
-    "dataset folders": [
+    "dataset folders and the meter": [
         "pipeline.data.dataset",
+        "pipeline.meter.*",
     ],
     "process": [
         "pipeline.process.*",
@@ -67,7 +68,7 @@ LAYERS: dict[str, list[str]] = {
 
 # Groups that import from fewer layers than lie below them.
 ONLY: dict[str, tuple[str, ...]] = {
-    "data_prep.*": ("base", "dataset folders"),  # preparing data takes no torch
+    "data_prep.*": ("base", "dataset folders and the meter"),  # preparing data takes no torch
 }
 
 SOURCE = Source(ROOT, PACKAGES)

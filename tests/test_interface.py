@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.on_slurm.allocation import Allocation, read_site
+from launch.site import Site, read_site
 from paper.reading import find
 from pipeline.run.config import Config, differences, to_plain, trajectory
 from pipeline.run.options import load, parse, parser
@@ -121,4 +121,4 @@ def test_the_site_file_loads_as_it_is_and_with_every_line_taken_in(tmp_path: Pat
     assert read_site(CONFIGS / "site.yaml") == {}
     whole = re.sub(r"^# (\w+:|  - )", r"\1", text, flags=re.MULTILINE)
     (tmp_path / "site.yaml").write_text(whole)
-    assert read_site(tmp_path / "site.yaml").keys() == vars(Allocation()).keys() - {"nodes"}
+    assert read_site(tmp_path / "site.yaml").keys() == vars(Site()).keys() - {"nodes"}

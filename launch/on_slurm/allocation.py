@@ -8,17 +8,11 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import docstring_parser
 
-from pipeline.base.checkout import CONFIGS, configs
 from pipeline.base.command import UserError, check_at_least
-from pipeline.base.files import read_yaml
-from pipeline.base.typed import read_typed
-
-SITE_FILE = CONFIGS / "site.yaml"
 
 # What may stand in words that become part of a shell script on the nodes; submitit's quoting lets a newline through.
 _PLAIN = re.compile(r"[A-Za-z0-9._,:=&|()*\[\]/@+-]+")
@@ -80,6 +74,8 @@ class Allocation:
                 problem = f"{_option(name)} {value!r} holds characters that have no place there"
                 raise UserError(f"{problem}: give the name that sinfo shows")
         minutes(self.time)
+        if any("\n" in line for line in self.setup):
+            raise UserError("'setup' holds a line break inside a line: give one list item per shell line")
 
     @property
     def ranks_per_node(self) -> int:
@@ -143,18 +139,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         elif name != "setup":
             default = "" if field.default is None else f" (default: {field.default})"
             parser.add_argument(_option(name), type=kind, help=text + default)
-    parser.add_argument(
-        "--site", type=str, help=f"YAML file of the site's defaults (default: configs/{SITE_FILE.name})"
-    )
 
 
-def resolve(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> Allocation:
+def resolve(
+    options: Mapping[str, Any], site: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> Allocation:
     """The command line's values, else the site file's, else `defaults`, else Allocation's. Raises UserError."""
     names = [field.name for field in dataclasses.fields(Allocation)]
     given = {name: options[name] for name in names if options.get(name) is not None}
-    path = Path(options["site"]) if options.get("site") else configs() / SITE_FILE.name
-    site = read_site(path) if options.get("site") or path.exists() else {}
-    allocation = Allocation(**{**(defaults or {}), **site, **given})
+    sites = {name: site[name] for name in names if name in site}
+    allocation = Allocation(**{**(defaults or {}), **sites, **given})
     # Not in __post_init__: a site file may set one of these two, and the command line the other.
     if allocation.minutes * 60 <= allocation.signal_delay:
         raise UserError(
@@ -162,17 +156,6 @@ def resolve(options: Mapping[str, Any], defaults: Mapping[str, Any] | None = Non
             "saving: give a longer --time"
         )
     return allocation
-
-
-def read_site(path: Path) -> dict[str, Any]:
-    """The values that a site file sets; null sets nothing. Raises UserError for keys and values that do not fit."""
-    values = read_yaml(path, "site file", "give an existing file to --site") or {}
-    if isinstance(values, dict):
-        values = {key: value for key, value in values.items() if value is not None}
-    site = read_typed(Allocation, values, f"the site file {path}")
-    if any("\n" in line for line in site.setup):
-        raise UserError(f"'setup' in {path} holds a line break inside a line: give one list item per shell line")
-    return {key: getattr(site, key) for key in values}
 
 
 def has_slurm() -> bool:

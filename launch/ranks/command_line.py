@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.ranks.work import Evaluation, Training
+from launch.site import add_site_option, site_values, with_costs
 from pipeline.base.command import CommandParser, UserError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class CommandLine:
 
         training = parser(*self.training)
         self.add_options(training)
+        add_site_option(training)
         training.add_argument("--json", action="store_true", help="end with one line of JSON")
         sentence = "evaluate a model instead, on the same ranks; the options of python -m pipeline.evaluate follow"
         training.add_argument(EVALUATE, type=str, metavar="RUN ...", help=sentence)
@@ -51,6 +53,7 @@ class CommandLine:
         parser = CommandParser(*self.evaluation)
         self.add_options(parser)
         if self.submits:
+            add_site_option(parser)
             parser.add_json_option()
         return parser
 
@@ -68,6 +71,7 @@ def read_work(argv: Sequence[str] | None, command_line: CommandLine) -> tuple[Tr
         args = command_line.evaluation_parser().parse_args(words)
         return _evaluation(behind), args
     config, options = parse(command_line.training_parser(), words)
+    config = with_costs(config, site_values(options.site))
     if options.print_config:
         print(to_yaml(config), end="")
         return None

@@ -16,6 +16,12 @@ def share_of_cores(mine: frozenset[int], masks: Sequence[frozenset[int]]) -> int
     return max(1, int(cores * available_cores() / len(mine) + 1e-6))  # a quota may leave less than the cores
 
 
+def cores_together(mine: frozenset[int], masks: Sequence[frozenset[int]]) -> int:
+    """How many cores all the processes of this host have together, of which this process has the affinity `mine`."""
+    available = available_cores()
+    return len(mine.union(*masks)) if available == len(mine) else available  # a quota holds for all of them
+
+
 def available_cores() -> int:
     """The number of cores in this process's affinity mask; fewer if a cgroup's quota allows fewer."""
     cores = len(os.sched_getaffinity(0))

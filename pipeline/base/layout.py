@@ -20,6 +20,7 @@ LEASE = ".lease"  # which attempt of which job that process is
 METRICS = "metrics.jsonl"  # every metric of the run: a line of JSON each
 TRACKING = "tracking.json"  # what MLflow is to know of the run beside its metrics
 DELIVERED = "mlflow.json"  # what MLflow knows of the run by now
+SYSTEM = "system"  # folder of HOST-ATTEMPT.jsonl: how busy a machine was, and its energy (pipeline/meter)
 MLFLOW_STORE, MLFLOW_ARTIFACTS = "mlflow.db", "mlartifacts"  # beside the run folders, where nothing else is configured
 
 # What is made of a trained net (pipeline/evaluation).
@@ -42,6 +43,7 @@ JOB_FAILURES = ".failures"  # suffix behind a job in slurm/: a line for each cra
 RAY = "ray"  # folder: what Ray Train stores of each launch
 RAY_OUTCOME = "-outcome"  # suffix behind a launch in logs/: the exit code of rank 0
 
+_SYSTEM_FILE = re.compile(r"(.+)-(\d{4,})\.jsonl")
 _CHECKPOINT = re.compile(r"(\d{8})-([0-9a-f]{16})\.pt")
 
 
@@ -87,6 +89,29 @@ def score_files_in(run: Path, protocol: str, split: str, weights: str) -> list[t
 def is_score_file(path: Path) -> bool:
     """Whether a file in scores/ is whole, by its name."""
     return path.suffix == ".npz" and not path.name.endswith(PARTIAL_SCORES) and not path.name.startswith(".")
+
+
+def plain_host(host: str) -> str:
+    """A host's name with characters alone that a file's name may hold."""
+    return re.sub(r"[^\w.-]", "_", host) or "_"
+
+
+def system_file(folder: Path, host: str, attempt: int) -> Path:
+    """Where the samples of a machine in one attempt (numbered from 1) stand."""
+    return folder / SYSTEM / f"{plain_host(host)}-{attempt:04d}.jsonl"
+
+
+def system_files(folder: Path) -> list[Path]:
+    """The files of all machines and attempts, oldest attempt first."""
+    files = [
+        (match, path) for path in (folder / SYSTEM).glob("*.jsonl") if (match := _SYSTEM_FILE.fullmatch(path.name))
+    ]
+    return [path for _, _, path in sorted((int(match[2]), match[1], path) for match, path in files)]
+
+
+def sampler_log(folder: Path, host: str) -> Path:
+    """What the sampler of a machine has to say: what it cannot measure."""
+    return folder / LOGS / f"system-{plain_host(host)}.log"
 
 
 def activity_of(folder: Path, rank: int) -> Path:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.base.command import UserError
-from pipeline.base.cores import available_cores, share_of_cores
+from pipeline.base.cores import available_cores, cores_together, share_of_cores
 from pipeline.base.leaving import skip_cleanup
 from pipeline.process import gpus
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS, Watchdog
@@ -33,10 +33,20 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What the ranks of one machine have together: `ranks`, their numbers; `gpus`, the identities of their GPUs; `cores`."""
+
+    ranks: tuple[int, ...] = (0,)
+    gpus: tuple[str, ...] = ()
+    cores: int = field(default_factory=available_cores)
+
+
+@dataclass(frozen=True, kw_only=True)
 class World:
     """This process: `rank` of `size` in all, `local_rank` of `local_size` on this host, computing on `device`.
 
-    `cores`: this rank's share of the host's. `watchdog` keeps the notes of what this rank does.
+    `cores`: this rank's share of the host's. `machine`: what this rank and the others of its machine have together.
+    `watchdog` keeps the notes of what this rank does.
     """
 
     rank: int
@@ -45,6 +55,7 @@ class World:
     local_size: int
     device: torch.device
     cores: int = field(default_factory=available_cores)
+    machine: Machine = field(default_factory=Machine)
     watchdog: Watchdog = field(default_factory=Watchdog, compare=False, repr=False)
 
     @property
@@ -82,7 +93,7 @@ def open_world(
     else:
         _keep_freed_memory()
     if size == 1:
-        yield world
+        yield replace(world, machine=Machine(ranks=(rank,), gpus=_known(gpus.identity(world.device))))
         return
     world.watchdog.note("meeting the other ranks")
     opened = not dist.is_initialized()
@@ -91,7 +102,8 @@ def open_world(
             _open_group(world, device, timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
         assert dist.get_rank() == rank and dist.get_world_size() == size, "environment and group disagree"
         wait_for_all_ranks()
-        yield replace(world, cores=_share_of_cores(size))
+        cores, machine = _share_of_machine(world)
+        yield replace(world, cores=cores, machine=machine)
     except BaseException:
         if opened:
             skip_cleanup()
@@ -125,13 +137,20 @@ def _places(store: dist.Store, world: World) -> list[tuple[str, str]]:
     return [(gpu, host) for gpu, host in places]
 
 
-def _share_of_cores(size: int) -> int:
-    """This rank's share of the cores of its host. A collective: every rank calls it."""
+def _share_of_machine(world: World) -> tuple[int, Machine]:
+    """This rank's share of the cores of its host, and what the ranks there have together. A collective: all ranks call it."""
     boot = Path("/proc/sys/kernel/random/boot_id")  # names the machine, also inside containers of equal host names
     host, mine = boot.read_text() if boot.exists() else socket.gethostname(), frozenset(os.sched_getaffinity(0))
-    everyone: list[tuple[str, frozenset[int]]] = [("", mine)] * size
-    dist.all_gather_object(everyone, (host, mine))
-    return share_of_cores(mine, [mask for place, mask in everyone if place == host])
+    everyone: list[tuple[str, frozenset[int], str]] = [("", mine, "")] * world.size
+    dist.all_gather_object(everyone, (host, mine, gpus.identity(world.device)))
+    here = [(rank, mask, gpu) for rank, (place, mask, gpu) in enumerate(everyone) if place == host]
+    ranks, masks, identities = zip(*here, strict=True)
+    machine = Machine(ranks=ranks, gpus=_known(*identities), cores=cores_together(mine, masks))
+    return share_of_cores(mine, masks), machine
+
+
+def _known(*identities: str) -> tuple[str, ...]:
+    return tuple(filter(None, identities))
 
 
 def wait_for_all_ranks() -> None:

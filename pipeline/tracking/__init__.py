@@ -4,6 +4,7 @@ journal.py   metrics.jsonl                       process.py   starts and ends th
 state.py     tracking.json and mlflow.json       feeder.py    that process: delivers, retries, ends with the run
 tracker.py   what the training loop calls        delivery.py  brings MLflow up to date with a run folder
                                                  logged_model.py  ... with the model of a finished run
+                                                 system.py    ... with its system metrics and energy
 """
 
 from pipeline.tracking.config import TrackingConfig

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.base.command import check_at_least
+from pipeline.base.command import UserError, check_at_least
+from pipeline.meter.costs import Costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,9 @@ class TrackingConfig:
             SQLite file mlflow.db beside the run folders, with the artifacts in mlartifacts beside it.
         close_seconds: how long the end of a run waits for MLflow to take the rest; the next start delivers what is left.
             A run that was asked to stop waits 5 s at most.
+        system_every: seconds between lines of system metrics of each machine, taken by a process beside the run. A long run
+            writes fewer, averaged, down to one in 16 times as many seconds. 0 or null: none, and no energy.
+        costs: what energy and GPUs cost.
     """
 
     log_every: int = field(default=100, metadata={"unit": "updates", "period": True})
@@ -27,6 +31,10 @@ class TrackingConfig:
     experiment: str = "resnet"
     uri: str | None = None
     close_seconds: float = 60.0
+    system_every: float | None = 10.0
+    costs: Costs = field(default_factory=Costs)
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "log_every", prefix="tracking.")
+        if self.system_every and not self.system_every >= 0.1:
+            raise UserError(f"tracking.system_every is {self.system_every}: give at least 0.1 seconds, or 0 for none")

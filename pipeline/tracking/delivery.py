@@ -21,9 +21,10 @@ from pipeline.base.layout import METRICS, MLFLOW_ARTIFACTS
 from pipeline.tracking.journal import Record, complete_lines
 from pipeline.tracking.logged_model import send_model
 from pipeline.tracking.state import Delivered, Wanted, resolve_uri, without_password
+from pipeline.tracking.system import METRICS_PER_BATCH, send_system
 
 # MLflow's own limits (mlflow/utils/validation.py).
-METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 1000, 100, 6000, 8000
+PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 100, 6000, 8000
 KEY_TAG = "run_key"
 MEMBER_TAG = re.compile(r"member\.\d+")  # numbered: those left over from an earlier, larger ensemble are removed
 # MLflow 3.4 opens its page in the view for this kind; 3.17 goes by `workflowType` in the address (see `open`) and a switch.
@@ -52,6 +53,10 @@ class Delivery:
             self._connect(wanted)
             self._describe(wanted)
             self._send_metrics()
+            for sent in send_system(
+                self.client, self.delivered.run_id, self.folder, wanted.started, self.delivered.system
+            ):
+                self._save(system=sent)
             self._send_status(wanted, killed)
             self._send_artifacts(wanted)
             if not self.delivered.has_model(self.folder):

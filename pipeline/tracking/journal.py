@@ -21,6 +21,7 @@ from typing import Any
 from pipeline.base.command import UserError
 from pipeline.base.files import sync_folder
 
+TAIL_BYTES = 1 << 14  # holds a few lines
 RESERVED = ("kind", "iteration", "time")
 
 
@@ -129,6 +130,17 @@ def read_metrics(path: Path) -> list[Record]:
     """
     content = path.read_bytes() if path.exists() else b""
     return list({(record.kind, record.iteration): record for record in _parse(path, content)[0]}.values())
+
+
+def last_iteration(path: Path) -> int:
+    """The iteration of the newest whole line of a metrics.jsonl; 0 where there is none. Reads the file's end alone."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = complete_lines(file.read())
+        return Record.from_line(lines[-1]).iteration if lines else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def complete_lines(content: bytes) -> list[bytes]:

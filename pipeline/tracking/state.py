@@ -71,14 +71,16 @@ class Wanted:
 class Delivered:
     """What MLflow has of a run: the content of mlflow.json. `position`: the bytes of metrics.jsonl that MLflow has.
 
-    `uri` holds no password. `artifacts` maps an artifact's key to the version that was sent. `model`: the id of the logged
-    model and the `model_version` that was sent. `error`: why the last attempt to deliver failed.
+    `system`: the same of each file in system/, by its name. `uri` holds no password. `artifacts` maps an artifact's key to
+    the version that was sent. `model`: the id of the logged model and the `model_version` that was sent. `error`: why the
+    last attempt to deliver failed.
     """
 
     uri: str = ""
     experiment_id: str = ""
     run_id: str = ""
     position: int = 0
+    system: dict[str, int] = field(default_factory=dict)
     status: str = ""
     artifacts: dict[str, str] = field(default_factory=dict)
     model: str = ""

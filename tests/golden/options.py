@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from launch.on_slurm.allocation import Allocation
+from launch.site import Site
 from pipeline.base.command import CommandParser
 from pipeline.run.config import Config
 from pipeline.run.options import key_names
@@ -27,7 +27,7 @@ OF_PARSERS = ("-h", "--help", "--print_shtab")  # the last is added by jsonargpa
 def interface() -> list[str]:
     """One line for each option of each command, key of configs and key of site files, sorted."""
     lines = [f"config: {line}" for line in _keys(Config)]
-    lines += [f"site file: {line}" for line in _keys(Allocation)]
+    lines += [f"site file: {line}" for line in _keys(Site)]
     for module in commands.commands():
         if module.partition(".")[0] not in ("bench", "tests"):
             for typed, parser in commands.parsers_of(module).items():

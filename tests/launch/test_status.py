@@ -9,6 +9,8 @@ import pytest
 
 from launch import status
 from pipeline.base.lease import Lease
+from pipeline.meter.records import About
+from tests.pipeline.meter.test_usage import write
 
 
 @pytest.fixture
@@ -43,3 +45,15 @@ def test_without_a_job_the_lease_tells(run: Path) -> None:
     assert not status.read(run).over
     lease.release()
     assert status.read(run).over
+
+
+def test_energy_is_shown_as_far_as_it_is_known(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status.show_status(status.read(run))
+    assert "energy" not in capsys.readouterr().out
+    costs = {"price_per_kwh": 0.5, "currency": "EUR"}
+    write(run, About(host="a", rank=0, attempt=1, gpus=1, costs=costs), (60, {"gpu_0": 3.6e6}))
+    found = status.read(run)
+    status.show_status(found)
+    assert "energy: 1 kWh (GPUs; CPUs not measured), 0.5 EUR" in capsys.readouterr().out
+    figures = status.figures(found)
+    assert (figures["energy_kwh"], figures["cost"]) == (1.0, 0.5) and "co2_g" not in figures and "usage" not in figures

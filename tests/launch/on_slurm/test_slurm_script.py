@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from launch import slurm, slurm_command
-from launch.on_slurm.allocation import Allocation, minutes, read_site, resolve
+from launch.on_slurm.allocation import Allocation, minutes, resolve
+from launch.site import read_site
 from pipeline.base.command import UserError
 
 
@@ -30,7 +31,7 @@ def test_what_is_not_a_time_limit(text: str) -> None:
 def test_command_line_overrides_site_overrides_defaults(tmp_path: Path) -> None:
     site = tmp_path / "site.yaml"
     site.write_text("partition: gpu\ngpus_per_node: 4\ntime: '2:00:00'\nsetup: ['module load cuda']\n")
-    allocation = resolve({"site": str(site), "gpus_per_node": 2, "nodes": 3})
+    allocation = resolve({"gpus_per_node": 2, "nodes": 3}, read_site(site))
     assert (allocation.partition, allocation.gpus_per_node, allocation.minutes) == ("gpu", 2, 120)
     assert (allocation.ranks, allocation.cpus_per_gpu) == (6, Allocation().cpus_per_gpu)
     assert allocation.setup == ("module load cuda",)
@@ -68,7 +69,7 @@ def test_site_files_that_do_not_fit(tmp_path: Path, text: str, expected: str) ->
 )
 def test_allocations_that_cannot_be(options: dict[str, object]) -> None:
     with pytest.raises(UserError):
-        resolve(options)
+        resolve(options, {})
 
 
 @pytest.fixture

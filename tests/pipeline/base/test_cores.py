@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.base import cores
-from pipeline.base.cores import share_of_cores
+from pipeline.base.cores import cores_together, share_of_cores
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +35,10 @@ def test_a_core_is_divided_among_those_that_may_use_it(masks: list[frozenset[int
 def test_a_quota_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "available_cores", lambda: 4)
     assert share_of_cores(span(0, 16), [span(0, 16)] * 2) == 2
+
+
+def test_the_cores_of_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cores_together(span(0, 16), [span(0, 16)] * 4) == 16
+    assert cores_together(span(0, 16), [span(0, 16), span(8, 16)]) == 24
+    monkeypatch.setattr(cores, "available_cores", lambda: 4)
+    assert cores_together(span(0, 16), [span(0, 16)] * 4) == 4

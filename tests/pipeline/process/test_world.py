@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,9 @@ from torch import nn
 
 from pipeline.base.command import UserError
 from pipeline.base.leaving import cleanup_is_skipped
+from pipeline.process import gpus
 from pipeline.process.stop import StopRequest
-from pipeline.process.world import World, on_main, open_world, set_threads
+from pipeline.process.world import Machine, World, on_main, open_world, set_threads
 from pipeline.training.reduction import GradientReducer
 from pipeline.training.synced_batchnorm import share_normalization
 from tests.ranks import run_ranks
@@ -82,6 +84,23 @@ def cores_where_tasks_are_bound(world: World, port: int) -> tuple[int, int]:
 
 def test_a_rank_that_is_bound_to_cores_has_them_all(port: int) -> None:
     assert run_ranks(2, cores_where_tasks_are_bound, port) == [(8, 8)] * 2
+
+
+def machine_among_two(world: World, port: int) -> Machine:
+    """What a rank learns of its machine, where ranks 0 and 2 share one and each rank has a GPU and four cores of its own."""
+    os.environ["MASTER_PORT"] = str(port)
+    dist.destroy_process_group()
+    read = Path.read_text
+    Path.read_text = lambda path: f"{world.rank % 2}" if path.name == "boot_id" else read(path)  # type: ignore
+    gpus.identity = lambda device: f"GPU-{world.rank}"
+    os.sched_getaffinity = lambda _: set(range(4 * world.rank, 4 * world.rank + 4))
+    with open_world("cpu") as again:
+        return again.machine
+
+
+def test_a_rank_knows_those_of_its_machine(port: int) -> None:
+    one = Machine(ranks=(0, 2), gpus=("GPU-0", "GPU-2"), cores=8)
+    assert run_ranks(3, machine_among_two, port) == [one, Machine(ranks=(1,), gpus=("GPU-1",), cores=4), one]
 
 
 def ends_of_a_world(world: World, port: int) -> tuple[bool, bool, bool, bool]:

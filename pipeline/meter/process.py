@@ -1,0 +1,70 @@
+"""A rank's side of the sampler process (sampler.py): starts it, and ends it in bounded time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+
+from pipeline.base.layout import sampler_log, system_file
+from pipeline.meter.records import About, Task
+
+CLOSE_SECONDS = 2.0
+# Signals that end or pause a job are for the run; the sampler ends after the run, when its standard input closes.
+NOT_FOR_THE_SAMPLER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT}
+
+
+@contextmanager
+def metering(folder: Path, about: About, every: float, gpus: tuple[str, ...]) -> Iterator[None]:
+    """Sample this machine every `every` seconds while the block runs; the samples go into system/ of the run in `folder`.
+
+    gpus: identities of the GPUs that count. Nothing here ends a run: a sampler that cannot start or does not end is left.
+    """
+    try:
+        process = _start(folder.resolve(), about, every, gpus)
+    except OSError as error:
+        print(f"warning: no system metrics of {about.host} ({error})", file=sys.stderr)
+        yield
+        return
+    try:
+        yield
+    finally:
+        _end(process)
+
+
+def _start(folder: Path, about: About, every: float, gpus: tuple[str, ...]) -> Popen[bytes]:
+    log = sampler_log(folder, about.host)
+    log.parent.mkdir(exist_ok=True)
+    file = system_file(folder, about.host, about.attempt)
+    task = Task(folder=str(folder), file=str(file), parent=os.getpid(), every=every, gpus=gpus, about=about)
+    root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, "-P", "-m", "pipeline.meter.sampler", json.dumps(asdict(task))]
+    # A blocked signal stays blocked in the child from its first instruction; here it only arrives later.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_THE_SAMPLER)
+    try:
+        with open(log, "a") as errors:
+            return Popen(command, stdin=PIPE, stdout=DEVNULL, stderr=errors, env=environment)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end(process: Popen[bytes]) -> None:
+    """Let the sampler write its last line, and wait for that as long as CLOSE_SECONDS."""
+    assert process.stdin is not None
+    with suppress(OSError):
+        # Closing alone is not enough: a forked sibling may hold the pipe open.
+        process.stdin.write(b"close\n")
+        process.stdin.close()
+    with suppress(TimeoutExpired):
+        process.wait(CLOSE_SECONDS)
+        return
+    process.kill()
+    with suppress(TimeoutExpired):
+        process.wait(CLOSE_SECONDS)  # in vain where the driver hangs in the kernel

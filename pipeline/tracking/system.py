@@ -1,0 +1,76 @@
+"""System metrics and energy in MLflow, from the files in system/ of a run folder (pipeline/meter).
+
+A sample's values are the metrics `system/NAME` where rank 0 was, as MLflow's own monitor names them, so that its tab "System
+metrics" shows them; on the other machines `system/HOST/NAME`. Their step is the seconds since the run began. The sums over
+the run are the metrics `energy_kwh`, `co2_g` and `cost`, as far as they are known, and the tag `energy` in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.base.layout import METRICS, plain_host, system_files
+from pipeline.meter.records import About, Sample, read_about, read_sample
+from pipeline.meter.usage import usage_of
+from pipeline.tracking.journal import complete_lines, last_iteration
+
+METRICS_PER_BATCH = 1000  # MLflow's own limit (mlflow/utils/validation.py)
+LINES_PER_READ = 1 << 16  # bytes; at most so much is sent again after a crash
+ENERGY_TAG = "energy"
+
+
+def send_system(
+    client: Any, run_id: str, folder: Path, started: int, sent: Mapping[str, int]
+) -> Iterator[dict[str, int]]:
+    """Send the lines in system/ that MLflow lacks; yields, after each batch, what MLflow has now.
+
+    started: of the run, ms since 1970. sent: the bytes of each file, by its name, that MLflow has. A batch that is sent again
+    carries the same time stamps and steps, so that MLflow stores it once.
+    """
+    from mlflow.entities import Metric
+
+    sent = dict(sent)
+    for path in system_files(folder):
+        for about, samples, position in _unsent(path, sent.get(path.name, 0)):
+            points = [
+                Metric(_metric(about, name), value, sample.time, max(0, sample.time - started) // 1000)
+                for sample in samples
+                for name, value in sample.values.items()
+            ]
+            for start in range(0, len(points), METRICS_PER_BATCH):
+                client.log_batch(run_id, metrics=points[start : start + METRICS_PER_BATCH])
+            if samples:
+                _send_sums(client, run_id, folder, samples[-1].time)
+            sent[path.name] = position
+            yield dict(sent)
+
+
+def _unsent(path: Path, position: int) -> Iterator[tuple[About, list[Sample], int]]:
+    """Yield the samples behind `position` in batches, each with the position after it; none of a file whose start is lost."""
+    with open(path, "rb") as file:
+        about = read_about(file.readline())
+        # A file that is shorter than its sent part has been replaced: send all, nothing is stored twice.
+        start, size = file.tell(), path.stat().st_size
+        position = position if start <= position <= size else start
+        file.seek(position)
+        while about and (lines := complete_lines(b"".join(file.readlines(LINES_PER_READ)))):
+            position += sum(map(len, lines))
+            yield about, [sample for line in lines if (sample := read_sample(line))], position
+
+
+def _metric(about: About, name: str) -> str:
+    return f"system/{name}" if about.rank == 0 else f"system/{plain_host(about.host)}/{name}"
+
+
+def _send_sums(client: Any, run_id: str, folder: Path, time: int) -> None:
+    """The energy of the whole run up to `time`, at the step of the newest metrics, as a reader of curves expects."""
+    from mlflow.entities import Metric, RunTag
+
+    usage = usage_of(folder)
+    if usage is None:
+        return
+    step = last_iteration(folder / METRICS)
+    points = [Metric(name, value, time, step) for name, value in usage.figures().items()]
+    client.log_batch(run_id, metrics=points, tags=[RunTag(ENERGY_TAG, str(usage))])
