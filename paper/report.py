@@ -183,10 +183,15 @@ def report(page: Page, args: Namespace) -> None:
     for sentence in page.warnings:
         print(f"warning: {sentence}", file=sys.stderr)
     sections, others = page.sections, page.others
-    rows = [(section.anchor, section.experiment.place, f"{section.finished} of {section.runs}") for section in sections]
+    rows = [(one.anchor, one.experiment.place, f"{one.finished} of {one.runs}") for one in sections if one.started]
     if others.runs:
         rows.append(("other runs", "-", f"{others.finished} of {len(others.runs)}"))
-    print_table(f"Written: {args.out}", ("experiment", "in the paper", "runs finished"), rows)
+    if rows:
+        print_table(f"Written: {args.out}", ("experiment", "in the paper", "runs finished"), rows)
+    else:
+        print(f"Written: {args.out}")
+    if waiting := ", ".join(section.anchor for section in sections if not section.started):
+        print(f"Nothing has been run of: {waiting}.")
     for sentence in others.sentences:
         print(sentence)
     if args.json:
