@@ -28,7 +28,7 @@ class DataFacts:
     def text(self) -> str:
         """For people: `1,442 train and 355 val images, 10 classes: 0, 1, 2 ...`."""
         if not self.images:
-            return "its folder is not at hand"
+            return "Its folder is not at hand"
         images = " and ".join(f"{number:,} {split}" for split, number in self.images.items())
         shown = ", ".join(self.classes[:CLASSES]) + (" ..." if len(self.classes) > CLASSES else "")
         return f"{images} images, {len(self.classes):,} classes: {shown}"
