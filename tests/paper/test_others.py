@@ -178,8 +178,11 @@ class Elements(HTMLParser):
         self.text += data
 
 
-def test_names_are_text_and_never_markup(digits: Path, make: Report, tmp_path: Path) -> None:
+def test_names_are_text_and_never_markup(
+    digits: Path, make: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Names of run folders, datasets, classes, members and of an experiment's rows and titles."""
+    monkeypatch.chdir(tmp_path)  # the config of the demo names demo/dataset, which a checkout may have
     evil = "\"><img src=x onerror=alert(1)> $x$ & 'b"
     data = Path(shutil.copytree(digits, tmp_path / f"data {evil}"))
     manifest = json.loads((data / "manifest.json").read_text())
