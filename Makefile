@@ -53,7 +53,15 @@ demo: $(READY)
 	$(BIN)/python -m pipeline.evaluate demo/runs/resnet8-seed0 --protocol center,ten-crop
 	$(BIN)/python -m pipeline.evaluate demo/runs/resnet14-seed0 --protocol center,ten-crop
 	$(BIN)/python -m pipeline.ensemble demo/runs/resnet8-seed0 demo/runs/resnet14-seed0
-	@echo "Run folders: demo/runs/resnet8-seed0, demo/runs/resnet14-seed0. To browse the runs in MLflow:"
+	$(BIN)/python -m pipeline.mistakes demo/runs/resnet14-seed0
+	$(BIN)/python -m pipeline.predict demo/runs/resnet14-seed0 demo/images/val/3/0059.jpg
+	$(BIN)/python -m pipeline.report --runs demo/runs --out demo/report.html
+	@echo
+	@echo "Trained, tested and averaged: two nets that read handwritten digits. What there is to look at:"
+	@echo "  the report: curves, errors, the paper's tables   demo/report.html"
+	@echo "  the digits that the net gets wrong               demo/runs/resnet14-seed0/scores/center-val-00000400.mistakes/mistakes.png"
+	@echo "  the digit that it was asked about                demo/images/val/3/0059.jpg"
+	@echo "This command shows it all in a browser, in MLflow (runs, curves; the report and the mistakes are artifacts there):"
 	@echo "  $(BIN)/python -m pipeline.tracking open demo/runs"
 
 # Needs no SLURM, Chromium, root or GPU. Four workers even on two cores: half of the time, tests wait for processes.

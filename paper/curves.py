@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(records) < len(args.runs):
         raise UserError("two of the runs have the same name, which the figure cannot tell apart: give each run once")
     drawn = [curve for name, metrics in records.items() for curve in curves(name, metrics)]
-    panel = Panel(title=args.title, x_label="iterations (1e4)", y_label="error (%)", nets=list(records), curves=drawn)
+    panel = Panel(title=args.title, x_label="iterations", y_label="error (%)", nets=list(records), curves=drawn,
+                  iterations=True)  # fmt: skip
     write_text(args.out, standalone([panel], args.title, "curves"))
     first, *_ = records.values()
     rows = [{"run": name, **summary(metrics, first)} for name, metrics in records.items()]

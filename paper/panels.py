@@ -16,6 +16,7 @@ from pipeline.evaluation.figures import Curve, Panel, response_panels
 from pipeline.tracking import read_metrics
 
 PAPER_COLUMN = "paper, test"
+UNIT = 1e4  # iterations, of the axes in experiment files
 LAST_POINTS = 10  # log points whose mean is given as a run's training error
 
 
@@ -64,12 +65,13 @@ def _error_panel(
     x_limits, y_limits = experiment.figure.x_limits, experiment.figure.y_limits
     return Panel(
         title=spec.title,
-        x_label="iterations (1e4)",
+        x_label="iterations",
         y_label="error (%)",
         nets=spec.rows,
         curves=lines,
         marks=[(label, marks[label]) for label in spec.rows if label in marks],
-        x_limits=(x_limits[0] * scale, x_limits[1] * scale) if x_limits else None,
+        iterations=True,
+        x_limits=(x_limits[0] * UNIT * scale, x_limits[1] * UNIT * scale) if x_limits else None,
         y_limits=y_limits if scale == 1 else None,
     )
 

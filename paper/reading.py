@@ -95,6 +95,7 @@ def read_experiment(path: Path) -> Experiment:
     outline["figure"] = replace(file.figure, marks_from=_marks_from(file.figure, path))
     experiment = Experiment(name=path.stem, rows=_rows(file, base, path), **outline)
     _check_panels(experiment, path)
+    _check_published(experiment, path)
     _check_runs(experiment, path)
     return experiment
 
@@ -194,6 +195,21 @@ def _check_panels(experiment: Experiment, path: Path) -> None:
         for label in panel.rows:
             if label not in labels:
                 raise UserError(f"'figure.panels[{number}].rows' in {path} names '{label}': {nearest(label, labels)}")
+
+
+def _check_published(experiment: Experiment, path: Path) -> None:
+    """Raise UserError where published errors are of a row or protocol that the experiment does not have."""
+    labels = [row.label for row in experiment.rows]
+    if experiment.published and experiment.measure != "error":
+        raise UserError(f"'published' in {path} needs a table of single nets: give measure error, or remove it")
+    for number, one in enumerate(experiment.published):
+        for index, errors in enumerate(one.errors):
+            place = f"'published[{number}].errors[{index}]"
+            if errors.row not in labels:
+                raise UserError(f"{place}.row' in {path} names '{errors.row}': {nearest(errors.row, labels)}")
+            if errors.protocol not in experiment.protocols:
+                valid = nearest(errors.protocol, experiment.protocols)
+                raise UserError(f"{place}.protocol' in {path} is '{errors.protocol}': {valid}")
 
 
 def _check_runs(experiment: Experiment, path: Path) -> None:

@@ -5,7 +5,6 @@ Reads run folders; trains nothing and changes nothing in them. Every number is r
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from argparse import Namespace
@@ -14,15 +13,18 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
-from paper.page import RunCard, Section, render
+from paper.cards import cards_of
+from paper.others import Others, find_others, holds_run
+from paper.page import Page, render
 from paper.panels import error_figure, response_figure
+from paper.plain import of_others, of_sections
 from paper.reading import find, names
 from paper.records import keep_records
 from paper.rows import evaluate
-from paper.runs import deviations, read_facts
-from paper.spec import Experiment, RunSpec, resolve
+from paper.run_figure import curves_of
+from paper.section import Section
+from paper.spec import Experiment, RunSpec
 from paper.state import RunState, find_state, scales_of
 from pipeline.base.command import CommandParser, Progress, UserError, print_json, print_table
 from pipeline.base.files import write_text
@@ -55,25 +57,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_runs(args.runs)
     wanted = [name for text in args.experiments or names() for name in text.split(",") if name]
     experiments = [find(name) for name in dict.fromkeys(wanted)]
+    sections = read_sections(experiments, args.runs)
+    others = read_others(experiments, sections, args.runs)
+    cards = cards_of((row for section in sections for row in section.rows), others.runs)
+    if args.records:
+        places = keep_records([card.folder for card in cards if card.recorded], args.records)
+        cards = [replace(card, place=places.get(card.folder, card.place)) for card in cards]
+    moment = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    page = Page(
+        sections=sections,
+        others=others,
+        cards=cards,
+        warnings=warnings_of(experiments, args.runs),
+        origin=f"Made {moment} from {', '.join(map(str, args.runs))} by commit {git_commit()[:10]}",
+    )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.out, render(page, args.out))
+    if not args.no_tracking:
+        track(page, args)
+    report(page, args)
+    return 0
+
+
+def read_sections(experiments: Sequence[Experiment], runs: Sequence[Path]) -> list[Section]:
+    """A section for each experiment and scale of which there are runs, in the page's order."""
     sections: list[Section] = []
-    state_of = cache(partial(find_state, args.runs))  # experiments share runs: each run's state is read once
+    state_of = cache(partial(find_state, runs))  # experiments share runs: each run's state is read once
     with Progress(len(experiments), "reading runs", "experiments") as progress:
         for experiment in experiments:
-            sections += [section_of(experiment, state_of, scale) for scale in scales_of(experiment, args.runs)]
+            sections += [section_of(experiment, state_of, scale) for scale in scales_of(experiment, runs)]
             progress.advance()
-    sections.sort(key=reading_order)
-    cards, warnings = cards_of(sections), warnings_of(experiments, args.runs)
-    if args.records:
-        places = keep_records([card.state.folder for card in cards if card.facts], args.records)
-        cards = [replace(card, place=places.get(card.state.folder, card.place)) for card in cards]
-    moment = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    origin = f"Made {moment} from {', '.join(map(str, args.runs))} by commit {git_commit()[:10]}"
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.out, render(sections, cards, warnings, origin, args.out))
-    if not args.no_tracking:
-        track(sections, args)
-    report(sections, warnings, args)
-    return 0
+    return sorted(sections, key=reading_order)
+
+
+def read_others(experiments: Sequence[Experiment], sections: Sequence[Section], runs: Sequence[Path]) -> Others:
+    """The runs that no section shows. A conflicting one is among them: it is a run, though not the experiment's."""
+    states = [state for section in sections for state in section.states]
+    shown = {state.folder for state in states if state.kind not in ("not run", "conflicting")}
+    folders = sum(1 for folder in runs for path in folder.iterdir() if path not in shown and holds_run(path))
+    with Progress(folders, "reading other runs", "runs", enabled=folders > 0) as progress:
+        return find_others(runs, experiments, shown, RESULT_RUN, progress.advance)
 
 
 def check_runs(folders: Sequence[Path]) -> None:
@@ -105,25 +128,7 @@ def section_of(experiment: Experiment, state_of: Callable[[RunSpec, float], RunS
 
 def reading_order(section: Section) -> tuple[bool, bool]:
     """For sorting: experiments with a run first, and tables before figures; else the order on the command line."""
-    return not any(state.kind != "not run" for state in section.states), section.figure is not None
-
-
-def cards_of(sections: Sequence[Section]) -> list[RunCard]:
-    """One card for each run folder, in the order in which the sections name them."""
-    cards: dict[Path, RunCard] = {}
-    for run in (run for section in sections for row in section.rows for run in row.runs):
-        state, folder = run.state, run.state.folder
-        if state.kind == "not run" or folder in cards:
-            continue
-        sound = state.kind != "conflicting"
-        cards[folder] = RunCard(
-            state=state,
-            place=folder,
-            facts=read_facts(folder, state.config.batch) if sound else None,
-            deviations=tuple(deviations(state.config, resolve(run.spec))) if sound else (),
-            recipe=run.spec.config.name,
-        )
-    return list(cards.values())
+    return not section.started, section.figure is not None
 
 
 def warnings_of(experiments: Sequence[Experiment], runs: Sequence[Path]) -> list[str]:
@@ -137,39 +142,23 @@ def warnings_of(experiments: Sequence[Experiment], runs: Sequence[Path]) -> list
     ]
 
 
-def figures_of(sections: Sequence[Section]) -> dict[str, Any]:
-    """The report as plain values, for --json."""
-    figures: dict[str, Any] = {}
-    for section in sections:
-        rows = []
-        for row in section.rows:
-            lines = [{**dataclasses.asdict(line), "difference": line.difference} for line in section.lines_of(row)]
-            runs = [{"run": str(run.state.folder), "state": run.text} for run in row.runs]
-            rows.append(
-                {"label": row.row.label, "status": row.status, "lines": lines, "notes": row.notes, "runs": runs}
-            )
-        figures[section.anchor] = {"place": section.experiment.place, "scale": section.scale, "rows": rows}
-        if section.figure is not None:
-            figures[section.anchor]["figure"] = {
-                "columns": section.figure.columns,
-                "rows": {row["label"]: values for row, values in zip(rows, section.figure.rows, strict=True)},
-            }
-    return figures
-
-
-def track(sections: Sequence[Section], args: Namespace) -> None:
+def track(page: Page, args: Namespace) -> None:
     """Keep the page and its figures as artifacts of an MLflow run that is theirs alone."""
     folder: Path = args.runs[0] / RESULT_RUN
     if (folder / CONFIG).exists():
         raise UserError(f"{folder} is the run folder of a training: give --no-tracking, or rename that run")
     folder.mkdir(exist_ok=True)
-    files = [args.out]
+    files, sections = [args.out], page.sections
     for section in sections:
         if section.figure is not None and section.figure.panels:
             title = f"{section.experiment.place}. {section.experiment.title}"
             path = folder / f"{section.anchor}.svg"
             write_text(path, standalone(section.figure.panels, title, section.anchor.replace(".", "-")))
             files.append(path)
+    for number, figure in enumerate(filter(None, map(curves_of, page.others.groups)), start=1):
+        path = folder / f"other-runs-{number}.svg"
+        write_text(path, standalone(figure.panels, "Other runs", f"other-runs-{number}"))
+        files.append(path)
     log_result_run(
         folder,
         tracking_of(args.runs),
@@ -189,11 +178,23 @@ def tracking_of(runs: Sequence[Path]) -> TrackingConfig:
     return TrackingConfig()
 
 
-def report(sections: Sequence[Section], warnings: Sequence[str], args: Namespace) -> None:
+def report(page: Page, args: Namespace) -> None:
     """Print how many runs are finished and, with --json, all figures."""
-    for sentence in warnings:
+    for sentence in page.warnings:
         print(f"warning: {sentence}", file=sys.stderr)
-    rows = [(section.anchor, section.experiment.place, f"{section.finished} of {section.runs}") for section in sections]
-    print_table(f"Written: {args.out}", ("experiment", "in the paper", "runs finished"), rows)
+    sections, others = page.sections, page.others
+    rows = [(one.anchor, one.experiment.place, f"{one.finished} of {one.runs}") for one in sections if one.started]
+    if others.runs:
+        rows.append(("other runs", "-", f"{others.finished} of {len(others.runs)}"))
+    if rows:
+        print_table(f"Written: {args.out}", ("experiment", "in the paper", "runs finished"), rows)
+    else:
+        print(f"Written: {args.out}")
+    if waiting := ", ".join(section.anchor for section in sections if not section.started):
+        print(f"Nothing has been run of: {waiting}.")
+    for sentence in others.sentences:
+        print(sentence)
     if args.json:
-        print_json({"report": str(args.out), "experiments": figures_of(sections), "warnings": list(warnings)})
+        experiments, warnings = of_sections(sections), list(page.warnings)
+        values = {"experiments": experiments, "other_runs": of_others(others), "warnings": warnings}
+        print_json({"report": str(args.out), **values})

@@ -8,24 +8,18 @@ conflicting runs give no figures.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
+from paper import published
 from paper.evidence import Measured, RunResult, measured_errors, read_result
+from paper.logged import logged_errors
 from paper.spec import Experiment, Measure, Place, Row, RunSpec, resolve
 from paper.state import RunState, read_state
-from pipeline.base.command import UserError
-from pipeline.base.layout import METRICS
-from pipeline.data.dataset import Dataset
 from pipeline.evaluation.ensemble import all_ranks, check_members
 from pipeline.evaluation.scores import load as load_scores
 from pipeline.models.architecture import parse_arch
-from pipeline.run.folder import CONFIG, read_facts
-from pipeline.run.options import load
-from pipeline.tracking import read_metrics
 
 # Images that the paper's errors are counted on: ImageNet val (section 4.1) and CIFAR-10's test set (section 4.2).
 TEST_IMAGES = {"imagenet": 50_000, "cifar": 10_000}
@@ -36,8 +30,6 @@ FIGURES: Mapping[Measure, tuple[str, ...]] = {
     "responses": ("response_std",),
 }
 METRIC = {"train_error": "training", "top1_error": "top-1", "top5_error": "top-5", "response_std": "mean std"}
-Z95 = 1.959964  # standard normal quantile of a two-sided 95% interval
-VAL_KINDS = {"final": "val", "recomputed-bn": "val_recomputed_bn"}  # records of the centre crop in metrics.jsonl
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +37,8 @@ class Line:
     """One figure of a row beside the paper's; None where there is no value.
 
     name: the figure's key in JSON, such as top1_error or top1_mean. metric: the same in words. interval: 95%.
-    spread: sample standard deviation (n - 1) over the seeds. comparable: whether a difference means anything.
+    spread: sample standard deviation (n - 1) over the seeds. published: what others published, by source. comparable:
+    whether a difference means anything.
     """
 
     name: str
@@ -55,22 +48,28 @@ class Line:
     interval: tuple[float, float] | None = None
     paper_spread: float | None = None
     spread: float | None = None
+    published: Mapping[str, float] = field(default_factory=dict)
     comparable: bool = True
 
     @property
+    def reference(self) -> float | None:
+        """The paper's value; where it has none, that of the first source that published one."""
+        return next(iter(self.published.values()), None) if self.paper is None else self.paper
+
+    @property
     def difference(self) -> float | None:
-        """Ours less the paper's, in percentage points."""
-        if self.ours is None or self.paper is None or not self.comparable:
+        """Ours less the reference, in percentage points."""
+        if self.ours is None or self.reference is None or not self.comparable:
             return None
-        return self.ours - self.paper
+        return self.ours - self.reference
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowResult:
     """One row as the run folders show it now.
 
-    lines: figures of the finished runs, even where other runs of the row are missing. one_crop: centre-crop errors beside
-    those of the authors' README, where the experiment file gives them. notes: what a reader must know to compare.
+    lines: figures of the finished runs, even where other runs of the row are missing. one_crop: centre-crop errors
+    beside published ones, where the experiment file gives some. notes: what a reader must know to compare.
     """
 
     row: Row
@@ -141,12 +140,33 @@ def _row_result(experiment: Experiment, row: Row, runs: tuple[RunResult, ...]) -
         lines = _lines_of_seeds(experiment, row, known, comparable)
     else:
         lines = _lines(FIGURES[experiment.measure], row.paper, known[0] if known else None, comparable)
-    one_crop: tuple[Line, ...] = ()
-    if row.one_crop:
-        centre = runs[0].tested.get("center") or _logged(experiment, runs[0], "center")
-        one_crop = _lines(tuple(row.one_crop), row.one_crop, centre, comparable)
-        one_crop = tuple(replace(line, metric=f"{line.metric}, 1-crop") for line in one_crop)
-    return RowResult(row=row, runs=runs, lines=lines, one_crop=one_crop, notes=tuple(notes))
+    return RowResult(
+        row=row,
+        runs=runs,
+        lines=_with_published(experiment, row, protocol, lines),
+        one_crop=_one_crop(experiment, row, runs[0], comparable),
+        notes=tuple(notes),
+    )
+
+
+def _one_crop(experiment: Experiment, row: Row, run: RunResult, comparable: bool) -> tuple[Line, ...]:
+    """The centre crop's lines of a row, where a table of another protocol has published errors of it."""
+    names: dict[str, None] = {}
+    if experiment.measure == "error" and experiment.protocols[0] != "center":
+        names = {**dict.fromkeys(row.one_crop), **published.centre_crop(experiment.published, row.label)}
+    if not names:
+        return ()
+    centre = run.tested.get("center") or _logged(experiment, run, "center")
+    lines = _lines(tuple(names), row.one_crop, centre, comparable)
+    lines = tuple(replace(line, metric=f"{line.metric}, 1-crop") for line in lines)
+    return _with_published(experiment, row, "center", lines)
+
+
+def _with_published(
+    experiment: Experiment, row: Row, protocol: str | None, lines: tuple[Line, ...]
+) -> tuple[Line, ...]:
+    known = experiment.published
+    return tuple(replace(line, published=published.beside(known, row.label, protocol, line.name)) for line in lines)
 
 
 def _ensemble(runs: Sequence[RunResult]) -> Measured:
@@ -204,36 +224,8 @@ def _comparable(experiment: Experiment, row: Row, known: Sequence[Measured], not
     return not others
 
 
-def wilson_interval(wrong: int, images: int) -> tuple[float, float]:
-    """Wilson's 95% score interval of an error rate, percent (Wilson 1927), where only the count is known."""
-    share, z2 = wrong / images, Z95**2
-    middle = share + z2 / (2 * images)
-    half = Z95 * math.sqrt(share * (1 - share) / images + z2 / (4 * images**2))
-    low, high = (100 * (middle + sign * half) / (1 + z2 / images) for sign in (-1, 1))
-    return max(0.0, low), min(100.0, high)
-
-
 def _logged(experiment: Experiment, run: RunResult, protocol: str | None) -> Measured | None:
-    """The errors that a finished run logged at its end, which is the centre crop of the val split; else None.
-
-    They need the dataset folder, which says on how many images they are counted.
-    """
-    if run.state.kind != "finished" or protocol != "center" or experiment.split != "val":
+    """What the run logged at its end, where that is what the experiment tests: the centre crop of val."""
+    if protocol != "center" or experiment.split != "val":
         return None
-    wanted = (VAL_KINDS[experiment.weights], run.state.config.iterations)
-    records = read_metrics(run.state.folder / METRICS)
-    values = [record.values for record in records if (record.kind, record.iteration) == wanted]
-    images = _val_images(run.state.folder)
-    if not values or images is None:
-        return None
-    figures = {name: values[0][name] for name in ("top1_error", "top5_error")}
-    intervals = {name: wilson_interval(round(error * images / 100), images) for name, error in figures.items()}
-    return Measured(figures=figures, intervals=intervals, images=images, logged=True)
-
-
-def _val_images(run: Path) -> int | None:
-    try:
-        dataset = Dataset(load(run / CONFIG).data)
-        return len(dataset.split("val")) if dataset.sha256 == read_facts(run).get("dataset_sha256") else None
-    except (UserError, OSError):
-        return None
+    return logged_errors(run.state, experiment.weights)

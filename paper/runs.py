@@ -94,11 +94,11 @@ def deviations(config: Config, recipe: Config) -> list[str]:
 
 
 def curves(net: str, records: Sequence[Record]) -> list[Curve]:
-    """Training and val top-1 error of a run, x in 1e4 iterations; without points that are not a number."""
+    """Training and val top-1 error of a run over its iterations; without points that are not a number."""
     lines = []
     for kind, record_kind in (("train", "train"), ("test", "val")):
         points = [
-            (record.iteration / 1e4, record.values["top1_error"])
+            (record.iteration, record.values["top1_error"])
             for record in records
             if record.kind == record_kind and np.isfinite(record.values.get("top1_error", np.nan))
         ]

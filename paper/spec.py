@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
+from paper.published import Published
 from pipeline.base.command import UserError, nearest
 from pipeline.evaluation.nets import Weights
 from pipeline.run.config import Config, changes, check, to_plain
@@ -119,6 +120,7 @@ class Outline:
         measure: what a row shows. error: of its model on `split` under protocols[0]; ensemble: of the average of its runs'
             scores; curve: training and val error over the iterations; responses: standard deviations of layer responses.
         others: rows of the paper's table that this project does not train.
+        published: errors that others published of nets in the rows.
         figure: how curves are drawn.
         protocols: the tests of every run; the errors under the first are compared with the paper's.
         split: of the dataset, that the tests read.
@@ -131,6 +133,7 @@ class Outline:
     place: str
     measure: Measure
     others: tuple[OtherMethod, ...] = ()
+    published: tuple[Published, ...] = ()
     figure: FigureSpec = FigureSpec()
     protocols: tuple[str, ...] = ()
     split: str = "val"

@@ -27,7 +27,8 @@ class RunState:
 
     config: of the run that the experiment wants. iteration: updates in the newest sound checkpoint; of a running run, the
     last iteration in metrics.jsonl. checkpoint: the final checkpoint's file name, which holds its digest; of a finished run
-    alone. differences: of a conflicting run, `key: the folder's -> the wanted`.
+    alone. differences: of a conflicting run, `key: the folder's -> the wanted`. place: the folder where its name is not the
+    config's.
     """
 
     kind: Kind
@@ -35,10 +36,11 @@ class RunState:
     iteration: int = 0
     checkpoint: str | None = None
     differences: tuple[str, ...] = ()
+    place: Path | None = None
 
     @property
     def folder(self) -> Path:
-        return self.config.run_folder
+        return self.place or self.config.run_folder
 
     @property
     def text(self) -> str:
@@ -63,16 +65,35 @@ def read_state(config: Config) -> RunState:
         return RunState(kind="not run", config=config)
     if conflicts := _conflicts(config):
         return RunState(kind="conflicting", config=config, differences=tuple(conflicts))
+    return _progress(config, None)
+
+
+def state_in(folder: Path) -> RunState:
+    """The state of whatever run stands in a folder, by its own config. Raises UserError where one of its files is damaged."""
+    config = load(folder / CONFIG)
+    read_metrics(folder / METRICS)
+    return _progress(config, folder)
+
+
+def is_run_of(config: Config) -> bool:
+    """Whether the run in the folder that `config` names is the run that it describes."""
+    return not _conflicts(config)
+
+
+def _progress(config: Config, place: Path | None) -> RunState:
+    """How far the run in a folder is: in `place`, else in that of its config."""
+    folder = place or config.run_folder
+    state = RunState(kind="interrupted", config=config, place=place)
     newest = next((pair for pair in reversed(checkpoints_in(folder / CHECKPOINTS)) if is_sound(pair[1])), None)
     saved = newest[0] if newest else 0
     if newest and saved == config.iterations:
-        return RunState(kind="finished", config=config, iteration=saved, checkpoint=newest[1].name)
+        return replace(state, kind="finished", iteration=saved, checkpoint=newest[1].name)
     if is_held(folder):
         logged = max((record.iteration for record in read_metrics(folder / METRICS)), default=0)
-        return RunState(kind="running", config=config, iteration=logged)
+        return replace(state, kind="running", iteration=logged)
     if other := other_code(read_facts(folder)):
-        return RunState(kind="conflicting", config=config, differences=(other,))
-    return RunState(kind="interrupted", config=config, iteration=saved)
+        return replace(state, kind="conflicting", differences=(other,))
+    return replace(state, iteration=saved)
 
 
 def _conflicts(config: Config) -> list[str]:

@@ -6,6 +6,7 @@ A figure is a row of `Panel`s. matplotlib draws in placeholder colours, which be
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 5.0, 3.6  # inches of one panel; at 72 units an inch, 360 x 259, which a phone shows about 1:1
@@ -61,7 +62,8 @@ class Curve:
 class Panel:
     """One pair of axes. nets: in the order of their colours. marks: the paper's end point of a net, (net, y) at the right.
 
-    x_limits, y_limits: of the axes; None fits the curves, from zero.
+    x_limits, y_limits: of the axes; None fits the curves, from zero. iterations: x counts iterations, which the axis gives in
+    1e4, as the paper does, where it reaches that far.
     """
 
     title: str
@@ -72,13 +74,14 @@ class Panel:
     marks: Sequence[tuple[str, float]] = field(default=())
     x_limits: tuple[float, float] | None = None
     y_limits: tuple[float, float] | None = None
+    iterations: bool = False
 
 
-def binned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
-    """Average (x, y) over stretches of equal length (the last may be shorter), so that at most POINTS points are left."""
-    if len(x) <= POINTS:
+def binned(x: NDArray[np.float64], y: NDArray[np.float64], most: int = POINTS) -> tuple[NDArray, NDArray]:
+    """Average (x, y) over stretches of equal length (the last may be shorter), so that at most `most` points are left."""
+    if len(x) <= most:
         return x, y
-    starts = np.arange(0, len(x), -(-len(x) // POINTS))
+    starts = np.arange(0, len(x), -(-len(x) // most))
     counts = np.diff([*starts, len(x)])
     return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
 
@@ -100,7 +103,10 @@ def response_panels(std: Mapping[str, Sequence[float]]) -> list[Panel]:
 
 
 def svg(panels: Sequence[Panel], title: str, name: str) -> str:
-    """Return an <svg> element for a page that defines `COLOURS`. name: unique there. title: for readers who cannot see it."""
+    """Return an <svg> element for a page that defines `COLOURS`. name: unique there. title: for readers who cannot see it.
+
+    Any text may be a title or a net's name: nothing in it is read as markup or as a formula.
+    """
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": FONT_SIZE}):
         figure = Figure(figsize=(WIDTH * len(panels), HEIGHT), layout="constrained")
         for number, panel in enumerate(panels):
@@ -128,13 +134,15 @@ def _draw(axes: Axes, panel: Panel) -> None:
     colours = {net: _PLACEHOLDERS[_SERIES[i % len(_SERIES)]] for i, net in enumerate(panel.nets)}
     for curve in panel.curves:
         axes.plot(*binned(curve.x, curve.y), color=colours[curve.net], **_STYLES[curve.kind])  # type: ignore[arg-type]
-    axes.set_title(panel.title, color=ink, fontsize=FONT_SIZE, loc="left")
-    axes.set_xlabel(panel.x_label, color=quiet)
+    axes.set_title(panel.title, color=ink, fontsize=FONT_SIZE, loc="left", parse_math=False)
     axes.set_ylabel(panel.y_label, color=quiet)
     axes.set_xlim(*(panel.x_limits or (0, max((curve.x.max() for curve in panel.curves), default=1) * 1.02)))
     axes.set_ylim(*(panel.y_limits or (0, max((curve.y.max() for curve in panel.curves), default=1) * 1.05)))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=panel.iterations))
+    unit = 10_000 if panel.iterations and axes.get_xlim()[1] >= 10_000 else 1
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:,g}"))
+    axes.set_xlabel(f"{panel.x_label} (1e4)" if unit > 1 else panel.x_label, color=quiet)
     axes.grid(color=grid, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(colors=quiet, length=0, pad=5)
@@ -166,7 +174,8 @@ def _label(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
         for i in reversed(range(len(places) - 1)):
             places[i] = min(places[i], places[i + 1] - LABEL_GAP)
     for place, (_, net) in zip(places, heights, strict=True):
-        axes.annotate(net, (1.03, place), xycoords="axes fraction", color=colours[net], va="center", fontsize=FONT_SIZE)
+        axes.annotate(net, (1.03, place), xycoords="axes fraction", color=colours[net], va="center", fontsize=FONT_SIZE,
+                      parse_math=False)  # fmt: skip
 
 
 def _as_element(text: str, title: str, name: str) -> str:
@@ -181,5 +190,6 @@ def _as_element(text: str, title: str, name: str) -> str:
     rest = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', rest)
     for colour, placeholder in _PLACEHOLDERS.items():
         rest = rest.replace(placeholder, f"var(--{colour})")
+    title = html.escape(title)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box[1]}" role="img" aria-label="{title}">'
     return f"{head}<title>{title}</title>{rest}"

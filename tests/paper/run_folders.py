@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from paper.reading import find
 from paper.spec import RunSpec, resolve
 from pipeline.base.layout import METRICS, RESPONSES
 from pipeline.evaluation import responses
@@ -23,6 +27,29 @@ HARDWARE = {
     "started": "2026-11-01T00:00:00Z", "host": "node1", "launcher": "local", "world_size": 2, "device": "cpu",
     "threads": 2, "git_commit": "c" * 40,
 }  # fmt: skip
+
+
+WRONG = {
+    "resnet20-seed0": 869,
+    "resnet56-seed0": 703,
+    "resnet110-seed0": 643,
+    "resnet110-seed1": 661,
+    "resnet110-seed2": 700,
+}
+Report = Callable[..., dict[str, Any]]
+
+
+def spec_of(name: str) -> RunSpec:
+    return specs()[name]
+
+
+@cache
+def specs() -> dict[str, RunSpec]:
+    return {spec.name(): spec for key in ("table6", "fig6") for spec in find(key).runs}
+
+
+def rows_of(found: dict[str, Any], name: str = "table6") -> dict[str, Any]:
+    return {row["label"]: row for row in found["experiments"][name]["rows"]}
 
 
 def write_run(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from paper import curves
 from pipeline.base.command import UserError
+from pipeline.evaluation.figures import Curve, Panel, svg
 
 
 @pytest.fixture
@@ -52,3 +55,11 @@ def test_a_folder_without_metrics_and_a_run_given_twice_are_refused(runs: list[P
         curves.main([str(tmp_path / "missing")])
     with pytest.raises(UserError, match="the same name"):
         curves.main([str(runs[0]), str(runs[0])])
+
+
+@pytest.mark.parametrize(("last", "label", "tick"), [(400, "iterations", "400"), (64_000, "iterations (1e4)", "6")])
+def test_the_axis_counts_in_the_paper_s_unit_only_where_it_reaches_that_far(last: int, label: str, tick: str) -> None:
+    curve = Curve(net="net", kind="test", x=np.linspace(1, last, 5), y=np.linspace(90, 10, 5))
+    panel = Panel(title="", x_label="iterations", y_label="", nets=["net"], curves=[curve], iterations=True)
+    texts = re.findall(r">([^<]+)</text>", svg([panel], "curves", "curves"))
+    assert label in texts and tick in texts

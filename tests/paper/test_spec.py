@@ -160,6 +160,18 @@ WRONG = {
     "axes' key": ("rows:", "figure: {xlimits: [0, 1]}\nrows:", r"unknown key 'figure\.xlimits' in .*'x_limits'"),
     "other method": ("rows:", "others: [{name: A, top: 8}]\nrows:", r"unknown key 'others\[0\]\.top' in .*'top1'"),
     "1-crop": ("paper: {top1_error: 8}", "one_crop: {top1_error: 8}", r"'rows\[0\]\.one_crop' in .* needs measure error"),
+    "published row": (
+        "rows:", "published: [{name: A, source: B, errors: [{row: plane, protocol: center}]}]\nrows:",
+        r"'published\[0\]\.errors\[0\]\.row' in .* names 'plane': did you mean 'plain'",
+    ),
+    "published protocol": (
+        "rows:", "published: [{name: A, source: B, errors: [{row: plain, protocol: ten-crop}]}]\nrows:",
+        r"'published\[0\]\.errors\[0\]\.protocol' in .* is 'ten-crop'",
+    ),
+    "published curves": (
+        "measure: error\nprotocols: [center]", "measure: curve\npublished: [{name: A, source: B, errors: []}]",
+        "'published' in .* needs a table of single nets",
+    ),
     "two ensembles": ("measure: error", "measure: ensemble", "has 2 ensembles: give each an experiment file"),
     "not YAML": ("title:", "title: [", "is not YAML"),
     "no mapping": ("{label: plain, nets: [{arch: plain8}]}", "3", r"'rows\[1\]' in .* is 3: give 'key: value' lines"),
