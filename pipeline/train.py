@@ -25,6 +25,7 @@ from typing import Any
 
 from pipeline.base import command
 from pipeline.base.command import Progress, UserError
+from pipeline.data.dataset import Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.scoring import GivenUp
 from pipeline.loop.progress import RECOMPUTED_BN
@@ -37,6 +38,7 @@ from pipeline.run.folder import note_attempt, open_run
 from pipeline.run.options import parse, parser
 from pipeline.run.summary import summary
 from pipeline.tracking import Tracker, is_concluded, open_tracker
+from pipeline.tracking.inputs import dataset_facts
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.kernels import chosen_kernels
 
@@ -100,7 +102,7 @@ def train(
             if not already:
                 decoding = trainer.choose_decoder(facts["attempts"])
                 note_attempt(config, world, facts, {**trainer.computing, **decoding}, check)
-            with tracker_of(config, facts, world) as tracker:
+            with tracker_of(config, dataset, facts, world) as tracker:
 
                 def before_publishing() -> None:
                     check()
@@ -186,7 +188,7 @@ def update_to_the_end(
     return True
 
 
-def tracker_of(config: Config, facts: dict[str, Any], world: World) -> Tracker:
+def tracker_of(config: Config, dataset: Dataset, facts: dict[str, Any], world: World) -> Tracker:
     """The run's metrics.jsonl and MLflow run, on the main rank; a null tracker on the others."""
     attempt = facts["attempts"][-1]
     tags = {"arch": config.arch, "dataset_sha256": facts["dataset_sha256"]}
@@ -195,7 +197,10 @@ def tracker_of(config: Config, facts: dict[str, Any], world: World) -> Tracker:
     of_the_work = ("compiled", "decode_on", "hw_decoder_load", "nvimgcodec", "dali")
     tags |= {key: str(attempt[key]) for key in (*of_the_start, *of_the_work) if key in attempt}
     folder, name, params = config.run_folder, config.run_name, to_plain(config)
-    tracker = open_tracker(folder, config.tracking, name=name, params=params, tags=tags, enabled=world.is_main)
+    data = dataset_facts(dataset.manifest, dataset.sha256, config.data)
+    tracker = open_tracker(
+        folder, config.tracking, name=name, params=params, tags=tags, dataset=data, enabled=world.is_main
+    )
     if world.is_main:
         tracker.artifact(config.run_folder / CONFIG)
     return tracker

@@ -7,14 +7,16 @@ Only the run writes tracking.json and only the feeder writes mlflow.json: neithe
 from __future__ import annotations
 
 import json
-import os
-import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.base.files import write_text
-from pipeline.base.layout import DELIVERED, METRICS, MLFLOW_STORE, TRACKING
+from pipeline.base.layout import DELIVERED, METRICS, TRACKING
+
+# Raise it when MLflow is to show more of a run than before (its tags, dataset, description, the experiment's view): a run that
+# is finished is then described anew by the next `open` or `sync`.
+LOOK = 1
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -38,7 +40,8 @@ class Wanted:
     """What MLflow should know of a run, beside its metrics: the content of tracking.json.
 
     `key` finds the MLflow run if its id was lost. `artifacts` are pairs (path, folder in MLflow), the path relative to the
-    run folder if the file lies in it. Times are in ms since 1970.
+    run folder if the file lies in it. `dataset` is what `pipeline.tracking.inputs` makes of a training's dataset, and
+    `command` the command line that started the latest attempt; empty where there is none. Times are in ms since 1970.
     """
 
     key: str
@@ -51,6 +54,8 @@ class Wanted:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: list[list[str]] = field(default_factory=list)
+    dataset: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> Wanted | None:
@@ -70,8 +75,8 @@ class Wanted:
 class Delivered:
     """What MLflow has of a run: the content of mlflow.json. `position`: the bytes of metrics.jsonl that MLflow has.
 
-    `uri` holds no password. `artifacts` maps an artifact's key to the version that was sent. `error`: why the last attempt
-    to deliver failed.
+    `uri` holds no password. `artifacts` maps an artifact's key to the version that was sent. `look`: the LOOK of the code
+    that described the run there. `error`: why the last attempt to deliver failed.
     """
 
     uri: str = ""
@@ -80,6 +85,7 @@ class Delivered:
     position: int = 0
     status: str = ""
     artifacts: dict[str, str] = field(default_factory=dict)
+    look: int = 0
     error: str = ""
 
     @classmethod
@@ -113,16 +119,6 @@ def is_delivered(folder: Path) -> bool:
 def mlflow_run_id(folder: Path) -> str | None:
     """Return the id of the MLflow run of the run in `folder`; None if MLflow does not know the run yet."""
     return Delivered.read(folder).run_id or None
-
-
-def resolve_uri(folder: Path, configured: str | None) -> str:
-    """Return the address of MLflow for the run in `folder` (see TrackingConfig.uri). It may hold a password."""
-    store = folder.resolve().parent / MLFLOW_STORE
-    return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store}"
-
-
-def without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _read(path: Path, kind: type[Wanted] | type[Delivered]) -> dict[str, Any]:
