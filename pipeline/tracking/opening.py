@@ -23,7 +23,7 @@ from pipeline.tracking.environment import ENVIRONMENT, sentence
 from pipeline.tracking.presentation import kind_of
 from pipeline.tracking.process import left_at
 from pipeline.tracking.state import LOOK, Delivered, Wanted
-from pipeline.tracking.store import Store, mend, store_in
+from pipeline.tracking.store import Store, mend, store_in, without_password
 from pipeline.tracking.view import link
 
 # MLflow's job execution starts 13 more processes.
@@ -84,7 +84,7 @@ def elsewhere(folder: Path) -> str | None:
     wanted, delivered = Wanted.read(folder), Delivered.read(folder)
     assert wanted is not None
     if wanted.uri:
-        return delivered.uri or wanted.uri
+        return delivered.uri or without_password(wanted.uri)
     return delivered.uri if delivered.uri.startswith(("http://", "https://")) else None
 
 

@@ -10,9 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from pipeline.tracking import TrackingConfig, open_tracker, read_metrics
 from pipeline.tracking.delivery import Delivery
 from tests.helpers import alive, wait_for
 from tests.patience import limit
+from tests.pipeline.tracking.mlflow_server import server
 from tests.pipeline.tracking.mlflow_store import only_run, points, shown, store_uri
 
 CONFIG = TrackingConfig(close_seconds=limit(300))
@@ -178,29 +176,6 @@ def _status(folder: Path) -> str:
         return json.loads((folder / "mlflow.json").read_text())["status"]
     except FileNotFoundError:
         return ""
-
-
-@contextmanager
-def server(runs: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A real MLflow server on the store in `runs`, by the command that users open it with."""
-    command = [sys.executable, "-m", "pipeline.tracking", "open", str(runs), "--port", str(port)]
-    with open(runs / "server.log", "ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for(lambda: process.poll() is not None or _answers(port), "the MLflow server", 250)
-        assert process.poll() is None, "the MLflow server ended"
-        yield process
-    finally:
-        os.killpg(process.pid, signal.SIGCONT)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _answers(port: int) -> bool:
-    try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=limit(10)).status == 200
-    except OSError:
-        return False
 
 
 @pytest.mark.slow
