@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.base.layout import CONFIG
 from pipeline.tracking.figures import epoch
 from pipeline.tracking.journal import Record
 from pipeline.tracking.state import Wanted
@@ -19,7 +17,6 @@ CUT = "\n\n..."
 SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:])")  # of Markdown
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
 TOP1, TOP5 = "top1_error", "top5_error"
-LAUNCHERS = {"local": "launch/local.py", "slurm": "launch/slurm.py", "ray": "launch/ray_train.py"}
 Errors = Mapping[str, tuple[float, float]]  # kind of metrics -> (top-1, top-5 error), percent
 
 
@@ -48,7 +45,7 @@ def describe(
 ) -> str:
     """Return the description of the run in `folder`. kind: training, ensemble or report. dataset: as in tracking.json."""
     if kind == "training":
-        parts = [_training(wanted, dataset), _errors_table(errors), _commands(wanted, folder)]
+        parts = [_training(wanted, dataset), _errors_table(errors), _command(wanted)]
     elif kind == "ensemble":
         heading = f"The average of the softmax scores of {len(members)} nets, in the same columns as theirs."
         parts = [heading, _members_table(errors, members)]
@@ -125,19 +122,11 @@ def _percent(error: float) -> str:
     return f"{error:.2f}" if error == error else "-"
 
 
-def _commands(wanted: Wanted, folder: Path) -> str:
-    """What was typed, and the command that goes on whatever was typed: the run folder's config is the whole config."""
-    launcher = wanted.tags.get("launcher", "")
-    script = LAUNCHERS.get(launcher)
-    start = f"python {script}" if script else "python -m pipeline.train"
-    if launcher == "local" and wanted.tags.get("world_size", "").isdecimal():
-        start += f" --procs {wanted.tags['world_size']}"
-    # The folder's config names its runs folder as it was: a moved run is continued where it lies now.
-    where = f"--config {shlex.quote(str(folder / CONFIG))} --runs {shlex.quote(str(folder.parent))}"
-    again = f"To go on, or to see that it is finished:\n\n{_block(f'{start} {where}')}"
-    test = f"To test it:\n\n{_block(f'python -m pipeline.evaluate {shlex.quote(str(folder))}')}"
-    typed = f"Started by:\n\n{_block(wanted.command)}\n\n" if wanted.command else ""
-    return f"{typed}{again}\n\n{test}"
+def _command(wanted: Wanted) -> str:
+    """The command line of the latest attempt; empty for a run from before it was recorded."""
+    if not wanted.command:
+        return ""
+    return f"Started by this command, which also goes on where the run stopped:\n\n{_block(wanted.command)}"
 
 
 def _block(text: str) -> str:

@@ -84,7 +84,8 @@ def make_store(path: Path) -> None:
     from mlflow import MlflowClient
 
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        MlflowClient(tracking_uri=_address(Path(folder) / path.name)).search_experiments(max_results=1)
+        address = f"{_address(path).removesuffix(path.name)}{Path(folder).name}/{path.name}"
+        MlflowClient(tracking_uri=address).search_experiments(max_results=1)
         with suppress(OSError):  # another process was quicker; or there are no hard links: MLflow then makes the file
             os.link(Path(folder) / path.name, path)
 

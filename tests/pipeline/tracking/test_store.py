@@ -212,6 +212,7 @@ def test_a_store_is_made_in_a_folder_with_an_odd_name(tmp_path: Path, monkeypatc
     train(tmp_path / "r%3F?x")
     assert sorted(path.name for path in (tmp_path / "r%3F?x").iterdir()) == ["a", "mlartifacts", "mlflow.db"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r%3F?x", "tmp"]
+    assert len(list((tmp_path / "tmp").glob("*/*"))) == 1  # the link to the folder
 
 
 def test_a_password_is_not_part_of_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
