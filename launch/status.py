@@ -83,6 +83,7 @@ def _is_known(folder: Path) -> bool:
 def read(folder: Path) -> Status:
     """Read a run folder, and ask SLURM about its jobs where there is a SLURM."""
     from pipeline.run.options import load
+    from pipeline.tracking.figures import seconds_left
     from pipeline.tracking.journal import read_metrics
 
     config = load(folder / CONFIG) if (folder / CONFIG).exists() else None
@@ -90,7 +91,7 @@ def read(folder: Path) -> Status:
     training = [record for record in records if record.kind == "train"]
     iteration = max((record.iteration for record in records), default=0)
     rate = training[-1].values.get("images_per_second") if training else None
-    left = (config.iterations - iteration) * config.batch / rate if config and rate else None
+    left = seconds_left(iteration, config.iterations, config.batch, rate) if config and rate else None
     jobs, restarts = _jobs(folder)
     notes = read_all_notes(folder / LOGS)
     logs = [*(folder / SLURM).glob(job_log("*")), *filter(Path.exists, [rank_log(folder, 0)])]

@@ -163,6 +163,7 @@ def track(page: Page, args: Namespace) -> None:
         folder,
         tracking_of(args.runs),
         name=RESULT_RUN,
+        kind="report",
         params={"experiments": ",".join(section.anchor for section in sections)},
         metrics={"report": {section.anchor: float(section.finished) for section in sections}},
         tags={"arch": "report"},

@@ -28,7 +28,7 @@ from pipeline.evaluation.score_files import ScoreFile, metric_kind, read
 from pipeline.evaluation.scores import Scores
 from pipeline.run.config import RUN_NAME
 from pipeline.run.options import load
-from pipeline.tracking import TrackingConfig, log_result_run, mlflow_run_id
+from pipeline.tracking import TrackingConfig, log_result_run, mlflow_run_id, now_in_ms
 
 EXAMPLE = "python -m pipeline.ensemble runs/resnet34-seed0 runs/resnet50-seed0 runs/resnet152-seed0"
 
@@ -64,6 +64,7 @@ def options() -> CommandParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    started = now_in_ms()
     args = options().parse_args(argv)
     if args.name is not None and not RUN_NAME.fullmatch(args.name):
         raise UserError(
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_result(results)
     figures = {result.protocol: to_json(result) for result in results}
     if not args.no_tracking:
-        track(members, results, figures, args)
+        track(members, results, figures, args, started)
     if args.json:
         print_json({"protocols": figures})
     return 0
@@ -188,8 +189,13 @@ def to_json(result: Result) -> dict[str, Any]:
     }
 
 
-def track(members: Sequence[Member], results: Sequence[Result], figures: dict[str, Any], args: Namespace) -> None:
-    """Write the ensemble's run folder, beside its members', and its MLflow run, which names the members."""
+def track(
+    members: Sequence[Member], results: Sequence[Result], figures: dict[str, Any], args: Namespace, started: int
+) -> None:
+    """Write the ensemble's run folder, beside its members', and its MLflow run, which names the members.
+
+    started: when the command began, in ms since 1970.
+    """
     first = next((member.run for member in members if member.run is not None), None)
     name = args.name or _default_name([member.name for member in members], args)
     folder = (first.parent if first else args.runs) / name
@@ -215,10 +221,12 @@ def track(members: Sequence[Member], results: Sequence[Result], figures: dict[st
         folder,
         load(first / CONFIG).tracking if first else TrackingConfig(),
         name=name,
+        kind="ensemble",
         params={"size": len(results[0].members), "split": split},
         metrics=metrics,
         tags=tags,
         artifacts=[folder / ENSEMBLE],
+        started=started,
     )
     print(f"The ensemble's run folder: {folder}")
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from pipeline.base import command
 from pipeline.base.command import Progress, UserError
+from pipeline.data.dataset import Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.scoring import GivenUp
 from pipeline.handover.model_folder import write_model
@@ -39,6 +40,7 @@ from pipeline.run.metering import metered
 from pipeline.run.options import parse, parser
 from pipeline.run.summary import summary
 from pipeline.tracking import Tracker, is_concluded, open_tracker
+from pipeline.tracking.inputs import dataset_facts
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.kernels import chosen_kernels
 
@@ -104,7 +106,7 @@ def train(
                 note_attempt(config, world, facts, {**trainer.computing, **decoding}, check)
             # Without system metrics where no update is left: there is nothing to measure.
             beside = nullcontext() if already else metered(config, world, len(facts["attempts"]))
-            with tracker_of(config, facts, world) as tracker, beside:
+            with tracker_of(config, dataset, facts, world) as tracker, beside:
 
                 def before_publishing() -> None:
                     check()
@@ -190,7 +192,7 @@ def update_to_the_end(
     return True
 
 
-def tracker_of(config: Config, facts: dict[str, Any], world: World) -> Tracker:
+def tracker_of(config: Config, dataset: Dataset, facts: dict[str, Any], world: World) -> Tracker:
     """The run's metrics.jsonl and MLflow run, on the main rank; a null tracker on the others."""
     attempt = facts["attempts"][-1]
     tags = {"arch": config.arch, "dataset_sha256": facts["dataset_sha256"]}
@@ -199,7 +201,10 @@ def tracker_of(config: Config, facts: dict[str, Any], world: World) -> Tracker:
     of_the_work = ("compiled", "decode_on", "hw_decoder_load", "nvimgcodec", "dali")
     tags |= {key: str(attempt[key]) for key in (*of_the_start, *of_the_work) if key in attempt}
     folder, name, params = config.run_folder, config.run_name, to_plain(config)
-    tracker = open_tracker(folder, config.tracking, name=name, params=params, tags=tags, enabled=world.is_main)
+    data = dataset_facts(dataset.manifest, dataset.sha256, config.data)
+    tracker = open_tracker(
+        folder, config.tracking, name=name, params=params, tags=tags, dataset=data, enabled=world.is_main
+    )
     if world.is_main:
         tracker.artifact(config.run_folder / CONFIG)
     return tracker

@@ -24,6 +24,7 @@ from tests.helpers import ROOT
 PACKAGES = ("pipeline", "launch", "data_prep", "paper", "bench", "tests")
 INTERNAL = (
     "pipeline.data.probing",
+    "pipeline.tracking.browser",
     "pipeline.tracking.feeder",
     "pipeline.meter.sampler",
     "launch.ranks.worker",

@@ -9,6 +9,8 @@ import argparse
 import difflib
 import errno
 import json
+import os
+import shlex
 import sys
 import time
 import traceback
@@ -23,6 +25,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.base import leaving
+from pipeline.base.attempt import COMMAND_VARIABLE
 from pipeline.base.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
 
 LOG_INTERVAL_SECONDS = 15.0
@@ -46,6 +49,8 @@ def check_at_least(least: int, section: object, *names: str, prefix: str = "") -
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Call `main` as a command. The exit code is its result (None: 0), or that of the error that it raises."""
+    # What a command starts inherits it: the outermost command is the one that was typed.
+    os.environ.setdefault(COMMAND_VARIABLE, shlex.join(["python", *sys.orig_argv[1:]]))
     try:
         code = main() or 0
     except KeyboardInterrupt:

@@ -90,6 +90,12 @@ class Manifest:
     statistics: dict[str, Any] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """The name that begins the shards' file names (NAME-SPLIT-000000.tar); "" for a dataset without shards."""
+        files = [(split, shard.file) for split, info in self.splits.items() for shard in info.shards]
+        return next((Path(file).name.rpartition(f"-{split}-")[0] for split, file in files), "")
+
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}, indent=1) + "\n"
 

@@ -14,8 +14,9 @@ import torch
 
 from pipeline.base.command import UserError
 from pipeline.handover.exporting import EXAMPLE_BATCH, Deployed
-from pipeline.tracking import TrackingConfig, mlflow_model_id, mlflow_run_id
-from pipeline.tracking.state import resolve_uri, without_password
+from pipeline.tracking import TrackingConfig, mlflow_model_id
+from pipeline.tracking.delivery import mlflow_of
+from pipeline.tracking.store import store_of
 
 WEIGHTS_TAG = "weights_sha256"  # two versions of a model never have the same one
 VERSIONS_TAG = "mlflow.modelVersions"  # by which MLflow's page of a logged model shows where the model is registered
@@ -45,36 +46,34 @@ class Registered:
     new: bool
 
 
-def register(run: Path, config: TrackingConfig, module: Deployed, entry: Entry, place: str) -> Registered:
+def register(run: Path, config: TrackingConfig, module: Deployed, entry: Entry, path: str) -> Registered:
     """Make the net a version of a model, or bring the version that has the same weights up to date.
 
-    The MLflow model is among the artifacts of the run's MLflow run, under `place`, and is loaded with
+    The MLflow model is among the artifacts of the run's MLflow run, under `path`, and is loaded with
     `mlflow.pytorch.load_model("models:/NAME@ALIAS")`. Raises UserError if MLflow does not know the run or does not respond.
     """
-    run_id = mlflow_run_id(run)
-    if run_id is None:
-        raise UserError(
-            f"MLflow does not know the run {run} yet: send it with 'python -m pipeline.tracking sync {run}'"
-        )
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default waits minutes for a dead server
     import mlflow
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    uri = resolve_uri(run, config.uri)
-    mlflow.set_tracking_uri(uri)
-    client = MlflowClient()
+    place = store_of(run, config.uri).name
     try:
+        uri, run_id = mlflow_of(run, config.uri)
+        if run_id is None:
+            raise UserError(
+                f"MLflow does not know the run {run} yet: send it with 'python -m pipeline.tracking sync {run}'"
+            )
+        mlflow.set_tracking_uri(uri)
+        client = MlflowClient()
         version = _same_weights(client, entry)
-        registered = Registered(version=version or _create(client, run_id, module, entry, place), new=version is None)
+        registered = Registered(version=version or _create(client, run_id, module, entry, path), new=version is None)
         _describe(client, entry, registered.version)
         if (model_id := mlflow_model_id(run)) is not None:
             _link(client, model_id, entry, registered.version)
     except MlflowException as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"MLflow at {without_password(uri)} did not accept the model ({reason}): try again later"
-        ) from None
+        raise UserError(f"MLflow at {place} did not accept the model ({reason}): try again later") from None
     return registered
 
 
@@ -85,7 +84,7 @@ def _same_weights(client: Any, entry: Entry) -> str | None:
     return str(max(same)) if same else None
 
 
-def _create(client: Any, run_id: str, module: Deployed, entry: Entry, place: str) -> str:
+def _create(client: Any, run_id: str, module: Deployed, entry: Entry, path: str) -> str:
     import mlflow
     from mlflow.exceptions import MlflowException
 
@@ -98,14 +97,14 @@ def _create(client: Any, run_id: str, module: Deployed, entry: Entry, place: str
             extra_files=[str(file) for file in entry.files],
             metadata=dict(entry.metadata),
         )
-        client.log_artifacts(run_id, f"{folder}/model", place)
+        client.log_artifacts(run_id, f"{folder}/model", path)
     try:
         client.create_registered_model(entry.name, description=entry.about)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     # With its tags from the start: a call that was interrupted after this line finds the version again.
-    source = f"runs:/{run_id}/{place}"
+    source = f"runs:/{run_id}/{path}"
     return str(client.create_model_version(entry.name, source=source, run_id=run_id, tags=dict(entry.tags)).version)
 
 

@@ -5,12 +5,15 @@ state.py     tracking.json and mlflow.json       feeder.py    that process: deli
 tracker.py   what the training loop calls        delivery.py  brings MLflow up to date with a run folder
                                                  logged_model.py  ... with the model of a finished run
                                                  system.py    ... with its system metrics and energy
+store.py     which MLflow a run belongs to       view.py      the first page: columns and charts of an experiment
+figures.py   epoch, seconds left, rounding       presentation.py, description.py, inputs.py   what a run's page shows
+opening.py   the command `open`
 """
 
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.journal import Record, read_metrics
 from pipeline.tracking.state import is_concluded, is_delivered, mlflow_model_id, mlflow_run_id
-from pipeline.tracking.tracker import Tracker, log_evaluations, log_result_run, open_tracker
+from pipeline.tracking.tracker import Tracker, log_evaluations, log_result_run, now_in_ms, open_tracker
 
 __all__ = [
     "Record",
@@ -22,6 +25,7 @@ __all__ = [
     "log_result_run",
     "mlflow_model_id",
     "mlflow_run_id",
+    "now_in_ms",
     "open_tracker",
     "read_metrics",
 ]

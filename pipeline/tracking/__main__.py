@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
-import socket
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pipeline.base import command
 from pipeline.base.command import CommandParser, Progress, UserError, print_json, print_table
-from pipeline.base.layout import FEEDER_LOG, METRICS, MLFLOW_ARTIFACTS, MLFLOW_STORE
+from pipeline.base.layout import FEEDER_LOG, METRICS
 from pipeline.base.lock import is_locked
+from pipeline.tracking.opening import in_order, open_runs
 from pipeline.tracking.process import FeederProcess, unsent_lines, what_is_left
-from pipeline.tracking.state import Delivered, Wanted, resolve_uri, without_password
+from pipeline.tracking.state import Delivered, Wanted
+from pipeline.tracking.store import store_of
 
 OPEN_EXAMPLE = "python -m pipeline.tracking open runs"
 SYNC_EXAMPLE = "python -m pipeline.tracking sync runs/resnet50-seed0"
@@ -23,7 +22,7 @@ SYNC_EXAMPLE = "python -m pipeline.tracking sync runs/resnet50-seed0"
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    return _open(args.runs, args.port) if args.command == "open" else _sync_all(args)
+    return open_runs(args.runs, args.port, browser=args.browser) if args.command == "open" else _sync_all(args)
 
 
 def _parser() -> CommandParser:
@@ -33,6 +32,8 @@ def _parser() -> CommandParser:
     show = commands.add_parser("open", help=text, sentence=text, example=OPEN_EXAMPLE)
     show.add_argument("runs", type=Path, metavar="RUNS", help="the folder that holds the run folders")
     show.add_argument("--port", type=int, default=5000, help="the port of http://127.0.0.1 (%(default)s)")
+    text = "only print the page's address; it is opened where there is a display, from a terminal"
+    show.add_argument("--no-browser", dest="browser", action="store_false", help=text)
     text = "Sends MLflow what it lacks of runs that have ended."
     sync = commands.add_parser("sync", help=text, sentence=text, example=SYNC_EXAMPLE)
     sync.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
@@ -43,48 +44,11 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _open(runs: Path, port: int) -> NoReturn:
-    """Become an MLflow server: two processes of 250 MB each, where MLflow's defaults start 15."""
-    store = runs.resolve() / MLFLOW_STORE
-    if not store.is_file():
-        raise UserError(
-            f"{store} does not exist: give the folder that holds the run folders, "
-            "or open the server that MLFLOW_TRACKING_URI stated when they ran"
-        )
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise UserError(f"port {port} cannot be used ({error.strerror}): choose another --port") from None
-    arguments = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
-    arguments += ["--backend-store-uri", f"sqlite:///{store}"]
-    arguments += ["--artifacts-destination", str(store.parent / MLFLOW_ARTIFACTS)]
-    arguments += ["--uvicorn-opts", "--log-level warning"]
-    quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    print("MLflow opens in some seconds (Ctrl-C ends it). Press 'Model training' there once:", file=sys.stderr)
-    for page in _pages(store, port):
-        print(f"  {page}", file=sys.stderr, flush=True)
-    os.execve(sys.executable, arguments, os.environ | quiet | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
-
-
-def _pages(store: Path, port: int) -> list[str]:
-    """The addresses of the experiments to which the run folders beside `store` belong, in MLflow's training view.
-
-    MLflow 3.17 opens other addresses in its view for traces of language models, until the user presses its switch 'Model
-    training', which the browser remembers.
-    """
-    place = f"sqlite:///{store}"
-    ids = {Delivered.read(folder, place).experiment_id for folder in store.parent.iterdir() if folder.is_dir()}
-    base = f"http://127.0.0.1:{port}"
-    return [f"{base}/#/experiments/{key}?workflowType=machine_learning" for key in sorted(ids - {""})] or [base]
-
-
 def _sync_all(args: argparse.Namespace) -> int:
     for folder in args.runs:
         if Wanted.read(folder) is None:
             raise UserError(f"{folder} is not the folder of a tracked run: give one like runs/resnet50-seed0")
-    results = [_sync(folder, args.seconds, args.uri) for folder in args.runs]
+    results = [_sync(folder, args.seconds, args.uri) for folder in in_order(args.runs)]
     rows = [(result["run"], result["sent"], result["left"], result["mlflow_run"]) for result in results]
     print_table("MLflow", ("run", f"lines of {METRICS} sent", "left", "MLflow run"), rows)
     if args.json:
@@ -99,7 +63,7 @@ def _sync(folder: Path, seconds: float, uri: str | None) -> dict[str, Any]:
         raise UserError(f"the run in {folder} is feeding MLflow right now: wait for its end")
     wanted = Wanted.read(folder)
     assert wanted is not None
-    place = without_password(uri or resolve_uri(folder, wanted.uri))
+    place = store_of(folder, uri or wanted.uri).name
     before = left = unsent_lines(folder, Delivered.read(folder, place))
     feeder = FeederProcess(folder, seconds, uri)
     with Progress(before, folder.name, "lines", enabled=before > 0) as progress:

@@ -8,38 +8,57 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.layout import METRICS, MLFLOW_ARTIFACTS
-from pipeline.tracking.journal import Record, complete_lines
+from pipeline.base.layout import METRICS
+from pipeline.tracking.description import MemberRun, describe, errors_in, number
+from pipeline.tracking.environment import sentence
+from pipeline.tracking.figures import derived, rounded, tidy
+from pipeline.tracking.inputs import facts_of_an_older_run, log_dataset
+from pipeline.tracking.journal import Record, complete_lines, read_metrics
 from pipeline.tracking.logged_model import send_model
-from pipeline.tracking.state import Delivered, Wanted, resolve_uri, without_password
+from pipeline.tracking.presentation import (
+    KIND_TAG,
+    MEMBER_TAG,
+    experiment_tags,
+    kind_of,
+    member_tags,
+    members_of,
+    show_errors_first,
+    write_note,
+)
+from pipeline.tracking.state import LOOK, Artifact, Delivered, Wanted
+from pipeline.tracking.store import Store, mend, open_store, store_of
 from pipeline.tracking.system import METRICS_PER_BATCH, send_system
 
 # MLflow's own limits (mlflow/utils/validation.py).
 PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 100, 6000, 8000
 KEY_TAG = "run_key"
-MEMBER_TAG = re.compile(r"member\.\d+")  # numbered: those left over from an earlier, larger ensemble are removed
-# MLflow 3.4 opens its page in the view for this kind; 3.17 goes by `workflowType` in the address (see `open`) and a switch.
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 BYTES_PER_READ = 1 << 16  # a few hundred lines; at most so much is sent again after a crash
 
 
 class Delivery:
-    """Brings MLflow up to date with the run in `folder`. `notify` prints to the user; `uri` overrides the run's own."""
+    """Brings MLflow up to date with the run in `folder`. `notify` prints to the user.
 
-    def __init__(self, folder: Path, notify: Callable[[str], None], uri: str | None = None) -> None:
-        self.folder, self.notify, self.uri = folder, notify, uri
+    `uri` or `store`: another MLflow than the run's own.
+    """
+
+    def __init__(
+        self, folder: Path, notify: Callable[[str], None], uri: str | None = None, store: Store | None = None
+    ) -> None:
+        self.folder, self.notify, self.uri, self.given = folder.resolve(), notify, uri, store
         self.delivered = Delivered.read(folder)
         self.client: Any = None
         self.described: Wanted | None = None  # whose parameters and tags the MLflow run has
+        self.dataset: dict[str, Any] = {}
+        self.members: list[MemberRun] = []
+        self.errors: dict[str, tuple[float, float]] = {}
+        self.note = ""
 
     def deliver(self, *, killed: bool = False) -> None:
         """Send what MLflow does not have yet. Raises whatever MLflow raises; then call it again later.
@@ -52,11 +71,9 @@ class Delivery:
         try:
             self._connect(wanted)
             self._describe(wanted)
-            self._send_metrics()
-            for sent in send_system(
-                self.client, self.delivered.run_id, self.folder, wanted.started, self.delivered.system
-            ):
-                self._save(system=sent)
+            self._send_metrics(wanted)
+            self._send_system(wanted)
+            self._send_note(wanted)
             self._send_status(wanted, killed)
             self._send_artifacts(wanted)
             if not self.delivered.has_model(self.folder):
@@ -65,52 +82,67 @@ class Delivery:
             self.described = None  # look the MLflow run up again: it may be gone
             self._save(error=sentence(error))
             raise
-        if self.delivered.error:
-            self._save(error="")
+        if self.delivered.error or self.delivered.look != LOOK:
+            self._save(error="", look=LOOK)
 
     def _connect(self, wanted: Wanted) -> None:
         """Find or create the MLflow run, on first use and after an error."""
         if self.described is not None:
             return
-        from mlflow import MlflowClient
-
-        uri = self.uri or resolve_uri(self.folder, wanted.uri)
-        if uri.startswith("sqlite:////"):
-            make_store(Path(uri.removeprefix("sqlite:///").partition("?")[0]))
-        self.client = self.client or MlflowClient(tracking_uri=uri, registry_uri=uri)
-        place, known = without_password(uri), self.delivered
-        if known.run_id:
-            if self._active(known.run_id):
-                self._save(uri=place)
-                return
-            what = "was deleted from" if known.uri == place else "is not yet in"
-            self.notify(f"run {wanted.name} {what} MLflow at {place}: a new MLflow run takes all its metrics")
-        experiment = self._experiment(wanted.experiment, uri)
-        runs = self.client.search_runs([experiment], f"tags.{KEY_TAG} = '{wanted.key}'", max_results=1)
-        run = runs[0] if runs else self._create(experiment, wanted)
-        self.delivered = Delivered(uri=place, experiment_id=experiment, run_id=run.info.run_id)
-        self._save()
-
-    def _active(self, run_id: str) -> bool:
         from mlflow.exceptions import MlflowException
 
-        try:
-            return self.client.get_run(run_id).info.lifecycle_stage == "active"
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            raise
+        store = self._open(wanted)
+        known = self.delivered
+        self.errors = errors_in(read_metrics(self.folder / METRICS))
+        if (run := find_run(self.client, store, known, wanted)) is None:
+            if known.run_id:
+                what = "was deleted from" if known.uri == store.name else "is not yet in"
+                self.notify(f"run {wanted.name} {what} MLflow at {store.name}: a new MLflow run takes all its metrics")
+            run = self._create(self._experiment(wanted.experiment, store), wanted)
+        experiment, run_id = run.info.experiment_id, run.info.run_id
+        if (known.uri, known.run_id) != (store.name, run_id):
+            self.delivered = Delivered(uri=store.name, experiment_id=experiment, run_id=run_id)
+            if known.run_id == run_id:  # a copy of the MLflow that had the run, of the same moment or an earlier one
+                self.delivered.artifacts = self._still_there(known, wanted)
+                self.delivered.position = known.position if self._has_line_before(known.position) else 0
+            self._save()
+        with suppress(MlflowException):  # of a server, say, where others own the experiment
+            show_errors_first(self.client, self.client.get_experiment(experiment))
 
-    def _experiment(self, name: str, uri: str) -> str:
+    def _open(self, wanted: Wanted) -> Store:
+        from mlflow import MlflowClient
+
+        self.store = open_store(self.given or store_of(self.folder, self.uri or wanted.uri))
+        self.client = self.client or MlflowClient(tracking_uri=self.store.uri, registry_uri=self.store.uri)
+        return self.store
+
+    def _still_there(self, known: Delivered, wanted: Wanted) -> dict[str, str]:
+        """Those of the delivered artifacts that this MLflow holds: its artifacts may not have been copied with it."""
+        files = {artifact.key: artifact for artifact in wanted.files(self.folder)}
+        places = {files[key].folder for key in known.artifacts if key in files}
+        there = {one.path for place in places for one in self.client.list_artifacts(known.run_id, place or None)}
+        return {key: version for key, version in known.artifacts.items() if key in files and _path(files[key]) in there}
+
+    def _has_line_before(self, position: int) -> bool:
+        """Whether MLflow has the last line of the first `position` bytes of metrics.jsonl, and so all before it."""
+        path = self.folder / METRICS
+        lines = complete_lines(path.read_bytes()[:position]) if path.exists() else []
+        if not lines:
+            return False
+        record = Record.from_line(lines[-1])
+        name = clean(f"{record.kind}/{next(iter(record.values), '')}")
+        history = self.client.get_metric_history(self.delivered.run_id, name)
+        return any((point.step, point.timestamp) == (record.iteration, record.time) for point in history)
+
+    def _experiment(self, name: str, store: Store) -> str:
         from mlflow.exceptions import MlflowException
 
         known = self.client.get_experiment_by_name(name)
         if known is None:
             # A server knows where to keep artifacts; a local store would put them into the working directory.
-            remote = uri.startswith(("http://", "https://", "databricks"))
-            location = None if remote else (self.folder.parent / MLFLOW_ARTIFACTS).as_uri()
+            location = store.artifacts.as_uri() if store.artifacts else None
             try:
-                return self.client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
+                return self.client.create_experiment(name, artifact_location=location, tags=experiment_tags({}))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run was quicker
                     raise
@@ -126,15 +158,26 @@ class Delivery:
         return self.client.create_run(experiment, start_time=wanted.started, tags=tags, run_name=wanted.name)
 
     def _describe(self, wanted: Wanted) -> None:
-        """Send parameters and tags. MLflow refuses to change a parameter, so the new value becomes a tag."""
-        if self.described is not None and (self.described.params, self.described.tags) == (wanted.params, wanted.tags):
+        """Send parameters, tags and dataset. MLflow refuses to change a parameter, so the new value becomes a tag."""
+        before = self.described
+        if before is not None and (before.params, before.tags, before.dataset) == (
+            wanted.params,
+            wanted.tags,
+            wanted.dataset,
+        ):
             return
         from mlflow.entities import Param, RunTag
 
-        data = self.client.get_run(self.delivered.run_id).data
-        params = {clean(key): value[:PARAM_LENGTH] for key, value in wanted.params.items()}
-        tags = {clean(key): value[:TAG_LENGTH] for key, value in wanted.tags.items()}
-        tags |= {f"changed.{key}": value for key, value in params.items() if data.params.get(key, value) != value}
+        run = self.client.get_run(self.delivered.run_id)
+        data = run.data
+        self.dataset = wanted.dataset or facts_of_an_older_run(wanted.params, wanted.tags)
+        self.members = members_of(self.client, self.folder, self.store, wanted)
+        if self.dataset:
+            log_dataset(self.client, run, self.dataset)
+        params = {clean(key): tidy(value)[:PARAM_LENGTH] for key, value in wanted.params.items()}
+        tags = wanted.tags | member_tags(self.members) | {KIND_TAG: kind_of(wanted)}
+        tags = {clean(key): value[:TAG_LENGTH] for key, value in tags.items()}
+        tags |= {f"changed.{key}": value for key, value in params.items() if tidy(data.params.get(key, value)) != value}
         if "git_commit" in tags:
             tags["mlflow.source.git.commit"] = tags["git_commit"]
         new_params = [Param(key, value) for key, value in params.items() if key not in data.params]
@@ -147,18 +190,40 @@ class Delivery:
                 self.client.delete_tag(self.delivered.run_id, key)
         self.described = wanted
 
-    def _send_metrics(self) -> None:
+    def _send_note(self, wanted: Wanted) -> None:
+        """Send the description where what it says has changed."""
+        note = describe(wanted, kind_of(wanted), self.dataset, self.errors, self.members, self.folder)
+        if note != self.note:
+            write_note(self.client, self.delivered.run_id, note)
+            self.note = note
+
+    def _send_metrics(self, wanted: Wanted) -> None:
         from mlflow.entities import Metric
 
         for records, position in self._unsent():
             points = [
-                Metric(clean(f"{record.kind}/{name}"), value, record.time, record.iteration)
+                Metric(clean(name), value, record.time, record.iteration)
                 for record in records
-                for name, value in record.values.items()
+                for name, value in self._figures(record, wanted)
             ]
             for start in range(0, len(points), METRICS_PER_BATCH):
                 self.client.log_batch(self.delivered.run_id, metrics=points[start : start + METRICS_PER_BATCH])
+            self.errors |= errors_in(records)
             self._save(position=position)
+
+    def _send_system(self, wanted: Wanted) -> None:
+        for sent in send_system(self.client, self.delivered.run_id, self.folder, wanted.started, self.delivered.system):
+            self._save(system=sent)
+
+    def _figures(self, record: Record, wanted: Wanted) -> Iterator[tuple[str, float]]:
+        """The metrics of a line as MLflow shows them: (name, value)."""
+        for name, value in record.values.items():
+            yield f"{record.kind}/{name}", rounded(name, value)
+        if record.kind == "train":
+            iterations, batch = (number(wanted.params, key) for key in ("iterations", "batch"))
+            images, rate = self.dataset.get("splits", {}).get("train"), record.values.get("images_per_second")
+            for name, value in derived(record.iteration, rate, iterations=iterations, batch=batch, images=images):
+                yield name, rounded(name, value)
 
     def _unsent(self) -> Iterator[tuple[list[Record], int]]:
         """Yield the records of metrics.jsonl that MLflow does not have, in batches, each with the position after it."""
@@ -201,21 +266,45 @@ class Delivery:
         self.delivered.write(self.folder)
 
 
-def make_store(path: Path) -> None:
-    """Make MLflow's SQLite file, whole or not at all.
+def find_run(client: Any, store: Store, known: Delivered, wanted: Wanted) -> Any:
+    """Return the MLflow run that this MLflow has of a run: the one that is known, else one with its key; None without one."""
+    from mlflow.exceptions import MlflowException
 
-    Two processes that made it at once, or one that was killed while making it, left MLflow's migrations half done, and no
-    later start could mend that.
+    if known.run_id:
+        try:
+            run = client.get_run(known.run_id)
+            if run.info.lifecycle_stage == "active":
+                return run
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    experiment = client.get_experiment_by_name(wanted.experiment)
+    if experiment is None or experiment.lifecycle_stage != "active":
+        return None
+    runs = client.search_runs([experiment.experiment_id], f"tags.{KEY_TAG} = '{wanted.key}'", max_results=1)
+    return runs[0] if runs else None
+
+
+def mlflow_of(folder: Path, configured: str | None) -> tuple[str, str | None]:
+    """(address, MLflow run) of the run in `folder` in the MLflow that it belongs to, where `configured` is its tracking.uri.
+
+    The run is None where that MLflow does not know it. What is written there stays beside the run folders, also where they
+    were copied or moved. Raises whatever MLflow raises.
     """
-    if path.exists() or not path.parent.is_dir():
-        return
     from mlflow import MlflowClient
 
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        store = Path(folder) / path.name
-        MlflowClient(tracking_uri=f"sqlite:///{store}").search_experiments(max_results=1)
-        with suppress(OSError):  # another process was quicker; or there are no hard links: MLflow then makes the file
-            os.link(store, path)
+    store, wanted = store_of(folder, configured), Wanted.read(folder)
+    if wanted is None or (store.file is not None and not store.file.exists()):
+        return store.uri, None
+    mend(store)
+    client = MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
+    run = find_run(client, store, Delivered.read(folder), wanted)
+    return store.uri, None if run is None else run.info.run_id
+
+
+def _path(artifact: Artifact) -> str:
+    """Where an artifact is in its MLflow run."""
+    return f"{artifact.folder}/{artifact.file.name}".lstrip("/")
 
 
 def clean(name: str) -> str:
@@ -233,17 +322,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
     return flat
-
-
-def sentence(error: Exception) -> str:
-    """Shorten an error to a few words for the user; the whole error goes to the log."""
-    text = " ".join(str(error).split())
-    for sign, words in (
-        ("Connection refused", "connection refused"),
-        ("NameResolutionError", "unknown host"),
-        ("Read timed out", "no answer in time"),
-        ("ConnectTimeout", "no answer in time"),
-    ):
-        if sign in text:
-            return words
-    return text[:200] or type(error).__name__

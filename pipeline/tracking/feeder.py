@@ -21,20 +21,13 @@ from pathlib import Path
 
 from pipeline.base.lease import is_held
 from pipeline.base.lock import NoLocksError, lock
-from pipeline.tracking.delivery import Delivery, sentence
+from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.environment import ENVIRONMENT, sentence
 
 POLL_SECONDS = 2.0
 LONGEST_PAUSE_SECONDS = 60.0
 # The user hears of an outage only after so many failures: shorter ones (a busy database, a server's restart) pass unnoticed.
 FAILURES_BEFORE_NOTICE = 3
-# With MLflow's defaults a dead server blocked one call for 246 s. Here the loop retries; a metric sent twice is stored once.
-ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "OMP_NUM_THREADS": "1",
-}
 
 
 def main(folder: Path, close_seconds: float, parent: int, uri: str | None = None) -> int:

@@ -16,7 +16,8 @@ from typing import IO
 
 from pipeline.base.layout import FEEDER_LOG, METRICS
 from pipeline.tracking.journal import complete_lines
-from pipeline.tracking.state import Delivered, Wanted, resolve_uri, without_password
+from pipeline.tracking.state import Delivered, Wanted
+from pipeline.tracking.store import store_of
 
 STARTS = 3  # per attempt, if something kills the feeder
 # Signals that end or pause a job are for the run; the feeder ends after the run, when its standard input closes.
@@ -99,8 +100,22 @@ def what_is_left(folder: Path, uri: str | None = None) -> str:
     wanted = Wanted.read(folder)
     if wanted is None:
         return ""
-    place = without_password(uri or resolve_uri(folder, wanted.uri))
+    place = store_of(folder, uri or wanted.uri).name
+    if not (missing := left_at(folder, place)):
+        return ""
     delivered = Delivered.read(folder, place)
+    reason = f" ({delivered.error})" if delivered.error else ""
+    return (
+        f"MLflow at {place} has not taken {', '.join(missing)} of run {wanted.name}{reason}: the run's next start delivers "
+        f"them, or python -m pipeline.tracking sync {shlex.quote(os.path.relpath(folder))}"
+    )
+
+
+def left_at(folder: Path, place: str) -> list[str]:
+    """Return what the MLflow at `place` lacks of the run in `folder`, in words."""
+    wanted, delivered = Wanted.read(folder), Delivered.read(folder, place)
+    if wanted is None:
+        return []
     missing = []
     if lines := unsent_lines(folder, delivered):
         missing.append(f"{lines:,} lines of {METRICS}")
@@ -110,13 +125,7 @@ def what_is_left(folder: Path, uri: str | None = None) -> str:
         missing.append("the model")
     if wanted.status not in (delivered.status, "RUNNING"):
         missing.append(f"the status {wanted.status}")
-    if not missing:
-        return ""
-    reason = f" ({delivered.error})" if delivered.error else ""
-    return (
-        f"MLflow at {place} has not taken {', '.join(missing)} of run {wanted.name}{reason}: the run's next start delivers "
-        f"them, or python -m pipeline.tracking sync {shlex.quote(os.path.relpath(folder))}"
-    )
+    return missing
 
 
 def unsent_lines(folder: Path, delivered: Delivered) -> int:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.base.files import write_text
-from pipeline.base.layout import DELIVERED, METRICS, ML_MODEL, MLFLOW_STORE, MODEL, MODEL_FACTS, TRACKING
+from pipeline.base.layout import DELIVERED, METRICS, ML_MODEL, MODEL, MODEL_FACTS, TRACKING
+
+# Raise it when MLflow is to show more of a run than before (its tags, dataset, description, the experiment's view): a run that
+# is finished is then described anew by the next `open` or `sync`.
+LOOK = 1
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -39,7 +41,8 @@ class Wanted:
     """What MLflow should know of a run, beside its metrics: the content of tracking.json.
 
     `key` finds the MLflow run if its id was lost. `artifacts` are pairs (path, folder in MLflow), the path relative to the
-    run folder if the file lies in it. Times are in ms since 1970.
+    run folder if the file lies in it. `dataset` is what `pipeline.tracking.inputs` makes of a training's dataset, and
+    `command` the command line that started the latest attempt; empty where there is none. Times are in ms since 1970.
     """
 
     key: str
@@ -52,6 +55,8 @@ class Wanted:
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: list[list[str]] = field(default_factory=list)
+    dataset: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> Wanted | None:
@@ -72,8 +77,8 @@ class Delivered:
     """What MLflow has of a run: the content of mlflow.json. `position`: the bytes of metrics.jsonl that MLflow has.
 
     `system`: the same of each file in system/, by its name. `uri` holds no password. `artifacts` maps an artifact's key to
-    the version that was sent. `model`: the id of the logged model and the `model_version` that was sent. `error`: why the
-    last attempt to deliver failed.
+    the version that was sent. `model`: the id of the logged model and the `model_version` that was sent. `look`: the LOOK of
+    the code that described the run there. `error`: why the last attempt to deliver failed.
     """
 
     uri: str = ""
@@ -84,6 +89,7 @@ class Delivered:
     status: str = ""
     artifacts: dict[str, str] = field(default_factory=dict)
     model: str = ""
+    look: int = 0
     error: str = ""
 
     @classmethod
@@ -142,16 +148,6 @@ def mlflow_run_id(folder: Path) -> str | None:
 def mlflow_model_id(folder: Path) -> str | None:
     """Return the id of the logged model of the run in `folder`; None if MLflow has none."""
     return Delivered.read(folder).model_id or None
-
-
-def resolve_uri(folder: Path, configured: str | None) -> str:
-    """Return the address of MLflow for the run in `folder` (see TrackingConfig.uri). It may hold a password."""
-    store = folder.resolve().parent / MLFLOW_STORE
-    return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store}"
-
-
-def without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _read(path: Path, kind: type[Wanted] | type[Delivered]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import uuid
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from pipeline.base.attempt import COMMAND_VARIABLE
 from pipeline.base.layout import METRICS
 from pipeline.base.lease import FencedError, is_held
 from pipeline.tracking.config import TrackingConfig
@@ -70,8 +72,8 @@ class RunTracker(Tracker):
         if [name, folder] not in self.wanted.artifacts:
             self._change(artifacts=[*self.wanted.artifacts, [name, folder]])
 
-    def finish(self, status: Status) -> None:
-        self._change(status=status, ended=time.time_ns() // 1_000_000)
+    def finish(self, status: Status, ended: int | None = None) -> None:
+        self._change(status=status, ended=ended or now_in_ms())
 
     def fsync(self) -> None:
         self.journal.fsync()
@@ -112,6 +114,10 @@ class RunTracker(Tracker):
             print(f"MLflow will not get {', '.join(changes)} of this run: {error}", file=sys.stderr)
 
 
+def now_in_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 def _artifact_name(folder: Path, path: Path) -> str:
     """Return the path of a file as tracking.json states it: relative to the run folder if the file lies in it."""
     path, home = path.resolve(), folder.resolve()
@@ -125,12 +131,16 @@ def open_tracker(
     name: str,
     params: Mapping[str, Any],
     tags: Mapping[str, str],
+    dataset: Mapping[str, Any] | None = None,
+    kind: str = "training",
+    started: int | None = None,
     enabled: bool = True,
 ) -> Tracker:
     """Start or continue to record the run in `folder`. If not `enabled` (every rank but the main one), record nothing.
 
-    `params` (nested or flat) and `tags` describe the run in MLflow; a parameter that differs from an earlier attempt's
-    becomes a tag `changed.NAME`. Raises UserError if metrics.jsonl is damaged.
+    `params` (nested or flat), `tags` and `dataset` (`pipeline.tracking.inputs.dataset_facts`) describe the run in MLflow; a
+    parameter that differs from an earlier attempt's becomes a tag `changed.NAME`. `kind`: training, ensemble or report, also
+    a tag. `started`: when the run began, in ms since 1970; by default now. Raises UserError if metrics.jsonl is damaged.
     """
     if not enabled:
         return Tracker()
@@ -141,10 +151,12 @@ def open_tracker(
         name=name,
         experiment=config.experiment,
         uri=config.uri,
-        started=before.started if before else time.time_ns() // 1_000_000,
+        started=before.started if before else started or now_in_ms(),
         params=flatten(params),
-        tags=dict(tags),
+        tags={"kind": kind, **tags},
         artifacts=before.artifacts if before else [],
+        dataset=dict(dataset or {}),
+        command=os.environ.get(COMMAND_VARIABLE, ""),
     )
     return RunTracker(folder, config, wanted)
 
@@ -181,21 +193,26 @@ def log_result_run(
     config: TrackingConfig,
     *,
     name: str,
+    kind: str,
     params: Mapping[str, Any],
     metrics: Mapping[str, Mapping[str, float]],
     tags: Mapping[str, str],
     artifacts: Iterable[Path] = (),
+    started: int | None = None,
 ) -> None:
     """Record a result that is no training, such as an ensemble's errors, as a run in `folder`, beside the run folders.
 
-    `metrics` (kind -> metrics) are as in `log_evaluations`, so that members and ensembles share their columns in MLflow.
-    Name the members in `params` and `tags`: `mlflow_run_id(folder)` gives each member's MLflow run. A second call with the
-    same folder continues the same MLflow run.
+    `kind`: ensemble or report. `metrics` (kind of metrics -> metrics) are as in `log_evaluations`, so that members and
+    ensembles share their columns in MLflow. Name the members in `tags`, as `member.NUMBER`: their names, each with its MLflow
+    run in brackets. `started`: when the command began, in ms since 1970, so that MLflow shows how long the result took. A
+    second call with the same folder continues the same MLflow run.
     """
-    with open_tracker(folder, config, name=name, params=params, tags=tags) as tracker:
+    began = started or now_in_ms()
+    with open_tracker(folder, config, name=name, params=params, tags=tags, kind=kind, started=began) as tracker:
         assert isinstance(tracker, RunTracker)
         for kind, values in metrics.items():
             tracker.journal.append(kind, 0, values, revise=True)
         for path in artifacts:
             tracker.artifact(path)
-        tracker.finish("FINISHED")
+        # MLflow keeps the first start: a result that is made again took as long as this time, not the days between.
+        tracker.finish("FINISHED", ended=tracker.wanted.started + now_in_ms() - began)

@@ -25,6 +25,11 @@ def only_run(uri: str, experiment: str = "resnet") -> Any:
     return run
 
 
+def shown(value: float) -> float:
+    """A metric as MLflow shows it: six significant digits."""
+    return float(f"{value:.6g}")
+
+
 def points(uri: str, run_id: str, key: str) -> list[Point]:
     """Every stored point of a metric, duplicates included, by step."""
     history = MlflowClient(uri).get_metric_history(run_id, key)

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from pipeline.tracking import TrackingConfig, log_evaluations, log_result_run, mlflow_run_id, open_tracker, read_metrics
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.tracker import Tracker
-from tests.pipeline.tracking.mlflow_store import only_run, points, runs_in, store_uri
+from tests.pipeline.tracking.mlflow_store import only_run, points, runs_in, shown, store_uri
 
 OFFLINE = TrackingConfig(mlflow=False)
 
@@ -32,7 +32,9 @@ def deliver(folder: Path, killed: bool = False) -> list[str]:
 
 
 def expected(folder: Path, kind: str, name: str) -> list[tuple[int, float, int]]:
-    return [(r.iteration, r.values[name], r.time) for r in read_metrics(folder / "metrics.jsonl") if r.kind == kind]
+    return [
+        (r.iteration, shown(r.values[name]), r.time) for r in read_metrics(folder / "metrics.jsonl") if r.kind == kind
+    ]
 
 
 def test_a_run_in_mlflow(runs: Path) -> None:
@@ -101,7 +103,7 @@ def test_a_resumed_run_continues_its_mlflow_run(runs: Path) -> None:
     stored = only_run(uri)
     assert stored.info.status == "FINISHED"
     assert [(step, value) for step, value, _ in points(uri, stored.info.run_id, "train/loss")] == [
-        (i, i / 7) for i in range(20)
+        (i, shown(i / 7)) for i in range(20)
     ]
     assert stored.data.params["batch"] == "256" and stored.data.tags["changed.batch"] == "512"
     assert stored.data.params["loader"] == "3" and "changed.arch" not in stored.data.tags
@@ -226,6 +228,7 @@ def test_an_ensemble_is_a_run_of_its_own(runs: Path) -> None:
             runs / "ensemble",
             OFFLINE,
             name="ensemble",
+            kind="ensemble",
             params={"members": ["a"]},
             metrics={"ten-crop-test": {"top5_error": 3.57}},
             tags={"member_run_ids": str(mlflow_run_id(runs / "a"))},
@@ -274,7 +277,7 @@ def test_deliveries_killed_at_random_moments(runs: Path) -> None:
 def test_an_ensemble_of_fewer_members_names_no_others(runs: Path) -> None:
     for members in ("abc", "ab"):
         tags = {f"member.{number}": name for number, name in enumerate(members, start=1)}
-        log_result_run(runs / "ensemble", OFFLINE, name="ensemble", params={}, metrics={}, tags=tags)
+        log_result_run(runs / "ensemble", OFFLINE, name="ensemble", kind="ensemble", params={}, metrics={}, tags=tags)
         deliver(runs / "ensemble")
     stored = only_run(store_uri(runs)).data.tags
     assert {key for key in stored if key.startswith("member.")} == {"member.1", "member.2"}

@@ -10,9 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,13 +19,14 @@ from pipeline.tracking import TrackingConfig, open_tracker, read_metrics
 from pipeline.tracking.delivery import Delivery
 from tests.helpers import alive, wait_for
 from tests.patience import limit
-from tests.pipeline.tracking.mlflow_store import only_run, points, store_uri
+from tests.pipeline.tracking.mlflow_server import server
+from tests.pipeline.tracking.mlflow_store import only_run, points, shown, store_uri
 
 CONFIG = TrackingConfig(close_seconds=limit(300))
 
 
 def expected(folder: Path) -> list[tuple[int, float, int]]:
-    return [(r.iteration, r.values["loss"], r.time) for r in read_metrics(folder / "metrics.jsonl")]
+    return [(r.iteration, shown(r.values["loss"]), r.time) for r in read_metrics(folder / "metrics.jsonl")]
 
 
 IMPORTS = """
@@ -180,29 +178,6 @@ def _status(folder: Path) -> str:
         return ""
 
 
-@contextmanager
-def server(runs: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A real MLflow server on the store in `runs`, by the command that users open it with."""
-    command = [sys.executable, "-m", "pipeline.tracking", "open", str(runs), "--port", str(port)]
-    with open(runs / "server.log", "ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for(lambda: process.poll() is not None or _answers(port), "the MLflow server", 250)
-        assert process.poll() is None, "the MLflow server ended"
-        yield process
-    finally:
-        os.killpg(process.pid, signal.SIGCONT)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _answers(port: int) -> bool:
-    try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=limit(10)).status == 200
-    except OSError:
-        return False
-
-
 @pytest.mark.slow
 def test_a_server_that_hangs_dies_and_comes_back(
     runs: Path, port: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -268,9 +243,10 @@ def test_open_names_the_page_of_each_experiment(runs: Path, port: int) -> None:
         said = [next(process.stderr).strip() for _ in range(3)]
         os.killpg(process.pid, signal.SIGKILL)
     client = MlflowClient(store_uri(runs))
-    ids = [client.get_experiment_by_name(name).experiment_id for name in ("one", "two")]
-    pages = [f"http://127.0.0.1:{command[-1]}/#/experiments/{one}?workflowType=machine_learning" for one in ids]
-    assert said[0].startswith("MLflow opens in some seconds (Ctrl-C ends it).") and said[1:] == pages
+    ids = {name: client.get_experiment_by_name(name).experiment_id for name in ("one", "two")}
+    query = "workflowType=machine_learning&viewStateShareKey=errors"
+    pages = [f"{name}: http://127.0.0.1:{command[-1]}/#/experiments/{one}/runs?{query}" for name, one in ids.items()]
+    assert said == ["MLflow opens in some seconds (Ctrl-C ends it):", *pages]
 
 
 def test_commands_refuse_what_they_cannot_do(runs: Path, tmp_path: Path) -> None:
@@ -280,7 +256,10 @@ def test_commands_refuse_what_they_cannot_do(runs: Path, tmp_path: Path) -> None
         port = str(taken.getsockname()[1])
         for arguments, sentence in (
             (["sync", str(runs)], f"{runs} is not the folder of a tracked run: give one like runs/resnet50-seed0"),
-            (["open", str(tmp_path)], f"{tmp_path / 'mlflow.db'} does not exist: give the folder that holds the run"),
+            (
+                ["open", str(tmp_path)],
+                f"{tmp_path} holds no run that MLflow could show: give the folder that holds the",
+            ),
             (["open", str(runs), "--port", port], f"port {port} cannot be used (Address already in use): choose"),
         ):
             command = [sys.executable, "-m", "pipeline.tracking", *arguments]

@@ -1,0 +1,139 @@
+"""The description of a run on its page in MLflow, in Markdown: what it is, its errors, how to go on, where it lies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.tracking.figures import epoch
+from pipeline.tracking.journal import Record
+from pipeline.tracking.state import Wanted
+from pipeline.tracking.view import EVALUATIONS
+
+LENGTH = 8000  # of an MLflow tag
+CUT = "\n\n..."
+SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:])")  # of Markdown
+ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
+TOP1, TOP5 = "top1_error", "top5_error"
+Errors = Mapping[str, tuple[float, float]]  # kind of metrics -> (top-1, top-5 error), percent
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberRun:
+    """A member of an ensemble. `run_id` and `experiment_id` of its MLflow run; None where MLflow does not know it."""
+
+    name: str
+    run_id: str | None = None
+    experiment_id: str | None = None
+    errors: Errors = field(default_factory=dict)
+
+    @property
+    def tag(self) -> str:
+        return f"{self.name} ({self.run_id})" if self.run_id else self.name
+
+
+def errors_in(records: Iterable[Record]) -> dict[str, tuple[float, float]]:
+    """The latest errors of each kind of evaluation; those of the training itself are not among them."""
+    tested = (record for record in records if record.kind != "train" and TOP1 in record.values)
+    return {record.kind: (record.values[TOP1], record.values.get(TOP5, float("nan"))) for record in tested}
+
+
+def describe(
+    wanted: Wanted, kind: str, dataset: Mapping[str, object], errors: Errors, members: Sequence[MemberRun], folder: Path
+) -> str:
+    """Return the description of the run in `folder`. kind: training, ensemble or report. dataset: as in tracking.json."""
+    if kind == "training":
+        parts = [_training(wanted, dataset), _errors_table(errors), _command(wanted)]
+    elif kind == "ensemble":
+        heading = f"The average of the softmax scores of {len(members)} nets, in the same columns as theirs."
+        parts = [heading, _members_table(errors, members)]
+    else:
+        parts = ["Our runs beside the paper's tables and figures: see *Artifacts*.", ""]
+    parts.append(f"Folder: {_code(str(folder))}")
+    text = "\n\n".join(filter(None, parts))
+    return text if len(text) <= LENGTH else text[: LENGTH - len(CUT)] + CUT
+
+
+def escape(text: str) -> str:
+    """Return `text` so that Markdown and HTML show it as it is, also in a table."""
+    marked = SPECIAL.sub(r"\\\1", text)
+    return "".join(ENTITIES.get(sign, sign) for sign in marked)
+
+
+def _training(wanted: Wanted, dataset: Mapping[str, object]) -> str:
+    net = escape(wanted.params.get("arch", wanted.name))
+    splits = dataset.get("splits")
+    sizes = []
+    if isinstance(splits, Mapping):
+        sizes = [f"{count:,} {escape(name)}" for name, count in splits.items()]
+    text = f"**{net}**"
+    if dataset:
+        text += f" on **{escape(str(dataset['name']))}**"
+        shown = [f"{' and '.join(sizes)} images"] if sizes else []
+        shown += [f"{dataset['classes']:,} classes"] if "classes" in dataset else []
+        text += f" ({', '.join(shown)})" if shown else ""
+    iterations, batch = (number(wanted.params, key) for key in ("iterations", "batch"))
+    if iterations and batch:
+        text += f": {iterations:,} updates of {batch:,} images"
+        images = splits.get("train") if isinstance(splits, Mapping) else None
+        text += f", {epoch(iterations, batch, images):,.4g} epochs" if images else ""
+    return text + "."
+
+
+def number(params: Mapping[str, str], key: str) -> int | None:
+    """Return a whole number among the parameters; None where it is none."""
+    text = params.get(key, "")
+    return int(text) if text.isdecimal() else None
+
+
+def _errors_table(errors: Errors) -> str:
+    if not errors:
+        return "No evaluation yet."
+    rows = [f"| {escape(kind)} | {_percent(top1)} | {_percent(top5)} |" for kind, (top1, top5) in _ordered(errors)]
+    return "\n".join(["| error % | top-1 | top-5 |", "|---|---|---|", *rows])
+
+
+def _members_table(errors: Errors, members: Sequence[MemberRun]) -> str:
+    kinds = [kind for kind, _ in _ordered(errors)]
+    lines = [f"| top-1 error % | {' | '.join(map(escape, kinds))} |", f"|---{'|---' * len(kinds)}|"]
+    lines.append(_row("**ensemble**", errors, kinds))
+    for member in members:
+        name = escape(member.name)
+        if member.run_id:
+            name = f"[{name}](#/experiments/{member.experiment_id}/runs/{member.run_id})"
+        lines.append(_row(name, member.errors, kinds))
+    return "\n".join(lines)
+
+
+def _row(name: str, errors: Errors, kinds: Sequence[str]) -> str:
+    cells = [_percent(errors[kind][0]) if kind in errors else "-" for kind in kinds]
+    return f"| {' | '.join([name, *cells])} |"
+
+
+def _ordered(errors: Errors) -> list[tuple[str, tuple[float, float]]]:
+    """The errors in the order of the table's columns, others behind them."""
+    known = {kind: place for place, kind in enumerate([*EVALUATIONS, "val", "val_ema", "val_recomputed_bn"])}
+    return sorted(errors.items(), key=lambda item: (known.get(item[0], len(known)), item[0]))
+
+
+def _percent(error: float) -> str:
+    return f"{error:.2f}" if error == error else "-"
+
+
+def _command(wanted: Wanted) -> str:
+    """The command line of the latest attempt; empty for a run from before it was recorded."""
+    if not wanted.command:
+        return ""
+    return f"Started by this command, which also goes on where the run stopped:\n\n{_block(wanted.command)}"
+
+
+def _block(text: str) -> str:
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _code(text: str) -> str:
+    """A span of code; where `text` holds a backtick, the text itself."""
+    return escape(text) if "`" in text else f"`{text}`"

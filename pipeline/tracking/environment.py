@@ -1,0 +1,26 @@
+"""How processes of ours use MLflow: their environment, and MLflow's errors in few words. Does not import MLflow."""
+
+from __future__ import annotations
+
+# With MLflow's defaults a dead server blocked one call for 246 s. Here the loop retries; a metric sent twice is stored once.
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def sentence(error: Exception) -> str:
+    """Shorten an error to a few words for the user; the whole error goes to the log."""
+    text = " ".join(str(error).split())
+    for sign, words in (
+        ("Connection refused", "connection refused"),
+        ("NameResolutionError", "unknown host"),
+        ("Read timed out", "no answer in time"),
+        ("ConnectTimeout", "no answer in time"),
+    ):
+        if sign in text:
+            return words
+    return text[:200] or type(error).__name__
