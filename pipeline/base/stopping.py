@@ -87,8 +87,8 @@ def ended_at_once(checkpoints: Path | None) -> str:
     """The last line after a second Ctrl-C. checkpoints: the run's folder of them; None where it is not known yet."""
     newest = newest_checkpoint(checkpoints) if checkpoints else None
     if newest is None:
-        return going_on("ended at once, without saving: there is no checkpoint")
-    return going_on(f"ended at once, without saving: the newest checkpoint is of iteration {newest[0]:,} ({newest[1]})")
+        return going_on("ended at once: there is no checkpoint")
+    return going_on(f"ended at once: the newest checkpoint is of iteration {newest[0]:,} ({newest[1]})")
 
 
 def typed_command() -> str:

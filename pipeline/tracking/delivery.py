@@ -10,6 +10,7 @@ import getpass
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ KEY_TAG = "run_key"
 MEMBER_TAG = re.compile(r"member\.\d+")  # numbered: those left over from an earlier, larger ensemble are removed
 # MLflow 3.4 opens its page in the view for this kind; 3.17 goes by `workflowType` in the address (see `open`) and a switch.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+ABANDONED_SECONDS = 3600.0  # making a store takes less than a minute
 BYTES_PER_READ = 1 << 16  # a few hundred lines; at most so much is sent again after a crash
 
 
@@ -203,7 +205,11 @@ def make_store(path: Path) -> None:
         return
     from mlflow import MlflowClient
 
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    for abandoned in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
+        with suppress(OSError):
+            if time.time() - abandoned.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(abandoned)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.") as folder:
         store = Path(folder) / path.name
         MlflowClient(tracking_uri=f"sqlite:///{store}").search_experiments(max_results=1)
         with suppress(OSError):  # another process was quicker; or there are no hard links: MLflow then makes the file

@@ -87,7 +87,8 @@ class RunTracker(Tracker):
         finally:
             if self.feeder:
                 killed = self.wanted.status == "KILLED"
-                self.feeder.close(min(self.close_seconds, KILLED_SECONDS) if killed else self.close_seconds)
+                seconds = min(self.close_seconds, KILLED_SECONDS) if killed else self.close_seconds
+                self.feeder.close(seconds, goes_on=killed)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, FencedError):
