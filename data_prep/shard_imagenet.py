@@ -9,6 +9,7 @@ from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.recognise import recognise
 from pipeline.base.command import KEEPS, CommandParser, run
+from pipeline.base.starting import begin
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,4 +37,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    begin("preparing")
     run(main, KEEPS)

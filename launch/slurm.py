@@ -10,7 +10,7 @@ from pipeline.base.starting import begin
 from pipeline.run.preview import launcher_line
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    begin(launcher_line)
+    begin(lambda words: launcher_line(words, "starting" if "--cluster" in words else "submitting"))
 
 import os
 import sys

@@ -47,6 +47,11 @@ class Terminal:
             assert self._read(0.1) or not self._over(), f"it ended with {self.code} without {pattern!r}:\n{self.text}"
         return time.monotonic() - began
 
+    def reading(self) -> bool:
+        """Read what there is, so that the command can go on writing; True."""
+        self._read(0.0)
+        return True
+
     def press_ctrl_c(self) -> None:
         os.write(self._terminal, b"\x03")
 

@@ -38,11 +38,11 @@ def training_line(words: Sequence[str], start: str = "starting") -> str:
         return start
 
 
-def launcher_line(words: Sequence[str]) -> str:
+def launcher_line(words: Sequence[str], start: str = "starting") -> str:
     """`training_line` of a launcher that does not know yet how many processes it starts, or what it tests."""
     if "--evaluate" in words:
         return with_targets("testing", words[list(words).index("--evaluate") + 1 :])
-    return training_line(words)
+    return training_line(words, start)
 
 
 def _values(words: Sequence[str]) -> Mapping[str, Any]:
