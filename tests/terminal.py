@@ -24,7 +24,9 @@ class Terminal:
 
     def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
         self.started = time.monotonic()
-        self.text, self.code, self.ended = "", None, None  # type: ignore[var-annotated]
+        self.text = ""
+        self.code: int | None = None
+        self.ended: float | None = None
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
             os.chdir(folder)
