@@ -8,7 +8,8 @@ from data_prep.arguments import add_preparing_options, make_dataset
 from data_prep.cifar import CLASSES, hold_out, recognise
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
-from pipeline.base.command import CommandParser, run
+from pipeline.base.command import KEEPS, CommandParser, run
+from pipeline.base.starting import begin
 from pipeline.data.dataset import ClassInfo
 
 SIDE = 32  # pixels
@@ -39,4 +40,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    begin("preparing")
+    run(main, KEEPS)

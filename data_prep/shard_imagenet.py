@@ -8,7 +8,8 @@ from data_prep.arguments import add_preparing_options, add_statistics_options, m
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.recognise import recognise
-from pipeline.base.command import CommandParser, run
+from pipeline.base.command import KEEPS, CommandParser, run
+from pipeline.base.starting import begin
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,4 +37,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    begin("preparing")
+    run(main, KEEPS)

@@ -15,6 +15,7 @@ from data_prep.verify_shard import ShardCheck, check_shard, damage
 from data_prep.workers import run_tasks
 from pipeline.base.command import CommandParser, UserError, print_json, print_table, run
 from pipeline.base.files import file_sha256
+from pipeline.base.starting import begin
 from pipeline.data.dataset import MANIFEST, STATISTICS, UNLABELLED, Dataset, SplitInfo, Statistics
 
 
@@ -154,4 +155,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    begin("verifying")
     run(main)

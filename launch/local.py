@@ -20,6 +20,9 @@ from launch.ranks.supervisor import supervise
 from pipeline.base import command
 from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.command import UserError
+from pipeline.base.starting import begin, with_targets
+from pipeline.base.stopping import say
+from pipeline.run.preview import training_line
 
 
 def add_local_options(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         read_work(argv, COMMAND_LINE)  # prints; --help ends there
         return 0
     procs = _procs(words, alone=evaluation is not None)
+    start = "starting 1 process" if procs == 1 else f"starting {procs} processes"
+    say(training_line(words, start) if evaluation is None else with_targets(f"{start}: testing", evaluation))
     rank = [sys.executable, "-m", "launch.ranks.worker", *argv]
     with reserve_port() as port:
         return supervise([rank] * procs, [rank_environment(number, procs, port) for number in range(procs)])
@@ -106,4 +111,5 @@ def gpus() -> int:
 
 
 if __name__ == "__main__":
+    begin("")
     command.run(main)

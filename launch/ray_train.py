@@ -6,27 +6,38 @@ python launch/ray_train.py --workers 2 --evaluate demo/runs/resnet14-seed0 --pro
 
 from __future__ import annotations
 
+from pipeline.base.starting import begin
+from pipeline.run.preview import launcher_line
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    begin(launcher_line, saves=True)
+
 import logging
 import os
 import re
 import secrets
+import signal
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from launch.local import gpus
 from launch.on_ray.worker import train
 from launch.ranks.command_line import CommandLine, read_work
 from launch.ranks.failure import print_cause, read_notes
 from launch.ranks.follow import following
+from launch.ranks.stopping import passing_on
 from launch.ranks.work import Evaluation, Training
 from pipeline.base import command
 from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_FAILED, EXIT_USER_ERROR
-from pipeline.base.layout import LOGS, RAY, RAY_OUTCOME, rank_log
+from pipeline.base.layout import CHECKPOINTS, LOGS, RAY, RAY_OUTCOME, RAY_STOP, rank_log
+from pipeline.base.stopping import NOTHING_TO_SAVE, end_now, ended_at_once, exit_code, going_on, say, typed_command
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS
 from pipeline.run.config import Config
 
@@ -179,7 +190,7 @@ def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpu
     count = workers[0] if workers[0] == workers[1] else workers
     trainer = TorchTrainer(
         train,
-        train_loop_config={"work": work, "attempt": launch},
+        train_loop_config={"work": work, "attempt": launch, "command": typed_command()},
         scaling_config=ScalingConfig(num_workers=count, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}),
         torch_config=GroupConfig(backend=WITH_GPUS if use_gpu else "gloo", timeout_s=timeout),
         run_config=RunConfig(
@@ -190,9 +201,18 @@ def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpu
         ),
     )
     logs, error = work.folder / LOGS, None
-    with following(rank_log(work.folder, 0)):
+    stop = logs / f"{launch}{RAY_STOP}"
+
+    def ask(number: signal.Signals) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        stop.write_text(f"{int(number)}\n")
+
+    def end() -> NoReturn:
+        end_now(signal.SIGINT, ended_at_once(work.folder / CHECKPOINTS))
+
+    with passing_on(work.saving, ask, end) as requests, following(rank_log(work.folder, 0)):
         try:
-            trainer.fit()
+            in_a_thread(trainer.fit)
         except Exception as failure:  # Ray has a class for each place of failure
             error = failure
     if failures := [failure for failure in read_notes(logs, launch) if error or failure.code == EXIT_USER_ERROR]:
@@ -200,7 +220,22 @@ def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpu
     if error:
         print(f"error: Ray Train gave up: {error}", file=sys.stderr)
         return EXIT_FAILED
-    return int((logs / f"{launch}{RAY_OUTCOME}").read_text())
+    outcome = logs / f"{launch}{RAY_OUTCOME}"
+    if requests.first is not None and not outcome.exists():
+        say(going_on(NOTHING_TO_SAVE))
+        return exit_code(requests.first)
+    return int(outcome.read_text())
+
+
+def in_a_thread(call: Callable[[], object]) -> None:
+    """Call in another thread and raise what it raises: in the main thread Ray has a way of its own with Ctrl-C, which saves
+    nothing.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(call)
+        while not future.done():
+            wait([future], 0.2)  # signals are answered between
+        future.result()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,12 @@ python launch/slurm.py --nodes 1 --evaluate runs/resnet152-seed0 --protocol ten-
 
 from __future__ import annotations
 
+from pipeline.base.starting import begin
+from pipeline.run.preview import launcher_line
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    begin(lambda words: launcher_line(words, "starting" if "--cluster" in words else "submitting"))
+
 import os
 import sys
 from argparse import ArgumentParser
@@ -148,4 +154,4 @@ def print_result(job: str, work: Work, allocation: Allocation, as_json: bool) ->
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, "interrupted before the end: 'squeue --me' shows whether a job was submitted")

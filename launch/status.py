@@ -165,4 +165,4 @@ def _jobs(folder: Path) -> tuple[dict[str, str], int]:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, "no longer followed: what runs goes on")

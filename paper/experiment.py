@@ -19,6 +19,7 @@ from paper.runner import Step, Stopped, Submitted, plan, run_here, submit
 from paper.spec import Experiment
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.base.exits import EXIT_PREEMPTED, EXIT_USER_ERROR
+from pipeline.base.stopping import going_on, say
 from pipeline.data.dataset import MANIFEST
 from pipeline.data.storage import open_dataset
 from pipeline.models.architecture import parse_arch
@@ -81,7 +82,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     report(experiment, results, failures, settings.scale)
     if args.json:
         print_json({**figures(experiment, results, settings.scale), "failures": failures})
+    if stopped:
+        say(going_on(saved(results)))
     return exit_code(results, failures, stopped)
+
+
+def saved(results: Sequence[RowResult]) -> str:
+    """What is kept of the runs that are not finished."""
+    runs = {run.state.config.run_name: run.state for result in results for run in result.runs}
+    begun = [
+        f"{name} at iteration {state.iteration:,} of {state.config.iterations:,}"
+        for name, state in runs.items()
+        if state.kind == "interrupted"
+    ]
+    return f"saved: {', '.join(begun)}" if begun else "stopped: what is finished is kept"
 
 
 def read_settings(args: Namespace, behind: Sequence[str]) -> Settings:

@@ -21,7 +21,7 @@ from paper.spec import Experiment, RunSpec, arguments, resolve
 from pipeline import ensemble, evaluate
 from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_INTERRUPTED, EXIT_PREEMPTED
-from pipeline.process.signals import SIGNALS
+from pipeline.base.stopping import Requests, drop_dead_output, exit_code, heeded
 from pipeline.run.config import Config, differences, trajectory
 from pipeline.run.options import key_names
 
@@ -113,21 +113,24 @@ def text_of(command: Sequence[str]) -> str:
 def call(command: Sequence[str]) -> int:
     """Run a command on this terminal and wait for its end; its exit code (128 + N where signal N killed it).
 
-    The terminal sends Ctrl-C to the command too. A request to stop is passed on, and this process waits until the command
-    has saved and ended.
+    A request to stop is passed on, and this process waits until the command has saved and ended. Ctrl-C comes to the command
+    from the terminal, too, and counts once (`Requests`). Where the command was finished all the same, the code is that of a
+    stop: nothing is to follow it.
     """
     process: subprocess.Popen[bytes] | None = None
     missed: list[int] = []
+    requests = Requests()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            return  # the terminal sends it to all of its processes
+        requests.note(number)
+        if number == signal.SIGHUP:
+            drop_dead_output()
         if process is None:
             missed.append(number)
         else:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, *SIGNALS)}
+    before = {number: signal.signal(number, pass_on) for number in heeded()}
     try:
         process = subprocess.Popen(command)
         for number in missed:
@@ -136,6 +139,8 @@ def call(command: Sequence[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if code == 0 and requests.first is not None:
+        return exit_code(requests.first)
     return code if code >= 0 else 128 - code
 
 

@@ -1,5 +1,10 @@
 """python -m pipeline.curves lays the curves of runs over one another: the command is paper/curves.py."""
 
+from pipeline.base.starting import begin
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    begin("drawing the curves of")
+
 from paper.curves import main
 from pipeline.base import command
 

@@ -5,6 +5,11 @@ Needs only their score files: no images, no models, no GPU.
 
 from __future__ import annotations
 
+from pipeline.base.starting import begin
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    begin("averaging")
+
 import hashlib
 import json
 import math

@@ -5,9 +5,15 @@ Alone, or as one rank of several (torchrun and any other launcher): the score fi
 
 from __future__ import annotations
 
+from pipeline.base.starting import begin
+from pipeline.base.stopping import KEEPING_SCORES, going_on, say
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    begin("testing", saves=True)
+
 import math
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -30,7 +36,8 @@ from pipeline.evaluation.options import add_weights_option, errors_cells, positi
 from pipeline.evaluation.protocols import PROTOCOLS, find
 from pipeline.evaluation.request import EvaluationRequest
 from pipeline.evaluation.score_files import ScoreFile, make, metric_kind, score_path, trial_suffix
-from pipeline.evaluation.scoring import EvaluationSettings
+from pipeline.evaluation.scoring import EvaluationSettings, GivenUp
+from pipeline.process.stop import StopRequest
 from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.options import load
 from pipeline.tracking import is_delivered, log_evaluations
@@ -134,15 +141,31 @@ def check_writable(scores: Path) -> None:
         raise UserError(f"--scores {scores} cannot be written ({where} stands there): name another file")
 
 
-def evaluate(request: EvaluationRequest) -> int:
-    """Make the score files and print the errors; the exit code. A collective: every rank calls it."""
-    with open_world(request.device) as world:
-        set_threads(world, request.threads)
-        trained = open_model(request, world)
-        results = score(trained, request, world)
-    if world.is_main:
-        print_result(trained, results, request.json)
-        tell_mlflow(trained)
+def evaluate(request: EvaluationRequest, asked: Callable[[], int | None] | None = None) -> int:
+    """Make the score files and print the errors; the exit code. A collective: every rank calls it.
+
+    asked: the number of a signal that asks to stop by another way (`StopRequest`). The scores so far are kept then.
+    """
+    with StopRequest(KEEPING_SCORES, elsewhere=asked) as stop:
+        with open_world(request.device) as world:
+            stop.meet(world)
+            set_threads(world, request.threads)
+            trained = open_model(request, world)
+
+            def give_up() -> bool:
+                stop.has_work()
+                return stop.agreed()
+
+            try:
+                results = score(trained, request, world, give_up)
+            except GivenUp:
+                say(going_on("stopped: the scores so far are kept"))
+                return stop.code
+            stop.drain()
+        stop.all_is_saved(going_on("the scores are saved, but MLflow may lack them"))
+        if world.is_main:
+            print_result(trained, results, request.json)
+            tell_mlflow(trained)
     return 0
 
 
@@ -155,8 +178,10 @@ def open_model(request: EvaluationRequest, world: World) -> TrainedNet:
     return open_weights(replace(model, file=base / model.file), location_in(base, request.data), request.short_side)
 
 
-def score(trained: TrainedNet, request: EvaluationRequest, world: World) -> list[ScoreFile]:
-    """The score file of each protocol, made or found, and recorded; none on ranks other than 0.
+def score(
+    trained: TrainedNet, request: EvaluationRequest, world: World, give_up: Callable[[], bool] = lambda: False
+) -> list[ScoreFile]:
+    """The score file of each protocol, made or found, and recorded; none on ranks other than 0. give_up: as in `score_split`.
 
     A collective: every rank calls it.
     """
@@ -178,7 +203,16 @@ def score(trained: TrainedNet, request: EvaluationRequest, world: World) -> list
         trial = trial_suffix(trained, dataset, protocol, settings)
         path = request.base / (request.scores or score_path(trained, protocol.name, split.name, trial))
         result = make(
-            trained, split, dataset, protocol, settings, path, world=world, again=request.again, guarded=guarded
+            trained,
+            split,
+            dataset,
+            protocol,
+            settings,
+            path,
+            world=world,
+            again=request.again,
+            guarded=guarded,
+            give_up=give_up,
         )
         on_main(world, partial(record, trained, result, trial))
         results.append(result)

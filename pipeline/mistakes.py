@@ -5,6 +5,11 @@ Errors per class, the confusions and the most confident mistakes as a picture, f
 
 from __future__ import annotations
 
+from pipeline.base.starting import begin
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    begin("reading the mistakes of")
+
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,5 +1,10 @@
 """python -m pipeline.report puts the paper's tables beside our runs: the command is paper/report.py."""
 
+from pipeline.base.starting import begin
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    begin("writing the report")
+
 from paper.report import main
 from pipeline.base import command
 

@@ -5,6 +5,11 @@ Alone, or as one rank of several (torchrun and any other launcher): the result i
 
 from __future__ import annotations
 
+from pipeline.base.starting import begin
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    begin("measuring the responses of")
+
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path

@@ -10,12 +10,13 @@ A run is a folder: starting a run whose folder exists continues it from its newe
 
 from __future__ import annotations
 
-from pipeline.base.exits import EXIT_PREEMPTED
-from pipeline.base.layout import CHECKPOINTS, CONFIG
-from pipeline.process.signals import end_on_request
+from pipeline.base.layout import CHECKPOINTS, CONFIG, newest_checkpoint
+from pipeline.base.starting import begin
+from pipeline.base.stopping import going_on, say
+from pipeline.run.preview import training_line
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    end_on_request()
+    begin(training_line, saves=True)
 
 import os
 import sys
@@ -71,16 +72,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(
-    config: Config, on_hang: Callable[[Hang], None] = lambda hang: None, on_save: Callable[[], None] = lambda: None
+    config: Config,
+    on_hang: Callable[[Hang], None] = lambda hang: None,
+    on_save: Callable[[], None] = lambda: None,
+    asked: Callable[[], int | None] | None = None,
 ) -> int:
     """Start the run that `config` describes, or continue it. Every rank calls this; the launcher has set the environment.
 
     on_save: called on every rank, at the same iteration, whenever the run folder may have a newer checkpoint. on_hang:
-    called where a rank hangs, before the process ends with EXIT_HUNG.
-    Returns 0 for a finished run, EXIT_PREEMPTED for one that was asked to stop and is saved. Raises UserError.
+    called where a rank hangs, before the process ends with EXIT_HUNG. asked: the number of a signal that asks to stop by
+    another way (`StopRequest`).
+    Returns 0 for a finished run, for one that was asked to stop and is saved what `pipeline.base.stopping.exit_code` says.
+    Raises UserError.
     """
     with (
-        StopRequest() as stop,
+        StopRequest(checkpoints=config.run_folder / CHECKPOINTS, elsewhere=asked) as stop,
         watching(config.timeout_seconds, on_hang) as watchdog,
         chosen_kernels(config.device, deterministic=config.deterministic, benchmark=config.cudnn_benchmark),
         open_world(config.device, config.timeout_seconds, watchdog) as world,
@@ -100,7 +106,7 @@ def train(
             trainer.restore(Checkpoints(folder, config.checkpoint))
             already = trainer.progress.iteration == config.iterations
             if already and on_main(world, lambda: is_concluded(config.run_folder)):
-                return print_result(trainer, "was finished already")
+                return print_result(trainer, "was finished already", 0)
             if not already:
                 decoding = trainer.choose_decoder(facts["attempts"])
                 note_attempt(config, world, facts, {**trainer.computing, **decoding}, check)
@@ -120,10 +126,10 @@ def train(
                         raise
                     if world.is_main:
                         secure_last_checkpoint(trainer, checkpoints, tracker, finished)
-                stop.restore()
+                stop.all_is_saved(last_line(trainer))
                 watchdog.note("closing", limited=False)  # MLflow may take its time (tracking.close_seconds)
                 on_save()
-            return print_result(trainer, "finished" if finished else "stopped on request")
+            return print_result(trainer, "finished" if finished else "stopped on request", 0 if finished else stop.code)
 
 
 def update_to_the_end(
@@ -152,6 +158,7 @@ def update_to_the_end(
         try:
             for kind, errors in trainer.evaluations((lambda: False) if last else stop.agreed):
                 log(kind, errors)
+                stop.has_work()
         except GivenUp:
             trainer.save(checkpoints)
             return False
@@ -172,6 +179,7 @@ def update_to_the_end(
             for sentence in batch.substitutions:
                 print(f"warning: {sentence}", file=sys.stderr)
             trainer.update(batch.images, batch.labels)
+            stop.has_work()
             done, last = progress.iteration, progress.iteration == config.iterations
             if done % config.tracking.log_every == 0 or last:
                 note("log point", done)
@@ -228,8 +236,8 @@ def secure_last_checkpoint(trainer: Trainer, checkpoints: Checkpoints, tracker: 
     tracker.finish("FINISHED" if finished else "KILLED")
 
 
-def print_result(trainer: Trainer, outcome: str) -> int:
-    """Print the closing table on the main rank; the exit code."""
+def print_result(trainer: Trainer, outcome: str, code: int) -> int:
+    """Print the closing table on the main rank, and how to go on where the run is not finished; `code`, the exit code."""
     config, progress = trainer.config, trainer.progress
     if trainer.world.is_main:
         known = {key: title for key, title in ERRORS.items() if key in progress.errors}
@@ -237,7 +245,20 @@ def print_result(trainer: Trainer, outcome: str) -> int:
         columns = ("net", "iterations", *(f"{title} %" for title in known.values()), "run folder")
         row = (config.arch, f"{progress.iteration:,} of {config.iterations:,}", *cells, config.run_folder)
         command.print_table(f"{config.run_name} {outcome}", columns, [row])
-    return 0 if progress.iteration == config.iterations else EXIT_PREEMPTED
+        if code:
+            say(last_line(trainer))
+    return code
+
+
+def last_line(trainer: Trainer) -> str:
+    """What was saved of the run, by its newest checkpoint, and the command that goes on."""
+    config = trainer.config
+    newest, _ = newest_checkpoint(config.run_folder / CHECKPOINTS) or (0, None)
+    if newest == config.iterations:
+        return going_on(f"finished and saved, at iteration {newest:,}; MLflow may lack the last lines")
+    lost = trainer.progress.iteration - newest
+    missing = f" ({lost:,} updates after it could not be saved)" if lost > 0 else ""
+    return going_on(f"saved at iteration {newest:,} of {config.iterations:,}{missing}")
 
 
 if __name__ == "__main__":

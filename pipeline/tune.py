@@ -6,6 +6,11 @@ such a machine take it where their config has null.
 
 from __future__ import annotations
 
+from pipeline.base.starting import begin
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    begin("tuning the loader for")
+
 import os
 import sys
 import time
@@ -19,7 +24,7 @@ from typing import Any
 import torch
 
 from pipeline.base import command
-from pipeline.base.checkout import configs
+from pipeline.base.checkout import RECIPE, configs
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.data import tuned
 from pipeline.data.batch import Queues
@@ -37,7 +42,7 @@ from pipeline.evaluation.options import positive
 from pipeline.process.gpus import is_exclusive
 from pipeline.process.world import open_world
 from pipeline.run.config import Config
-from pipeline.run.options import RECIPE, load
+from pipeline.run.options import load
 from pipeline.training.precision import images_dtype
 
 EXAMPLE = "python -m pipeline.tune data/imagenet"

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypedDict
 
@@ -19,7 +19,8 @@ from launch.ranks.follow import point_output_at, send_output_to
 from launch.ranks.work import Work
 from pipeline.base.attempt import LAUNCHER_VARIABLE, attempt_variables
 from pipeline.base.exits import EXIT_FENCED, EXIT_USER_ERROR
-from pipeline.base.layout import CHECKPOINTS, LOGS, RAY_OUTCOME, newest_checkpoint, rank_log
+from pipeline.base.layout import CHECKPOINTS, LOGS, RAY_OUTCOME, RAY_STOP, newest_checkpoint, rank_log
+from pipeline.base.stopping import COMMAND_VARIABLE
 from pipeline.process.watchdog import Hang
 
 POINTER = "checkpoint.json"
@@ -29,6 +30,7 @@ SAME_MISTAKE_SECONDS = 5.0
 class Arguments(TypedDict):
     work: Work  # with absolute paths
     attempt: str  # name of this launch's notes
+    command: str  # as its user typed it
 
 
 def train(arguments: Arguments) -> None:
@@ -55,8 +57,18 @@ def train(arguments: Arguments) -> None:
     def on_hang(hang: Hang) -> None:
         note(failure_of_hang(hang), logs, launch, str(log))
 
+    def asked() -> int | None:
+        path = logs / f"{launch}{RAY_STOP}"
+        with suppress(OSError, ValueError):
+            return int(path.read_text())
+        return None
+
+    def on_save() -> None:
+        report_newest(work.folder / CHECKPOINTS, rank)
+
+    os.environ[COMMAND_VARIABLE] = arguments["command"]
     with output_to(log := rank_log(work.folder, rank)):
-        code, failure = attempt(rank, lambda: work(on_hang, lambda: report_newest(work.folder / CHECKPOINTS, rank)))
+        code, failure = attempt(rank, lambda: work(on_hang, on_save, asked))
         if failure and code != EXIT_FENCED:
             note(failure, logs, launch, str(log))
     if failure and code == EXIT_FENCED:  # the notes and the outcome of this launch are now those of other workers

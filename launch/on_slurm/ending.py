@@ -23,15 +23,15 @@ from launch.on_slurm.scheduler import scontrol
 from launch.ranks.failure import NO_RANK, Failure, cause, note, read_notes
 from pipeline.base import command
 from pipeline.base.command import CommandParser
-from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_PREEMPTED, EXIT_USER_ERROR
+from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR
 from pipeline.base.layout import CHECKPOINTS, JOB_FAILURES, LOGS, job_log, newest_checkpoint
-from pipeline.process.signals import SIGNALS
+from pipeline.base.stopping import ASKING
 
 EXAMPLE = "python -m launch.on_slurm.ending runs/resnet152-seed0/slurm --code 137 --limit 3"
 # How long a controller that does not answer (a restart, a failover) is asked again; the job's nodes wait with it.
 PATIENCE_SECONDS, PAUSE_SECONDS = 300.0, 5.0
 # A rank that was asked to stop before it could answer (its imports take seconds) ends so: preempted, not crashed.
-REQUESTED = (EXIT_PREEMPTED, *(128 + number for number in SIGNALS))
+REQUESTED = (EXIT_PREEMPTED, *(128 + number for number in ASKING if number != signal.SIGINT))
 # "srun: error: node1: task 0: Killed", "srun: error: node2: tasks 1-3: Exited with exit code 1"
 _SRUN = re.compile(r"^srun: error: (\S+): tasks? (\d+)[\d,-]*: (.+)$", re.MULTILINE)
 
@@ -89,6 +89,13 @@ def close_attempt(folder: Path, job: str, attempt: int, code: int, log_start: in
     logs = folder.parent / LOGS
     log = folder / job_log(job)
     first = explain(logs, f"{job}.{attempt}", log, log_start, code)
+    if first.code == EXIT_INTERRUPTED:  # SIGINT is its user's wish, as Ctrl-C is: the scheduler sends other signals
+        print(
+            f"attempt {attempt} was interrupted; the job ends here: submit it again to go on",
+            file=sys.stderr,
+            flush=True,
+        )
+        return
     if first.code in REQUESTED:
         print(f"attempt {attempt} was asked to stop; the job is requeued", file=sys.stderr, flush=True)
         requeue(job, attempt)
@@ -120,7 +127,10 @@ def explain(logs: Path, attempt_name: str, log: Path, start: int, code: int) -> 
         said = re.search(r"^error: (.+)$", text, re.MULTILINE)
         sentence = said[1] if said else f"ended with exit code {code}"
         seen = Failure(rank=NO_RANK, time=time.time(), code=code, sentence=sentence)
-    if seen.code in REQUESTED:  # no failure to note: what the other ranks say of it is its consequence
+    if seen.code in (
+        *REQUESTED,
+        EXIT_INTERRUPTED,
+    ):  # no failure to note: what the other ranks say of it is its consequence
         return seen
     # A rank whose end srun saw first and that says itself why knows better; the others' ends may be its consequence.
     if notes and not seen.killed:

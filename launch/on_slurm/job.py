@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission
@@ -22,8 +23,9 @@ from launch.ranks.failure import Failure, attempt, failure_of_hang, note
 from launch.ranks.work import Work
 from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.exits import EXIT_PREEMPTED
-from pipeline.base.layout import LOGS
+from pipeline.base.layout import LOGS, SLURM
 from pipeline.base.leaving import leave
+from pipeline.base.stopping import end_on_request
 from pipeline.process.watchdog import Hang
 
 # Below the ephemeral range of Linux (32768 up): no passing connection can hold the port.
@@ -34,6 +36,11 @@ REQUEUE_SECONDS = 90.0
 # submitit's local executor gives its tasks a CUDA_VISIBLE_DEVICES of its own: 0 to n-1, or '' for no GPUs. The launcher's
 # value travels beside it.
 VISIBLE, LAUNCHERS_VISIBLE = "CUDA_VISIBLE_DEVICES", "PIPELINE_LAUNCHERS_CUDA_VISIBLE_DEVICES"
+
+STOPPED = ".stopped"  # suffix behind a job of the local executor whose user has asked to stop
+
+# The signals that end a rank at once before its training begins; submitit answers the others.
+EARLY = {"slurm": (signal.SIGINT, signal.SIGHUP), "local": (signal.SIGTERM,)}
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,8 @@ class Job:
         """Returns 0 where the work is finished. Ends the process for any other outcome, so that the scheduler sees it."""
         environment = JobEnvironment()
         export_environment(environment)
+        if environment.cluster != "debug":
+            end_on_request(EARLY[environment.cluster])
         if environment.cluster == "slurm":
             watch(self.work.folder)
 
@@ -55,7 +64,7 @@ class Job:
         code, failure = attempt(environment.global_rank, lambda: self.work(on_hang))
         if failure:
             self._tell(failure, environment)
-        if code == EXIT_PREEMPTED:
+        if code == EXIT_PREEMPTED and not is_stopped(self.work.folder / SLURM, environment.job_id):
             requeue(environment)
         if code:
             leave(code)
@@ -111,6 +120,15 @@ def restore_visible_gpus() -> None:
         os.environ.pop(VISIBLE, None)
     else:
         os.environ[VISIBLE] = launchers
+
+
+def stop_for_good(folder: Path, job_id: str) -> None:
+    """Let a job of the local executor end once it has saved, instead of starting again. folder: submitit's."""
+    (folder / f"{job_id}{STOPPED}").touch()
+
+
+def is_stopped(folder: Path, job_id: str) -> bool:
+    return (folder / f"{job_id}{STOPPED}").exists()
 
 
 def port_of(job_id: str, restarts: int) -> int:

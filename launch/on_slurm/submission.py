@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launch.on_slurm import ending, fence, visibility
 from launch.on_slurm.allocation import Allocation, has_slurm
-from launch.on_slurm.job import Job, visible_gpus_kept
+from launch.on_slurm.job import Job, stop_for_good, visible_gpus_kept
 from launch.on_slurm.scheduler import check_partition
 from launch.ranks.failure import print_cause, read_notes
 from launch.ranks.follow import following
+from launch.ranks.stopping import passing_on
 from launch.ranks.work import Work
 from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_FAILED
-from pipeline.base.layout import LOGS, SLURM
+from pipeline.base.layout import CHECKPOINTS, LOGS, SLURM
+from pipeline.base.stopping import (
+    NOTHING_TO_SAVE,
+    TO_GO_ON,
+    Requests,
+    children_of_the_launcher,
+    ended_at_once,
+    exit_code,
+    going_on,
+    say,
+)
 
 STOPS = 1_000_000  # submitit's limit on time-outs: a training of weeks meets the job's time limit many times
 
@@ -109,28 +122,50 @@ def run_here(work: Work, allocation: Allocation, cluster: str) -> int:
         gpus_per_node=allocation.gpus_per_node,
         local_setup=list(allocation.setup),
     )
-    with visible_gpus_kept():
-        job = executor.submit(Job(work))
     if cluster == "debug":
-        return int(job.results()[0])
+        return int(executor.submit(Job(work)).results()[0])
+    with visible_gpus_kept(), children_of_the_launcher():
+        job = executor.submit(Job(work))
     print(f"{work.name} in {allocation.ranks} processes; logs: {job.paths.stdout}", file=sys.stderr)
-    try:
-        with following(job.task(0).paths.stderr):
-            job.wait()
-    except KeyboardInterrupt:
-        job.cancel()
+    log = job.task(0).paths.stderr
+
+    def ask(number: signal.Signals) -> None:
+        stop_for_good(work.folder / SLURM, job.job_id)
+        signal_processes(job, signal.SIGTERM, "submitit.core._submit")
+
+    with (
+        passing_on(work.saving, ask, lambda: signal_processes(job, signal.SIGKILL)) as requests,
+        following(log),
+    ):
         job.wait()
-        raise
-    return outcome(work, job)
+    return outcome(work, job, requests)
 
 
-def outcome(work: Work, job: submitit.Job[int]) -> int:
+def signal_processes(job: submitit.Job[int], number: signal.Signals, of: str = "") -> None:
+    """Send a signal to the processes of a local job: its controller and its tasks, or those that run the module `of`."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        controller = psutil.Process(int(job.job_id))
+        for process in (controller, *controller.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if not of or of in process.cmdline():
+                    process.send_signal(number)
+
+
+def outcome(work: Work, job: submitit.Job[int], requests: Requests) -> int:
     """Exit code of a local job that has ended. Prints the cause where the job failed."""
+    if requests.ended:
+        say(ended_at_once(work.folder / CHECKPOINTS))
+        return exit_code(signal.SIGINT)
     if all(task.paths.result_pickle.exists() for task in map(job.task, range(job.num_tasks))):
         lines = job.task(0).paths.stdout.read_text().splitlines()
         print("\n".join(line for line in lines if not line.startswith("submitit ")))
         return 0
     failures = read_notes(work.folder / LOGS, f"{job.job_id}.0")
+    if not failures and requests.first is not None:
+        log = job.task(0).paths.stderr
+        if TO_GO_ON not in (log.read_text() if log.exists() else ""):  # it ended before it could speak
+            say(going_on(NOTHING_TO_SAVE))
+        return exit_code(requests.first)
     if not failures:
         print(f"error: the job ended without a result, its logs are in {job.paths.folder}", file=sys.stderr)
         return EXIT_FAILED

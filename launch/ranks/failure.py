@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from pipeline.base.command import UserError, describe_user_error
+from pipeline.base.command import BEGINS_ANEW, UserError, describe_user_error
 from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_HUNG, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from pipeline.base.layout import failure_note, failure_notes
 from pipeline.base.lease import FencedError
@@ -70,7 +70,7 @@ def attempt(rank: int, main: Callable[[], int]) -> tuple[int, Failure | None]:
     except FencedError as error:
         return failure(EXIT_FENCED, str(error))
     except KeyboardInterrupt:
-        return failure(EXIT_INTERRUPTED, "interrupted: the same command goes on where this one stopped")
+        return failure(EXIT_INTERRUPTED, BEGINS_ANEW)
     except Exception as error:
         if sentence := describe_user_error(error):
             return failure(EXIT_USER_ERROR, sentence)

@@ -10,7 +10,6 @@ import ctypes
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,18 @@ from typing import IO
 
 from launch.ranks.failure import Failure, print_cause
 from pipeline.base.exits import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from pipeline.base.layout import CHECKPOINTS
+from pipeline.base.stopping import (
+    ASKING,
+    NOTHING_TO_SAVE,
+    Requests,
+    drop_dead_output,
+    ended_at_once,
+    exit_code,
+    going_on,
+    heeded,
+    say,
+)
 from pipeline.process.watchdog import Note
 
 # The file descriptor, inherited by a rank, that `tell_launcher` writes to; the ranks themselves need not know of it.
@@ -30,8 +41,7 @@ REQUEST_AFTER_SECONDS = 5.0
 FORCE_AFTER_SECONDS = 10.0
 TAIL_BYTES = 4000
 
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-_AWAITED = {*PASSED_ON, signal.SIGCHLD, signal.SIGTSTP, signal.SIGCONT}
+_AWAITED = {*ASKING, signal.SIGCHLD, signal.SIGTSTP, signal.SIGCONT}
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -43,13 +53,15 @@ class _Rank:
     output: IO[bytes] | None  # what it wrote before it opened its log; None: it writes to the terminal
     messages: IO[bytes]  # what it told this launcher
 
-    def failure(self) -> Failure | None:
-        """Why the rank ended; None where it ended well (finished, or saved and stopped on request)."""
+    def failure(self, asked: signal.Signals | None) -> Failure | None:
+        """Why the rank ended; None where it ended well: finished, or saved and stopped on request.
+
+        asked: the signal that was passed on to the rank, if one was; it may have come before the rank could answer.
+        """
         code = self.process.returncode
-        if code in (0, EXIT_PREEMPTED):
+        if code in (0, EXIT_PREEMPTED, EXIT_INTERRUPTED) or (asked and code == -asked):
             return None
-        self.messages.seek(0)
-        lines = self.messages.read().decode().splitlines()
+        lines = self._lines()
         if failures := [line for line in lines if line.startswith("{")]:
             return Failure.from_json(failures[0])
         reason = f"ended with exit code {code}"
@@ -61,6 +73,16 @@ class _Rank:
             reason += f", its last word: {note}"
         return Failure(rank=self.number, time=time.time(), code=code, sentence=reason, detail=self._tail())
 
+    @property
+    def checkpoints(self) -> Path | None:
+        """The run's folder of them; None where the rank has not told yet where its notes are."""
+        notes = [line for line in self._lines() if not line.startswith("{")]
+        return Path(notes[0]).parents[1] / CHECKPOINTS if notes else None
+
+    def _lines(self) -> list[str]:
+        self.messages.seek(0)
+        return self.messages.read().decode().splitlines()
+
     def _tail(self) -> str:
         if self.output is None:
             return ""
@@ -71,30 +93,37 @@ class _Rank:
 def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> int:
     """Run one process per command, rank 0 on this terminal, until all have ended; print the cause of a failure.
 
-    Signals that ask to end, save or interrupt are passed on to every rank, once; a second Ctrl-C kills. When one rank fails
-    the others are stopped. When this process dies, in whatever way, the kernel kills every rank.
+    Signals that ask to stop are passed on to every rank, once, and rank 0 says what it does; a second Ctrl-C kills. When one
+    rank fails the others are stopped. When this process dies, in whatever way, the kernel kills every rank.
 
-    Returns 0, EXIT_PREEMPTED, EXIT_INTERRUPTED, or the exit code of the rank that failed first (128 + N for signal N).
+    Returns 0, EXIT_PREEMPTED or EXIT_INTERRUPTED (saved and stopped, as the request asked), or the exit code of the rank that
+    failed first (128 + N for signal N).
     Raises UserError where that failure was a mistake of the user.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     ranks: list[_Rank] = []
+    requests = Requests()
     try:
         for number, (command, environment) in enumerate(zip(commands, environments, strict=True)):
             ranks.append(_start(number, command, environment))
-        failures, interrupted = _wait(ranks)
+        failures = _wait(ranks, requests)
     finally:
         for rank in ranks:
             if rank.process.poll() is None:
                 os.killpg(rank.process.pid, signal.SIGKILL)
                 rank.process.wait()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    if failures and not interrupted:
-        return print_cause(failures)
-    if interrupted and any(rank.process.returncode for rank in ranks):
-        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+    if requests.ended:
+        say(ended_at_once(ranks[0].checkpoints))
         return EXIT_INTERRUPTED
-    return EXIT_PREEMPTED if any(rank.process.returncode == EXIT_PREEMPTED for rank in ranks) else 0
+    if failures:
+        return print_cause(failures)
+    codes = {rank.process.returncode for rank in ranks} - {0}
+    if requests.first is None or not codes:
+        return max(codes, default=0)
+    if ranks[0].process.returncode < 0:  # before it could speak
+        say(going_on(NOTHING_TO_SAVE))
+    return exit_code(requests.first)
 
 
 def tell_launcher(failure: Failure) -> None:
@@ -119,7 +148,8 @@ def _start(number: int, command: Sequence[str], environment: Mapping[str, str]) 
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != launcher:  # the launcher died between the fork and the line above
             os._exit(EXIT_INTERRUPTED)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
+        # Ctrl-C waits until the rank has its handler (`end_on_request`): Python's own would print a traceback.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED - {signal.SIGINT})
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # for programs that do not show their stacks on SIGQUIT
 
     output = None if number == 0 else tempfile.TemporaryFile()  # noqa: SIM115
@@ -137,11 +167,11 @@ def _start(number: int, command: Sequence[str], environment: Mapping[str, str]) 
     return _Rank(number, process, output, messages)
 
 
-def _wait(ranks: Sequence[_Rank]) -> tuple[list[Failure], bool]:
-    """Wait for every rank to end. Returns the failures in the order they were seen, and whether Ctrl-C was pressed."""
+def _wait(ranks: Sequence[_Rank], requests: Requests) -> list[Failure]:
+    """Wait for every rank to end. Returns the failures in the order they were seen."""
     running = list(ranks)
     failures: list[Failure] = []
-    interrupts = 0
+    asking = heeded()
     request_at = force_at = float("inf")
     while running:
         now = time.monotonic()
@@ -151,13 +181,16 @@ def _wait(ranks: Sequence[_Rank]) -> tuple[list[Failure], bool]:
         elif now >= request_at:
             # SIGQUIT writes the stacks of a rank's threads into its log. SIGCONT wakes a stopped rank, which could do
             # neither otherwise.
-            for number in (signal.SIGQUIT, signal.SIGTERM, signal.SIGCONT):
-                _signal(running, number)
+            for last in (signal.SIGQUIT, signal.SIGTERM, signal.SIGCONT):
+                _signal(running, last)
             request_at = float("inf")
         received = signal.sigtimedwait(_AWAITED, min(1.0, max(0.0, min(request_at, force_at) - now)))
-        if received is not None and received.si_signo in PASSED_ON:
-            interrupts += received.si_signo == signal.SIGINT
-            _signal(running, signal.SIGKILL if interrupts > 1 else signal.Signals(received.si_signo))
+        if received is not None and received.si_signo in asking:
+            number = signal.Signals(received.si_signo)
+            if number == signal.SIGHUP:
+                drop_dead_output()
+            if (meaning := requests.take(number)) != "same":
+                _signal(running, signal.SIGKILL if meaning == "end" else number)
         elif received is not None and received.si_signo == signal.SIGTSTP:
             # Ctrl-Z: the ranks stop with the launcher, and go on with it.
             _signal(running, signal.SIGSTOP)
@@ -165,14 +198,14 @@ def _wait(ranks: Sequence[_Rank]) -> tuple[list[Failure], bool]:
             _signal(running, signal.SIGCONT)
         for rank in [rank for rank in running if rank.process.poll() is not None]:
             running.remove(rank)
-            if failure := rank.failure():
+            if not requests.ended and (failure := rank.failure(requests.first)):
                 if not failures:
                     request_at = time.monotonic() + REQUEST_AFTER_SECONDS
                     force_at = time.monotonic() + FORCE_AFTER_SECONDS
                 # The ends that this launcher itself brings about say nothing about the cause.
                 if request_at < float("inf") or not failures:
                     failures.append(failure)
-    return failures, interrupts > 0
+    return failures
 
 
 def _signal(ranks: Sequence[_Rank], number: signal.Signals) -> None:

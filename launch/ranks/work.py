@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from pipeline.base.command import print_json
 from pipeline.base.layout import EVALUATION
+from pipeline.base.stopping import KEEPING_SCORES, SAVING
 
 if TYPE_CHECKING:  # these import torch
     from pipeline.evaluation.request import EvaluationRequest
     from pipeline.process.watchdog import Hang
     from pipeline.run.config import Config
+
+# The number of a signal that asks to stop by another way, or None while none does (pipeline/process/stop.py).
+Asked = Callable[[], int | None] | None
 
 
 class Work(Protocol):
@@ -32,8 +36,14 @@ class Work(Protocol):
     def inputs(self) -> tuple[Path, ...]:
         """Folders that every rank reads. Absolute."""
 
-    def __call__(self, on_hang: Callable[[Hang], None], on_save: Callable[[], None] = ..., /) -> int:
-        """`on_hang` and `on_save` as pipeline.train.train calls them."""
+    @property
+    def saving(self) -> str:
+        """What it does when it is asked to stop, for people."""
+
+    def __call__(
+        self, on_hang: Callable[[Hang], None], on_save: Callable[[], None] = ..., asked: Asked = ..., /
+    ) -> int:
+        """`on_hang`, `on_save` and `asked` as pipeline.train.train calls them."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +91,16 @@ class Training:
 
         print_json(summary(self.config, code))
 
-    def __call__(self, on_hang: Callable[[Hang], None], on_save: Callable[[], None] = lambda: None) -> int:
+    @property
+    def saving(self) -> str:
+        return SAVING
+
+    def __call__(
+        self, on_hang: Callable[[Hang], None], on_save: Callable[[], None] = lambda: None, asked: Asked = None
+    ) -> int:
         from pipeline.train import train
 
-        return train(self.config, on_hang, on_save)
+        return train(self.config, on_hang, on_save, asked)
 
 
 @dataclass(frozen=True)
@@ -127,10 +143,16 @@ class Evaluation:
             find_checkpoint(self.run)
         open_dataset(self.data)
 
-    def __call__(self, *_: object) -> int:
+    @property
+    def saving(self) -> str:
+        return KEEPING_SCORES
+
+    def __call__(
+        self, on_hang: Callable[[Hang], None], on_save: Callable[[], None] = lambda: None, asked: Asked = None
+    ) -> int:
         from pipeline.evaluate import evaluate
 
-        return evaluate(self.request)
+        return evaluate(self.request, asked)
 
 
 @dataclass(frozen=True)
@@ -141,6 +163,10 @@ class Command:
     folder: Path
     words: tuple[str, ...]
     inputs: tuple[Path, ...] = ()
+
+    @property
+    def saving(self) -> str:
+        return "the command decides"
 
     def __call__(self, *_: object) -> int:
         return subprocess.run(self.words, check=False).returncode

@@ -16,7 +16,6 @@ from pipeline.base.layout import LEASE
 LAUNCHER_VARIABLE = "PIPELINE_LAUNCHER"  # recorded with each attempt of the run
 JOB_VARIABLE = "PIPELINE_JOB"  # the same text for every attempt of a job: "SLURM_JOB_ID=17"
 ATTEMPT_VARIABLE = "PIPELINE_ATTEMPT"  # a whole number that grows from attempt to attempt
-COMMAND_VARIABLE = "PIPELINE_COMMAND"  # the command line as it was typed, which the run's description in MLflow shows
 # torchrun's names for the same, read where no launcher has named a job.
 _TORCHRUN_JOB, _TORCHRUN_ATTEMPT = "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"
 

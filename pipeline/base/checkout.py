@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.base.command import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+RECIPE = "imagenet.yaml"  # in configs/: what a command trains whose user names no config
 
 
 def configs() -> Path:

@@ -9,8 +9,6 @@ import argparse
 import difflib
 import errno
 import json
-import os
-import shlex
 import sys
 import time
 import traceback
@@ -25,10 +23,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.base import leaving
-from pipeline.base.attempt import COMMAND_VARIABLE
 from pipeline.base.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
+from pipeline.base.starting import imports_are_over
+from pipeline.base.stopping import going_on
 
 LOG_INTERVAL_SECONDS = 15.0
+# What a command says after Ctrl-C: most keep nothing of their work, some go on with what is done.
+BEGINS_ANEW = "interrupted before the end: the same command begins anew"
+KEEPS = "interrupted: what is done is kept"
 _UNLIMITED = Console(width=10_000).options
 
 
@@ -47,14 +49,16 @@ def check_at_least(least: int, section: object, *names: str, prefix: str = "") -
             raise UserError(f"{prefix}{name} is {value}: it must be at least {least}")
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
-    """Call `main` as a command. The exit code is its result (None: 0), or that of the error that it raises."""
-    # What a command starts inherits it: the outermost command is the one that was typed.
-    os.environ.setdefault(COMMAND_VARIABLE, shlex.join(["python", *sys.orig_argv[1:]]))
+def run(main: Callable[[], int | None], interrupted: str = BEGINS_ANEW) -> NoReturn:
+    """Call `main` as a command. The exit code is its result (None: 0), or that of the error that it raises.
+
+    interrupted: what is true after Ctrl-C. The command that goes on is added where some work was kept.
+    """
     try:
+        imports_are_over()
         code = main() or 0
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        print(going_on(interrupted) if interrupted == KEEPS else interrupted, file=sys.stderr)
         code = EXIT_INTERRUPTED
     except Exception as error:
         if sentence := describe_user_error(error):

@@ -41,6 +41,7 @@ FEEDER_LOG = f"{LOGS}/mlflow.log"  # what MLflow and its libraries have to say
 SLURM = "slurm"  # folder: SLURM's scripts, pickles and logs, as submitit names them
 JOB_FAILURES = ".failures"  # suffix behind a job in slurm/: a line for each crashed attempt (launch/on_slurm/ending.py)
 RAY = "ray"  # folder: what Ray Train stores of each launch
+RAY_STOP = "-stop"  # suffix behind a launch in logs/: the number of the signal that asks its workers to stop
 RAY_OUTCOME = "-outcome"  # suffix behind a launch in logs/: the exit code of rank 0
 
 _SYSTEM_FILE = re.compile(r"(.+)-(\d{4,})\.jsonl")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -86,12 +87,12 @@ def is_canonical(path: Path, origin: Provenance) -> bool:
 
 def make(
     trained: TrainedNet, split: Split, dataset: Dataset, protocol: Protocol, settings: EvaluationSettings, path: Path,
-    *, world: World, again: bool = False, guarded: bool = False,
+    *, world: World, again: bool = False, guarded: bool = False, give_up: Callable[[], bool] = lambda: False,
 ) -> ScoreFile | None:  # fmt: skip
     """Score `split` and write the score file `path`; None on ranks other than 0. A collective: every rank calls it.
 
     If `path` holds the same scores already, they are read, unless `again`. guarded: if it holds others (another
-    fingerprint), raise UserError instead of replacing them, unless `again`.
+    fingerprint), raise UserError instead of replacing them, unless `again`. give_up: as in `score_split`.
     """
     provenance = provenance_of(trained, split, dataset, protocol, settings)
     existing: ScoreFile | None = None
@@ -107,7 +108,8 @@ def make(
     settings = with_working_decoder(settings, split, views, trained.run, world)
     partial = path.with_suffix(PARTIAL_SCORES)
     scored = score_split(
-        trained.net, split, protocol, settings, world=world, classes=trained.classes, provenance=provenance, partial=partial
+        trained.net, split, protocol, settings,
+        world=world, classes=trained.classes, provenance=provenance, partial=partial, give_up=give_up,
     )  # fmt: skip
     if scored is None:
         return None

@@ -64,6 +64,10 @@ class Scored:
     seconds: float
 
 
+class GivenUp(Exception):  # noqa: N818 - not an error, but requested
+    """An evaluation was given up before its end, on request: there are no error rates."""
+
+
 def score_split(
     net: nn.Module,
     split: Split,
@@ -74,12 +78,14 @@ def score_split(
     classes: int,
     provenance: Provenance,
     partial: Path | None = None,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> Scored | None:
     """Return the softmax scores of every sample of `split`; None on ranks other than 0. A collective: every rank calls it.
 
     net: on the world's device, the same on all ranks, without a DDP wrapper; gives logits [N, classes]. provenance: stored
     with the scores. partial: the file in which rank 0 keeps the scores so far, and from which it continues if the
-    fingerprints are equal; the caller removes it after the score file is written.
+    fingerprints are equal; the caller removes it after the score file is written. give_up: as in `evaluate_errors`; the
+    scores so far are kept in `partial`.
     Raises UserError for an empty split, an image that does not decode, and scores that are no softmax (NaN).
     """
     check_not_empty(split)
@@ -97,6 +103,8 @@ def score_split(
         _softmaxes(net, split, protocol, settings, mine, world) as results,
     ):
         for start in range(0, len(todo), GATHER_ROUNDS * world.size):
+            if give_up():
+                raise GivenUp
             step = todo[start : start + GATHER_ROUNDS * world.size]  # rank r takes every W-th, starting at r
             rows = [next(results)[0] for _ in step[world.rank :: world.size]]
             table = torch.zeros(most, classes, dtype=torch.float16, device=world.device)
@@ -113,10 +121,6 @@ def score_split(
     check_softmax(kept.scores, f"the scores of {provenance.arch} ({provenance.checkpoint})")
     scores = Scores(scores=kept.scores, ids=np.arange(len(split)), labels=split.labels, provenance=provenance)
     return Scored(scores=scores, images=len(split) - done, seconds=time.monotonic() - started)
-
-
-class GivenUp(Exception):  # noqa: N818 - not an error, but requested
-    """An evaluation was given up before its end, on request: there are no error rates."""
 
 
 def evaluate_errors(

@@ -12,15 +12,13 @@ from typing import Any, get_type_hints
 
 import jsonargparse
 
-from pipeline.base.checkout import configs
+from pipeline.base.checkout import RECIPE, configs
 from pipeline.base.command import UserError, nearest
 from pipeline.base.files import read_yaml
 from pipeline.base.typed import check_keys, read_typed
 from pipeline.models.architecture import known_nets
 from pipeline.run.batch_scaling import read_factor, scale_batch
 from pipeline.run.config import Config, check
-
-RECIPE = "imagenet.yaml"  # in configs/: what a command trains whose user names no config
 
 
 class _Parser(jsonargparse.ArgumentParser):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -14,11 +15,12 @@ from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
 from typing import IO
 
-from pipeline.base.layout import FEEDER_LOG, METRICS
+from pipeline.base.layout import FEEDER_LOG, METRICS, MLFLOW_STORE
 from pipeline.tracking.journal import complete_lines
 from pipeline.tracking.state import Delivered, Wanted
 from pipeline.tracking.store import store_of
 
+REST_FOLLOWS = "MLflow gets the rest when the run goes on"
 STARTS = 3  # per attempt, if something kills the feeder
 # Signals that end or pause a job are for the run; the feeder ends after the run, when its standard input closes.
 NOT_FOR_THE_FEEDER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
@@ -43,11 +45,14 @@ class FeederProcess:
                 print(f"MLflow gets no metrics during this run ({error}); they are kept", file=sys.stderr)
                 self.starts = STARTS
 
-    def close(self, seconds: float) -> None:
-        """Wait, at most `seconds`, until MLflow has everything; print what it lacks."""
+    def close(self, seconds: float, *, goes_on: bool = False) -> None:
+        """Wait, at most `seconds`, until MLflow has everything; print what it lacks.
+
+        goes_on: the run was asked to stop, so that MLflow's lack is no news: its next start delivers the rest.
+        """
         self.drain(seconds)
         if left := what_is_left(self.folder, self.uri):
-            print(left, file=sys.stderr)
+            print(REST_FOLLOWS if goes_on else left, file=sys.stderr)
 
     def drain(self, seconds: float, waiting: Callable[[], None] = lambda: None) -> None:
         """Wait, at most `seconds`, until MLflow has everything and the feeder ends; call `waiting` every 0.2 s."""
@@ -68,6 +73,8 @@ class FeederProcess:
         finally:
             self.process.kill()
             self.process.wait()
+            for unfinished in self.folder.parent.glob(f".{MLFLOW_STORE}.{self.process.pid}.*"):  # by `make_store`
+                shutil.rmtree(unfinished, ignore_errors=True)
             self.reader.join(timeout=1.0)
 
     def _start(self) -> None:

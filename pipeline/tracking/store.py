@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import sqlite3
 import tempfile
+import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ PLACES = (
 # SQLAlchemy takes what follows a ? for options, and from 2.1 on it decodes %20.
 NOT_IN_ADDRESSES = re.compile(r"[?%]")
 BUSY_SECONDS = 30.0
+ABANDONED_SECONDS = 3600.0  # making a store takes less than a minute
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,11 @@ def make_store(path: Path) -> None:
         return
     from mlflow import MlflowClient
 
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    for abandoned in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
+        with suppress(OSError):
+            if time.time() - abandoned.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(abandoned)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.") as folder:
         address = f"{_address(path).removesuffix(path.name)}{Path(folder).name}/{path.name}"
         MlflowClient(tracking_uri=address).search_experiments(max_results=1)
         with suppress(OSError):  # another process was quicker; or there are no hard links: MLflow then makes the file

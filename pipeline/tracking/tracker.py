@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.base.attempt import COMMAND_VARIABLE
 from pipeline.base.layout import METRICS
 from pipeline.base.lease import FencedError, is_held
+from pipeline.base.stopping import COMMAND_VARIABLE
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.delivery import flatten
 from pipeline.tracking.journal import Journal
@@ -89,7 +89,8 @@ class RunTracker(Tracker):
         finally:
             if self.feeder:
                 killed = self.wanted.status == "KILLED"
-                self.feeder.close(min(self.close_seconds, KILLED_SECONDS) if killed else self.close_seconds)
+                seconds = min(self.close_seconds, KILLED_SECONDS) if killed else self.close_seconds
+                self.feeder.close(seconds, goes_on=killed)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, FencedError):

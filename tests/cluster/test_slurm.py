@@ -172,6 +172,17 @@ def test_evaluation(trainings: Trainings) -> None:
     np.testing.assert_array_equal(np.load(run.folder / "scores" / "ten-crop-val-00000008.npz")["scores"], scores)
 
 
+def test_sigint_saves_and_ends_for_good(trainings: Trainings) -> None:
+    """Ctrl-C's signal is the user's, not the scheduler's: saved, and not put back into the queue."""
+    run = trainings.submit("sigint", "--nodes", "2", *LONG, "--iterations", "100000", "--checkpoint.every", "100000")
+    run.wait_for_iteration(20)
+    trainings.cluster.run(["scancel", "--signal=INT", run.job])
+    assert run.wait_for_end() == "FAILED", run.log()
+    assert "was interrupted; the job ends here" in run.log() and "saved at iteration" in run.log()
+    assert int(final_checkpoint(run.folder)[:8]) >= 20
+    assert run.restarts() == 0 and not list((run.folder / "slurm").glob("*.failures"))
+
+
 def test_cancelled_is_cancelled(trainings: Trainings) -> None:
     run = trainings.submit("cancelled", "--nodes", "2", *LONG)
     run.wait_for_iteration(20)

@@ -122,7 +122,7 @@ def test_interrupted_with_ctrl_c(source, uninterrupted, hashes, tmp_path, starte
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, said = process.communicate(timeout=limit(120))
     assert process.returncode == 130
-    assert said.splitlines()[-1] == "interrupted: the same command goes on where this one stopped"
+    assert said.splitlines()[-1].startswith("interrupted: what is done is kept; to go on: ")
     assert "Traceback" not in said
     assert not processes_of(destination) and not half_written(destination)
     kept = finished_shards(destination)

@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from pipeline.base.layout import checkpoint_name
+from pipeline.base.stopping import COMMAND_VARIABLE, SAME_REQUEST_SECONDS
 from pipeline.process.watchdog import Note
 from tests.helpers import ROOT, alive, wait_for
 from tests.patience import limit
@@ -35,6 +38,7 @@ from launch.ranks.failure import attempt
 from launch.ranks.supervisor import tell_launcher, tell_launcher_of_notes
 from pipeline.base.command import UserError
 rank = int(os.environ["RANK"])
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # as `end_on_request` does
 def wait_until(condition):
     while not condition(): time.sleep(0.02)
 def main():
@@ -55,6 +59,7 @@ def start(*programs: str, before: str = "") -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", before + LAUNCHER, *programs],
         cwd=ROOT,
+        env={**os.environ, COMMAND_VARIABLE: "train"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -187,23 +192,70 @@ def test_stop_request_reaches_every_rank_once(tmp_path: Path, number: signal.Sig
     assert finish(process)[0] == 75
 
 
-def test_interrupt_is_130_and_one_line(tmp_path: Path) -> None:
-    program = rank(note_pid(tmp_path), f"time.sleep({FOR_EVER})")
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGHUP, 75), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    "answer",
+    ["from pipeline.base.stopping import end_on_request; end_on_request()", "signal.signal({number}, signal.SIG_DFL)"],
+    ids=["rank 0 says it", "rank 0 cannot yet"],
+)
+def test_asked_before_there_is_anything_to_save(
+    tmp_path: Path, number: signal.Signals, expected: int, answer: str
+) -> None:
+    program = rank(answer.format(number=int(number)), note_pid(tmp_path), f"time.sleep({FOR_EVER})")
     process = start(program, program)
     children = pids(tmp_path, 2)
-    os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+    os.killpg(process.pid, number)  # as the terminal does
     code, _, err = finish(process)
-    assert code == 130
-    assert err == "interrupted: the same command goes on where this one stopped\n"
+    assert code == expected
+    assert err == "stopped: nothing had to be saved yet; to go on: train\n"
     assert not any(alive(pid) for pid in children)
+
+
+def test_ctrl_c_before_a_rank_has_its_handler_waits_for_it(tmp_path: Path) -> None:
+    """Python's own would print a traceback."""
+    program = f"""
+import pathlib, os, time
+from pipeline.base.stopping import end_on_request
+folder = pathlib.Path({str(tmp_path)!r})
+(folder / os.environ["RANK"]).write_text(str(os.getpid()))
+while not (folder / "go").exists(): time.sleep(0.02)
+end_on_request()
+time.sleep({FOR_EVER})
+"""
+    process = start(program, program)
+    pids(tmp_path, 2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    (tmp_path / "go").touch()
+    code, _, err = finish(process)
+    assert (code, err) == (130, "stopped: nothing had to be saved yet; to go on: train\n")
+
+
+def test_a_failure_while_ranks_save_is_told(tmp_path: Path) -> None:
+    """Ctrl-C does not hide it, and what it lost."""
+    program = rank(
+        "asked = []",
+        "signal.signal(signal.SIGINT, lambda *_: asked.append(1))",
+        note_pid(tmp_path),
+        "wait_until(lambda: asked)",
+        "raise ValueError('the disk is gone')",
+    )
+    process = start(program, program)
+    pids(tmp_path, 2)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 1 and "failed first: ValueError: the disk is gone" in err
 
 
 def test_second_interrupt_kills(tmp_path: Path) -> None:
     (ready := tmp_path / "ready").mkdir()
     (asked := tmp_path / "asked").mkdir()
+    (checkpoints := tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (checkpoints / checkpoint_name(7, "0" * 64)).touch()
     stubborn = rank(
         "asked = []",
         "signal.signal(signal.SIGINT, lambda *_: asked.append(1))",
+        f"tell_launcher_of_notes(Path({str(tmp_path / 'run' / 'activity' / 'rank-0.json')!r}))",
         note_pid(ready),
         "wait_until(lambda: asked)",
         note_pid(asked),
@@ -213,9 +265,12 @@ def test_second_interrupt_kills(tmp_path: Path) -> None:
     children = pids(ready, 2)
     process.send_signal(signal.SIGINT)
     pids(asked, 2)
+    process.send_signal(signal.SIGINT)  # the same press, once more: a parent has passed it on, too
+    time.sleep(SAME_REQUEST_SECONDS + 0.2)
     assert process.poll() is None and all(map(alive, children))
     process.send_signal(signal.SIGINT)
-    assert finish(process)[0] == 130
+    code, _, err = finish(process)
+    assert code == 130 and "ended at once: the newest checkpoint is of iteration 7 (" in err
     assert not any(alive(pid) for pid in children)
 
 

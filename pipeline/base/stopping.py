@@ -1,0 +1,178 @@
+"""A request to stop: which signals ask for it, with which exit code the process ends that was asked, and what people read.
+
+Ctrl-C, a scheduler's signal and a closed terminal (SIGHUP) ask for the same: save, then end. A second Ctrl-C ends at once.
+Imports the standard library alone, so that a program can call `end_on_request` before its slow imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Literal, NoReturn
+
+from pipeline.base.exits import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from pipeline.base.layout import newest_checkpoint
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# One Ctrl-C may come twice: the terminal sends it to every process in its foreground, and a parent passes it on as well.
+SAME_REQUEST_SECONDS = 0.5
+# The command that a person typed, for the processes that it starts; the run's description in MLflow shows it.
+COMMAND_VARIABLE = "PIPELINE_COMMAND"
+SAVING, KEEPING_SCORES = "saving at the next iteration", "keeping the scores so far"
+TO_GO_ON = "; to go on: "
+# Set where a launcher says that the ranks stop: they need not.
+ANNOUNCED_VARIABLE = "PIPELINE_LAUNCHER_ANNOUNCES"
+NOTHING_TO_SAVE = "stopped: nothing had to be saved yet"
+LOOK_SECONDS = 0.05
+
+
+def exit_code(number: int) -> int:
+    """What a process ends with that signal `number` asked to stop, once it has saved."""
+    return EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_PREEMPTED
+
+
+def heeded() -> tuple[signal.Signals, ...]:
+    """The signals that ask this process to stop: not those that nohup, or a shell for its background, lets it ignore."""
+    return tuple(number for number in ASKING if signal.getsignal(number) is not signal.SIG_IGN)
+
+
+class Requests:
+    """The requests that a process has had. first: the signal that asked first; None before it. ended: by a second Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.first: signal.Signals | None = None
+        self.ended = False
+        self._interrupts, self._last = 0, float("-inf")
+
+    def note(self, number: int) -> None:
+        """Note who asked first, without counting."""
+        self.first = self.first or signal.Signals(number)
+
+    def take(self, number: int) -> Literal["ask", "end", "same"]:
+        """Count a request. "ask": to save and to stop; "end": at once, a second Ctrl-C; "same": the one before, once more."""
+        self.note(number)
+        if number != signal.SIGINT:
+            return "ask"
+        now = time.monotonic()
+        same, self._last = now - self._last <= SAME_REQUEST_SECONDS, now
+        if same:
+            return "same"
+        self._interrupts += 1
+        self.ended = self._interrupts > 1
+        return "end" if self.ended else "ask"
+
+
+def announcement(number: int, saving: str) -> str:
+    """What is said as soon as signal `number` has come. saving: such as "saving at the next iteration"."""
+    if number == signal.SIGINT:
+        return f"stopping: {saving}; Ctrl-C again ends without saving"
+    return f"stopping: {saving} ({signal.Signals(number).name})"
+
+
+def going_on(what: str) -> str:
+    """The last line of a command that stopped before its end: `what` was saved, and the command that goes on."""
+    return f"{what}{TO_GO_ON}{typed_command()}"
+
+
+def ended_at_once(checkpoints: Path | None) -> str:
+    """The last line after a second Ctrl-C. checkpoints: the run's folder of them; None where it is not known yet."""
+    newest = newest_checkpoint(checkpoints) if checkpoints else None
+    if newest is None:
+        return going_on("ended at once: there is no checkpoint")
+    return going_on(f"ended at once: the newest checkpoint is of iteration {newest[0]:,} ({newest[1]})")
+
+
+def typed_command() -> str:
+    """The command as a person typed it, also in the processes that it started."""
+    if given := os.environ.get(COMMAND_VARIABLE):
+        return given
+    words = sys.orig_argv
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started this process
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{os.getppid()}/cmdline").read_text().rstrip("\0").split("\0")
+    return shlex.join(words)
+
+
+def speaks() -> bool:
+    """Whether this process speaks for its job: rank 0 does, and what is no rank."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(line: str) -> None:
+    """Print a line on standard error, if this process speaks for its job; a terminal that is gone is no failure."""
+    if speaks():
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)
+
+
+def end_on_request(numbers: Iterable[signal.Signals] | None = None, sentence: str = "") -> None:
+    """From now on a request ends this process at once: nothing has to be saved yet.
+
+    numbers: the signals that ask; by default `heeded`, of which a launcher may have blocked some until here: they come
+    through now. sentence: the last line, instead of NOTHING_TO_SAVE and the command that goes on.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        end_now(number, sentence)
+
+    for number in heeded() if numbers is None else numbers:
+        signal.signal(number, end)
+    if numbers is None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+
+
+def end_now(number: int, sentence: str = "") -> NoReturn:
+    """End this process as signal `number` asks: not by an exception, which an import or native code might swallow."""
+    if speaks():
+        with contextlib.suppress(OSError):
+            os.write(2, f"{sentence or going_on(NOTHING_TO_SAVE)}\n".encode())
+    os._exit(exit_code(number))
+
+
+@contextlib.contextmanager
+def children_of_the_launcher() -> Iterator[None]:
+    """Processes that are started in the block neither hear the terminal nor speak to it of a request: this one passes it on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    os.environ[ANNOUNCED_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[ANNOUNCED_VARIABLE]
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def drop_dead_output() -> None:
+    """Send what this process prints to nowhere as soon as the terminal, or the reader of its pipe, is gone.
+
+    Called after SIGHUP: a print must not fail while the process saves.
+    """
+    threading.Thread(target=_drop_dead_output, name="hang-up", daemon=True).start()
+
+
+def _drop_dead_output() -> None:
+    watched = {1, 2}
+    while watched:
+        for descriptor in list(watched):
+            if _is_dead(descriptor):
+                with open(os.devnull, "w") as nowhere:
+                    os.dup2(nowhere.fileno(), descriptor)
+                watched.remove(descriptor)
+        time.sleep(LOOK_SECONDS)
+
+
+def _is_dead(descriptor: int) -> bool:
+    try:
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        return any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0))
+    except OSError:
+        return False
