@@ -20,6 +20,7 @@ from launch.ranks.supervisor import supervise
 from pipeline.base import command
 from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.command import UserError
+from pipeline.run.help import HELP_ALL
 
 
 def add_local_options(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,7 @@ COMMAND_LINE = CommandLine(
         "python launch/local.py --procs 2 --evaluate demo/runs/resnet14-seed0 --protocol ten-crop",
     ),
     add_options=add_local_options,
+    first=("--procs",),
 )
 
 
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     words, evaluation = split_arguments(argv)
-    if evaluation is None and {"-h", "--help", "--print-config"} & set(words):
+    if evaluation is None and {"-h", "--help", HELP_ALL, "--print-config"} & set(words):
         read_work(argv, COMMAND_LINE)  # prints; --help ends there
         return 0
     procs = _procs(words, alone=evaluation is not None)
@@ -106,4 +108,5 @@ def gpus() -> int:
 
 
 if __name__ == "__main__":
+    COMMAND_LINE.answer_help()
     command.run(main)

@@ -6,20 +6,24 @@ python launch/ray_train.py --workers 2 --evaluate demo/runs/resnet14-seed0 --pro
 
 from __future__ import annotations
 
+from launch.on_ray.command_line import COMMAND_LINE
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    COMMAND_LINE.answer_help()
+
 import logging
 import os
 import re
 import secrets
 import sys
 import time
-from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from launch.local import gpus
 from launch.on_ray.worker import train
-from launch.ranks.command_line import CommandLine, read_work
+from launch.ranks.command_line import read_work
 from launch.ranks.failure import print_cause, read_notes
 from launch.ranks.follow import following
 from launch.ranks.work import Evaluation, Training
@@ -29,28 +33,6 @@ from pipeline.base.exits import EXIT_FAILED, EXIT_USER_ERROR
 from pipeline.base.layout import LOGS, RAY, RAY_OUTCOME, rank_log
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS
 from pipeline.run.config import Config
-
-
-def add_ray_options(parser: ArgumentParser) -> None:
-    workers = "N, or MIN:MAX to follow a cluster that grows and shrinks (default: 1 per GPU)"
-    parser.add_argument("--workers", type=str, help=workers)
-    parser.add_argument("--cpus-per-worker", type=int, default=1, help="cores that Ray reserves for each worker")
-    parser.add_argument("--address", type=str, help="a running cluster: auto, or HOST:PORT (default: this machine)")
-    failures = "restarts after a lost worker or node; -1: no limit"
-    parser.add_argument("--max-failures", type=int, default=3, help=failures)
-
-
-COMMAND_LINE = CommandLine(
-    training=(
-        "Trains one net by Ray Train, or continues its run.",
-        "python launch/ray_train.py --config configs/demo.yaml --workers 2",
-    ),
-    evaluation=(
-        "Tests one net on Ray's workers.",
-        "python launch/ray_train.py --workers 2 --evaluate demo/runs/resnet14-seed0 --protocol ten-crop",
-    ),
-    add_options=add_ray_options,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

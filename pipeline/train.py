@@ -13,9 +13,11 @@ from __future__ import annotations
 from pipeline.base.exits import EXIT_PREEMPTED
 from pipeline.base.layout import CHECKPOINTS, CONFIG
 from pipeline.process.signals import end_on_request
+from pipeline.run.help import TRAINING, print_short_help
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     end_on_request()
+    print_short_help(*TRAINING)
 
 import os
 import sys
@@ -51,10 +53,7 @@ ERRORS = {  # columns of the closing table
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `python -m pipeline.train`: one rank, or one of several under torchrun."""
-    options = parser(
-        "Trains one net on the dataset folder that the config names, or continues its run.",
-        "python launch/local.py --config configs/demo.yaml --procs 2",
-    )
+    options = parser(*TRAINING)
     options.add_argument("--json", action="store_true", help="end with one line of JSON (rank 0)")
     config, args = parse(options, sys.argv[1:] if argv is None else argv)
     if args.print_config:

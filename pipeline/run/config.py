@@ -56,7 +56,7 @@ class Config:
     Args:
         arch: the net, one of those that pipeline.models.architecture knows; --help lists them.
         data: the dataset folder, or its URL.
-        name: the run's name; ARCH-seedN where null.
+        name: the run's name; ARCH-seedN where none is given.
         runs: the folder that holds the run folders.
         seed: random seed of initial weights, order and augmentation.
         shortcut: A zero-padded identity, B projection where dimensions change, C projection everywhere; default: the paper's.
@@ -94,7 +94,7 @@ class Config:
             gradients after the backward pass instead of during it, with the same bits where reduction is tree.
             Normalization groups must not span ranks. CPUs train without graphs. No GPU has run it yet.
         device: auto, cpu or cuda.
-        threads: CPU threads of a rank; null is this rank's share of the host's cores. They decide the last bits of a CPU run.
+        threads: CPU threads of a rank; left out, its share of the host's cores. They decide the last bits of a CPU run.
         timeout_seconds: how long a rank may stand still, or wait for another rank, before the job ends and names the rank.
     """
 

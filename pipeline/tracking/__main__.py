@@ -31,7 +31,8 @@ def _parser() -> CommandParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="open|sync")
     text = "Opens MLflow on the runs of a folder, for this machine alone."
     show = commands.add_parser("open", help=text, sentence=text, example=OPEN_EXAMPLE)
-    show.add_argument("runs", type=Path, metavar="RUNS", help="the folder that holds the run folders")
+    help = "the folder that holds the run folders (default: %(default)s)"
+    show.add_argument("runs", nargs="?", default=Path("runs"), type=Path, metavar="RUNS", help=help)
     show.add_argument("--port", type=int, default=5000, help="the port of http://127.0.0.1 (%(default)s)")
     text = "Sends MLflow what it lacks of runs that have ended."
     sync = commands.add_parser("sync", help=text, sentence=text, example=SYNC_EXAMPLE)
