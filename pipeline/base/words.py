@@ -38,7 +38,7 @@ EPOCHS = "{epochs}"
 
 @dataclass(frozen=True)
 class Meaning:
-    """What `words` mean in a command that has the option `needs`.
+    """What `words` mean in a command that has the options `needs`.
 
     text: the rest of a sentence that begins with the word; `{value}` stands for the word behind it, or for `value`. Or a
     function of that word ("" where there was none).
@@ -57,7 +57,7 @@ def meaning(word: str, value: str, options: Container[str]) -> str | None:
     """
     name = word if re.fullmatch("-[A-Za-z]", word) else word.lower().replace("_", "-")
     for one in MEANINGS:
-        if name in one.words.split() and one.needs in options:
+        if name in one.words.split() and all(need in options for need in one.needs.split()):
             text = one.text(value) if callable(one.text) else one.text.replace("{value}", value or one.value)
             return f"{word} {text}"
     return None
@@ -107,6 +107,7 @@ def _memory(value: str) -> str:
 # The options by which a command is known.
 TRAINING, LAUNCHER = "--iterations", "--evaluate"
 LOCAL, SLURM, RAY = "--procs", "--partition", "--max-failures"
+SLURM_TRAINING = f"{SLURM} {TRAINING}"
 EVALUATION, PREPARATION = "--weights-file", "--samples-per-shard"
 
 _RANKS = "--gpus --devices --num-gpus --ngpus --n-gpu --world-size --nproc --nproc-per-node --num-processes"
@@ -129,15 +130,15 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("--job-name -J", TRAINING, "is --name here, of run and job: --name {value}", "NAME"),
     Meaning("--signal", SLURM, "is --signal-delay here, the seconds that a job gets for saving"),
     Meaning("--requeue --no-requeue", SLURM, "is not needed: a job requeues itself; --requeue-limit ends that after crashes"),
-    Meaning("--output -o --error -e", SLURM, "is not needed: logs go into slurm/ of the run folder; --runs holds those"),
-    Meaning("--test-only", SLURM, "is --dry-run here; to test a trained net, give --evaluate RUN"),
-    Meaning("--array -a", SLURM, "has no equal here: submit each run by its own command, with its own --seed or --arch"),
+    Meaning("--output -o --error -e", SLURM_TRAINING, "is not needed: logs go into slurm/ of the run folder"),
+    Meaning("--test-only", SLURM_TRAINING, "is --dry-run here; to test a trained net, give --evaluate RUN"),
+    Meaning("--array -a", SLURM_TRAINING, "has no equal here: submit each run by its own command (another --seed, --arch)"),
     Meaning(
         "--mail-type --mail-user --exclude -x --nodelist -w --reservation --exclusive --dependency -d --begin --licenses "
         "--hint --switches --comment --wckey --nice --hold",
         SLURM,
         "is not passed on to sbatch; what is: --partition, --account, --qos, --constraint, --time, --mem-gb "
-        "(see --help-all, and configs/site.yaml)",
+        "(see configs/site.yaml)",
     ),
     # Where to compute.
     Meaning(_RANKS, LOCAL, "is --procs here, one process per GPU: --procs {value}"),
@@ -178,7 +179,7 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("-a --net --network --backbone", TRAINING, "is --arch here: --arch {value}", "resnet50"),
     Meaning("--opt --optim", TRAINING, "is always SGD with momentum here: --optimizer.lr, --optimizer.momentum"),
     Meaning("--nesterov", TRAINING, "has no equal here: the momentum is the paper's, --optimizer.momentum"),
-    Meaning("--learning-rate --base-lr --blr", TRAINING, "is --lr here, for --optimizer.lr: --lr {value}", "0.1"),
+    Meaning("--learning-rate --base-lr --blr", TRAINING, "is --optimizer.lr here: --optimizer.lr {value}", "0.1"),
     Meaning("--lr-scheduler --sched --scheduler --lr-scheduler-type --lr-policy", TRAINING, _schedule),
     Meaning(
         "--lr-step-size --lr-steps --decay-epochs --decay-milestones --milestones", TRAINING,
@@ -262,5 +263,5 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("--output --output-dir --out -o --dest", PREPARATION, "is not needed: the folder to make is the second word"),
     Meaning("--source --input --input-dir --data-dir --data-path --root", PREPARATION,
             "is not needed: the folder with the images is the first word"),
-    Meaning("--resize --size --max-size --short-side", PREPARATION, "is --max-short-side here, for ImageNet's layouts"),
+    Meaning("--resize --size --max-size --short-side", "--max-short-side", "is --max-short-side here, in pixels"),
 )  # fmt: skip
