@@ -29,6 +29,7 @@ from pipeline.base import command
 from pipeline.base.command import Progress, UserError
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.scoring import GivenUp
+from pipeline.loop.profiling import profiled
 from pipeline.loop.progress import RECOMPUTED_BN
 from pipeline.loop.trainer import Trainer
 from pipeline.process.stop import StopRequest
@@ -158,7 +159,7 @@ def update_to_the_end(
     with opened as batches, bar:
         if not evaluate():  # what an earlier request to stop left to be done
             return False
-        for batch in batches:
+        for batch in profiled(batches, trainer):
             if stop.agreed():
                 trainer.save(checkpoints)
                 return False
