@@ -82,7 +82,7 @@ def print_short_help(sentence: str, example: str, own: Sequence[Option] = ()) ->
         sys.exit(0)
 
 
-def long_help(parser: argparse.ArgumentParser, values: Any) -> str:
+def long_help(sentence: str, example: str, parser: argparse.ArgumentParser, values: Any) -> str:
     """The text of --help-all. parser: jsonargparse's; values: the config whose values are shown beside its keys."""
     formatter = argparse.RawDescriptionHelpFormatter("", max_help_position=32, width=_columns())
     formatter.add_text("N is a whole number, X a number; 'here' is the value that holds for this command line.")
@@ -91,7 +91,7 @@ def long_help(parser: argparse.ArgumentParser, values: Any) -> str:
         formatter.start_section(title)
         formatter.add_arguments([_shown(action, values) for action in group._group_actions if _is_shown(action)])
         formatter.end_section()
-    return f"{parser.description}\n\n{formatter.format_help()}"
+    return f"{opening(sentence, example)}\n\n{formatter.format_help()}"
 
 
 def type_words(hint: Any) -> str:

@@ -22,7 +22,7 @@ from pipeline.data.storage import open_dataset
 from pipeline.models.architecture import known_nets
 from pipeline.run.batch_scaling import read_factor, scale_batch
 from pipeline.run.config import Config, check
-from pipeline.run.help import HELP_ALL, Option, long_help, opening, short_help, type_words
+from pipeline.run.help import HELP_ALL, Option, long_help, short_help, type_words
 
 RECIPE = "imagenet.yaml"  # in configs/: what a command trains whose user names no config
 EXPERIMENT = "tracking.experiment"
@@ -31,10 +31,11 @@ EXPERIMENT = "tracking.experiment"
 class _Parser(jsonargparse.ArgumentParser):
     """A parser whose --help is short."""
 
-    short_help = ""
+    sentence, example = "", ""
+    own: Sequence[Option] = ()
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
-        return self.short_help
+        return short_help(self.sentence, self.example, self.own)
 
 
 def parser(sentence: str, example: str, own: Sequence[Option] = ()) -> jsonargparse.ArgumentParser:
@@ -43,9 +44,9 @@ def parser(sentence: str, example: str, own: Sequence[Option] = ()) -> jsonargpa
     own: those of them that --help shows before the config's keys; --help-all shows all.
     """
     arg_parser = _Parser(
-        description=opening(sentence, example), exit_on_error=False, allow_abbrev=False, print_config=None
+        description=f"{sentence}\n\nexample:\n  {example}", exit_on_error=False, allow_abbrev=False, print_config=None
     )
-    arg_parser.short_help = short_help(sentence, example, own)
+    arg_parser.sentence, arg_parser.example, arg_parser.own = sentence, example, own
     arg_parser.add_argument(HELP_ALL, action="store_true", help="show this text and exit")
     arg_parser.add_argument(
         "--config",
@@ -74,7 +75,10 @@ def parse(arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple
     """
     argv = [_config_spelling(word) for word in argv]
     if HELP_ALL in argv:
-        print(long_help(arg_parser, _values_in_force(arg_parser, argv)), end="")
+        assert isinstance(arg_parser, _Parser)
+        print(
+            long_help(arg_parser.sentence, arg_parser.example, arg_parser, _values_in_force(arg_parser, argv)), end=""
+        )
         sys.exit(0)
     if not _config_files(argv) and not {"-h", "--help"} & set(argv):  # help needs no file, and a wheel has none
         argv = [f"--config={configs() / RECIPE}", *argv]
