@@ -112,6 +112,7 @@ chaos: $(READY)
 golden: $(READY)
 	$(BIN)/python -m tests.golden
 	$(BIN)/python -m tests.golden.options
+	$(BIN)/python -m tests.golden.completion
 
 # A SLURM of four nodes to experiment with (root; apt packages slurmctld slurmd slurm-client munge iproute2).
 slurm-up: $(READY)

@@ -93,7 +93,7 @@ def shard_samples(folder: Path, copies: int = COPIES) -> Path:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n  python bench/loader.py\n  python bench/loader.py datasets/imagenet --threads 8",
+        epilog="example:\n  python bench/loader.py\n  python bench/loader.py data/imagenet --threads 8",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("dataset", nargs="?", type=Path, help="dataset folder (default: the 140 sample images)")

@@ -34,7 +34,7 @@ FINALISTS = 5  # of the grid
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n  python bench/tune.py\n  python bench/tune.py datasets/imagenet --rounds 3",
+        epilog="example:\n  python bench/tune.py\n  python bench/tune.py data/imagenet --rounds 3",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("dataset", nargs="?", type=Path, help="dataset folder (default: the 140 sample images)")

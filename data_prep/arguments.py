@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.image_statistics import StatisticsPlan
@@ -12,16 +13,34 @@ from data_prep.images import ImageRules
 from data_prep.plan import Settings
 from data_prep.prepare import prepare
 from data_prep.sources import Listing
-from pipeline.base.command import CommandParser, print_json, print_table
+from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.base.cores import available_cores
 from pipeline.data.dataset import MANIFEST, ClassInfo, Dataset
 
 
-def add_preparing_options(parser: CommandParser, name: str, source: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a command reads and writes when its user names no folders: below the checkout, as configs/ has it.
+
+    missing: a sentence on what to put into `source`, for users who have nothing there.
+    """
+
+    source: Path
+    destination: Path
+    missing: str
+
+
+def add_preparing_options(parser: CommandParser, name: str, source: str, places: Places) -> None:
     """Add the arguments of every such command. name: of the dataset; source: help text."""
     defaults = Settings()
-    parser.add_argument("source", type=Path, help=source)
-    parser.add_argument("destination", type=Path, help="the dataset folder to make")
+    parser.add_argument("source", type=Path, nargs="?", metavar="SOURCE", help=f"{source} (default: {places.source})")
+    parser.add_argument(
+        "destination",
+        type=Path,
+        nargs="?",
+        metavar="DESTINATION",
+        help=f"the dataset folder to make (default: {places.destination})",
+    )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of the training split's shuffle (default 0)")
     parser.add_argument("--name", default=name, help=f"begins the shards' file names (default {name})")
     parser.add_argument(
@@ -63,6 +82,15 @@ def make_dataset(
     already = prepare(listings, classes, args.destination, settings)
     seconds, size = time.monotonic() - started, sum(listing.bytes for listing in listings.values())
     print_result(args.destination, already, seconds, size, args.json)
+
+
+def settle_places(args: argparse.Namespace, places: Places) -> None:
+    """Fill in the folders that were not named, and say which they are. Raises UserError where a default source is missing."""
+    if args.source is None and not places.source.exists():
+        raise UserError(f"no SOURCE was named, and there is no {places.source} here: {places.missing}")
+    if args.source is None or args.destination is None:
+        args.source, args.destination = args.source or places.source, args.destination or places.destination
+        print(f"reading {args.source}, making {args.destination}", file=sys.stderr)
 
 
 def count_or_all(text: str) -> int | None:

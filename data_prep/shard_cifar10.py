@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from data_prep.arguments import add_preparing_options, make_dataset
+from data_prep.arguments import Places, add_preparing_options, make_dataset, settle_places
 from data_prep.cifar import CLASSES, hold_out, recognise
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
@@ -13,15 +14,24 @@ from pipeline.base.starting import begin
 from pipeline.data.dataset import ClassInfo
 
 SIDE = 32  # pixels
+PLACES = Places(
+    source=Path("data/cifar-10-python.tar.gz"),
+    destination=Path("data/cifar10"),
+    missing="put the Python archive of CIFAR-10 there (from www.cs.toronto.edu/~kriz/cifar.html), or name it, or a folder with "
+    "train/CLASS/ and test/CLASS/ of PNGs",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
         "Make a dataset folder of CIFAR-10, from its Python archive or from PNGs in class folders.",
-        "python data_prep/shard_cifar10.py cifar-10-python.tar.gz datasets/cifar10",
+        "python data_prep/shard_cifar10.py data/cifar-10-python.tar.gz data/cifar10",
     )
     add_preparing_options(
-        parser, name="cifar10", source="cifar-10-python.tar.gz, or a folder with train/CLASS/ and test/CLASS/"
+        parser,
+        name="cifar10",
+        source="cifar-10-python.tar.gz, or a folder with train/CLASS/ and test/CLASS/",
+        places=PLACES,
     )
     parser.add_argument(
         "--hold-out",
@@ -30,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="N training images, drawn by --seed, become val, and CIFAR's test images the split test; 5000 in the paper",
     )
     args = parser.parse_args(argv)
+    settle_places(args, PLACES)
     # Paper, section 4.2: the per-pixel mean of the 32 x 32 images.
     statistics = StatisticsPlan(size=SIDE, short_side=None)
     classes = tuple(ClassInfo(wnid=name, name=name) for name in CLASSES)

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from data_prep.arguments import add_preparing_options, add_statistics_options, make_dataset
+from data_prep.arguments import (
+    Places,
+    add_preparing_options,
+    add_statistics_options,
+    make_dataset,
+    settle_places,
+)
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.recognise import recognise
 from pipeline.base.command import KEEPS, CommandParser, run
 from pipeline.base.starting import begin
 
+PLACES = Places(
+    source=Path("data/ilsvrc"),
+    destination=Path("data/imagenet"),
+    missing="put ImageNet's files there as they were downloaded (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
+    "ILSVRC2012_devkit_t12.tar.gz, or Kaggle's ILSVRC/ with LOC_val_solution.csv), or folders train/CLASS/ and val/CLASS/ of "
+    "images, or link or name the folder that holds them",
+)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
         "Make a dataset folder (WebDataset shards, index, sample table, statistics) from ImageNet's tars or class folders.",
-        "python data_prep/shard_imagenet.py /data/imagenet datasets/imagenet",
+        "python data_prep/shard_imagenet.py data/ilsvrc data/imagenet",
     )
     add_preparing_options(
-        parser, name="imagenet", source="folder with class folders, the ILSVRC tars or Kaggle's ILSVRC/"
+        parser,
+        name="imagenet",
+        source="folder with class folders, the ILSVRC tars or Kaggle's ILSVRC/",
+        places=PLACES,
     )
     add_statistics_options(parser)
     parser.add_argument(
@@ -31,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     statistics = StatisticsPlan(
         size=args.statistics_size, short_side=args.statistics_short_side, images=args.statistics_images
     )
+    settle_places(args, PLACES)
     source = recognise(args.source)
     rules = ImageRules(max_short_side=args.max_short_side)
     make_dataset(source.listings, source.classes, statistics, rules, args)

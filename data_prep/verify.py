@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from pipeline.base.command import CommandParser, UserError, print_json, print_ta
 from pipeline.base.files import file_sha256
 from pipeline.base.starting import begin
 from pipeline.data.dataset import MANIFEST, STATISTICS, UNLABELLED, Dataset, SplitInfo, Statistics
+
+DEFAULT_DATASET = Path("data/imagenet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,15 +135,23 @@ def shard_checks(dataset: Dataset, name: str, split: SplitInfo, fast: bool) -> I
 def main(arguments: list[str] | None = None) -> None:
     parser = CommandParser(
         "Audit a dataset folder: counts, checksums, indices against tars, labels, the decoding of every image.",
-        "python data_prep/verify.py datasets/imagenet",
+        "python data_prep/verify.py data/imagenet",
     )
-    parser.add_argument("dataset", type=Path, help="the dataset folder")
+    parser.add_argument(
+        "dataset",
+        type=Path,
+        nargs="?",
+        default=DEFAULT_DATASET,
+        metavar="DATASET",
+        help="the dataset folder (default: %(default)s)",
+    )
     parser.add_argument("--fast", action="store_true", help="do not decode the images")
     add_workers_option(parser)
     parser.add_json_option()
     options = parser.parse_args(arguments)
     if options.workers < 1:
         raise UserError("--workers must be at least 1")
+    print(f"auditing {options.dataset}", file=sys.stderr)
     audit = verify(options.dataset, fast=options.fast, workers=options.workers)
     rows = [(name, f"{count:,}", f"{audit.shards[name]:,}") for name, count in audit.samples.items()]
     print_table("verified" if not audit.problems else "damaged", ("split", "images", "shards"), rows)

@@ -22,6 +22,7 @@ from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.command import UserError
 from pipeline.base.starting import begin, with_targets
 from pipeline.base.stopping import say
+from pipeline.run.help import HELP_ALL
 from pipeline.run.preview import training_line
 
 
@@ -39,6 +40,7 @@ COMMAND_LINE = CommandLine(
         "python launch/local.py --procs 2 --evaluate demo/runs/resnet14-seed0 --protocol ten-crop",
     ),
     add_options=add_local_options,
+    first=("--procs",),
 )
 
 
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     words, evaluation = split_arguments(argv)
-    if evaluation is None and {"-h", "--help", "--print-config"} & set(words):
+    if evaluation is None and {"-h", "--help", HELP_ALL, "--print-config"} & set(words):
         read_work(argv, COMMAND_LINE)  # prints; --help ends there
         return 0
     procs = _procs(words, alone=evaluation is not None)
@@ -111,5 +113,6 @@ def gpus() -> int:
 
 
 if __name__ == "__main__":
+    COMMAND_LINE.answer_help()
     begin("")
     command.run(main)

@@ -6,10 +6,12 @@ python launch/ray_train.py --workers 2 --evaluate demo/runs/resnet14-seed0 --pro
 
 from __future__ import annotations
 
+from launch.on_ray.command_line import COMMAND_LINE
 from pipeline.base.starting import begin
 from pipeline.run.preview import launcher_line
 
 if __name__ == "__main__":  # before the imports below, which take seconds
+    COMMAND_LINE.answer_help()
     begin(launcher_line, saves=True)
 
 import logging
@@ -19,7 +21,6 @@ import secrets
 import signal
 import sys
 import time
-from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from typing import NoReturn
 
 from launch.local import gpus
 from launch.on_ray.worker import train
-from launch.ranks.command_line import CommandLine, read_work
+from launch.ranks.command_line import read_work
 from launch.ranks.failure import print_cause, read_notes
 from launch.ranks.follow import following
 from launch.ranks.stopping import passing_on
@@ -40,28 +41,6 @@ from pipeline.base.layout import CHECKPOINTS, LOGS, RAY, RAY_OUTCOME, RAY_STOP, 
 from pipeline.base.stopping import NOTHING_TO_SAVE, end_now, ended_at_once, exit_code, going_on, say, typed_command
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS
 from pipeline.run.config import Config
-
-
-def add_ray_options(parser: ArgumentParser) -> None:
-    workers = "N, or MIN:MAX to follow a cluster that grows and shrinks (default: 1 per GPU)"
-    parser.add_argument("--workers", type=str, help=workers)
-    parser.add_argument("--cpus-per-worker", type=int, default=1, help="cores that Ray reserves for each worker")
-    parser.add_argument("--address", type=str, help="a running cluster: auto, or HOST:PORT (default: this machine)")
-    failures = "restarts after a lost worker or node; -1: no limit"
-    parser.add_argument("--max-failures", type=int, default=3, help=failures)
-
-
-COMMAND_LINE = CommandLine(
-    training=(
-        "Trains one net by Ray Train, or continues its run.",
-        "python launch/ray_train.py --config configs/demo.yaml --workers 2",
-    ),
-    evaluation=(
-        "Tests one net on Ray's workers.",
-        "python launch/ray_train.py --workers 2 --evaluate demo/runs/resnet14-seed0 --protocol ten-crop",
-    ),
-    add_options=add_ray_options,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

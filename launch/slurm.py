@@ -6,24 +6,25 @@ python launch/slurm.py --nodes 1 --evaluate runs/resnet152-seed0 --protocol ten-
 
 from __future__ import annotations
 
+from launch.on_slurm.command_line import COMMAND_LINE
 from pipeline.base.starting import begin
 from pipeline.run.preview import launcher_line
 
 if __name__ == "__main__":  # before the imports below, which take seconds
+    COMMAND_LINE.answer_help()
     begin(lambda words: launcher_line(words, "starting" if "--cluster" in words else "submitting"))
 
 import os
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launch.forecast.plan import show_plan
 from launch.local import gpus
-from launch.on_slurm.allocation import Allocation, add_options, resolve
+from launch.on_slurm.allocation import Allocation, resolve
 from launch.on_slurm.submission import run_here, script, submit
-from launch.ranks.command_line import CommandLine, read_work
+from launch.ranks.command_line import read_work
 from launch.ranks.work import Evaluation, Training, Work
 from launch.site import site_values
 from pipeline.base import command
@@ -32,31 +33,6 @@ from pipeline.data.dataset import MANIFEST, Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.run.config import to_yaml
 from pipeline.run.folder import check_same
-
-CLUSTERS = ("slurm", "local", "debug")
-
-
-def add_slurm_options(parser: ArgumentParser) -> None:
-    """The allocation's values, and where to submit."""
-    add_options(parser)
-    kinds = "slurm; local: submitit's processes on this machine; debug: in this process"
-    parser.add_argument("--cluster", choices=CLUSTERS, help=kinds)
-    dry_run = "print the sbatch script, the config and the plan (hours, GPU hours, scaling); submit nothing"
-    parser.add_argument("--dry-run", action="store_true", help=dry_run)
-
-
-COMMAND_LINE = CommandLine(
-    training=(
-        "Submits the training of one net to SLURM, or continues its run.",
-        "python launch/slurm.py --arch resnet152 --nodes 4",
-    ),
-    evaluation=(
-        "Submits the evaluation of one net to SLURM.",
-        "python launch/slurm.py --nodes 1 --evaluate runs/resnet152-seed0 --protocol ten-crop",
-    ),
-    add_options=add_slurm_options,
-    submits=True,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

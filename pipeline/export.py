@@ -44,7 +44,7 @@ def options() -> CommandParser:
     parser = CommandParser("Exports a trained net with a model card, and registers it in MLflow on request.", EXAMPLE)
     add = parser.add_argument
     add("target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
-    add("--out", type=Path, required=True, metavar="FOLDER", help="where the files go")
+    add("--out", type=Path, metavar="FOLDER", help="where the files go (default: exported/NAME, of the run)")
     add_weights_option(parser)
     help = "the training dataset, a folder or URL, where it is not where the run's config says"
     add("--data", metavar="DATASET", help=help)
@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with open_world("cpu") as world:
         trained = open_target(args.target, args.weights, args.data, world)
     assert trained.run is not None
+    args.out = args.out or Path("exported") / trained.name
     dataset = training_dataset(trained)
     data = TrainingData.of(dataset, trained.crop)
     module = Deployed(trained.net, Normalization(data.mean), trained.crop, data.classes).eval()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pipeline.base.starting import begin
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    begin("reading the pictures for")
+
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence

@@ -13,9 +13,11 @@ from __future__ import annotations
 from pipeline.base.layout import CHECKPOINTS, CONFIG, newest_checkpoint
 from pipeline.base.starting import begin
 from pipeline.base.stopping import going_on, say
+from pipeline.run.help import TRAINING, print_short_help
 from pipeline.run.preview import training_line
 
 if __name__ == "__main__":  # before the imports below, which take seconds
+    print_short_help(*TRAINING)
     begin(training_line, saves=True)
 
 import os
@@ -30,6 +32,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.scoring import GivenUp
 from pipeline.handover.model_folder import write_model
+from pipeline.loop.profiling import profiled
 from pipeline.loop.progress import RECOMPUTED_BN
 from pipeline.loop.trainer import Trainer
 from pipeline.process.stop import StopRequest
@@ -56,10 +59,7 @@ ERRORS = {  # columns of the closing table
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `python -m pipeline.train`: one rank, or one of several under torchrun."""
-    options = parser(
-        "Trains one net on the dataset folder that the config names, or continues its run.",
-        "python launch/local.py --config configs/demo.yaml --procs 2",
-    )
+    options = parser(*TRAINING)
     options.add_argument("--json", action="store_true", help="end with one line of JSON (rank 0)")
     config, args = parse(options, sys.argv[1:] if argv is None else argv)
     if args.print_config:
@@ -172,7 +172,7 @@ def update_to_the_end(
     with opened as batches, bar:
         if not evaluate():  # what an earlier request to stop left to be done
             return False
-        for batch in batches:
+        for batch in profiled(batches, trainer):
             if stop.agreed():
                 trainer.save(checkpoints)
                 return False

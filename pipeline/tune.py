@@ -114,7 +114,8 @@ class Speed:
 def options() -> CommandParser:
     parser = CommandParser("Finds the loader's fastest settings for this machine, and stores them for it.", EXAMPLE)
     add = parser.add_argument
-    add("dataset", metavar="DATASET", help="the dataset, a folder or URL: its training images are read")
+    help = f"the dataset, a folder or URL: its training images are read (default: {Config.data})"
+    add("dataset", nargs="?", default=Config.data, metavar="DATASET", help=help)
     add("--config", type=Path, metavar="FILE", help="the recipe: its images and batch (default: configs/imagenet.yaml)")
     add("--seconds", type=seconds, default=SECONDS, help=f"to measure in, once decoders were tried (default {SECONDS})")
     add("--ranks", type=positive, metavar="N", help="ranks that share the cores (default: one per GPU, or one)")
@@ -149,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with only(machine.cores):
             rungs = working_rungs(speed, Probe())
             print(
-                f"measuring for {args.seconds:g} s on {machine.device}, {machine.cores} cores a rank", file=sys.stderr
+                f"measuring {args.dataset} for {args.seconds:g} s on {machine.device}, {machine.cores} cores a rank",
+                file=sys.stderr,
             )
             found, start = search(speed, rungs, machine.cores, args.seconds)
             best = tuned_by(found, machine)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # Calls whose strings people read: `python -m a.b` in them is advice.
-ADVISERS = ("UserError", "print", "parser", "CommandParser")
+ADVISERS = ("UserError", "print", "parser", "CommandParser", "Meaning", "Opening")
 ADVICE = ("help", "description", "epilog", "usage")  # arguments of argparse that people read
 
 

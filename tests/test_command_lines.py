@@ -34,7 +34,7 @@ def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
         ("launch/slurm_command.py --name scores -- COMMAND", "required: --folder"),
         ("python -m pipeline.mistakes", "required"),
         ("python -m pipeline.tracking close runs", "close"),
-        ("python -m pipeline.tracking open", "required: RUNS"),
+        ("python -m pipeline.tracking sync", "required: RUN"),
         ("torchrun --nproc-per-nude 8 -m pipeline.train", "unrecognized arguments: --nproc-per-nude"),
         ("python -m pipeline.submit 'RUN", "is no shell"),
         ("python -m pipeline.trane", "no command of this project"),

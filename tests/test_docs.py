@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.base.words import ALIASES, MEANINGS
 from pipeline.run.options import key_names
 from tests import commands
 from tests.command_lines import checked, import_commands
@@ -113,7 +114,8 @@ def option_names() -> frozenset[str]:
     names = {
         name for parser in [*parsers, get_args_parser()] for action in parser._actions for name in action.option_strings
     }
-    return frozenset(names | {f"--{key.replace('_', '-')}" for key in key_names()})
+    words = {word for one in MEANINGS for word in one.words.split()} | set(ALIASES)  # of other tools, answered here
+    return frozenset(names | words | {f"--{key.replace('_', '-')}" for key in key_names()})
 
 
 def unknown_options(page: Page) -> list[str]:

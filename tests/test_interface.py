@@ -56,19 +56,20 @@ def test_every_kind_of_line_is_listed() -> None:
         "config: precision {float32,bf16}",
         "site file: setup",
         "python -m pipeline.evaluate: --arch VALUE",
-        "python -m pipeline.export: --out VALUE (required)",
+        "python -m pipeline.export: --out VALUE",
+        "a config's key: --lr is --optimizer.lr",
         "python -m pipeline.submit: MEMBER (one or more)",
-        "python -m pipeline.tracking open: RUNS",
+        "python -m pipeline.tracking open: RUNS (optional)",
         "python -m pipeline.train: the config's keys",
         "python data_prep/shard_cifar10.py: --seed VALUE",
         "python launch/local.py ... --evaluate: --procs VALUE",
         "python launch/ray_train.py: --workers VALUE",
-        "python launch/slurm.py: --nodes VALUE",
+        "python launch/slurm.py: --nodes/-N VALUE",
         "python launch/slurm_command.py: --name VALUE (required)",
         "python launch/status.py: --follow",
     } <= set(lines)
     # README's table of commands is complete; launchers have a second command line before --evaluate.
-    listed = {line.partition(":")[0].partition(" ...")[0] for line in lines} - {"config", "site file"}
+    listed = {line.partition(":")[0].partition(" ...")[0] for line in lines} - {"config", "a config's key", "site file"}
     table = re.findall(r"^\| `(python -m [\w.]+|\w+/\w+\.py)", (ROOT / "README.md").read_text(), re.MULTILINE)
     shown = {f"python {name}" if "/" in name else name for name in table}
     assert {re.sub(r"(tracking) \w+$", r"\1", name) for name in listed} - {"python data_prep/digits.py"} == shown

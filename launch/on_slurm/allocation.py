@@ -25,10 +25,10 @@ class Allocation:
     Args:
         nodes: number of nodes.
         gpus_per_node: GPUs of each node; one task (rank) per GPU. 0: CPU nodes.
-        tasks_per_node: ranks on each node; one per GPU where null, or 1 without GPUs.
+        tasks_per_node: ranks on each node; left out, one per GPU, or 1 without GPUs.
         cpus_per_gpu: cores for each rank: DALI's decoding threads need them.
-        mem_gb: memory of each node in GB; the site's default where null.
-        partition: SLURM partition; the site's default where null.
+        mem_gb: memory of each node in GB; left out, the site's default.
+        partition: SLURM partition; left out, the site's default.
         account: account to charge.
         qos: quality of service.
         constraint: features the nodes must have.
@@ -41,7 +41,7 @@ class Allocation:
         network_gbits: bandwidth between nodes in Gb/s, for the plan of `--dry-run`.
         device_name: part of the name of the nodes' GPU (H100), or of their CPU: the plan takes the rates that were measured
             on it. Needed where rates of several devices are stored.
-        rates: file of the rates that bench/step.py and bench/scaling.py measured; configs/rates.yaml where null.
+        rates: file of the rates that bench/step.py and bench/scaling.py measured; left out, configs/rates.yaml.
         images_per_second: speed of this net on one device, for the plan, instead of a stored rate.
         setup: shell lines that run on the first node before the ranks start (module load ..., export ...).
     """
@@ -113,6 +113,19 @@ class Allocation:
         return {key: value for key, value in asked.items() if value is not None}
 
 
+# As sbatch has them, with the same meaning and values.
+SBATCH_NAMES = {
+    "nodes": ("-N",),
+    "partition": ("-p",),
+    "account": ("-A",),
+    "qos": ("-q",),
+    "constraint": ("-C",),
+    "time": ("-t",),
+    "tasks_per_node": ("--ntasks-per-node",),
+    "cpus_per_gpu": ("--cpus-per-task", "-c"),
+}
+
+
 def minutes(text: str) -> int:
     """SLURM's time formats in minutes, rounded up: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S. Raises UserError."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
@@ -132,13 +145,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     types = get_type_hints(Allocation)
     helps = {param.arg_name: param.description for param in docstring_parser.parse(Allocation.__doc__ or "").params}
     for field in dataclasses.fields(Allocation):
-        name, text = field.name, " ".join((helps[field.name] or "").split())
+        name, text = field.name, " ".join((helps[field.name] or "").split()).rstrip(".")
         kind, *_ = get_args(types[name]) or (types[name],)  # int of `int | None`
         if kind is bool:
             parser.add_argument(_option(name), action="store_true", default=None, help=text)
         elif name != "setup":
             default = "" if field.default is None else f" (default: {field.default})"
-            parser.add_argument(_option(name), type=kind, help=text + default)
+            names = (_option(name), *SBATCH_NAMES.get(name, ()))
+            parser.add_argument(*names, dest=name, type=kind, help=text + default)
 
 
 def resolve(

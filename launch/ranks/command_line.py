@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from launch.ranks.work import Evaluation, Training
 from launch.site import add_site_option, site_values, with_costs
 from pipeline.base.command import CommandParser, UserError
+from pipeline.run.help import HELP_ALL, Option, options_of, print_short_help
 
 if TYPE_CHECKING:
     import jsonargparse
@@ -28,25 +29,41 @@ class CommandLine:
     """The two command lines of a launcher: to train, and to evaluate.
 
     training, evaluation: the sentence and the example that open their --help. add_options: adds the launcher's options to
-    either. submits: the launcher does not wait for its ranks; its `--json` is then about the job, also in an evaluation.
+    either. first: those of its options that --help of the training shows before the config's keys. submits: the launcher
+    does not wait for its ranks; its `--json` is then about the job, also in an evaluation.
     """
 
     training: tuple[str, str]
     evaluation: tuple[str, str]
     add_options: Callable[[ArgumentParser], None]
+    first: tuple[str, ...]
     submits: bool = False
 
     def training_parser(self) -> jsonargparse.ArgumentParser:
         """Takes the config's values, the launcher's options and `--json`."""
         from pipeline.run.options import parser
 
-        training = parser(*self.training)
+        training = parser(*self.training, self._own())
         self.add_options(training)
         add_site_option(training)
         training.add_argument("--json", action="store_true", help="end with one line of JSON")
         sentence = "evaluate a model instead, on the same ranks; the options of python -m pipeline.evaluate follow"
         training.add_argument(EVALUATE, type=str, metavar="RUN ...", help=sentence)
         return training
+
+    def answer_help(self) -> None:
+        """Print --help of the training and exit, where this process's command line asks for it: before slow imports."""
+        words, evaluation = split_arguments(sys.argv[1:])
+        if evaluation is None and HELP_ALL not in words:
+            print_short_help(*self.training, self._own())
+
+    def _own(self) -> list[Option]:
+        own = ArgumentParser(add_help=False)
+        self.add_options(own)
+        evaluate = Option(
+            EVALUATE, "RUN ...", "test a trained net on the same ranks; pipeline.evaluate's options follow"
+        )
+        return [*options_of(own, self.first), evaluate]
 
     def evaluation_parser(self) -> CommandParser:
         """Takes what may stand before `--evaluate`."""

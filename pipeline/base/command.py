@@ -9,6 +9,7 @@ import argparse
 import difflib
 import errno
 import json
+import re
 import sys
 import time
 import traceback
@@ -26,11 +27,13 @@ from pipeline.base import leaving
 from pipeline.base.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from pipeline.base.starting import imports_are_over
 from pipeline.base.stopping import going_on
+from pipeline.base.words import meaning, value_meaning
 
 LOG_INTERVAL_SECONDS = 15.0
 # What a command says after Ctrl-C: most keep nothing of their work, some go on with what is done.
 BEGINS_ANEW = "interrupted before the end: the same command begins anew"
 KEEPS = "interrupted: what is done is kept"
+_REFUSED_VALUE = re.compile(r"argument (\S+): invalid (?:\S+ value|choice): '?([^' ]*)'?.*")  # argparse's words
 _UNLIMITED = Console(width=10_000).options
 
 
@@ -101,8 +104,30 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return "valid: " + ", ".join(names)
 
 
+def usage(example: str) -> str:
+    """The command of an example, without its words: `python launch/slurm.py`, `python -m pipeline.evaluate`."""
+    words = example.split()
+    return " ".join(words[: 3 if words[1:2] == ["-m"] else 2])
+
+
+def unknown_option(message: str, options: Sequence[str]) -> str:
+    """A sentence on the first word of argparse's `unrecognized arguments: ...`: what it means here, else what is spelt alike.
+
+    options: the names of the command's options.
+    """
+    word, *behind = message.split(": ", 1)[1].split()
+    name, _, value = word.partition("=")
+    if not value and behind and not behind[0].startswith("-"):
+        value = behind[0]
+    if sentence := meaning(name, value, options):
+        return sentence
+    if not word.startswith("-"):
+        return f"'{word}' was not expected on the command line: options start with '--' (see --help)"
+    return f"{name} is not an option: {nearest(name, [option for option in options if option.startswith('--')])}"
+
+
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose --help opens with one sentence and an example, and whose errors are one sentence (UserError).
+    """A parser whose --help opens with usage, one sentence and an example, and whose errors are one sentence (UserError).
 
     Its subcommands have parsers of this class too: `add_parser` of `add_subparsers` takes the same arguments.
     """
@@ -111,16 +136,32 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(
             prog=prog,
             description=f"{sentence}\n\nexample:\n  {example}",
-            usage=argparse.SUPPRESS,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        # A subcommand's parser is given its `prog`, which ends with its name.
+        self.command = usage(example) + (f" {prog.split()[-1]}" if prog else "")
+
+    def format_help(self) -> str:
+        self.usage = " ".join([self.command, *self._given(), "[options]"]).replace("%", "%%")
+        return super().format_help()
+
+    def _given(self) -> Iterator[str]:
+        """The words that the command is given, and its required options, as usage shows them."""
+        for action in self._actions:
+            name = str(action.metavar or action.dest.upper())
+            if not action.option_strings:
+                name += " ..." if action.nargs in ("+", "*") else ""
+                yield f"[{name}]" if action.nargs in ("?", "*") else name
+            elif action.required:
+                yield f"{action.option_strings[-1]} {name}"
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
-            word = message.split(": ", 1)[1].split()[0]
             options = [option for parser in self._parsers() for option in parser._option_string_actions]
-            message = f"{word} is not an option: {nearest(word.partition('=')[0], options)}"
+            raise UserError(unknown_option(message, options))
+        if (found := _REFUSED_VALUE.fullmatch(message)) and (known := value_meaning(found[1].split("/")[-1], found[2])):
+            message = f"{found[1]} does not fit: {known}"
         raise UserError(f"{message}: see --help")
 
     def _parsers(self) -> Iterator[argparse.ArgumentParser]:

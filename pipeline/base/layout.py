@@ -12,6 +12,7 @@ from pathlib import Path
 CONFIG = "config.yaml"  # the resolved config
 RUN = "run.json"  # what the run is made from, and the attempts so far
 CHECKPOINTS = "checkpoints"  # folder of ITERATION-DIGEST.pt (pipeline/training/checkpoint.py)
+PROFILE = "profile"  # folder of the traces of `--profile`, named by `profile_trace` (pipeline/loop/profiling.py)
 NONFINITE = "nonfinite.jsonl"  # updates whose loss or gradient was not a number (pipeline/loop/trainer.py)
 LOCK = ".lock"  # held by the process that writes the run (pipeline/base/lease.py)
 LEASE = ".lease"  # which attempt of which job that process is
@@ -68,6 +69,11 @@ def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
 def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
     """The last of `checkpoints_in`, by name alone; None where there is none."""
     return max(checkpoints_in(folder), default=None)
+
+
+def profile_trace(run: Path, first: int, last: int) -> Path:
+    """The trace of the updates from iteration `first` up to `last`, without it."""
+    return run / PROFILE / f"{first:08d}-{last:08d}.json.gz"
 
 
 def weights_suffix(weights: str) -> str:

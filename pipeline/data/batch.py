@@ -34,14 +34,14 @@ class LoaderConfig:
     on_decode_error decides where an image is damaged; no other key changes what a batch holds.
 
     Args:
-        threads: threads that decode; where null, as `python -m pipeline.tune` found for this machine, else one per core of
+        threads: threads that decode; left out, as `python -m pipeline.tune` found for this machine, else one per core of
             this rank's share.
-        read_threads: reads in flight at once; where null, as tuned, else 16.
-        read_ahead: batches being read before DALI asks for them; where null, as tuned, else 2.
-        decode_ahead: batches that DALI works on at once; where null, as tuned, else 2.
-        ready: finished batches waiting for the consumer; where null, as tuned, else 2.
-        stage_to: folder on a disk of this machine to which the shards are copied before the first batch; null reads them
-            where they are. Processes of one machine share the copies.
+        read_threads: reads in flight at once; left out, as tuned, else 16.
+        read_ahead: batches being read before DALI asks for them; left out, as tuned, else 2.
+        decode_ahead: batches that DALI works on at once; left out, as tuned, else 2.
+        ready: finished batches waiting for the consumer; left out, as tuned, else 2.
+        stage_to: folder on a disk of this machine to which the shards are copied before the first batch; left out, they are
+            read where they are. Processes of one machine share the copies.
         in_memory_mb: a split whose images need no resizing (CIFAR) is decoded once and kept in memory (of the GPU, if the
             batches go there), if it takes at most this many MB; 0: never. Every process keeps its own copy.
         on_decode_error: stop at a training image that does not decode, or substitute the next sample for it.
@@ -52,8 +52,8 @@ class LoaderConfig:
         hw_decoder_load: share of a training batch's images that goes to the GPU's hardware JPEG decoder, as far as that
             takes them; 0..1. Only with 0 does an image's decoder depend on the image alone, always; between 0 and 1 it
             depends on the batch too, and so on the number of ranks, and the decoders may differ in a pixel's last grey level.
-            With 1 that is rare: an image on which the hardware fails sends its whole batch to the other decoder. Where
-            null, that of the run's last attempt, else 0. Evaluation always uses 0.
+            With 1 that is rare: an image on which the hardware fails sends its whole batch to the other decoder. Left
+            out, that of the run's last attempt, else 0. Evaluation always uses 0.
         fancy_upsampling: whether the GPU interpolates chroma as libjpeg-turbo does on the CPU.
     """
 

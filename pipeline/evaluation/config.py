@@ -14,7 +14,7 @@ class EvaluationConfig:
     Args:
         every: iterations between evaluations.
         short_side: the shorter side of an image is resized to this many pixels before the centre crop; 256 in the paper.
-        crop: side of the centre crop in pixels; null takes the crop of training (`augment.crop`), as the paper does.
+        crop: side of the centre crop in pixels; left out, the crop of training (`augment.crop`), as in the paper.
     """
 
     # The schedule's patience counts evaluations: `every` is a part of the recipe, so it must not be rounded.

@@ -107,7 +107,7 @@ def parse_arch(arch: str) -> Architecture:
         depth = int(match[2])
         if layout := kind.layout(depth):
             return Architecture(kind=match[1], depth=depth, variant=match[3], **vars(layout))
-    close = difflib.get_close_matches(arch.lower(), _names(CIFAR_DEPTHS))
+    close = difflib.get_close_matches(arch.lower(), net_names(CIFAR_DEPTHS))
     meant = f" (did you mean {' or '.join(close)}?)" if close else ""
     raise UserError(f"arch: there is no net named {arch!r}{meant}; the nets are {known_nets()}")
 
@@ -116,13 +116,13 @@ def known_nets() -> str:
     """The names of all nets, for help and errors."""
     any_depth = [f"{word}D{variant}" for word, kind in KINDS.items() if kind.cifar for variant in kind.variants]
     return (
-        f"{', '.join(_names())}, and for CIFAR {' and '.join(any_depth)} with any other D = 6n + 2, n >= 1, "
+        f"{', '.join(net_names())}, and for CIFAR {' and '.join(any_depth)} with any other D = 6n + 2, n >= 1, "
         f"such as {', '.join(map(str, CIFAR_DEPTHS))}"
     )
 
 
-def _names(cifar_depths: tuple[int, ...] = ()) -> list[str]:
-    """The nets with layouts of their own, and CIFAR nets of the given depths."""
+def net_names(cifar_depths: tuple[int, ...] = ()) -> list[str]:
+    """The names of the nets with layouts of their own, and of CIFAR nets of the given depths."""
     return [
         f"{word}{depth}{variant}"
         for word, kind in KINDS.items()

@@ -56,7 +56,7 @@ class Config:
     Args:
         arch: the net, one of those that pipeline.models.architecture knows; --help lists them.
         data: the dataset folder, or its URL.
-        name: the run's name; ARCH-seedN where null.
+        name: the run's name; ARCH-seedN where none is given.
         runs: the folder that holds the run folders.
         seed: random seed of initial weights, order and augmentation.
         shortcut: A zero-padded identity, B projection where dimensions change, C projection everywhere; default: the paper's.
@@ -94,7 +94,9 @@ class Config:
             gradients after the backward pass instead of during it, with the same bits where reduction is tree.
             Normalization groups must not span ranks. CPUs train without graphs. No GPU has run it yet.
         device: auto, cpu or cuda.
-        threads: CPU threads of a rank; null is this rank's share of the host's cores. They decide the last bits of a CPU run.
+        threads: CPU threads of a rank; left out, its share of the host's cores. They decide the last bits of a CPU run.
+        profile: how many updates torch's profiler traces on rank 0, after 10 to warm up; the trace goes into profile/ of the
+            run folder, the largest operators onto the terminal. 0 traces none. It changes nothing that is computed.
         timeout_seconds: how long a rank may stand still, or wait for another rank, before the job ends and names the rank.
     """
 
@@ -124,6 +126,7 @@ class Config:
     cuda_graph: bool = field(default=False, metadata=SURROUNDINGS)
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=SURROUNDINGS)
     threads: int | None = field(default=None, metadata=SURROUNDINGS)
+    profile: int = field(default=0, metadata=SURROUNDINGS)
     timeout_seconds: float = field(default=600.0, metadata=SURROUNDINGS)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -136,7 +139,7 @@ class Config:
     def __post_init__(self) -> None:
         parse_arch(self.arch)
         check_at_least(1, self, "iterations", "batch", "shuffle_block", "threads")
-        check_at_least(0, self, "seed", "recompute_bn_images")
+        check_at_least(0, self, "seed", "recompute_bn_images", "profile")
         if self.seed >= 2**64:
             raise UserError(f"seed is {self.seed}: it must be less than 2^64")
         if not self.timeout_seconds > 0:

@@ -6,42 +6,52 @@ import argparse
 import dataclasses
 import itertools
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import jsonargparse
 
-from pipeline.base.checkout import RECIPE, configs
-from pipeline.base.command import UserError, nearest
+from pipeline.base.checkout import CONFIGS, RECIPE, configs
+from pipeline.base.command import UserError, unknown_option
 from pipeline.base.files import read_yaml
 from pipeline.base.typed import check_keys, read_typed
+from pipeline.base.words import ALIASES, EPOCHS, value_meaning
+from pipeline.data.storage import open_dataset
 from pipeline.models.architecture import known_nets
 from pipeline.run.batch_scaling import read_factor, scale_batch
 from pipeline.run.config import Config, check
+from pipeline.run.help import HELP_ALL, Option, long_help, short_help, type_words
+
+EXPERIMENT = "tracking.experiment"
 
 
 class _Parser(jsonargparse.ArgumentParser):
-    """A parser whose help opens with its sentence and example."""
+    """A parser whose --help is short."""
+
+    sentence, example = "", ""
+    own: Sequence[Option] = ()
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
-        _, rest = super().format_help(formatter).split("\noptions:\n", 1)
-        return f"{self.description}\n\noptions:\n{rest}"
+        return short_help(self.sentence, self.example, self.own)
 
 
-def parser(description: str, example: str) -> jsonargparse.ArgumentParser:
-    """A parser with `--config FILE` and every key of `Config` as an option. The command adds its other options."""
+def parser(sentence: str, example: str, own: Sequence[Option] = ()) -> jsonargparse.ArgumentParser:
+    """A parser with `--config FILE` and every key of `Config` as an option. The command adds its other options.
+
+    own: those of them that --help shows before the config's keys; --help-all shows all.
+    """
     arg_parser = _Parser(
-        description=f"{description}\n\nexample:\n  {example}",
-        exit_on_error=False,
-        allow_abbrev=False,
-        print_config=None,
+        description=f"{sentence}\n\nexample:\n  {example}", exit_on_error=False, allow_abbrev=False, print_config=None
     )
+    arg_parser.sentence, arg_parser.example, arg_parser.own = sentence, example, own
+    arg_parser.add_argument(HELP_ALL, action="store_true", help="show this text and exit")
     arg_parser.add_argument(
         "--config",
         action="config",
-        help=f"YAML file of the values below; later options override it; without it configs/{RECIPE}, whose values precede "
-        "the defaults that this help names",
+        metavar="FILE",
+        help=f"YAML file of the values below; later options override it; without it configs/{RECIPE}",
     )
     arg_parser.add_class_arguments(Config, None)
     next(action for action in arg_parser._actions if action.dest == "arch").help = f"the net: {known_nets()}"
@@ -59,22 +69,45 @@ def parser(description: str, example: str) -> jsonargparse.ArgumentParser:
 def parse(arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple[Config, jsonargparse.Namespace]:
     """Read a command line into (config, the command's other options). Raises UserError for what does not fit.
 
-    A command line without `--config` has the values of RECIPE, as if that had been given first.
+    A command line without `--config` has the values of RECIPE, as if that had been given first. A run whose MLflow
+    experiment nothing names belongs to the one that has the name of its config file.
     """
     argv = [_config_spelling(word) for word in argv]
+    if HELP_ALL in argv:
+        assert isinstance(arg_parser, _Parser)
+        print(
+            long_help(arg_parser.sentence, arg_parser.example, arg_parser, _values_in_force(arg_parser, argv)), end=""
+        )
+        sys.exit(0)
     if not _config_files(argv) and not {"-h", "--help"} & set(argv):  # help needs no file, and a wheel has none
         argv = [f"--config={configs() / RECIPE}", *argv]
     for file in _config_files(argv):
         check_keys(Config, _values(file), str(file))
     try:
-        args = arg_parser.instantiate(arg_parser.parse_args(argv))
+        args = arg_parser.instantiate(arg_parser.parse_args(_with_experiment(argv)))
     except jsonargparse.ArgumentError as error:
-        raise UserError(_one_sentence(str(error), arg_parser)) from None
+        raise UserError(_one_sentence(str(error), arg_parser, argv)) from None
     config = Config(**{key.name: args.pop(key.name) for key in dataclasses.fields(Config)})
     if (factor := args.pop("scale_batch")) is not None:
         config = scale_batch(config, read_factor(factor))
     check(config)
     return config, args
+
+
+def _values_in_force(arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> Config:
+    """The config of a command line that asks for --help-all; in a wheel, which has no configs/, the defaults."""
+    words = [word for word in argv if word not in (HELP_ALL, "-h", "--help")]
+    return parse(arg_parser, words)[0] if CONFIGS.is_dir() or _config_files(words) else Config()
+
+
+def _with_experiment(argv: Sequence[str]) -> list[str]:
+    """`argv` with the name of the last config file as MLflow experiment, where no file and no option gives one."""
+    files = _config_files(argv)
+    named = any("experiment" in (_values(file).get("tracking") or {}) for file in files)
+    key = f"--{EXPERIMENT}"
+    if not files or named or any(word.partition("=")[0] == key for word in argv):
+        return list(argv)
+    return [*argv, f"{key}={files[-1].stem}"]
 
 
 def load(path: Path) -> Config:
@@ -107,8 +140,9 @@ def key_names(kind: type = Config, prefix: str = "") -> list[str]:
 def _config_spelling(word: str) -> str:
     """A word of a command line with its config key as the config spells it: --bn-group becomes --bn_group."""
     option, equals, value = word.partition("=")
+    option = ALIASES.get(option, option)
     spelled = option[2:].replace("-", "_") if option.startswith("--") else ""
-    return f"--{spelled}{equals}{value}" if spelled in key_names() else word
+    return f"--{spelled}{equals}{value}" if spelled in key_names() else f"{option}{equals}{value}"
 
 
 def _config_files(argv: Sequence[str]) -> list[Path]:
@@ -117,16 +151,48 @@ def _config_files(argv: Sequence[str]) -> list[Path]:
     return [Path(file) for file in files]
 
 
-def _one_sentence(message: str, arg_parser: jsonargparse.ArgumentParser) -> str:
+def _one_sentence(message: str, arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> str:
     """jsonargparse's message as one sentence with a remedy."""
     if message.startswith("unrecognized arguments:"):
-        word = message.split(":", 1)[1].split()[0]
-        if not word.startswith("--"):
-            return f"'{word}' was not expected on the command line: options start with '--' (see --help)"
-        valid = [option for action in arg_parser._actions for option in action.option_strings if option[:2] == "--"]
-        return f"{word.partition('=')[0]} is not an option: {nearest(word.partition('=')[0], valid)}"
+        names = [name for action in arg_parser._actions for name in action.option_strings]
+        names += [name.replace("_", "-") for name in names]
+        sentence = unknown_option(message, list(dict.fromkeys(names)))
+        return sentence.replace(EPOCHS, _iterations_of(message, arg_parser, argv)) if EPOCHS in sentence else sentence
     if match := re.match(r'Parser key "(.+?)":\s*(.*)', message, re.DOTALL):
-        reason = re.sub(r"<class '(\w+)'>", r"\1", " ".join(match[2].split())).replace("typing.", "")
+        key, reason = match[1], " ".join(match[2].split())
+        action = next((action for action in arg_parser._actions if action.dest == key), None)
+        hint = getattr(action, "_typehint", None)
+        value = re.search(r"(?:Got value|Given value): (.*)$", reason)
+        if hint is not None and value:
+            advice = value_meaning(f"--{key}", value[1]) or f"give {type_words(hint)}, not '{value[1]}'"
+            return f"{key} does not fit: {advice}"
+        if "Unable to load config" in reason:
+            return f"{key} does not fit: give its keys one by one, as in --{key}.KEY VALUE (see --help-all)"
+        reason = re.sub(r"<class '(\w+)'>", r"\1", reason).replace("typing.", "")
         reason = re.sub(r"Problem with given class_path '\S+': ", "one of its items: ", reason)
-        return f"{match[1]} does not fit: {reason.rstrip('.')}"
+        return f"{key} does not fit: {reason.rstrip('.')}"
     return " ".join(message.split())
+
+
+def _iterations_of(message: str, arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> str:
+    """What to type for `--epochs N`: the iterations, where the dataset that the rest of the command line names can be read."""
+    words = message.split(": ", 1)[1].split()
+    count = next((found[0] for word in words[:2] if (found := re.search(r"\d+(\.\d+)?$", word))), "")
+    formula = f"{count or 'N'} epochs are --iterations {count or 'N'} x images / --batch"
+    if not count:
+        return formula
+    unknown = iter([*words, ""])
+    next_unknown = next(unknown)
+    known = []
+    for word in argv:
+        if word == next_unknown:
+            next_unknown = next(unknown)
+        else:
+            known.append(word)
+    try:
+        config, _ = parse(arg_parser, known)
+        images = open_dataset(config.data).manifest.splits["train"].samples
+    except (UserError, KeyError):
+        return formula
+    iterations = max(1, round(float(count) * images / config.batch))
+    return f"{count} epochs of the {images:,} images in {config.data}, {config.batch} at a time, are --iterations {iterations}"

@@ -1,4 +1,4 @@
-"""The command `python -m pipeline.tracking`: `open RUNS` shows runs in MLflow, `sync RUN ...` sends it what it lacks."""
+"""The command `python -m pipeline.tracking`: open shows runs in MLflow, sync sends it what it lacks, export makes files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pipeline.base import command
 from pipeline.base.command import CommandParser, Progress, UserError, print_json, print_table
 from pipeline.base.layout import FEEDER_LOG, METRICS
 from pipeline.base.lock import is_locked
+from pipeline.tracking.exporting import FORMATS, export_metrics
 from pipeline.tracking.opening import in_order, open_runs
 from pipeline.tracking.process import FeederProcess, unsent_lines, what_is_left
 from pipeline.tracking.state import Delivered, Wanted
@@ -18,19 +19,26 @@ from pipeline.tracking.store import store_of
 
 OPEN_EXAMPLE = "python -m pipeline.tracking open runs"
 SYNC_EXAMPLE = "python -m pipeline.tracking sync runs/resnet50-seed0"
+EXPORT_EXAMPLE = "python -m pipeline.tracking export runs/resnet50-seed0 --format tensorboard"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    if args.command == "export":
+        return _export(args)
     return open_runs(args.runs, args.port, browser=args.browser) if args.command == "open" else _sync_all(args)
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser("Shows runs in MLflow, or sends MLflow what it lacks of them.", OPEN_EXAMPLE)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="open|sync")
+    parser = CommandParser(
+        "Shows runs in MLflow, sends MLflow what it lacks, or makes files of their metrics.",
+        OPEN_EXAMPLE,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="open|sync|export")
     text = "Opens MLflow on the runs of a folder, for this machine alone."
     show = commands.add_parser("open", help=text, sentence=text, example=OPEN_EXAMPLE)
-    show.add_argument("runs", type=Path, metavar="RUNS", help="the folder that holds the run folders")
+    help = "the folder that holds the run folders (default: %(default)s)"
+    show.add_argument("runs", nargs="?", default=Path("runs"), type=Path, metavar="RUNS", help=help)
     show.add_argument("--port", type=int, default=5000, help="the port of http://127.0.0.1 (%(default)s)")
     text = "only print the page's address; it is opened where there is a display, from a terminal"
     show.add_argument("--no-browser", dest="browser", action="store_false", help=text)
@@ -41,7 +49,22 @@ def _parser() -> CommandParser:
     sync.add_argument("--uri", help=text)
     sync.add_argument("--seconds", type=float, default=600.0, help="time limit per run, in seconds (%(default)g)")
     sync.add_json_option()
+    text = "Writes the metrics of runs as one CSV table, or as TensorBoard's event files."
+    export = commands.add_parser("export", help=text, sentence=text, example=EXPORT_EXAMPLE)
+    export.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
+    export.add_argument("--format", choices=list(FORMATS), default="csv", help="of what is written (%(default)s)")
+    help = "what is made goes into this folder (default: %(default)s)"
+    export.add_argument("--out", type=Path, default=Path("exported"), metavar="FOLDER", help=help)
+    export.add_json_option()
     return parser
+
+
+def _export(args: argparse.Namespace) -> int:
+    made, values = export_metrics(args.runs, args.out, args.format)
+    print_table(f"{args.format} in {made}", ("run", "values"), [(name, f"{count:,}") for name, count in values.items()])
+    if args.json:
+        print_json({"made": str(made), "values": values})
+    return 0
 
 
 def _sync_all(args: argparse.Namespace) -> int:

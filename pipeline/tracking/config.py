@@ -17,7 +17,7 @@ class TrackingConfig:
         mlflow: whether to feed MLflow from metrics.jsonl during the run; `python -m pipeline.tracking sync RUN` does so
             later.
         experiment: the MLflow experiment that the run belongs to.
-        uri: MLflow's tracking server or store. Null: the environment variable MLFLOW_TRACKING_URI if it is set, else the
+        uri: MLflow's tracking server or store. Left out: the environment variable MLFLOW_TRACKING_URI if it is set, else the
             SQLite file mlflow.db beside the run folders, with the artifacts in mlartifacts beside it.
         close_seconds: how long the end of a run waits for MLflow to take the rest; the next start delivers what is left.
             A run that was asked to stop waits 5 s at most.

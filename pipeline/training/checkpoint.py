@@ -35,7 +35,7 @@ class CheckpointConfig:
         every: iterations between checkpoints; one is also written at the end, on a request to stop (preemption) and, with
             keep_best, at every new lowest val error.
         keep_last: how many of the newest are kept.
-        keep_every: checkpoints at multiples of this many iterations are kept too; null for none.
+        keep_every: checkpoints at multiples of this many iterations are kept too. Left out: none of them.
         keep_best: whether the checkpoint with the lowest val error is kept too.
     """
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.base.command import UserError
 from pipeline.process.world import World, wait_for_all_ranks
 from pipeline.training.flat import FlatGradients
+from pipeline.training.spans import span
 from pipeline.training.tree import TreeAccumulator, tree_all_reduce, tree_all_reduce_nccl, tree_levels
 
 
@@ -89,7 +90,8 @@ class GradientReducer:
         if self.flat is None:
             return
         self.arrived()
-        self._sum(self.flat.buffer)
+        with span("sum gradients over ranks"):
+            self._sum(self.flat.buffer)
 
     def hook(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """DDP communication hook (see torch.nn.parallel.DistributedDataParallel.register_comm_hook)."""

@@ -23,7 +23,7 @@ class ScheduleConfig:
         drops: `plateau` drops at most this often; twice in the paper's Fig. 4.
         warmup_iterations: over so many iterations the learning rate rises linearly from 1/warmup_iterations of its value.
         start_lr: the learning rate until the training error first falls below `start_until_error`; 0.01 for ResNet-110
-            (paper 4.2); null for none.
+            (paper 4.2). Left out: `lr` from the start.
         start_until_error: the training top-1 error of one log interval, percent, below which `start_lr` ends; 80 in the
             paper.
     """

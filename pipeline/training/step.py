@@ -43,6 +43,7 @@ from pipeline.training.pacing import pacing
 from pipeline.training.precision import Precision, images_dtype
 from pipeline.training.reduction import GradientReducer, choose_mode
 from pipeline.training.replay import Recorder, ReplayedUpdate, Update
+from pipeline.training.spans import span
 from pipeline.training.synced_batchnorm import share_normalization
 
 
@@ -153,9 +154,11 @@ class TrainingStep:
             with self.statistics.group(number):
                 metrics[number, :2] = self._micro_batch(images[rows], labels[rows], travels=last)
             if not last:
-                self.reducer.push_gradients()
+                with span("sum gradients of this rank"):
+                    self.reducer.push_gradients()
         if not isinstance(self.network, DistributedDataParallel):
-            self.reducer.finish_locally()
+            with span("sum gradients of this rank"):
+                self.reducer.finish_locally()
         return metrics
 
     def _apply(self, metrics: Tensor) -> None:
@@ -169,7 +172,8 @@ class TrainingStep:
         finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()
         self.statistics.commit(finite)
         self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
+        with span("optimizer"):
+            self.optimizer.step()
         if self.average:
             self.average.update(finite)
         metrics[:, 2] = finite
@@ -180,15 +184,17 @@ class TrainingStep:
         travels: it is the rank's last, after which DDP sums the gradients over the ranks.
         """
         waits = isinstance(self.network, DistributedDataParallel) and not travels
+        bf16 = self.config.precision == "bf16"
         with self.network.no_sync() if waits else nullcontext():  # type: ignore[operator]
             # NHWC in memory seen as NCHW is channels_last: no copy.
-            with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            with span("forward"), torch.autocast(self.world.device.type, torch.bfloat16, enabled=bf16):
                 logits = self.network(images.permute(0, 3, 1, 2))
                 # bf16 has 8 bits: the softmax and its loss are float32 (float64 stays, for tests).
                 logits = logits.float() if logits.dtype == torch.bfloat16 else logits
                 smoothing = self.config.label_smoothing
                 loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing) / self.config.batch
-            loss.backward()
+            with span("backward"):
+                loss.backward()
         with torch.no_grad():
             if smoothing:  # the reported loss is the cross-entropy with the labels, to compare with other recipes
                 loss = F.cross_entropy(logits, labels, reduction="sum") / self.config.batch

@@ -182,5 +182,6 @@ def test_the_same_again_is_already_done(prepared, folders, command, hashes):
 
 def test_help_opens_with_a_sentence_and_an_example(command):
     lines = command("data_prep/shard_imagenet.py", "--help").stdout.splitlines()
-    assert lines[0].startswith("Make a dataset folder") and lines[0].endswith(".")
-    assert lines[2] == "example:" and "shard_imagenet.py" in lines[3]
+    assert lines[0] == "usage: python data_prep/shard_imagenet.py [SOURCE] [DESTINATION] [options]"
+    assert lines[2].startswith("Make a dataset folder") and lines[2].endswith(".")
+    assert lines[4] == "example:" and "shard_imagenet.py" in lines[5]

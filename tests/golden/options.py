@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from launch.site import Site
 from pipeline.base.command import CommandParser
+from pipeline.base.words import ALIASES
 from pipeline.run.config import Config
 from pipeline.run.options import key_names
 from tests import commands
@@ -27,6 +28,7 @@ OF_PARSERS = ("-h", "--help", "--print_shtab")  # the last is added by jsonargpa
 def interface() -> list[str]:
     """One line for each option of each command, key of configs and key of site files, sorted."""
     lines = [f"config: {line}" for line in _keys(Config)]
+    lines += [f"a config's key: {word} is {key}" for word, key in ALIASES.items()]
     lines += [f"site file: {line}" for line in _keys(Site)]
     for module in commands.commands():
         if module.partition(".")[0] not in ("bench", "tests"):

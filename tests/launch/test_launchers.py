@@ -287,5 +287,6 @@ def test_help_opens_with_a_sentence_and_an_example(name: str, capsys: pytest.Cap
     with pytest.raises(SystemExit) as ended:
         launcher.main(["--help"])
     assert ended.value.code == 0
-    sentence, _, title, example, *_ = capsys.readouterr().out.splitlines()
+    usage, _, sentence, _, title, example, *_ = capsys.readouterr().out.splitlines()
+    assert usage == f"usage: python launch/{name} [options]"
     assert sentence.endswith(".") and title == "example:" and example.startswith(f"  python launch/{name} ")

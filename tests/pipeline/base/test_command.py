@@ -96,9 +96,9 @@ def test_nearest_names() -> None:
 @pytest.mark.parametrize(
     ("main", "words", "sentence"),
     [
-        (tracking.main, "", "the following arguments are required: open|sync: see --help"),
+        (tracking.main, "", "the following arguments are required: open|sync|export: see --help"),
         (tracking.main, "opne runs", "invalid choice: 'opne'"),
-        (tracking.main, "open", "the following arguments are required: RUNS: see --help"),
+        (tracking.main, "sync", "the following arguments are required: RUN: see --help"),
         (tracking.main, "open runs --prot 5001", "--prot is not an option: did you mean '--port'"),
         (tracking.main, "sync runs/a --seconds long", "argument --seconds: invalid float value: 'long'"),
         (ending.run, "runs/a/slurm --code x --limit 3", "argument --code: invalid int value: 'x'"),

@@ -10,7 +10,7 @@ from tests.helpers import ROOT
 
 PRODUCT = ("pipeline", "launch", "data_prep", "paper")
 # Words that mean other things elsewhere: a launcher, a step of training, an array in a score file ...
-ALSO_WORDS = {"scores", "evaluation", "activity", "logs", "slurm", "ray", "checkpoints", "model", ".json"}
+ALSO_WORDS = {"scores", "evaluation", "activity", "logs", "slurm", "ray", "checkpoints", "model", "profile", ".json"}
 
 
 def test_checkpoints_are_listed_by_their_names(tmp_path: Path) -> None:

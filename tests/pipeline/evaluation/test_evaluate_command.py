@@ -175,8 +175,9 @@ def test_help_opens_with_a_sentence_and_an_example(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         evaluate.main(["--help"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("Tests one net") and lines[0].endswith(".")
-    assert "python -m pipeline.evaluate runs/" in lines[3]
+    assert lines[0] == "usage: python -m pipeline.evaluate [RUN|CHECKPOINT] [options]"
+    assert lines[2].startswith("Tests one net") and lines[2].endswith(".")
+    assert "python -m pipeline.evaluate runs/" in lines[5]
 
 
 def test_a_checkpoint_that_a_training_removes_meanwhile(

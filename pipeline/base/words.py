@@ -1,0 +1,267 @@
+"""What the field's own words mean here: torchvision's references, timm, Lightning, Hugging Face and SLURM have other options.
+
+ALIASES are words with exactly the meaning and the values of an option here: typing them is typing that option. All other
+words get an answer in place of an error that suggests what is merely spelt alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+
+# Of a config's key. Not --batch-size: that is one GPU's share elsewhere, and --batch is the whole mini-batch.
+ALIASES = {
+    "--lr": "--optimizer.lr",
+    "--momentum": "--optimizer.momentum",
+    "--wd": "--optimizer.weight_decay",
+    "--weight-decay": "--optimizer.weight_decay",
+    "--weight_decay": "--optimizer.weight_decay",
+    "--model": "--arch",
+}
+
+# Values of an option that other tools have, and what they are here.
+_HALF = "16-bit arithmetic is --precision bf16 here, with float32 weights"
+VALUES = {
+    "--precision": {
+        **dict.fromkeys(("16", "fp16", "float16", "half", "16-mixed", "bf16-mixed", "bfloat16", "bf16-true"), _HALF),
+        **dict.fromkeys(("32", "fp32", "32-true", "tf32", "float"), "32-bit arithmetic is --precision float32 here"),
+    },
+    "--device": dict.fromkeys(
+        ("gpu", "cuda:0", "0", "cuda:1", "1"), "a GPU is --device cuda here; CUDA_VISIBLE_DEVICES chooses which"
+    ),
+}
+
+# Where a text stands for the length of N epochs, which only the dataset tells (pipeline/run/options.py).
+EPOCHS = "{epochs}"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What `words` mean in a command that has the options `needs`.
+
+    text: the rest of a sentence that begins with the word; `{value}` stands for the word behind it, or for `value`. Or a
+    function of that word ("" where there was none).
+    """
+
+    words: str
+    needs: str
+    text: str | Callable[[str], str]
+    value: str = "N"
+
+
+def meaning(word: str, value: str, options: Container[str]) -> str | None:
+    """A sentence on what `word` means in a command that has these options; None where nothing is known of it.
+
+    word: as typed, such as --lr or -j. value: the word behind it, or behind its `=`; "" where there is none.
+    """
+    name = word if re.fullmatch("-[A-Za-z]", word) else word.lower().replace("_", "-")
+    for one in MEANINGS:
+        if name in one.words.split() and all(need in options for need in one.needs.split()):
+            text = one.text(value) if callable(one.text) else one.text.replace("{value}", value or one.value)
+            return f"{word} {text}"
+    return None
+
+
+def value_meaning(option: str, value: str) -> str | None:
+    """A sentence on a value that an option does not take, but other tools do; None where nothing is known of it."""
+    if option.replace("_", "-") == "--gpus-per-node":
+        return _typed_gpus(value)
+    return VALUES.get(option, {}).get(value.lower())
+
+
+def _typed_gpus(value: str) -> str | None:
+    """SLURM's `a100:4`, where a number alone is taken."""
+    found = re.fullmatch(r"(?:gpu:)?([A-Za-z][\w-]*):(\d+)", value)
+    if not found:
+        return None
+    kind, count = found.groups()
+    return (
+        f"give the number alone, --gpus-per-node {count}, and ask for the kind ({kind}) by --constraint or --partition"
+    )
+
+
+def _schedule(value: str) -> str:
+    kinds = {"cos": "cosine", "step": "steps", "multistep": "steps", "plateau": "plateau", "reduce": "plateau"}
+    kind = next((kind for start, kind in kinds.items() if value.lower().startswith(start)), None)
+    return f"is --schedule.kind here: --schedule.kind {kind or 'plateau|steps|cosine'}"
+
+
+def _gpus_of_a_node(value: str) -> str:
+    """SLURM's `gpu:8`, `gpu:a100:8`, `a100:8` or `8`."""
+    found = re.fullmatch(r"(?:gpu:)?(?:([A-Za-z][\w-]*):)?(\d+)", value.strip(), re.IGNORECASE)
+    kind, count = (found[1], found[2]) if found else (None, "N")
+    text = f"is --gpus-per-node here: --gpus-per-node {count}"
+    return text + (f"; the kind of GPU ({kind}) is asked for by --constraint or --partition" if kind else "")
+
+
+def _memory(value: str) -> str:
+    """SLURM's memory (a number of MB, or with K, M, G, T) in GB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", value.strip(), re.IGNORECASE)
+    if not found:
+        return "is --mem-gb here, a number of GB of each node"
+    size = float(found[1]) * {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}[found[2].upper() or "M"]
+    return f"is --mem-gb here, in GB: --mem-gb {size:g}"
+
+
+# The options by which a command is known.
+TRAINING, LAUNCHER = "--iterations", "--evaluate"
+LOCAL, SLURM, RAY = "--procs", "--partition", "--max-failures"
+SLURM_TRAINING = f"{SLURM} {TRAINING}"
+EVALUATION, PREPARATION = "--weights-file", "--samples-per-shard"
+
+_RANKS = "--gpus --devices --num-gpus --ngpus --n-gpu --world-size --nproc --nproc-per-node --num-processes"
+_NODES = "--num-nodes --nnodes --num-machines"
+_BY_ITSELF = (
+    "--dist-url --dist-backend --rank --local-rank --distributed --ddp --strategy --multiprocessing-distributed"
+)
+_BATCH = "--batch-size -b --train-batch-size --per-device-train-batch-size --per-device-batch-size"
+_THREADS = "--workers -j --num-workers --dataloader-num-workers --data-workers"
+_AMP = "--amp --fp16 --bf16 --half --mixed-precision --native-amp --apex-amp --amp-dtype"
+_DATA = "--data-path --data-dir --dataset --train-dir --root --train-data"
+
+MEANINGS: tuple[Meaning, ...] = (
+    # SLURM's own words first: in launch/slurm.py they mean what they mean to sbatch.
+    Meaning("--gres --gpus-per-task", SLURM, _gpus_of_a_node),
+    Meaning("--gpus -G", SLURM, "counts a whole job's GPUs: here give --nodes N and --gpus-per-node N, whose product it is"),
+    Meaning("--mem", SLURM, _memory),
+    Meaning("--mem-per-cpu --mem-per-gpu", SLURM, "has no equal here: --mem-gb is the memory of a whole node"),
+    Meaning("--ntasks -n", SLURM, "follows here from --nodes times --gpus-per-node (or --tasks-per-node)"),
+    Meaning("--job-name -J", TRAINING, "is --name here, of run and job: --name {value}", "NAME"),
+    Meaning("--signal", SLURM, "is --signal-delay here, the seconds that a job gets for saving"),
+    Meaning("--requeue --no-requeue", SLURM, "is not needed: a job requeues itself; --requeue-limit ends that after crashes"),
+    Meaning("--output -o --error -e", SLURM_TRAINING, "is not needed: logs go into slurm/ of the run folder"),
+    Meaning("--test-only", SLURM_TRAINING, "is --dry-run here; to test a trained net, give --evaluate RUN"),
+    Meaning("--array -a", SLURM_TRAINING, "has no equal here: submit each run by its own command (another --seed, --arch)"),
+    Meaning(
+        "--mail-type --mail-user --exclude -x --nodelist -w --reservation --exclusive --dependency -d --begin --licenses "
+        "--hint --switches --comment --wckey --nice --hold",
+        SLURM,
+        "is not passed on to sbatch; what is: --partition, --account, --qos, --constraint, --time, --mem-gb "
+        "(see configs/site.yaml)",
+    ),
+    # Where to compute.
+    Meaning(_RANKS, LOCAL, "is --procs here, one process per GPU: --procs {value}"),
+    Meaning(_RANKS, SLURM, "is --nodes times --gpus-per-node here, one rank per GPU"),
+    Meaning(_RANKS, RAY, "is --workers here, one per GPU: --workers {value}"),
+    Meaning(_RANKS, TRAINING, "belongs to a launcher: python launch/local.py --procs {value}, or torchrun"),
+    Meaning(_RANKS, EVALUATION, "belongs to a launcher: python launch/local.py --procs {value} --evaluate RUN"),
+    Meaning(_NODES, SLURM, "is --nodes here: --nodes {value}"),
+    Meaning(_NODES, TRAINING, "belongs to SLURM's launcher: python launch/slurm.py --nodes {value}"),
+    Meaning(_BY_ITSELF, TRAINING, "is not needed: launchers start the ranks and connect them"),
+    Meaning("--gpu --gpu-id --gpu-ids --device-ids", TRAINING, "is CUDA_VISIBLE_DEVICES={value} before the command"),
+    Meaning("--accelerator --use-gpu --cuda", TRAINING, "is --device here: --device cuda, cpu, or auto"),
+    Meaning("--cpu --no-cuda --use-cpu", TRAINING, "is --device here: --device cpu"),
+    # How long, and in which pieces.
+    Meaning("--epochs --max-epochs --num-epochs --num-train-epochs", TRAINING, f"is counted in iterations here: {EPOCHS}"),
+    Meaning("--max-steps --steps --num-steps --max-iters --max-iter", TRAINING, "is --iterations here: --iterations {value}"),
+    Meaning("--min-epochs --start-epoch", TRAINING, "has no equal here: a run has its --iterations, and continues by itself"),
+    Meaning(
+        _BATCH, TRAINING,
+        "is one GPU's share elsewhere; --batch counts the images of the whole mini-batch, over all ranks: {value} on each of R "
+        "GPUs are --batch {value} x R",
+    ),
+    Meaning(
+        "--accum --grad-accum-steps --gradient-accumulation-steps --accumulate-grad-batches --iter-size", TRAINING,
+        "is not needed: --batch is the whole mini-batch, and a rank computes its part in pieces of --bn-group images",
+    ),
+    Meaning("--fast-dev-run --smoke --limit-train-batches", TRAINING, "is a short run here: --iterations 50 --name smoke"),
+    Meaning(
+        "--resume --auto-resume --resume-from-checkpoint --ckpt-path --ckpt --load --no-resume", TRAINING,
+        "is not needed: a run continues by itself when its command is given again, with the same --runs and --name",
+    ),
+    Meaning(
+        "--pretrained --weights --initial-checkpoint --finetune --init --init-from --checkpoint-path --load-weights", TRAINING,
+        "has no equal here: a training starts from random weights, drawn by --seed; python -m pipeline.evaluate --weights-file "
+        "FILE tests weights from elsewhere",
+    ),
+    # What is trained, and how.
+    Meaning("-a --net --network --backbone", TRAINING, "is --arch here: --arch {value}", "resnet50"),
+    Meaning("--opt --optim", TRAINING, "is always SGD with momentum here: --optimizer.lr, --optimizer.momentum"),
+    Meaning("--nesterov", TRAINING, "has no equal here: the momentum is the paper's, --optimizer.momentum"),
+    Meaning("--learning-rate --base-lr --blr", TRAINING, "is --optimizer.lr here: --optimizer.lr {value}", "0.1"),
+    Meaning("--lr-scheduler --sched --scheduler --lr-scheduler-type --lr-policy", TRAINING, _schedule),
+    Meaning(
+        "--lr-step-size --lr-steps --decay-epochs --decay-milestones --milestones", TRAINING,
+        "is --schedule.steps here, a list in iterations: --schedule.kind steps --schedule.steps [32000,48000]",
+    ),
+    Meaning("--lr-gamma --gamma --decay-rate", TRAINING, "is --schedule.factor here: --schedule.factor {value}", "0.1"),
+    Meaning("--patience --patience-epochs", TRAINING, "is --schedule.patience here, in evaluations"),
+    Meaning("--warmup-steps", TRAINING, "is --schedule.warmup-iterations here: --schedule.warmup-iterations {value}"),
+    Meaning(
+        "--lr-warmup-epochs --warmup-epochs --warmup --warmup-ratio", TRAINING,
+        "is counted in iterations here, by --schedule.warmup-iterations: one epoch is the number of images divided by --batch",
+    ),
+    Meaning("--min-lr --lr-min --warmup-lr", TRAINING, "has no equal here: --schedule.kind cosine falls to zero"),
+    Meaning("--norm-weight-decay --bias-weight-decay", TRAINING, "is --optimizer.decay-norm-and-bias here: false for none"),
+    Meaning("--clip-grad --clip-grad-norm --gradient-clip-val --max-grad-norm", TRAINING,
+            "has no equal here: gradients are not clipped; --on-nonfinite says what a NaN does"),
+    Meaning("--smoothing", TRAINING, "is --label-smoothing here: --label-smoothing {value}", "0.1"),
+    Meaning("--model-ema --ema --use-ema", TRAINING, "is --ema-decay here: --ema-decay 0.9998"),
+    Meaning("--model-ema-decay", TRAINING, "is --ema-decay here: --ema-decay {value}", "0.9998"),
+    Meaning("--sync-bn --sync-batchnorm --dist-bn", TRAINING,
+            "is --bn-group here, the images that share statistics, on however many devices; as many as --batch are all"),
+    Meaning(
+        "--mixup --mixup-alpha --cutmix --cutmix-alpha --auto-augment --aa --random-erase --reprob --ra-magnitude --ra-sampler "
+        "--color-jitter --scale --ratio --drop-path --dropout", TRAINING,
+        "has no equal here: images are varied as in the paper, by --augment.kind, --augment.flip and --augment.colour",
+    ),
+    Meaning("--train-crop-size --img-size --input-size --crop-size --image-size --imgsz", TRAINING,
+            "is --augment.crop here: --augment.crop {value}"),
+    Meaning("--val-crop-size", TRAINING, "is --evaluation.crop here: --evaluation.crop {value}"),
+    Meaning("--val-resize-size", TRAINING, "is --evaluation.short-side here: --evaluation.short-side {value}"),
+    Meaning("--num-classes --classes", TRAINING, "is not needed: the dataset that --data names says how many classes it has"),
+    # How fast.
+    Meaning(_THREADS, TRAINING,
+            "is --loader.threads here, threads that decode for each rank: --loader.threads {value}; left out, one per core"),
+    Meaning("--pin-mem --pin-memory --prefetch-factor --persistent-workers --channels-last --opt-level", TRAINING,
+            "is not needed: the loader does so by itself, and the layout is channels-last; see python -m pipeline.tune"),
+    Meaning(_AMP, TRAINING, "is --precision here: --precision bf16, which configs/imagenet.yaml sets"),
+    Meaning("--torchcompile --torch-compile --torchscript --jit", TRAINING, "is --compile here: --compile true"),
+    Meaning("--use-deterministic-algorithms", TRAINING, "is --deterministic here: --deterministic true, for GPUs"),
+    Meaning("--benchmark --cudnn", TRAINING, "is --cudnn-benchmark here: --cudnn-benchmark true"),
+    Meaning("--cache-dataset --cache", TRAINING, "is --loader.stage-to here, a folder on a local disk for copies of shards"),
+    Meaning("--profiler --trace", TRAINING, "is --profile here, how many updates to trace: --profile 20"),
+    # What goes where.
+    Meaning(_DATA, TRAINING, "is --data here, the dataset folder that python data_prep/shard_imagenet.py makes"),
+    Meaning("--output-dir --output --out-dir --save-dir --default-root-dir --work-dir --logdir --log-dir --checkpoint-dir",
+            TRAINING, "is --runs here, the folder that holds the run folders: --runs {value}", "runs"),
+    Meaning("--exp-name --experiment --run-name --experiment-name", TRAINING,
+            "is --name here, of the run; the MLflow experiment is --tracking.experiment"),
+    Meaning("--print-freq -p --log-interval --log-every --logging-steps --log-every-n-steps", TRAINING,
+            "is --tracking.log-every here, in iterations: --tracking.log-every {value}"),
+    Meaning("--test-only --eval --eval-only --validate -e", LAUNCHER,
+            "is --evaluate here: --evaluate RUN, behind the launcher's options"),
+    Meaning("--test-only --eval --eval-only --validate -e --evaluate", TRAINING,
+            "is a command of its own here: python -m pipeline.evaluate RUN"),
+    Meaning("--eval-freq --eval-interval --val-interval --eval-steps --val-check-interval --check-val-every-n-epoch", TRAINING,
+            "is --evaluation.every here, in iterations"),
+    Meaning("--save-every --save-freq --save-steps --checkpoint-every --recovery-interval", TRAINING,
+            "is --checkpoint.every here, in iterations"),
+    Meaning("--checkpoint-hist --save-total-limit --keep-checkpoints", TRAINING,
+            "is --checkpoint.keep-last here: --checkpoint.keep-last {value}"),
+    Meaning("--log-wandb --wandb --tensorboard --logger --report-to --csv", TRAINING,
+            "is not needed: each run writes metrics.jsonl and goes to MLflow; python -m pipeline.tracking export makes "
+            "TensorBoard or CSV files of it; --tracking.mlflow false leaves MLflow out"),
+    Meaning("--random-seed", TRAINING, "is --seed here: --seed {value}"),
+    # python -m pipeline.evaluate
+    Meaning("--checkpoint --resume --ckpt --ckpt-path --model-path --run", EVALUATION,
+            "is not needed: name the run folder or the checkpoint itself, as in python -m pipeline.evaluate RUN"),
+    Meaning("--model -a", EVALUATION, "is --arch here, and goes with --weights-file: --arch {value}", "resnet50"),
+    Meaning("--pretrained", EVALUATION, "is --weights-file here: a state dict in torchvision's names"),
+    Meaning(_BATCH, EVALUATION, "is not needed: scores do not depend on it"),
+    Meaning(_THREADS, EVALUATION, "is --threads here: --threads {value}"),
+    Meaning(_AMP, EVALUATION, "is --precision here: --precision bf16"),
+    Meaning(_DATA, EVALUATION, "is --data here, the dataset folder"),
+    Meaning("--val-split", EVALUATION, "is --split here: --split {value}", "val"),
+    Meaning("--tencrop --ten-crop --tta", EVALUATION, "is --protocol here: --protocol ten-crop"),
+    Meaning("--img-size --input-size --crop-size --image-size", EVALUATION, "is --crop here: --crop {value}"),
+    # data_prep/
+    Meaning("-j --num-workers --processes --nproc --threads", PREPARATION, "is --workers here: --workers {value}"),
+    Meaning("--shard-size --maxcount --max-count --shards --num-shards", PREPARATION,
+            "is --samples-per-shard here, the images of a shard: --samples-per-shard 1000"),
+    Meaning("--output --output-dir --out -o --dest", PREPARATION, "is not needed: the folder to make is the second word"),
+    Meaning("--source --input --input-dir --data-dir --data-path --root", PREPARATION,
+            "is not needed: the folder with the images is the first word"),
+    Meaning("--resize --size --max-size --short-side", "--max-short-side", "is --max-short-side here, in pixels"),
+)  # fmt: skip

@@ -1,0 +1,111 @@
+"""The field's words: what is suggested exists, and says what the word means where it was typed."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+
+from pipeline.base.command import UserError
+from pipeline.base.words import ALIASES, MEANINGS, Meaning, meaning
+from pipeline.run.options import key_names
+from tests import commands
+
+TYPED = ("gpu:a100:8", "64G", "cosine", "")  # for meanings that depend on the value
+
+
+@cache
+def options_by_command() -> dict[str, frozenset[str]]:
+    """Of each command of pipeline/, launch/ and data_prep/: the options it takes, in both spellings."""
+    found = {}
+    for module in commands.commands():
+        if module.startswith(("pipeline.", "launch.", "data_prep.")) and commands.has_parser(module):
+            for typed, parser in commands.parsers_of(module).items():
+                names = {name for action in parser._actions for name in action.option_strings}
+                found[typed] = frozenset(names | {name.replace("_", "-") for name in names})
+    return found
+
+
+def sentence_of(one: Meaning, value: str) -> str:
+    return one.text(value) if callable(one.text) else one.text
+
+
+@pytest.mark.parametrize("one", MEANINGS, ids=lambda one: f"{one.words.split()[0]} {one.needs}")
+def test_what_is_suggested_exists(one: Meaning) -> None:
+    commands_with_it = {
+        typed: names for typed, names in options_by_command().items() if set(one.needs.split()) <= names
+    }
+    assert commands_with_it, f"no command takes {one.needs}"
+    for value in TYPED:
+        said = sentence_of(one, value)
+        for typed, names in commands_with_it.items():
+            own = re.sub(
+                r"python (-m )?\S+( export)?( [A-Z]+)?( --[a-z-]+( \S+)?)*|torchrun", "", said
+            )  # of other commands
+            for option in re.findall(r"(?<!\S)--[a-z][a-z.-]*[a-z]", own):
+                assert option in names, f"{typed} has no {option}: {one.words}: {said}"
+
+
+@pytest.mark.parametrize("one", MEANINGS, ids=lambda one: f"{one.words.split()[0]} {one.needs}")
+def test_commands_in_an_answer_fit_their_parsers(one: Meaning) -> None:
+    from tests.command_lines import check_ours
+
+    command = re.compile(r"python ((?:-m )?[\w./]+)((?: (?:--?[\w.-]+|[A-Z]+|\{value\}|\d+)(?=[ ,;)]|$))*)")
+    for name, words in command.findall(sentence_of(one, "")):
+        if name.startswith("-m pipeline.tracking"):
+            continue  # `export` without its run
+        check_ours([*name.split(), *words.replace("{value}", "1").split(), *([] if words.strip() else ["..."])])
+
+
+def test_a_word_is_not_an_option_of_the_commands_that_answer_it() -> None:
+    """Else the answer could never be seen."""
+    for one in MEANINGS:
+        for word in one.words.split():
+            seen = [
+                typed
+                for typed, names in options_by_command().items()
+                if set(one.needs.split()) <= names and word not in names
+            ]
+            assert seen, f"{word}: every command with {one.needs} takes it as an option"
+
+
+def test_an_alias_is_no_option_and_names_a_key() -> None:
+    assert {key.removeprefix("--") for key in ALIASES.values()} <= set(key_names())
+    training = options_by_command()["python launch/local.py"]
+    assert not set(ALIASES) & training
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "command", "said"),
+    [
+        ("--gres", "gpu:a100:4", "launch/slurm.py", "--gpus-per-node 4; the kind of GPU (a100)"),
+        ("--gres", "gpu:8", "launch/slurm.py", "--gres is --gpus-per-node here: --gpus-per-node 8"),
+        ("--mem", "64G", "launch/slurm.py", "--mem-gb 64"),
+        ("--mem", "128000", "launch/slurm.py", "--mem-gb 128"),
+        ("--mem", "1T", "launch/slurm.py", "--mem-gb 1000"),
+        ("--gpus", "4", "launch/local.py", "--procs 4"),
+        ("--gpus", "4", "launch/ray_train.py", "--workers 4"),
+        ("--lr_scheduler", "cosineannealinglr", "launch/local.py", "--schedule.kind cosine"),
+        ("-j", "8", "launch/local.py", "--loader.threads 8"),
+        ("-j", "8", "data_prep/shard_imagenet.py", "--workers 8"),
+        ("--max_steps", "100", "launch/local.py", "--iterations 100"),
+        ("--resume", "x", "launch/slurm.py", "continues by itself"),
+        ("--batch-size", "64", "launch/local.py", "--batch 64 x R"),
+    ],
+)
+def test_the_answer_is_the_commands_own(word: str, value: str, command: str, said: str) -> None:
+    assert said in str(meaning(word, value, options_by_command()[f"python {command}"]))
+
+
+def test_a_word_without_a_meaning_is_left_to_spelling() -> None:
+    assert meaning("--nods", "", options_by_command()["python launch/slurm.py"]) is None
+    assert meaning("--epochs", "", options_by_command()["python -m pipeline.evaluate"]) is None
+
+
+def test_a_typed_count_of_gpus_is_answered_by_both_parsers() -> None:
+    from launch import slurm, slurm_command
+
+    for main, words in ((slurm.main, ["--dry-run"]), (slurm_command.main, ["--name", "a", "--folder", "b", "--", "c"])):
+        with pytest.raises(UserError, match=r"--gpus-per-node 4, and ask for the kind \(a100\)"):
+            main(["--gpus-per-node", "a100:4", *words])
