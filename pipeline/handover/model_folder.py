@@ -35,7 +35,6 @@ from pipeline.training.checkpoint import Checkpoint
 
 VERSION = 1
 MEAN, CLASSES = "mean.npy", "classes.txt"
-REMEDY = "remove the folder; python -m pipeline.export RUN --out FOLDER --register NAME writes it again"
 LOADER = "pipeline.handover.loading"
 
 
@@ -150,15 +149,17 @@ def has_model(run: Path) -> bool:
 
 def read_model(folder: Path) -> tuple[Model, TrainingData]:
     """The model in a model folder. Raises UserError where it cannot be read."""
-    path = folder / MODEL_FACTS
     try:
-        facts = json.loads(path.read_text())
-        if facts.pop("version") != VERSION:
-            raise UserError(f"{path} is of another version than {VERSION}: {REMEDY}")
+        facts = json.loads((folder / MODEL_FACTS).read_text())
+        if (version := facts.pop("version")) != VERSION:
+            raise ValueError(f"its version is {version}, not {VERSION}")
         model = Model(**{**facts, "classes": tuple(facts["classes"]), "wnids": tuple(facts["wnids"])})
         mean = np.load(folder / MEAN, allow_pickle=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is no whole model folder ({error}): {REMEDY}") from None
+        raise UserError(
+            f"the model folder {folder} cannot be read ({error}): remove it; "
+            "python -m pipeline.export RUN --register NAME writes it again"
+        ) from None
     return model, TrainingData(
         name=model.dataset,
         sha256=model.dataset_sha256,

@@ -16,6 +16,7 @@ from pipeline.base.command import UserError
 from pipeline.base.files import read_yaml
 from pipeline.base.layout import CHECKPOINTS, newest_checkpoint
 from pipeline.base.starting import with_targets
+from pipeline.base.words import ALIASES
 from pipeline.data.dataset import MANIFEST, Dataset
 
 # The defaults of the keys that are shown (pipeline/run/config.py).
@@ -53,7 +54,8 @@ def _values(words: Sequence[str]) -> Mapping[str, Any]:
     found: dict[str, Any] = dict(DEFAULTS)
     for file in files:
         found |= read_yaml(Path(file), "config file")
-    return found | {option.removeprefix("--"): value for option, value in options if option.startswith("--")}
+    words = {ALIASES.get(option, option): value for option, value in options if option.startswith("--")}
+    return found | {option.removeprefix("--"): value for option, value in words.items()}
 
 
 def _dataset(location: str) -> str:
