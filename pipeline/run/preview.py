@@ -54,8 +54,8 @@ def _values(words: Sequence[str]) -> Mapping[str, Any]:
     found: dict[str, Any] = dict(DEFAULTS)
     for file in files:
         found |= read_yaml(Path(file), "config file")
-    words = {ALIASES.get(option, option): value for option, value in options if option.startswith("--")}
-    return found | {option.removeprefix("--"): value for option, value in words.items()}
+    keys = {ALIASES.get(option, option): value for option, value in options if option.startswith("--")}
+    return found | {option.removeprefix("--"): value for option, value in keys.items()}
 
 
 def _dataset(location: str) -> str:
