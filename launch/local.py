@@ -111,5 +111,5 @@ def gpus() -> int:
 
 
 if __name__ == "__main__":
-    begin("")
+    begin("", saves=True)  # until the ranks are there
     command.run(main)

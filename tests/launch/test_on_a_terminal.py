@@ -56,12 +56,16 @@ def test_ctrl_c_during_the_imports(words: str) -> None:
         assert terminal.lines()[-1].endswith(ends) and len(terminal.lines()) == 2, terminal.text
 
 
-@pytest.mark.parametrize("words", ["-m pipeline.evaluate --help", "launch/slurm.py --print-config"])
-def test_an_answer_has_no_first_line(words: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"), [("RUN --help", ""), ("--print-config", ""), ("RUN --json", "testing RUN\n")]
+)
+def test_an_answer_has_no_first_line(words: str, said: str) -> None:
+    program = "from pipeline.base.starting import begin; begin('testing')"
     done = subprocess.run(
-        typed(words.split()), cwd=ROOT, env=environment(), capture_output=True, check=True, timeout=limit(60)
-    )
-    assert done.stderr == b""
+        typed(["-c", program, *words.split()]),
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=True, timeout=limit(60),
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("", said)
 
 
 @pytest.mark.slow
