@@ -114,5 +114,5 @@ def gpus() -> int:
 
 if __name__ == "__main__":
     COMMAND_LINE.answer_help()
-    begin("")
+    begin("", saves=True)  # until the ranks are there
     command.run(main)

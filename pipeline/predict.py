@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    begin("reading the pictures for")
+    begin("naming what pictures show, by")
 
 import sys
 from argparse import Namespace

@@ -15,7 +15,7 @@ from data_prep import prepare, shard_imagenet
 from data_prep.record import RECORDS
 from data_prep.shard import ShardTask, Unreadable
 from data_prep.workers import Advance
-from pipeline.base.command import run
+from pipeline.base.command import KEEPS, run
 
 GO, COUNT = "PAUSED_UNTIL", "PAUSED_AFTER"  # environment variables: the workers inherit them
 work = prepare.shard_or_unreadable
@@ -43,4 +43,4 @@ if __name__ == "__main__":
 
     os.environ |= {GO: sys.argv[1], COUNT: sys.argv[2]}
     prepare.shard_or_unreadable = paused.shard_or_unreadable
-    run(lambda: shard_imagenet.main(sys.argv[3:]))
+    run(lambda: shard_imagenet.main(sys.argv[3:]), KEEPS)

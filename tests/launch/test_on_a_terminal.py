@@ -27,6 +27,7 @@ IMPORTING = {
     "-m pipeline.ensemble A B": "averaging A B",
     "-m pipeline.export RUN --out X": "exporting RUN",
     "-m pipeline.mistakes RUN": "reading the mistakes of RUN",
+    "-m pipeline.predict RUN P": "naming what pictures show, by RUN P",
     "-m pipeline.responses RUN": "measuring the responses of RUN",
     "-m pipeline.submit RUN --out X": "writing the submission of RUN",
     "-m pipeline.tune D": "tuning the loader for D",
@@ -56,12 +57,16 @@ def test_ctrl_c_during_the_imports(words: str) -> None:
         assert terminal.lines()[-1].endswith(ends) and len(terminal.lines()) == 2, terminal.text
 
 
-@pytest.mark.parametrize("words", ["-m pipeline.evaluate --help", "launch/slurm.py --print-config"])
-def test_an_answer_has_no_first_line(words: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"), [("RUN --help", ""), ("--print-config", ""), ("RUN --json", "testing RUN\n")]
+)
+def test_an_answer_has_no_first_line(words: str, said: str) -> None:
+    program = "from pipeline.base.starting import begin; begin('testing')"
     done = subprocess.run(
-        typed(words.split()), cwd=ROOT, env=environment(), capture_output=True, check=True, timeout=limit(60)
-    )
-    assert done.stderr == b""
+        typed(["-c", program, *words.split()]),
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=True, timeout=limit(60),
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("", said)
 
 
 @pytest.mark.slow
