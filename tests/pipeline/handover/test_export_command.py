@@ -245,6 +245,15 @@ def test_a_net_is_registered_with_its_card_under_aliases(
     assert again.version == version.version and "Not evaluated yet" in again.description
 
 
+def test_files_go_by_default_into_a_folder_of_the_runs_name(
+    made_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(made_run.resolve(), "--format", "safetensors") == 0
+    made = {path.name for path in (tmp_path / "exported" / made_run.name).iterdir()}
+    assert {"model.safetensors", "README.md"} <= made
+
+
 def test_mistakes_get_one_sentence(made_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", tmp_path / "out"]
     cases: list[tuple[list[object], str]] = [
@@ -253,7 +262,6 @@ def test_mistakes_get_one_sentence(made_run: Path, tmp_path: Path, capsys: pytes
         ([made_run, *out, "--alias", "best"], "--alias goes with --register"),
         ([made_run, *out, "--register", "a/b"], "'a/b' cannot be a name"),
         ([made_run, *out, "--format", "torch-export", "--register", "x"], "MLflow does not know the run"),
-        ([made_run], "required: --out"),
     ]
     for arguments, sentence in cases:
         assert run(*arguments) == 2
