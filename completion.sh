@@ -8,8 +8,8 @@ if [ -n "${ZSH_VERSION:-}" ]; then
     bashcompinit
 fi
 
-_resnets_modules='pipeline.curves pipeline.ensemble pipeline.evaluate pipeline.experiment pipeline.export pipeline.mistakes pipeline.report pipeline.responses pipeline.submit pipeline.tracking pipeline.train pipeline.tune'
-_resnets_keys='--arch --augment.colour --augment.crop --augment.flip --augment.kind --augment.pad --augment.short-side --augment.stages --batch --batch-scale --bn-group --checkpoint.every --checkpoint.keep-best --checkpoint.keep-every --checkpoint.keep-last --compile --compile-by --cuda-graph --cudnn-benchmark --data --deterministic --device --ema-decay --evaluation.crop --evaluation.every --evaluation.short-side --gradient-compression --iterations --label-smoothing --loader.decode-ahead --loader.decode-on --loader.fancy-upsampling --loader.hw-decoder-load --loader.in-memory-mb --loader.on-decode-error --loader.read-ahead --loader.read-threads --loader.ready --loader.stage-to --loader.threads --name --on-nonfinite --optimizer.caffe-momentum --optimizer.decay-norm-and-bias --optimizer.lr --optimizer.momentum --optimizer.weight-decay --precision --profile --recompute-bn-images --reduction --runs --schedule.drops --schedule.factor --schedule.kind --schedule.patience --schedule.start-lr --schedule.start-until-error --schedule.steps --schedule.threshold --schedule.warmup-iterations --seed --shortcut --shuffle-block --stride --threads --timeout-seconds --tracking.close-seconds --tracking.experiment --tracking.log-every --tracking.mlflow --tracking.uri --lr --model --momentum --wd --weight-decay'
+_resnets_modules='pipeline.curves pipeline.ensemble pipeline.evaluate pipeline.experiment pipeline.export pipeline.mistakes pipeline.predict pipeline.report pipeline.responses pipeline.submit pipeline.tracking pipeline.train pipeline.tune'
+_resnets_keys='--arch --augment.colour --augment.crop --augment.flip --augment.kind --augment.pad --augment.short-side --augment.stages --batch --batch-scale --bn-group --checkpoint.every --checkpoint.keep-best --checkpoint.keep-every --checkpoint.keep-last --compile --compile-by --cuda-graph --cudnn-benchmark --data --deterministic --device --ema-decay --evaluation.crop --evaluation.every --evaluation.short-side --gradient-compression --iterations --label-smoothing --loader.decode-ahead --loader.decode-on --loader.fancy-upsampling --loader.hw-decoder-load --loader.in-memory-mb --loader.on-decode-error --loader.read-ahead --loader.read-threads --loader.ready --loader.stage-to --loader.threads --name --on-nonfinite --optimizer.caffe-momentum --optimizer.decay-norm-and-bias --optimizer.lr --optimizer.momentum --optimizer.weight-decay --precision --profile --recompute-bn-images --reduction --runs --schedule.drops --schedule.factor --schedule.kind --schedule.patience --schedule.start-lr --schedule.start-until-error --schedule.steps --schedule.threshold --schedule.warmup-iterations --seed --shortcut --shuffle-block --stride --threads --timeout-seconds --tracking.close-seconds --tracking.costs.co2-g-per-kwh --tracking.costs.currency --tracking.costs.price-per-gpu-hour --tracking.costs.price-per-kwh --tracking.experiment --tracking.log-every --tracking.mlflow --tracking.system-every --tracking.uri --lr --model --momentum --wd --weight-decay'
 
 _resnets_options() { # $1: command
     case "$1" in
@@ -19,17 +19,18 @@ _resnets_options() { # $1: command
         'pipeline.experiment') echo "--data --dry-run --help --json --launcher --list --only --procs --runs --scale" ;;
         'pipeline.export') echo "--alias --data --format --help --json --out --register --weights" ;;
         'pipeline.mistakes') echo "--data --help --json --out --pictures --protocol --runs --split --weights" ;;
+        'pipeline.predict') echo "--data --device --help --json --top --weights" ;;
         'pipeline.report') echo "--experiments --help --json --no-tracking --out --records --runs" ;;
         'pipeline.responses') echo "--data --device --help --json --split --threads --weights" ;;
         'pipeline.submit') echo "--data --ground-truth --help --json --lines --out --protocol --runs --split --weights" ;;
-        'pipeline.tracking open') echo "--help --port" ;;
+        'pipeline.tracking open') echo "--help --no-browser --port" ;;
         'pipeline.tracking sync') echo "--help --json --seconds --uri" ;;
         'pipeline.tracking export') echo "--format --help --json --out" ;;
         'pipeline.tracking') echo 'open sync export --help' ;;
         'pipeline.train') echo "--config --help --help-all --json --print-config --scale-batch $_resnets_keys" ;;
         'pipeline.tune') echo "--batch --config --device --help --json --ranks --seconds" ;;
-        'launch/local.py') echo "--config --evaluate --help --help-all --json --print-config --procs --scale-batch $_resnets_keys" ;;
-        'launch/ray_train.py') echo "--address --config --cpus-per-worker --evaluate --help --help-all --json --max-failures --print-config --scale-batch --workers $_resnets_keys" ;;
+        'launch/local.py') echo "--config --evaluate --help --help-all --json --print-config --procs --scale-batch --site $_resnets_keys" ;;
+        'launch/ray_train.py') echo "--address --config --cpus-per-worker --evaluate --help --help-all --json --max-failures --print-config --scale-batch --site --workers $_resnets_keys" ;;
         'launch/slurm.py') echo "--account --assume-shared --cluster --config --constraint --cpus-per-gpu --cpus-per-task --device-name --dry-run --evaluate --gpus-per-node --help --help-all --images-per-second --json --mem-gb --network-gbits --nodes --ntasks-per-node --partition --print-config --qos --rates --requeue-limit --scale-batch --signal-delay --site --tasks-per-node --time $_resnets_keys" ;;
         'launch/slurm_command.py') echo "--account --after --assume-shared --constraint --cpus-per-gpu --cpus-per-task --device-name --folder --gpus-per-node --help --images-per-second --json --mem-gb --name --network-gbits --nodes --ntasks-per-node --partition --qos --rates --requeue-limit --signal-delay --site --tasks-per-node --time" ;;
         'launch/status.py') echo "--follow --help --json --runs" ;;
@@ -48,10 +49,11 @@ _resnets_switch() { # $1: command, $2: option; prints something where it takes n
         'pipeline.experiment --dry-run'|'pipeline.experiment --help'|'pipeline.experiment --json'|'pipeline.experiment --list'|'pipeline.experiment -h') echo yes ;;
         'pipeline.export --help'|'pipeline.export --json'|'pipeline.export -h') echo yes ;;
         'pipeline.mistakes --help'|'pipeline.mistakes --json'|'pipeline.mistakes -h') echo yes ;;
+        'pipeline.predict --help'|'pipeline.predict --json'|'pipeline.predict -h') echo yes ;;
         'pipeline.report --help'|'pipeline.report --json'|'pipeline.report --no-tracking'|'pipeline.report -h') echo yes ;;
         'pipeline.responses --help'|'pipeline.responses --json'|'pipeline.responses -h') echo yes ;;
         'pipeline.submit --help'|'pipeline.submit --json'|'pipeline.submit -h') echo yes ;;
-        'pipeline.tracking open --help'|'pipeline.tracking open -h') echo yes ;;
+        'pipeline.tracking open --help'|'pipeline.tracking open --no-browser'|'pipeline.tracking open -h') echo yes ;;
         'pipeline.tracking sync --help'|'pipeline.tracking sync --json'|'pipeline.tracking sync -h') echo yes ;;
         'pipeline.tracking export --help'|'pipeline.tracking export --json'|'pipeline.tracking export -h') echo yes ;;
         'pipeline.train --augment.stages.help'|'pipeline.train --help'|'pipeline.train --help-all'|'pipeline.train --json'|'pipeline.train --print-config'|'pipeline.train -h') echo yes ;;
@@ -90,6 +92,10 @@ _resnets_values() { # $1: command, $2: option, or `word` for its words
         'pipeline.mistakes --weights') echo 'final recomputed-bn ema' ;;
         'pipeline.mistakes --data') echo 'datasets' ;;
         'pipeline.mistakes word') echo 'runs' ;;
+        'pipeline.predict --weights') echo 'final recomputed-bn ema' ;;
+        'pipeline.predict --data') echo 'datasets' ;;
+        'pipeline.predict --device') echo 'auto cpu cuda' ;;
+        'pipeline.predict word') echo 'runs' ;;
         'pipeline.responses --weights') echo 'final recomputed-bn ema' ;;
         'pipeline.responses --data') echo 'datasets' ;;
         'pipeline.responses --device') echo 'auto cpu cuda' ;;
@@ -106,12 +112,14 @@ _resnets_values() { # $1: command, $2: option, or `word` for its words
         'pipeline.tune --device') echo 'auto cpu cuda' ;;
         'pipeline.tune word') echo 'datasets' ;;
         'launch/local.py --config') echo 'configs' ;;
+        'launch/local.py --site') echo 'configs' ;;
         'launch/local.py --evaluate') echo 'runs' ;;
         'launch/ray_train.py --config') echo 'configs' ;;
+        'launch/ray_train.py --site') echo 'configs' ;;
         'launch/ray_train.py --evaluate') echo 'runs' ;;
         'launch/slurm.py --config') echo 'configs' ;;
-        'launch/slurm.py --site') echo 'configs' ;;
         'launch/slurm.py --cluster') echo 'slurm local debug' ;;
+        'launch/slurm.py --site') echo 'configs' ;;
         'launch/slurm.py --evaluate') echo 'runs' ;;
         'launch/slurm_command.py --site') echo 'configs' ;;
         'launch/status.py word') echo 'runs' ;;
