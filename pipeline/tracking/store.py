@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+from pipeline.base.addresses import without_password
 from pipeline.base.command import UserError
 from pipeline.base.layout import MLFLOW_ARTIFACTS, MLFLOW_STORE
 
@@ -111,10 +112,6 @@ def mend(store: Store) -> list[Path]:
         for location in old:
             _replace(database, location, store.artifacts.as_uri())
     return [_path(location) for location in old]
-
-
-def without_password(uri: str) -> str:
-    return re.sub(r"^([\w+.-]+://)[^/@]*@", r"\1", uri)
 
 
 def _locations(database: sqlite3.Connection) -> list[str]:
