@@ -15,7 +15,7 @@ import torch
 from pipeline.base.command import UserError
 from pipeline.handover.exporting import EXAMPLE_BATCH, Deployed
 from pipeline.tracking import TrackingConfig, mlflow_model_id
-from pipeline.tracking.delivery import mlflow_of
+from pipeline.tracking.connection import mlflow_of
 from pipeline.tracking.environment import sentence
 from pipeline.tracking.store import store_of
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from pipeline.tracking.figures import epoch
 from pipeline.tracking.journal import Record
+from pipeline.tracking.limits import TAG_LENGTH
 from pipeline.tracking.state import Wanted
 from pipeline.tracking.view import EVALUATIONS
 
-LENGTH = 8000  # of an MLflow tag
 CUT = "\n\n..."
 SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:])")  # of Markdown
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
@@ -53,7 +53,7 @@ def describe(
         parts = ["Our runs beside the paper's tables and figures: see *Artifacts*.", ""]
     parts.append(f"Folder: {_code(str(folder))}")
     text = "\n\n".join(filter(None, parts))
-    return text if len(text) <= LENGTH else text[: LENGTH - len(CUT)] + CUT
+    return text if len(text) <= TAG_LENGTH else text[: TAG_LENGTH - len(CUT)] + CUT
 
 
 def escape(text: str) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 
 from pipeline.base.layout import ML_MODEL, MODEL, MODEL_FACTS
+from pipeline.tracking.connection import KEY_TAG
+from pipeline.tracking.presentation import NOTE
 from pipeline.tracking.state import Delivered, model_version
 
-KEY_TAG, NOTE_TAG = "run_key", "mlflow.note.content"
 CLASSES_SHOWN = 10
 PARAMS = ("arch", "shortcut", "stride", "iteration", "short_side", "crop", "interpolation", "dataset", "train_images")
 TAGS = ("dataset_sha256", "checkpoint", "sha256", "weights", "weights_sha256", "git_commit")
@@ -48,7 +49,7 @@ def send_model(client: Any, folder: Path, delivered: Delivered, key: str) -> str
     contents = delivered.model.partition(" ")[2].partition(":")[0]
     if delivered.model_id != model.model_id or contents != version.partition(":")[0]:
         _upload(client, folder / MODEL, delivered.run_id, model.model_id)
-        client.set_logged_model_tags(model.model_id, {NOTE_TAG: _note(model.model_id, facts)})
+        client.set_logged_model_tags(model.model_id, {NOTE: _note(model.model_id, facts)})
     run = client.get_run(delivered.run_id)
     if model.model_id not in {one.model_id for one in (run.outputs.model_outputs if run.outputs else ())}:
         from mlflow.entities import LoggedModelOutput

@@ -16,8 +16,8 @@ from pipeline.base.layout import METRICS
 from pipeline.base.lease import FencedError, is_held
 from pipeline.base.stopping import COMMAND_VARIABLE
 from pipeline.tracking.config import TrackingConfig
-from pipeline.tracking.delivery import flatten
 from pipeline.tracking.journal import Journal
+from pipeline.tracking.limits import flatten
 from pipeline.tracking.process import FeederProcess
 from pipeline.tracking.state import Status, Wanted
 

@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from mlflow.tracking._tracking_service import utils as mlflow_cache
 
 from pipeline.tracking import TrackingConfig, log_evaluations, log_result_run, mlflow_run_id, open_tracker
-from pipeline.tracking.delivery import Delivery, mlflow_of
+from pipeline.tracking.connection import mlflow_of
+from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.store import mend, store_in, store_of
 from tests.pipeline.tracking.mlflow_store import only_run, points, runs_in, store_uri
 
