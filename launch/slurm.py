@@ -12,7 +12,11 @@ from pipeline.run.preview import launcher_line
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     COMMAND_LINE.answer_help()
-    begin(lambda words: launcher_line(words, "starting" if "--cluster" in words else "submitting"))
+    begin(
+        lambda words: launcher_line(
+            words, "starting" if any(word.partition("=")[0] == "--cluster" for word in words) else "submitting"
+        )
+    )
 
 import os
 import sys

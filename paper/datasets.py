@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.base.command import UserError
-from pipeline.data.dataset import ClassInfo, Dataset
+from pipeline.data.dataset import Dataset
 
 CLASSES = 10  # that are named; of more, some at the beginning
 
@@ -45,24 +45,15 @@ def described(sha256: str | None, places: Iterable[str]) -> DataFacts:
         except (UserError, OSError):
             continue
         if dataset.sha256 == sha256:
-            manifest = dataset.manifest
             return DataFacts(
                 sha256=sha256,
                 name=_name(dataset, Path(place).name),
-                images={name: split.samples for name, split in manifest.splits.items()},
-                classes=tuple(map(_class_name, manifest.classes)),
+                images={name: split.samples for name, split in dataset.manifest.splits.items()},
+                classes=dataset.class_names,
             )
     return DataFacts(sha256=sha256, name=Path(places[0]).name if places else "dataset")
 
 
 def _name(dataset: Dataset, folder: str) -> str:
-    """The name in the shards' files (SPLIT/NAME-SPLIT-000000.tar), beside the folder's where that is another."""
-    for split, info in dataset.manifest.splits.items():
-        for shard in info.shards[:1]:
-            name = Path(shard.file).name.partition(f"-{split}-")[0]
-            return name if name == folder else f"{name} (folder {folder})"
-    return folder
-
-
-def _class_name(info: ClassInfo) -> str:
-    return info.name or info.wnid
+    """The dataset's name, beside the folder's where that is another."""
+    return dataset.name if dataset.name == folder else f"{dataset.name} (folder {folder})"

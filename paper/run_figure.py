@@ -9,10 +9,8 @@ from paper.others import Group, OtherRun
 from paper.panels import FigureData
 from pipeline.evaluation.figures import Panel
 
-PANEL, MOST = (
-    6,
-    12,
-)  # runs in a panel, as many as there are colours; runs in a figure, whose size is 20 kB a run at most
+PANEL = 6  # runs in a panel, as many as there are colours
+MOST = 12  # runs in a figure, of 20 kB each at most
 LABEL = 22  # characters of a run's name beside its curve, which a phone has room for
 
 

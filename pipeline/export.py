@@ -83,11 +83,11 @@ def write_missing_model(trained: TrainedNet, dataset: Dataset) -> None:
     """Write the model folder of a run that finished before trainings wrote one."""
     assert trained.run is not None
     config = load(trained.run / CONFIG)
-    checkpoint = read_verified(trained.checkpoint)
-    if has_model(trained.run) or trained.iteration != config.iterations or checkpoint is None:
+    if has_model(trained.run) or trained.iteration != config.iterations:
         return
-    found = Checkpoint(path=trained.checkpoint, iteration=config.iterations, state=checkpoint)
-    write_model(trained.run, config, dataset, found)
+    if (state := read_verified(trained.checkpoint)) is not None:
+        found = Checkpoint(path=trained.checkpoint, iteration=config.iterations, state=state)
+        write_model(trained.run, config, dataset, found)
 
 
 def entry(trained: TrainedNet, data: TrainingData, results: Sequence[Scores], args: Namespace) -> Entry:

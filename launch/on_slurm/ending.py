@@ -127,10 +127,7 @@ def explain(logs: Path, attempt_name: str, log: Path, start: int, code: int) -> 
         said = re.search(r"^error: (.+)$", text, re.MULTILINE)
         sentence = said[1] if said else f"ended with exit code {code}"
         seen = Failure(rank=NO_RANK, time=time.time(), code=code, sentence=sentence)
-    if seen.code in (
-        *REQUESTED,
-        EXIT_INTERRUPTED,
-    ):  # no failure to note: what the other ranks say of it is its consequence
+    if seen.code in (*REQUESTED, EXIT_INTERRUPTED):  # no failure to note: what other ranks say of it is its consequence
         return seen
     # A rank whose end srun saw first and that says itself why knows better; the others' ends may be its consequence.
     if notes and not seen.killed:

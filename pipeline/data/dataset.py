@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import resource
 import threading
 import zipfile
@@ -34,7 +33,6 @@ VERSION = 1
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.npz"
 UNLABELLED = -1
-_SHARD_NAME = re.compile(r"(?P<split>[^/]+)/(?P<name>.+)-(?P=split)-\d+\.tar")  # as data_prep/ names shards
 
 
 def sample_dtype(key_bytes: int) -> np.dtype[Any]:
@@ -92,7 +90,7 @@ class Manifest:
 
     @property
     def name(self) -> str:
-        """The name that begins the shards' file names (NAME-SPLIT-000000.tar); "" for a dataset without shards."""
+        """The name that begins the shards' file names (NAME-SPLIT-000000.tar); "" where they show none."""
         files = [(split, shard.file) for split, info in self.splits.items() for shard in info.shards]
         return next((Path(file).name.rpartition(f"-{split}-")[0] for split, file in files), "")
 
@@ -237,9 +235,7 @@ class Dataset:
     @property
     def name(self) -> str:
         """What its shards are named after (`--name` of the preparation); the folder's name where they show no name."""
-        files = (shard.file for split in self.manifest.splits.values() for shard in split.shards)
-        found = _SHARD_NAME.fullmatch(next(files, ""))
-        return found["name"] if found else self.folder.resolve().name
+        return self.manifest.name or self.folder.resolve().name
 
     def split(self, name: str) -> Split:
         if name not in self.manifest.splits:

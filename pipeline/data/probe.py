@@ -11,18 +11,17 @@ threads or batches show only with more of them, and memory that leaks or runs ou
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from subprocess import PIPE, Popen, TimeoutExpired
+from subprocess import PIPE, TimeoutExpired
 
 import numpy as np
 import torch
 
+from pipeline.base.children import start_child
 from pipeline.data.batch import BatchStream
 from pipeline.data.decoders import Rung
 from pipeline.data.graphs import Graph
@@ -40,7 +39,6 @@ IMAGES = 32
 _READ = 96  # samples whose headers are looked at
 _LARGEST = 4  # by bytes, and as many by pixels
 CHILD = (sys.executable, "-P", "-m", "pipeline.data.probing")
-_NOT_FOR_THE_CHILD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 _CPU = torch.device("cpu")
 _ENDING_SECONDS = 5.0  # how long a killed child is waited for: the driver may hold it
 
@@ -76,14 +74,8 @@ class Ended:
 
 def run_child(question: bytes, limit: float, child: Sequence[str] = CHILD) -> Ended:
     """Run a child on a pickled Question, for `limit` seconds at most."""
-    root = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    # A scheduler's signal to all processes of the job must not look like a crash. A blocked signal stays so in the child.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_THE_CHILD)
-    try:
-        process = Popen(child, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    # A scheduler's signal to all processes of the job must not look like a crash.
+    process = start_child(child, stdout=PIPE, stderr=PIPE)
     try:
         output, errors = process.communicate(question, timeout=limit)
     except TimeoutExpired:

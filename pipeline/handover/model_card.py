@@ -16,8 +16,8 @@ from pipeline.handover.exporting import Exported
 from pipeline.handover.training_data import TrainingData
 from pipeline.run.config import trajectory
 from pipeline.run.options import load as load_config
+from pipeline.tracking.description import escape, first_of
 
-CLASSES_SHOWN = 10
 IMAGES = """import numpy as np
 from PIL import Image
 
@@ -130,7 +130,7 @@ their metadata, as the JSON list `classes`. A picture becomes the `images` of wh
 def summary(trained: TrainedNet, data: TrainingData, results: Sequence[Scores]) -> str:
     """The card without its files and recipe: the description of a version in MLflow's registry."""
     parameters = sum(parameter.numel() for parameter in trained.net.parameters())
-    short_side, crop, classes = trained.short_side, trained.crop, trained.classes
+    short_side, crop, classes, name = trained.short_side, trained.crop, trained.classes, escape(data.name)
     return f"""# {trained.arch} ({trained.name})
 
 | | |
@@ -139,8 +139,8 @@ def summary(trained: TrainedNet, data: TrainingData, results: Sequence[Scores]) 
 | trained for | {trained.iteration:,} iterations |
 | weights | {trained.weights}, SHA-256 of their contents `{trained.weights_sha256}` |
 | checkpoint | `{trained.checkpoint.name}` |
-| training data | {data.name}: {data.images:,} images of {len(data.classes):,} classes, manifest SHA-256 `{data.sha256}` |
-| classes | {_class_sentence(data.classes)} |
+| training data | {name}: {data.images:,} images of {len(data.classes):,} classes, manifest SHA-256 `{data.sha256}` |
+| classes | {first_of(data.classes)} |
 
 The net of *Deep Residual Learning for Image Recognition* (He et al., arXiv:1512.03385).
 
@@ -152,11 +152,6 @@ The net of *Deep Residual Learning for Image Recognition* (He et al., arXiv:1512
 - Those files subtract the training mean themselves. With the weights alone, subtract it first (`mean.npy`, RGB, 0..255).
 - The net alone takes the channels first, [N, 3, {crop}, {crop}], and gives logits.
 """
-
-
-def _class_sentence(classes: Sequence[str]) -> str:
-    shown = ", ".join(name.replace("|", "/")[:60] for name in classes[:CLASSES_SHOWN])
-    return shown if len(classes) <= CLASSES_SHOWN else f"{shown}, ... (all in `classes.txt`)"
 
 
 def _python(code: str) -> str:

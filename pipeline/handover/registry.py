@@ -15,7 +15,8 @@ import torch
 from pipeline.base.command import UserError
 from pipeline.handover.exporting import EXAMPLE_BATCH, Deployed
 from pipeline.tracking import TrackingConfig, mlflow_model_id
-from pipeline.tracking.delivery import mlflow_of
+from pipeline.tracking.connection import mlflow_of
+from pipeline.tracking.environment import sentence
 from pipeline.tracking.store import store_of
 
 WEIGHTS_TAG = "weights_sha256"  # two versions of a model never have the same one
@@ -72,8 +73,7 @@ def register(run: Path, config: TrackingConfig, module: Deployed, entry: Entry, 
         if (model_id := mlflow_model_id(run)) is not None:
             _link(client, model_id, entry, registered.version)
     except MlflowException as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"MLflow at {place} did not accept the model ({reason}): try again later") from None
+        raise UserError(f"MLflow at {place} did not accept the model ({sentence(error)}): try again later") from None
     return registered
 
 

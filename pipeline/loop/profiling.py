@@ -23,9 +23,8 @@ from pipeline.data.loader import BatchIterator
 from pipeline.loop.trainer import Trainer
 from pipeline.training.spans import Span, span
 
-WARM_UP = (
-    10  # updates before the first that is traced: they compile, choose kernels, record CUDA graphs and fill the loader
-)
+# Updates before the first that is traced: they compile, choose kernels, record CUDA graphs and fill the loader.
+WARM_UP = 10
 ROWS = 10  # of the table
 
 

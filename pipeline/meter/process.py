@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
+from subprocess import DEVNULL, Popen, TimeoutExpired
 
+from pipeline.base.children import ask_to_end, start_child
 from pipeline.base.layout import sampler_log, system_file
 from pipeline.meter.records import About, Task
 
 CLOSE_SECONDS = 2.0
-# Signals that end or pause a job are for the run; the sampler ends after the run, when its standard input closes.
-NOT_FOR_THE_SAMPLER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT}
 
 
 @contextmanager
@@ -43,25 +41,14 @@ def _start(folder: Path, about: About, every: float, gpus: tuple[str, ...]) -> P
     log.parent.mkdir(exist_ok=True)
     file = system_file(folder, about.host, about.attempt)
     task = Task(folder=str(folder), file=str(file), parent=os.getpid(), every=every, gpus=gpus, about=about)
-    root = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
     command = [sys.executable, "-P", "-m", "pipeline.meter.sampler", json.dumps(asdict(task))]
-    # A blocked signal stays blocked in the child from its first instruction; here it only arrives later.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_THE_SAMPLER)
-    try:
-        with open(log, "a") as errors:
-            return Popen(command, stdin=PIPE, stdout=DEVNULL, stderr=errors, env=environment)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with open(log, "a") as errors:
+        return start_child(command, stdout=DEVNULL, stderr=errors)
 
 
 def _end(process: Popen[bytes]) -> None:
     """Let the sampler write its last line, and wait for that as long as CLOSE_SECONDS."""
-    assert process.stdin is not None
-    with suppress(OSError):
-        # Closing alone is not enough: a forked sibling may hold the pipe open.
-        process.stdin.write(b"close\n")
-        process.stdin.close()
+    ask_to_end(process)
     with suppress(TimeoutExpired):
         process.wait(CLOSE_SECONDS)
         return

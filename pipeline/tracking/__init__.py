@@ -3,11 +3,11 @@
 journal.py   metrics.jsonl                       process.py   starts and ends the feeder process beside the run
 state.py     tracking.json and mlflow.json       feeder.py    that process: delivers, retries, ends with the run
 tracker.py   what the training loop calls        delivery.py  brings MLflow up to date with a run folder
-                                                 logged_model.py  ... with the model of a finished run
-                                                 system.py    ... with its system metrics and energy
-store.py     which MLflow a run belongs to       view.py      the first page: columns and charts of an experiment
-figures.py   epoch, seconds left, rounding       presentation.py, description.py, inputs.py   what a run's page shows
-opening.py   the command `open`
+store.py     which MLflow a run belongs to       connection.py    ... whose MLflow run it finds or creates
+limits.py    what MLflow takes                   system.py        ... with its system metrics and energy
+figures.py   epoch, seconds left, rounding       logged_model.py  ... with the model of a finished run
+opening.py   the command `open`                  view.py      the first page: columns and charts of an experiment
+exporting.py the command `export`                presentation.py, description.py, inputs.py   what a run's page shows
 """
 
 from pipeline.tracking.config import TrackingConfig

@@ -1,4 +1,4 @@
-"""Brings MLflow up to date with one run folder, whatever it has already; the only module here that talks to MLflow.
+"""Brings MLflow up to date with one run folder, whatever it has already.
 
 Delivery may be interrupted at any point and repeated: metrics carry the time stamps of their lines, so that a batch sent
 twice is stored once, and the MLflow run is found by its key if its id was not saved yet.
@@ -6,39 +6,34 @@ twice is stored once, and the MLflow run is found by its key if its id was not s
 
 from __future__ import annotations
 
-import getpass
-import json
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.base.layout import METRICS
+from pipeline.tracking.connection import connect
 from pipeline.tracking.description import MemberRun, describe, errors_in, number
 from pipeline.tracking.environment import sentence
 from pipeline.tracking.figures import derived, rounded, tidy
 from pipeline.tracking.inputs import facts_of_an_older_run, log_dataset
 from pipeline.tracking.journal import Record, complete_lines, read_metrics
+from pipeline.tracking.limits import METRICS_PER_BATCH, PARAM_LENGTH, PARAMS_PER_BATCH, TAG_LENGTH, clean
 from pipeline.tracking.logged_model import send_model
 from pipeline.tracking.presentation import (
     KIND_TAG,
     MEMBER_TAG,
-    experiment_tags,
     kind_of,
     member_tags,
     members_of,
     show_errors_first,
     write_note,
 )
-from pipeline.tracking.state import LOOK, Artifact, Delivered, Wanted
-from pipeline.tracking.store import Store, mend, open_store, store_of
-from pipeline.tracking.system import METRICS_PER_BATCH, send_system
+from pipeline.tracking.state import LOOK, Delivered, Wanted
+from pipeline.tracking.store import Store, open_store, store_of
+from pipeline.tracking.system import send_system
 
-# MLflow's own limits (mlflow/utils/validation.py).
-PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 100, 6000, 8000
-KEY_TAG = "run_key"
 BYTES_PER_READ = 1 << 16  # a few hundred lines; at most so much is sent again after a crash
 
 
@@ -89,73 +84,18 @@ class Delivery:
         """Find or create the MLflow run, on first use and after an error."""
         if self.described is not None:
             return
-        from mlflow.exceptions import MlflowException
-
-        store = self._open(wanted)
-        known = self.delivered
-        self.errors = errors_in(read_metrics(self.folder / METRICS))
-        if (run := find_run(self.client, store, known, wanted)) is None:
-            if known.run_id:
-                what = "was deleted from" if known.uri == store.name else "is not yet in"
-                self.notify(f"run {wanted.name} {what} MLflow at {store.name}: a new MLflow run takes all its metrics")
-            run = self._create(self._experiment(wanted.experiment, store), wanted)
-        experiment, run_id = run.info.experiment_id, run.info.run_id
-        if (known.uri, known.run_id) != (store.name, run_id):
-            self.delivered = Delivered(uri=store.name, experiment_id=experiment, run_id=run_id)
-            if known.run_id == run_id:  # a copy of the MLflow that had the run, of the same moment or an earlier one
-                self.delivered.artifacts = self._still_there(known, wanted)
-                self.delivered.position = known.position if self._has_line_before(known.position) else 0
-            self._save()
-        with suppress(MlflowException):  # of a server, say, where others own the experiment
-            show_errors_first(self.client, self.client.get_experiment(experiment))
-
-    def _open(self, wanted: Wanted) -> Store:
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
         self.store = open_store(self.given or store_of(self.folder, self.uri or wanted.uri))
         self.client = self.client or MlflowClient(tracking_uri=self.store.uri, registry_uri=self.store.uri)
-        return self.store
-
-    def _still_there(self, known: Delivered, wanted: Wanted) -> dict[str, str]:
-        """Those of the delivered artifacts that this MLflow holds: its artifacts may not have been copied with it."""
-        files = {artifact.key: artifact for artifact in wanted.files(self.folder)}
-        places = {files[key].folder for key in known.artifacts if key in files}
-        there = {one.path for place in places for one in self.client.list_artifacts(known.run_id, place or None)}
-        return {key: version for key, version in known.artifacts.items() if key in files and _path(files[key]) in there}
-
-    def _has_line_before(self, position: int) -> bool:
-        """Whether MLflow has the last line of the first `position` bytes of metrics.jsonl, and so all before it."""
-        path = self.folder / METRICS
-        lines = complete_lines(path.read_bytes()[:position]) if path.exists() else []
-        if not lines:
-            return False
-        record = Record.from_line(lines[-1])
-        name = clean(f"{record.kind}/{next(iter(record.values), '')}")
-        history = self.client.get_metric_history(self.delivered.run_id, name)
-        return any((point.step, point.timestamp) == (record.iteration, record.time) for point in history)
-
-    def _experiment(self, name: str, store: Store) -> str:
-        from mlflow.exceptions import MlflowException
-
-        known = self.client.get_experiment_by_name(name)
-        if known is None:
-            # A server knows where to keep artifacts; a local store would put them into the working directory.
-            location = store.artifacts.as_uri() if store.artifacts else None
-            try:
-                return self.client.create_experiment(name, artifact_location=location, tags=experiment_tags({}))
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run was quicker
-                    raise
-                known = self.client.get_experiment_by_name(name)
-        if known.lifecycle_stage != "active":
-            raise ValueError(f"experiment '{name}' is deleted: restore it or set tracking.experiment to another name")
-        return known.experiment_id
-
-    def _create(self, experiment: str, wanted: Wanted) -> Any:
-        tags = {KEY_TAG: wanted.key, "mlflow.source.name": "resnet-on-clusters"}
-        with suppress(OSError, KeyError):  # the user of a container may have no name
-            tags["mlflow.user"] = getpass.getuser()
-        return self.client.create_run(experiment, start_time=wanted.started, tags=tags, run_name=wanted.name)
+        self.errors = errors_in(read_metrics(self.folder / METRICS))
+        delivered = connect(self.client, self.folder, self.store, self.delivered, wanted, self.notify)
+        if delivered is not self.delivered:
+            self.delivered = delivered
+            self._save()
+        with suppress(MlflowException):  # of a server, say, where others own the experiment
+            show_errors_first(self.client, self.client.get_experiment(delivered.experiment_id))
 
     def _describe(self, wanted: Wanted) -> None:
         """Send parameters, tags and dataset. MLflow refuses to change a parameter, so the new value becomes a tag."""
@@ -264,61 +204,3 @@ class Delivery:
         for name, value in changes.items():
             setattr(self.delivered, name, value)
         self.delivered.write(self.folder)
-
-
-def find_run(client: Any, store: Store, known: Delivered, wanted: Wanted) -> Any:
-    """Return the MLflow run that this MLflow has of a run: the one that is known, else one with its key; None without one."""
-    from mlflow.exceptions import MlflowException
-
-    if known.run_id:
-        try:
-            run = client.get_run(known.run_id)
-            if run.info.lifecycle_stage == "active":
-                return run
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-    experiment = client.get_experiment_by_name(wanted.experiment)
-    if experiment is None or experiment.lifecycle_stage != "active":
-        return None
-    runs = client.search_runs([experiment.experiment_id], f"tags.{KEY_TAG} = '{wanted.key}'", max_results=1)
-    return runs[0] if runs else None
-
-
-def mlflow_of(folder: Path, configured: str | None) -> tuple[str, str | None]:
-    """(address, MLflow run) of the run in `folder` in the MLflow that it belongs to, where `configured` is its tracking.uri.
-
-    The run is None where that MLflow does not know it. What is written there stays beside the run folders, also where they
-    were copied or moved. Raises whatever MLflow raises.
-    """
-    from mlflow import MlflowClient
-
-    store, wanted = store_of(folder, configured), Wanted.read(folder)
-    if wanted is None or (store.file is not None and not store.file.exists()):
-        return store.uri, None
-    mend(store)
-    client = MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
-    run = find_run(client, store, Delivered.read(folder), wanted)
-    return store.uri, None if run is None else run.info.run_id
-
-
-def _path(artifact: Artifact) -> str:
-    """Where an artifact is in its MLflow run."""
-    return f"{artifact.folder}/{artifact.file.name}".lstrip("/")
-
-
-def clean(name: str) -> str:
-    """Turn a name into one that MLflow accepts for a metric, parameter or tag: plain characters, no relative path parts."""
-    parts = [part for part in re.sub(r"[^/\w.\- ]", "_", name)[:250].split("/") if part not in ("", ".", "..")]
-    return "/".join(parts) or "_"
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Turn nested settings into MLflow parameters: dotted names, values as text."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
-    return flat

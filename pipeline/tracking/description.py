@@ -9,11 +9,12 @@ from pathlib import Path
 
 from pipeline.tracking.figures import epoch
 from pipeline.tracking.journal import Record
+from pipeline.tracking.limits import TAG_LENGTH
 from pipeline.tracking.state import Wanted
 from pipeline.tracking.view import EVALUATIONS
 
-LENGTH = 8000  # of an MLflow tag
 CUT = "\n\n..."
+CLASSES_SHOWN, NAME_LENGTH = 10, 60
 SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:])")  # of Markdown
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
 TOP1, TOP5 = "top1_error", "top5_error"
@@ -53,13 +54,19 @@ def describe(
         parts = ["Our runs beside the paper's tables and figures: see *Artifacts*.", ""]
     parts.append(f"Folder: {_code(str(folder))}")
     text = "\n\n".join(filter(None, parts))
-    return text if len(text) <= LENGTH else text[: LENGTH - len(CUT)] + CUT
+    return text if len(text) <= TAG_LENGTH else text[: TAG_LENGTH - len(CUT)] + CUT
 
 
 def escape(text: str) -> str:
     """Return `text` so that Markdown and HTML show it as it is, also in a table."""
     marked = SPECIAL.sub(r"\\\1", text)
     return "".join(ENTITIES.get(sign, sign) for sign in marked)
+
+
+def first_of(classes: Sequence[str]) -> str:
+    """The first names of a net's classes, in Markdown, and where the others stand."""
+    shown = ", ".join(escape(name[:NAME_LENGTH]) for name in classes[:CLASSES_SHOWN])
+    return shown if len(classes) <= CLASSES_SHOWN else f"{shown}, ... (all in `classes.txt`)"
 
 
 def _training(wanted: Wanted, dataset: Mapping[str, object]) -> str:

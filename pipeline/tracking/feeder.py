@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.base.addresses import without_password
 from pipeline.base.lease import is_held
 from pipeline.base.lock import NoLocksError, lock
 from pipeline.tracking.delivery import Delivery
@@ -49,7 +50,7 @@ def main(folder: Path, close_seconds: float, parent: int, uri: str | None = None
         except Exception as error:
             failures += 1
             text = sentence(error)
-            _log(text if text == seen else traceback.format_exc())
+            _log(text if text == seen else without_password(traceback.format_exc()))
             seen = text
             if failures == FAILURES_BEFORE_NOTICE:
                 notify(f"MLflow does not accept the metrics ({text}): they are kept, and sent when it does")

@@ -16,16 +16,15 @@ from typing import Any
 import yaml
 
 from pipeline.base.layout import ML_MODEL, MODEL, MODEL_FACTS
+from pipeline.tracking.connection import KEY_TAG
+from pipeline.tracking.description import escape, first_of
+from pipeline.tracking.presentation import NOTE
 from pipeline.tracking.state import Delivered, model_version
 
-KEY_TAG, NOTE_TAG = "run_key", "mlflow.note.content"
-CLASSES_SHOWN = 10
 PARAMS = ("arch", "shortcut", "stride", "iteration", "short_side", "crop", "interpolation", "dataset", "train_images")
 TAGS = ("dataset_sha256", "checkpoint", "sha256", "weights", "weights_sha256", "git_commit")
 LINKED = re.compile(r"loss|.*_error")  # the metrics that say how good a model is
-OTHER_WEIGHTS = re.compile(
-    r"[-_](ema|recomputed[-_]bn)"
-)  # in the kinds of metrics of other weights of the same checkpoint
+OTHER_WEIGHTS = re.compile(r"[-_](ema|recomputed[-_]bn)")  # in the kinds of metrics of the checkpoint's other weights
 
 
 def send_model(client: Any, folder: Path, delivered: Delivered, key: str) -> str:
@@ -48,7 +47,7 @@ def send_model(client: Any, folder: Path, delivered: Delivered, key: str) -> str
     contents = delivered.model.partition(" ")[2].partition(":")[0]
     if delivered.model_id != model.model_id or contents != version.partition(":")[0]:
         _upload(client, folder / MODEL, delivered.run_id, model.model_id)
-        client.set_logged_model_tags(model.model_id, {NOTE_TAG: _note(model.model_id, facts)})
+        client.set_logged_model_tags(model.model_id, {NOTE: _note(model.model_id, facts)})
     run = client.get_run(delivered.run_id)
     if model.model_id not in {one.model_id for one in (run.outputs.model_outputs if run.outputs else ())}:
         from mlflow.entities import LoggedModelOutput
@@ -110,11 +109,11 @@ def _is_of_model(key: str) -> bool:
 def _note(model_id: str, facts: dict[str, Any]) -> str:
     """The description on the model's page, in Markdown."""
     classes = facts["classes"]
-    names = ", ".join(classes[:CLASSES_SHOWN]) + (", ... (`classes.txt`)" if len(classes) > CLASSES_SHOWN else "")
     crop = facts["crop"]
-    return f"""{facts["arch"]} after {facts["iteration"]:,} iterations on {facts["dataset"]}: {facts["train_images"]:,} images.
+    data = escape(facts["dataset"])
+    return f"""{facts["arch"]} after {facts["iteration"]:,} iterations on {data}: {facts["train_images"]:,} images.
 
-Classes ({len(classes):,}): {names}
+Classes ({len(classes):,}): {first_of(classes)}
 
 Images: RGB, shorter side {facts["short_side"]} ({facts["interpolation"]}), centre {crop} x {crop}, 0..255, no other step.
 

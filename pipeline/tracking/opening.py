@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
+from pipeline.base.addresses import without_password
 from pipeline.base.command import UserError
 from pipeline.base.layout import FEEDER_LOG
 from pipeline.base.lease import is_held
@@ -23,7 +24,7 @@ from pipeline.tracking.environment import ENVIRONMENT, sentence
 from pipeline.tracking.presentation import kind_of
 from pipeline.tracking.process import left_at
 from pipeline.tracking.state import LOOK, Delivered, Wanted
-from pipeline.tracking.store import Store, mend, store_in, without_password
+from pipeline.tracking.store import Store, mend, store_in
 from pipeline.tracking.view import link
 
 # MLflow's job execution starts 13 more processes.

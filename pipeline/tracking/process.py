@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import signal
 import sys
 import threading
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
 from typing import IO
 
+from pipeline.base.children import ask_to_end, start_child
 from pipeline.base.layout import FEEDER_LOG, METRICS, MLFLOW_STORE
 from pipeline.tracking.journal import complete_lines
 from pipeline.tracking.state import Delivered, Wanted
@@ -22,8 +22,6 @@ from pipeline.tracking.store import store_of
 
 REST_FOLLOWS = "MLflow gets the rest when the run goes on"
 STARTS = 3  # per attempt, if something kills the feeder
-# Signals that end or pause a job are for the run; the feeder ends after the run, when its standard input closes.
-NOT_FOR_THE_FEEDER = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
 
 class FeederProcess:
@@ -31,7 +29,7 @@ class FeederProcess:
 
     def __init__(self, folder: Path, close_seconds: float, uri: str | None = None) -> None:
         self.folder, self.close_seconds, self.uri = folder.resolve(), close_seconds, uri
-        self.process: Popen[str] | None = None
+        self.process: Popen[bytes] | None = None
         self.starts = 0
         self.ensure()
 
@@ -59,13 +57,9 @@ class FeederProcess:
         self.ensure()
         if self.process is None:
             return
-        assert self.process.stdin is not None
         deadline = time.monotonic() + seconds
         try:
-            with suppress(BrokenPipeError):
-                # Closing alone is not enough: a forked sibling may hold the pipe open.
-                self.process.stdin.write("close\n")
-                self.process.stdin.close()
+            ask_to_end(self.process)
             while self.process.poll() is None and time.monotonic() < deadline:
                 waiting()
                 with suppress(TimeoutExpired):
@@ -80,26 +74,19 @@ class FeederProcess:
     def _start(self) -> None:
         log = self.folder / FEEDER_LOG
         log.parent.mkdir(exist_ok=True)
-        root = str(Path(__file__).resolve().parents[2])
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
         command = [sys.executable, "-P", "-m", "pipeline.tracking.feeder"]
         command += [str(self.folder), str(self.close_seconds), str(os.getpid())]
         command += [self.uri] if self.uri else []
-        # A blocked signal stays blocked in the child from its first instruction; here it only arrives later.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, NOT_FOR_THE_FEEDER)
-        try:
-            with open(log, "a") as errors:
-                self.process = Popen(command, stdin=PIPE, stdout=PIPE, stderr=errors, text=True, env=environment)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with open(log, "a") as errors:
+            self.process = start_child(command, stdout=PIPE, stderr=errors)
         assert self.process.stdout is not None
         self.reader = threading.Thread(target=_pass_on, args=(self.process.stdout,), daemon=True)
         self.reader.start()
 
 
-def _pass_on(stream: IO[str]) -> None:
+def _pass_on(stream: IO[bytes]) -> None:
     for line in stream:
-        print(line, end="", file=sys.stderr, flush=True)
+        print(line.decode(errors="replace"), end="", file=sys.stderr, flush=True)
 
 
 def what_is_left(folder: Path, uri: str | None = None) -> str:

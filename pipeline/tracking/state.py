@@ -35,6 +35,11 @@ class Artifact(NamedTuple):
         status = self.file.stat()
         return f"{status.st_size}:{status.st_mtime_ns}"
 
+    @property
+    def place(self) -> str:
+        """Where the copy is in the MLflow run."""
+        return f"{self.folder}/{self.file.name}".lstrip("/")
+
 
 @dataclass
 class Wanted:

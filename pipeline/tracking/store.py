@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+from pipeline.base.addresses import without_password
 from pipeline.base.command import UserError
 from pipeline.base.layout import MLFLOW_ARTIFACTS, MLFLOW_STORE
 
@@ -100,21 +101,24 @@ def make_store(path: Path) -> None:
 def mend(store: Store) -> list[Path]:
     """Let the places of artifacts in a copied or moved store point beside it; return the old roots, [] if there are none.
 
-    Only in the store beside the run folders: one that a user configured may keep its artifacts anywhere.
+    Only in the store beside the run folders: one that a user configured may keep its artifacts anywhere. Raises UserError
+    where the file cannot be written, or is none of MLflow's.
     """
     if not store.beside or store.file is None or store.artifacts is None or not store.file.is_file():
         return []
-    with closing(sqlite3.connect(store.file, timeout=BUSY_SECONDS)) as database, database:
-        old = [location for location in _locations(database) if _has_moved(location, store, database)]
-        if old:
-            database.execute("BEGIN IMMEDIATE")
-        for location in old:
-            _replace(database, location, store.artifacts.as_uri())
+    try:
+        with closing(sqlite3.connect(store.file, timeout=BUSY_SECONDS)) as database, database:
+            old = [location for location in _locations(database) if _has_moved(location, store, database)]
+            if old:
+                database.execute("BEGIN IMMEDIATE")
+            for location in old:
+                _replace(database, location, store.artifacts.as_uri())
+    except sqlite3.Error as error:
+        raise UserError(
+            f"MLflow's store {store.file} cannot be read, or was moved and cannot be written ({error}): copy the folder to "
+            "where you can write, or remove that file, and the run folders fill a new one"
+        ) from None
     return [_path(location) for location in old]
-
-
-def without_password(uri: str) -> str:
-    return re.sub(r"^([\w+.-]+://)[^/@]*@", r"\1", uri)
 
 
 def _locations(database: sqlite3.Connection) -> list[str]:

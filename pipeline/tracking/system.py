@@ -15,8 +15,8 @@ from pipeline.base.layout import METRICS, plain_host, system_files
 from pipeline.meter.records import About, Sample, read_about, read_sample
 from pipeline.meter.usage import usage_of
 from pipeline.tracking.journal import complete_lines, last_iteration
+from pipeline.tracking.limits import METRICS_PER_BATCH
 
-METRICS_PER_BATCH = 1000  # MLflow's own limit (mlflow/utils/validation.py)
 LINES_PER_READ = 1 << 16  # bytes; at most so much is sent again after a crash
 ENERGY_TAG = "energy"
 
@@ -27,13 +27,16 @@ def send_system(
     """Send the lines in system/ that MLflow lacks; yields, after each batch, what MLflow has now.
 
     started: of the run, ms since 1970. sent: the bytes of each file, by its name, that MLflow has. A batch that is sent again
-    carries the same time stamps and steps, so that MLflow stores it once.
+    carries the same time stamps and steps, so that MLflow stores it once. The sums, for which every file is read, are sent
+    once, behind all lines and before the last batch counts as sent.
     """
     from mlflow.entities import Metric
 
-    sent = dict(sent)
+    newest, ahead = 0, dict(sent)  # what MLflow has once the present batch counts as sent
     for path in system_files(folder):
         for about, samples, position in _unsent(path, sent.get(path.name, 0)):
+            if ahead != sent:
+                yield dict(ahead)
             points = [
                 Metric(_metric(about, name), value, sample.time, max(0, sample.time - started) // 1000)
                 for sample in samples
@@ -41,10 +44,12 @@ def send_system(
             ]
             for start in range(0, len(points), METRICS_PER_BATCH):
                 client.log_batch(run_id, metrics=points[start : start + METRICS_PER_BATCH])
-            if samples:
-                _send_sums(client, run_id, folder, samples[-1].time)
-            sent[path.name] = position
-            yield dict(sent)
+            newest = max([newest, *(sample.time for sample in samples)])
+            ahead[path.name] = position
+    if newest:
+        _send_sums(client, run_id, folder, newest)
+    if ahead != sent:
+        yield ahead
 
 
 def _unsent(path: Path, position: int) -> Iterator[tuple[About, list[Sample], int]]:

@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from pipeline.base.addresses import without_password
 from pipeline.base.layout import METRICS
 from pipeline.base.lease import FencedError, is_held
 from pipeline.base.stopping import COMMAND_VARIABLE
 from pipeline.tracking.config import TrackingConfig
-from pipeline.tracking.delivery import flatten
 from pipeline.tracking.journal import Journal
+from pipeline.tracking.limits import flatten
 from pipeline.tracking.process import FeederProcess
 from pipeline.tracking.state import Status, Wanted
 
@@ -139,9 +140,10 @@ def open_tracker(
 ) -> Tracker:
     """Start or continue to record the run in `folder`. If not `enabled` (every rank but the main one), record nothing.
 
-    `params` (nested or flat), `tags` and `dataset` (`pipeline.tracking.inputs.dataset_facts`) describe the run in MLflow; a
-    parameter that differs from an earlier attempt's becomes a tag `changed.NAME`. `kind`: training, ensemble or report, also
-    a tag. `started`: when the run began, in ms since 1970; by default now. Raises UserError if metrics.jsonl is damaged.
+    `params` (nested or flat), `tags` and `dataset` (`pipeline.tracking.inputs.dataset_facts`) describe the run in MLflow,
+    without the passwords of addresses; a parameter that differs from an earlier attempt's becomes a tag `changed.NAME`.
+    `kind`: training, ensemble or report, also a tag. `started`: when the run began, in ms since 1970; by default now. Raises
+    UserError if metrics.jsonl is damaged.
     """
     if not enabled:
         return Tracker()
@@ -153,11 +155,11 @@ def open_tracker(
         experiment=config.experiment,
         uri=config.uri,
         started=before.started if before else started or now_in_ms(),
-        params=flatten(params),
+        params={key: without_password(value) for key, value in flatten(params).items()},
         tags={"kind": kind, **tags},
         artifacts=before.artifacts if before else [],
         dataset=dict(dataset or {}),
-        command=os.environ.get(COMMAND_VARIABLE, ""),
+        command=without_password(os.environ.get(COMMAND_VARIABLE, "")),
     )
     return RunTracker(folder, config, wanted)
 

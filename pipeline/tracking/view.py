@@ -14,9 +14,8 @@ from typing import Any
 
 KEY = "errors"
 TAG = f"mlflow.sharedViewState.{KEY}"
-VERSION = (
-    1  # raise it whenever the state below changes: experiments with an older one, as we wrote it, then get this one
-)
+# Raise it whenever the state below changes: experiments with an older one, as we wrote it, then get this one.
+VERSION = 1
 # The view for machine learning; without it MLflow opens in its view for traces of language models.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 

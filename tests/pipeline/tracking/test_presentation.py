@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from pipeline.base.layout import TRACKING
+from pipeline.base.stopping import COMMAND_VARIABLE
 from pipeline.data.dataset import ClassInfo, Manifest, ShardInfo, SplitInfo
 from pipeline.evaluation.protocols import PROTOCOLS
 from pipeline.tracking import TrackingConfig, log_evaluations, log_result_run, mlflow_run_id, open_tracker, view
@@ -253,3 +255,15 @@ def test_a_long_description_is_cut(runs: Path) -> None:
 def test_what_is_described_is_remembered(runs: Path) -> None:
     deliver(train(runs / "a"))
     assert Delivered.read(runs / "a").look > 0 and only_run(store_uri(runs))
+
+
+def test_no_password_reaches_mlflow(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(COMMAND_VARIABLE, "python -m pipeline.train --tracking.uri http://me:secret@there")
+    params = {**PARAMS, "tracking": {"uri": "http://me:secret@there"}, "data": "s3://me:secret@bucket/digits"}
+    facts = dataset_facts(manifest(), "ab" * 32, params["data"])
+    with open_tracker(runs / "a", OFFLINE, name="a", params=params, tags=TAGS, dataset=facts) as tracker:
+        tracker.finish("FINISHED")
+    assert "secret" not in (runs / "a" / TRACKING).read_text()
+    run = deliver(runs / "a")
+    assert run.data.params["tracking.uri"] == "http://there"
+    assert "--tracking.uri http://there" in note(run)

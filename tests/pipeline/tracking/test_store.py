@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.tracking._tracking_service import utils as mlflow_cache
 
+from pipeline.base.command import UserError
 from pipeline.tracking import TrackingConfig, log_evaluations, log_result_run, mlflow_run_id, open_tracker
-from pipeline.tracking.delivery import Delivery, mlflow_of
+from pipeline.tracking.connection import mlflow_of
+from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.store import mend, store_in, store_of
 from tests.pipeline.tracking.mlflow_store import only_run, points, runs_in, store_uri
 
@@ -108,6 +111,19 @@ def test_a_copied_or_moved_folder_is_used_where_it_is(runs: Path, tmp_path: Path
     assert (kept / "config.yaml").read_text() == "arch: resnet8\n" and (kept / "scores" / "one.npz").exists()
     assert (kept / "export" / "model.txt").read_text() == "weights"
     assert artifacts(new, stored["e"].info.run_id) == ["config.yaml"]
+
+
+def test_a_moved_store_that_cannot_be_written_is_said_in_a_sentence(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(runs)
+    moved = runs.rename(tmp_path / "moved")
+    monkeypatch.setattr("pipeline.tracking.store.BUSY_SECONDS", 0.1)
+    with closing(sqlite3.connect(moved / "mlflow.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UserError, match=r"mlflow.db .* cannot be written \(database is locked\)"):
+            mend(store_in(moved))
+    assert mend(store_in(moved)) == [runs / "mlartifacts"]
 
 
 def test_models_that_were_registered_before_the_move_are_found(runs: Path, tmp_path: Path) -> None:

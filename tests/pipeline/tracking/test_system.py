@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from mlflow import MlflowClient
@@ -113,3 +114,22 @@ def test_thousands_of_lines_are_sent_in_batches(run: Path, runs: Path) -> None:
     deliver(run)
     uri, run_id = store_uri(runs), Delivered.read(run).run_id
     assert len(points(uri, run_id, "system/cpu_utilization_percentage")) == 2000
+
+
+def test_the_sums_of_the_run_are_sent_once_behind_the_lines_of_all_machines(run: Path, runs: Path) -> None:
+    for number, second in enumerate((30, 10, 20)):
+        append(run, About(host=f"node{number}", rank=number, attempt=1, gpus=1), sample(second, 50, 1))
+    deliver(run)
+    uri, run_id = store_uri(runs), Delivered.read(run).run_id
+    assert points(uri, run_id, "energy_kwh") == [(7, 3.0, 1_030_000)]
+
+
+def test_sums_that_were_not_sent_are_sent_by_the_next_delivery(
+    run: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(run, About(host="a", rank=0, attempt=1, gpus=1), sample(10, 50, 1))
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr("pipeline.tracking.system._send_sums", Mock(side_effect=ConnectionError))
+        deliver(run)
+    deliver(run)
+    assert points(store_uri(runs), Delivered.read(run).run_id, "energy_kwh") == [(7, 1.0, 1_010_000)]

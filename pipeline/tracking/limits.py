@@ -1,0 +1,28 @@
+"""What MLflow takes: how many values in a batch, how long they may be, which names (mlflow/utils/validation.py)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
+PARAM_LENGTH, TAG_LENGTH = 6000, 8000
+
+
+def clean(name: str) -> str:
+    """Turn a name into one that MLflow accepts for a metric, parameter or tag: plain characters, no relative path parts."""
+    parts = [part for part in re.sub(r"[^/\w.\- ]", "_", name)[:250].split("/") if part not in ("", ".", "..")]
+    return "/".join(parts) or "_"
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Turn nested settings into MLflow parameters: dotted names, values as text."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str) else json.dumps(value)
+    return flat
