@@ -129,6 +129,19 @@ def test_ctrl_c_saves_and_the_last_line_goes_on(tmp_path: Path, tiny: Path, star
 
 
 @pytest.mark.slow
+def test_ctrl_c_at_the_submission_misses_no_process(tmp_path: Path, tiny: Path) -> None:
+    """The tasks of submitit's local executor start a moment after the launcher has the job."""
+    start = typed([str(ROOT / "launch" / "slurm.py"), "--cluster", "local", "--tasks-per-node", "2"])
+    folder = tmp_path / "runs" / "run" / "slurm"
+    with Terminal([*start, "--config", str(tiny), "--name", "run", *ENDLESS], tmp_path, environment()) as terminal:
+        wait_for(lambda: terminal.reading() and folder.exists() and any(folder.iterdir()), "the submission", 120)
+        terminal.press_ctrl_c()
+        assert terminal.finish() == 130
+        assert "stopped: nothing had to be saved yet; to go on: " in terminal.lines()[-1]
+        assert "squeue" not in terminal.text and "Traceback" not in terminal.text
+
+
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, tiny: Path) -> None:
     command = typed(["-m", "pipeline.train", "--config", str(tiny), "--name", "run", *ENDLESS])
     held = tmp_path / "sitecustomize.py"  # the first update after the request takes for ever
