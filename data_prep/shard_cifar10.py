@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pipeline.base.starting import begin
+
+if __name__ == "__main__":  # before the imports below, which take longer
+    begin("preparing")
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +15,6 @@ from data_prep.cifar import CLASSES, hold_out, recognise
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from pipeline.base.command import KEEPS, CommandParser, run
-from pipeline.base.starting import begin
 from pipeline.data.dataset import ClassInfo
 
 SIDE = 32  # pixels
@@ -51,5 +55,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    begin("preparing")
     run(main, KEEPS)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pipeline.base.starting import begin
+
+if __name__ == "__main__":  # before the imports below, which take longer
+    begin("preparing")
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +21,6 @@ from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.recognise import recognise
 from pipeline.base.command import KEEPS, CommandParser, run
-from pipeline.base.starting import begin
 
 PLACES = Places(
     source=Path("data/ilsvrc"),
@@ -56,5 +60,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    begin("preparing")
     run(main, KEEPS)

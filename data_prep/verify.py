@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pipeline.base.starting import begin
+
+if __name__ == "__main__":  # before the imports below, which take longer
+    begin("verifying")
+
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +21,6 @@ from data_prep.verify_shard import ShardCheck, check_shard, damage
 from data_prep.workers import run_tasks
 from pipeline.base.command import CommandParser, UserError, print_json, print_table, run
 from pipeline.base.files import file_sha256
-from pipeline.base.starting import begin
 from pipeline.data.dataset import MANIFEST, STATISTICS, UNLABELLED, Dataset, SplitInfo, Statistics
 
 DEFAULT_DATASET = Path("data/imagenet")
@@ -166,5 +170,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    begin("verifying")
     run(main)

@@ -6,17 +6,13 @@ python launch/slurm.py --nodes 1 --evaluate runs/resnet152-seed0 --protocol ten-
 
 from __future__ import annotations
 
-from launch.on_slurm.command_line import COMMAND_LINE
+from launch.on_slurm.command_line import COMMAND_LINE, is_here
 from pipeline.base.starting import begin
 from pipeline.run.preview import launcher_line
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     COMMAND_LINE.answer_help()
-    begin(
-        lambda words: launcher_line(
-            words, "starting" if any(word.partition("=")[0] == "--cluster" for word in words) else "submitting"
-        )
-    )
+    begin(lambda words: launcher_line(words, "starting" if is_here(words) else "submitting"))
 
 import os
 import sys
@@ -37,6 +33,8 @@ from pipeline.data.dataset import MANIFEST, Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.run.config import to_yaml
 from pipeline.run.folder import check_same
+
+QUEUED = "interrupted before the end: 'squeue --me' shows whether a job was submitted"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,4 +132,4 @@ def print_result(job: str, work: Work, allocation: Allocation, as_json: bool) ->
 
 
 if __name__ == "__main__":
-    command.run(main, "interrupted before the end: 'squeue --me' shows whether a job was submitted")
+    command.run(main, command.BEGINS_ANEW if is_here(sys.argv) else QUEUED)

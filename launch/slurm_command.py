@@ -6,6 +6,11 @@ python launch/slurm_command.py --name scores --folder runs/resnet50-seed0/evalua
 
 from __future__ import annotations
 
+from pipeline.base.starting import begin
+
+if __name__ == "__main__":  # before the imports below, which take longer
+    begin("")
+
 import re
 import sys
 from collections.abc import Sequence

@@ -5,6 +5,11 @@ python launch/status.py resnet152-seed0
 
 from __future__ import annotations
 
+from pipeline.base.starting import begin
+
+if __name__ == "__main__":  # before the imports below, which take longer
+    begin("")
+
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass

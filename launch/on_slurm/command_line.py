@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from collections.abc import Sequence
 
 from launch.on_slurm.allocation import add_options
 from launch.ranks.command_line import CommandLine
@@ -32,3 +33,8 @@ COMMAND_LINE = CommandLine(
     first=("--nodes", "--gpus-per-node", "--partition", "--account", "--time", "--dry-run"),
     submits=True,
 )
+
+
+def is_here(words: Sequence[str]) -> bool:
+    """Whether a command line asks for this machine: --cluster local or debug."""
+    return any(word.startswith("--cluster") for word in words) and not {"slurm", "--cluster=slurm"} & set(words)

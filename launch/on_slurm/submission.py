@@ -6,6 +6,7 @@ import contextlib
 import io
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ from pipeline.base.stopping import (
 )
 
 STOPS = 1_000_000  # submitit's limit on time-outs: a training of weeks meets the job's time limit many times
+
+# What a task of submitit's local executor runs, and how long after the submission a task may be missing yet.
+TASK, STARTING_SECONDS = "submitit.core._submit", 10.0
 
 
 class _Script(submitit.SlurmExecutor):
@@ -124,31 +128,46 @@ def run_here(work: Work, allocation: Allocation, cluster: str) -> int:
     )
     if cluster == "debug":
         return int(executor.submit(Job(work)).results()[0])
-    with visible_gpus_kept(), children_of_the_launcher():
-        job = executor.submit(Job(work))
-    print(f"{work.name} in {allocation.ranks} processes; logs: {job.paths.stdout}", file=sys.stderr)
-    log = job.task(0).paths.stderr
 
     def ask(number: signal.Signals) -> None:
         stop_for_good(work.folder / SLURM, job.job_id)
-        signal_processes(job, signal.SIGTERM, "submitit.core._submit")
+        while len(tasks := processes_of(job, TASK)) < job.num_tasks and time.monotonic() < submitted + STARTING_SECONDS:
+            time.sleep(0.05)  # the controller starts them one after the other
+        send(tasks, signal.SIGTERM)
 
-    with (
-        passing_on(work.saving, ask, lambda: signal_processes(job, signal.SIGKILL)) as requests,
-        following(log),
-    ):
+    submitted = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        with (
+            visible_gpus_kept(),
+            children_of_the_launcher(),
+        ):  # Ctrl-C waits: there is no moment when it would miss the job
+            job = executor.submit(Job(work))
+            requests = stack.enter_context(
+                passing_on(work.saving, ask, lambda: send(processes_of(job), signal.SIGKILL))
+            )
+        print(f"{work.name} in {allocation.ranks} processes; logs: {job.paths.stdout}", file=sys.stderr)
+        stack.enter_context(following(job.task(0).paths.stderr))
         job.wait()
     return outcome(work, job, requests)
 
 
-def signal_processes(job: submitit.Job[int], number: signal.Signals, of: str = "") -> None:
-    """Send a signal to the processes of a local job: its controller and its tasks, or those that run the module `of`."""
+def processes_of(job: submitit.Job[int], module: str = "") -> list[psutil.Process]:
+    """The processes of a local job: its controller and its tasks, or those that run `module`."""
+    found = []
     with contextlib.suppress(psutil.NoSuchProcess):
         controller = psutil.Process(int(job.job_id))
         for process in (controller, *controller.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if not of or of in process.cmdline():
-                    process.send_signal(number)
+                if not module or module in process.cmdline():
+                    found.append(process)
+    return found
+
+
+def send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+    """Send a signal to those of the processes that are still there."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def outcome(work: Work, job: submitit.Job[int], requests: Requests) -> int:

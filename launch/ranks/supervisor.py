@@ -12,7 +12,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -53,13 +53,13 @@ class _Rank:
     output: IO[bytes] | None  # what it wrote before it opened its log; None: it writes to the terminal
     messages: IO[bytes]  # what it told this launcher
 
-    def failure(self, asked: signal.Signals | None) -> Failure | None:
+    def failure(self, asked: Collection[signal.Signals]) -> Failure | None:
         """Why the rank ended; None where it ended well: finished, or saved and stopped on request.
 
-        asked: the signal that was passed on to the rank, if one was; it may have come before the rank could answer.
+        asked: the signals that were passed on to the rank; one may have come before the rank could answer.
         """
         code = self.process.returncode
-        if code in (0, EXIT_PREEMPTED, EXIT_INTERRUPTED) or (asked and code == -asked):
+        if code in (0, EXIT_PREEMPTED, EXIT_INTERRUPTED) or -code in asked:
             return None
         lines = self._lines()
         if failures := [line for line in lines if line.startswith("{")]:
@@ -112,6 +112,8 @@ def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[
             if rank.process.poll() is None:
                 os.killpg(rank.process.pid, signal.SIGKILL)
                 rank.process.wait()
+        while signal.sigtimedwait(ASKING, 0):  # came when all had ended: it must not end this process in other words
+            pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if requests.ended:
         say(ended_at_once(ranks[0].checkpoints))
@@ -198,7 +200,7 @@ def _wait(ranks: Sequence[_Rank], requests: Requests) -> list[Failure]:
             _signal(running, signal.SIGCONT)
         for rank in [rank for rank in running if rank.process.poll() is not None]:
             running.remove(rank)
-            if not requests.ended and (failure := rank.failure(requests.first)):
+            if not requests.ended and (failure := rank.failure(requests.signals)):
                 if not failures:
                     request_at = time.monotonic() + REQUEST_AFTER_SECONDS
                     force_at = time.monotonic() + FORCE_AFTER_SECONDS

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Literal, NoReturn
@@ -46,16 +47,21 @@ def heeded() -> tuple[signal.Signals, ...]:
 
 
 class Requests:
-    """The requests that a process has had. first: the signal that asked first; None before it. ended: by a second Ctrl-C."""
+    """The requests that a process has had.
+
+    first: the signal that asked first; None before it. signals: all that asked. ended: by a second Ctrl-C.
+    """
 
     def __init__(self) -> None:
         self.first: signal.Signals | None = None
+        self.signals: set[signal.Signals] = set()
         self.ended = False
         self._interrupts, self._last = 0, float("-inf")
 
     def note(self, number: int) -> None:
         """Note who asked first, without counting."""
         self.first = self.first or signal.Signals(number)
+        self.signals.add(signal.Signals(number))
 
     def take(self, number: int) -> Literal["ask", "end", "same"]:
         """Count a request. "ask": to save and to stop; "end": at once, a second Ctrl-C; "same": the one before, once more."""
@@ -114,18 +120,24 @@ def say(line: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
+@dataclass(frozen=True)
+class EndAtOnce:
+    """A handler of signals: `end_now`."""
+
+    sentence: str
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        end_now(number, self.sentence)
+
+
 def end_on_request(numbers: Iterable[signal.Signals] | None = None, sentence: str = "") -> None:
     """From now on a request ends this process at once: nothing has to be saved yet.
 
     numbers: the signals that ask; by default `heeded`, of which a launcher may have blocked some until here: they come
     through now. sentence: the last line, instead of NOTHING_TO_SAVE and the command that goes on.
     """
-
-    def end(number: int, frame: FrameType | None) -> None:
-        end_now(number, sentence)
-
     for number in heeded() if numbers is None else numbers:
-        signal.signal(number, end)
+        signal.signal(number, EndAtOnce(sentence))
     if numbers is None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
 

@@ -6,8 +6,10 @@ The agreement costs one tiny all-reduce per iteration, started in one iteration 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +23,9 @@ from pipeline.base.command import UserError
 from pipeline.base.stopping import (
     ANNOUNCED_VARIABLE,
     ASKING,
+    LOOK_SECONDS,
     SAVING,
+    EndAtOnce,
     Requests,
     announcement,
     drop_dead_output,
@@ -66,6 +70,7 @@ class StopRequest:
         self._requests = Requests()
         self._met = threading.Event()
         self._nothing_to_save = threading.Event()
+        self._waiting: tuple[signal.Signals, float] | None = None  # a request before the ranks have met, and until when
         self._pieces = 0  # of work that would be lost
         self._saved = ""  # the last words once everything is saved
         self._announced: set[signal.Signals] = set()
@@ -118,6 +123,8 @@ class StopRequest:
         """Restore the previous signal handlers and end the listener."""
         self._over.set()
         for number, handler in self._previous.items():
+            if self._saved and isinstance(handler, EndAtOnce):
+                handler = EndAtOnce(self._saved)  # from its start the process knows of nothing that is saved
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous = {}
         if self._wakeup is not None:
@@ -125,7 +132,6 @@ class StopRequest:
             signal.set_wakeup_fd(before)
             os.write(writer, END)  # closing is not enough: a forked child may hold the pipe open
             os.close(writer)
-            self._met.set()  # the thread may still be waiting for this
             # The thread holds a reference to this object. If its reference were the last, it would free the process group
             # while Python shuts down, when only the main thread may do so: the process would abort.
             listener.join()
@@ -163,10 +169,21 @@ class StopRequest:
         self.requested.set()
 
     def _listen(self, reader: int) -> None:
-        while (number := os.read(reader, 1)) != END:
+        while (number := self._next(reader)) != END:
             if number[0] in ASKING:
                 self._take(signal.Signals(number[0]))
         os.close(reader)
+
+    def _next(self, reader: int) -> bytes:
+        """The number of the next signal. Until it comes, a request that waits for the ranks to meet is looked after."""
+        while self._waiting and not select.select([reader], [], [], LOOK_SECONDS)[0]:
+            number, until = self._waiting
+            if self._met.is_set():
+                self._waiting = None
+                self._announce(number)
+            elif time.monotonic() > until:
+                end_now(number)
+        return os.read(reader, 1)
 
     def _poll(self, elsewhere: Callable[[], int | None]) -> None:
         while not self._over.wait(POLL_SECONDS):
@@ -185,14 +202,12 @@ class StopRequest:
             end_now(number, self._saved)
         if meaning == "end":
             end_now(number, ended_at_once(self.checkpoints))
-        if self._ends_at_once(number):
-            end_now(number)
-        self._announce(number)
-
-    def _ends_at_once(self, number: signal.Signals) -> bool:
         if self._nothing_to_save.is_set() or (number == signal.SIGINT and not self._pieces):
-            return True
-        return not self._met.wait(MEETING_SECONDS)
+            end_now(number)
+        if self._met.is_set():
+            self._announce(number)
+        elif self._waiting is None:
+            self._waiting = number, time.monotonic() + MEETING_SECONDS
 
     def _announce(self, number: signal.Signals) -> None:
         """Say what happens now: once for each signal, so that Ctrl-C after SIGTERM is answered, too."""

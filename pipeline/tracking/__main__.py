@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pipeline.base.starting import begin
+
+if __name__ == "__main__":  # before the imports below, which take longer
+    begin("")
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

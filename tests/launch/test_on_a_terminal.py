@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.stopping import SAME_REQUEST_SECONDS
+from tests.commands import commands
 from tests.helpers import ROOT, wait_for
 from tests.launch.launchers import environment, final_checkpoint, finish
 from tests.patience import limit
@@ -39,6 +41,10 @@ IMPORTING = {
     "launch/slurm.py --cluster local --evaluate RUN --split val": "testing RUN",
     "launch/local.py --procs 2 --data D --name N": "starting 2 processes: resnet50 on D, into runs/N",
     "launch/local.py --procs 1 --evaluate RUN --split val": "starting 1 process: testing RUN",
+    "data_prep/digits.py F": "writing digits into F",
+    "data_prep/shard_imagenet.py S D": "preparing S D",
+    "data_prep/shard_cifar10.py S D": "preparing S D",
+    "data_prep/verify.py D": "verifying D",
 }
 
 
@@ -55,6 +61,32 @@ def test_ctrl_c_during_the_imports(words: str) -> None:
         assert terminal.finish() == 130
         ends = ("interrupted before the work began", f"to go on: {shlex.join(typed(words.split()))}")
         assert terminal.lines()[-1].endswith(ends) and len(terminal.lines()) == 2, terminal.text
+
+
+def test_every_command_begins_before_its_imports() -> None:
+    """Ctrl-C in the imports that stand above `begin` would print a traceback."""
+    late = []
+    for module in commands():
+        if module.split(".")[0] not in ("pipeline", "launch", "data_prep") or module == "launch.local":  # light itself
+            continue
+        nodes = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text()).body
+        begun = [
+            index for index, node in enumerate(nodes) if isinstance(node, ast.If) and "begin(" in ast.unparse(node)
+        ]
+        above = [node for node in nodes[: begun[0] if begun else None] if isinstance(node, ast.Import | ast.ImportFrom)]
+        if not begun or any(imported not in LIGHT for node in above for imported in names_of(node)):
+            late.append(module)
+    assert not late
+
+
+LIGHT = {
+    "__future__", "pipeline.base.layout", "pipeline.base.starting", "pipeline.base.stopping", "pipeline.run.help",
+    "pipeline.run.preview", "launch.on_ray.command_line", "launch.on_slurm.command_line",
+}  # fmt: skip
+
+
+def names_of(node: ast.Import | ast.ImportFrom) -> list[str]:
+    return [str(node.module)] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +126,19 @@ def test_ctrl_c_saves_and_the_last_line_goes_on(tmp_path: Path, tiny: Path, star
     going_on = shlex.split(last.partition("; to go on: ")[2])
     more = ["--print-config"]  # the command is whole: nothing of it was lost
     assert finish([*going_on, *more], tmp_path, extra={"PYTHONPATH": str(ROOT)}).returncode == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_the_submission_misses_no_process(tmp_path: Path, tiny: Path) -> None:
+    """The tasks of submitit's local executor start a moment after the launcher has the job."""
+    start = typed([str(ROOT / "launch" / "slurm.py"), "--cluster", "local", "--tasks-per-node", "2"])
+    folder = tmp_path / "runs" / "run" / "slurm"
+    with Terminal([*start, "--config", str(tiny), "--name", "run", *ENDLESS], tmp_path, environment()) as terminal:
+        wait_for(lambda: terminal.reading() and folder.exists() and any(folder.iterdir()), "the submission", 120)
+        terminal.press_ctrl_c()
+        assert terminal.finish() == 130
+        assert "stopped: nothing had to be saved yet; to go on: " in terminal.lines()[-1]
+        assert "squeue" not in terminal.text and "Traceback" not in terminal.text
 
 
 @pytest.mark.slow

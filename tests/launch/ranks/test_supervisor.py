@@ -231,6 +231,32 @@ time.sleep({FOR_EVER})
     assert (code, err) == (130, "stopped: nothing had to be saved yet; to go on: train\n")
 
 
+def test_a_second_kind_of_request_before_a_rank_has_handlers(tmp_path: Path) -> None:
+    """Ctrl-C waits for the handler; a SIGTERM behind it ends the rank, which is no failure of the rank."""
+    program = f"""
+import pathlib, os, time
+(pathlib.Path({str(tmp_path)!r}) / os.environ["RANK"]).write_text(str(os.getpid()))
+time.sleep({FOR_EVER})
+"""
+    process = start(program, program)
+    pids(tmp_path, 2)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert (code, err) == (130, "stopped: nothing had to be saved yet; to go on: train\n")
+
+
+def test_ctrl_c_when_all_ranks_have_ended_says_nothing_else() -> None:
+    before = """
+import signal, launch.ranks.supervisor as its
+from pipeline.base.stopping import end_on_request
+end_on_request()
+wait = its._wait
+its._wait = lambda *given: (wait(*given), signal.raise_signal(signal.SIGINT))[0]
+"""
+    assert finish(start(rank("return 0"), before=before)) == (0, "", "")
+
+
 def test_a_failure_while_ranks_save_is_told(tmp_path: Path) -> None:
     """Ctrl-C does not hide it, and what it lost."""
     program = rank(

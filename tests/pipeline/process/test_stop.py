@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.exits import EXIT_PREEMPTED
+from pipeline.base.stopping import COMMAND_VARIABLE
 from pipeline.process import stop as stopping
 from pipeline.process.stop import StopRequest
 from pipeline.training.checkpoint import Checkpoints
@@ -75,6 +76,37 @@ def test_its_thread_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.raise_signal(signal.SIGTERM)
         assert stop.requested.is_set()
     assert "stop-request" not in [thread.name for thread in threading.enumerate()]
+
+
+BEFORE_THE_MEETING = """
+import os, signal, time
+from pipeline.base.stopping import end_on_request
+from pipeline.process.stop import StopRequest
+end_on_request()
+{body}
+"""
+
+
+def stopped(body: str) -> tuple[int, str]:
+    """Exit code and words of a small program that is asked to stop."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEFORE_THE_MEETING.format(body=body)],
+        cwd=ROOT, env=environment({COMMAND_VARIABLE: "train"}), capture_output=True, text=True, timeout=limit(60),
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def test_ctrl_c_ends_a_wait_that_another_request_began() -> None:
+    body = (
+        "with StopRequest(): os.kill(os.getpid(), 15); time.sleep(0.3); os.kill(os.getpid(), 2); time.sleep(1_000_000)"
+    )
+    code, said = stopped(f"import pipeline.process.stop as its; its.MEETING_SECONDS = {FOR_EVER}\n{body}")
+    assert (code, said) == (130, "stopped: nothing had to be saved yet; to go on: train\n")
+
+
+def test_ctrl_c_after_everything_is_saved_says_so() -> None:
+    body = "with StopRequest() as stop: stop.all_is_saved('saved all')\nos.kill(os.getpid(), 2); time.sleep(1_000_000)"
+    assert stopped(body) == (130, "saved all\n")
 
 
 def meet_nobody(rank: int, waiting: Path) -> None:
