@@ -17,7 +17,6 @@ from launch.on_slurm.allocation import Allocation
 from pipeline.base.checkout import CONFIGS, configs
 from pipeline.base.command import UserError
 from pipeline.base.files import read_yaml
-from pipeline.base.typed import read_typed
 from pipeline.meter.costs import Costs
 
 if TYPE_CHECKING:  # imports torch
@@ -49,6 +48,8 @@ def site_values(path: str | None) -> dict[str, Any]:
 
 def read_site(path: Path) -> dict[str, Any]:
     """The values that a site file sets; null sets nothing. Raises UserError for keys and values that do not fit."""
+    from pipeline.base.typed import read_typed  # here, as docstring_parser in launch/on_slurm/allocation.py
+
     values = read_yaml(path, "site file", "give an existing file to --site") or {}
     if isinstance(values, dict):
         values = {key: value for key, value in values.items() if value is not None}

@@ -46,8 +46,8 @@ def test_commands_of_a_wheel_name_the_checkout(installed: Path) -> None:
     for words in (("pipeline.experiment", "table6"), ("launch.slurm", "--nodes", "1", "--dry-run")):
         done = command(installed, *words)
         assert done.returncode == 2, done.stderr
-        assert done.stderr.startswith(f"error: there is no {installed}/configs: this is an application"), done.stderr
-        assert len(done.stderr.splitlines()) == 1 and not done.stdout
+        assert f"\nerror: there is no {installed}/configs: this is an application" in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 2 and not done.stdout  # the first says what starts
 
 
 def test_help_of_a_wheel(installed: Path) -> None:

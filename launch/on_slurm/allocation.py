@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
-import docstring_parser
-
 from pipeline.base.command import UserError, check_at_least
 
 # What may stand in words that become part of a shell script on the nodes; submitit's quoting lets a newline through.
@@ -142,6 +140,8 @@ def minutes(text: str) -> int:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for every value of Allocation but `setup`. Not given, it is the site's value, else the default."""
+    import docstring_parser  # here: bench.gpu's first call imports the launchers where this package is missing
+
     types = get_type_hints(Allocation)
     helps = {param.arg_name: param.description for param in docstring_parser.parse(Allocation.__doc__ or "").params}
     for field in dataclasses.fields(Allocation):

@@ -17,7 +17,6 @@ from pipeline.base.files import read_yaml
 from pipeline.base.layout import CHECKPOINTS, newest_checkpoint
 from pipeline.base.starting import with_targets
 from pipeline.base.words import ALIASES
-from pipeline.data.dataset import MANIFEST, Dataset
 
 # The defaults of the keys that are shown (pipeline/run/config.py).
 DEFAULTS = {"arch": "resnet50", "data": "data/imagenet", "name": None, "runs": "runs", "seed": 0, "device": "auto"}
@@ -60,6 +59,8 @@ def _values(words: Sequence[str]) -> Mapping[str, Any]:
 
 def _dataset(location: str) -> str:
     """The dataset with its number of training images and classes, where its manifest is at hand."""
+    from pipeline.data.dataset import MANIFEST, Dataset  # imports NumPy, which --help does without
+
     if "://" in location or not (Path(location) / MANIFEST).is_file():
         return location
     manifest = Dataset(location).manifest

@@ -40,7 +40,7 @@ def ended(end: str, skipped: bool) -> tuple[int, str, str]:
         ("leave(75)", 75, ""),
         ("command.run(lambda: 7)", 7, ""),
         ("command.run(lambda: fail(command.UserError('mend it')))", 2, "error: mend it\n"),
-        ("command.run(lambda: fail(KeyboardInterrupt()))", 130, "interrupted: "),
+        ("command.run(lambda: fail(KeyboardInterrupt()))", 130, "interrupted before the end: "),
         ("command.run(lambda: fail(ValueError('wrong')))", 1, "ValueError: wrong\n"),
     ],
 )

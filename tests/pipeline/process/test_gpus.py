@@ -322,7 +322,8 @@ def test_a_training_in_a_job_with_gpus_ends_with_one_sentence(tmp_path: Path) ->
     job = environment({"SLURM_GPUS_ON_NODE": "8", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "NoDevFiles"})
     done = subprocess.run(command, env=job, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: torch can use no GPU here: ") and len(done.stderr.splitlines()) == 1
+    started, error = done.stderr.splitlines()
+    assert started.startswith("starting: ") and error.startswith("error: torch can use no GPU here: ")
 
 
 @pytest.mark.gpu

@@ -10,12 +10,14 @@ import pytest
 
 from pipeline.base.command import UserError
 from pipeline.base.layout import SYSTEM, system_files
+from pipeline.meter import process
 from pipeline.meter.records import About, read_sums
 from pipeline.process.world import Machine, World
 from pipeline.run.config import Config
 from pipeline.run.metering import metered
 from pipeline.run.summary import summary
 from pipeline.tracking import TrackingConfig
+from tests.patience import limit
 from tests.pipeline.meter.test_sampler import sampler_of
 from tests.pipeline.meter.test_usage import write
 from tests.ranks import ALONE
@@ -25,6 +27,12 @@ def config_of(folder: Path, every: float | None) -> Config:
     config = Config(runs=str(folder), name="a")
     config.run_folder.mkdir()
     return replace(config, tracking=replace(config.tracking, system_every=every))
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine the sampler needs more than its 2 s to write its first and last line."""
+    monkeypatch.setattr(process, "CLOSE_SECONDS", limit(30.0))
 
 
 def sums_of(config: Config, world: World) -> list[tuple[int, int, int, float]]:
