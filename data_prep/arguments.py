@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from data_prep.prepare import prepare
 from data_prep.sources import Listing
 from pipeline.base.command import CommandParser, UserError, print_json, print_table
 from pipeline.base.cores import available_cores
+from pipeline.base.starting import targets
 from pipeline.data.dataset import MANIFEST, ClassInfo, Dataset
 
 
@@ -82,6 +84,16 @@ def make_dataset(
     already = prepare(listings, classes, args.destination, settings)
     seconds, size = time.monotonic() - started, sum(listing.bytes for listing in listings.values())
     print_result(args.destination, already, seconds, size, args.json)
+
+
+def preparing_line(words: Sequence[str]) -> str:
+    """What is made of what, as far as the command line's words tell."""
+    match targets(words):
+        case [source, destination, *_]:
+            return f"preparing {destination} from {source}"
+        case [source]:
+            return f"preparing a dataset from {source}"
+    return "preparing a dataset"
 
 
 def settle_places(args: argparse.Namespace, places: Places) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.arguments import Places, add_preparing_options, make_dataset, settle_places
+from data_prep.arguments import Places, add_preparing_options, make_dataset, preparing_line, settle_places
 from data_prep.cifar import CLASSES, hold_out, recognise
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
@@ -51,5 +51,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    begin("preparing")
+    begin(preparing_line)
     run(main, KEEPS)

@@ -10,6 +10,7 @@ from data_prep.arguments import (
     add_preparing_options,
     add_statistics_options,
     make_dataset,
+    preparing_line,
     settle_places,
 )
 from data_prep.image_statistics import StatisticsPlan
@@ -56,5 +57,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    begin("preparing")
+    begin(preparing_line)
     run(main, KEEPS)

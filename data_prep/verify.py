@@ -166,5 +166,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    begin("verifying")
+    begin("verifying", "a dataset")
     run(main)

@@ -21,8 +21,11 @@ MISSING = {
     "shards": "no SOURCE was named, and there is no data/ilsvrc here: put ImageNet's files there",
     "train": "data/imagenet is not a dataset folder",
     "test": "runs/resnet152-seed0",
+    "use": "runs/resnet152-seed0",
     "ensemble": "runs/resnet50-seed0",
-    "browse": "runs/mlflow.db does not exist",
+    "mistakes": "runs/resnet152-seed0",
+    "report": "there is no folder runs",
+    "browse": "runs holds no run",
 }
 
 
