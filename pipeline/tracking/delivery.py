@@ -23,9 +23,11 @@ from pipeline.tracking.inputs import facts_of_an_older_run, log_dataset
 from pipeline.tracking.journal import Record, complete_lines, read_metrics
 from pipeline.tracking.logged_model import send_model
 from pipeline.tracking.presentation import (
+    COLOR,
     KIND_TAG,
     MEMBER_TAG,
     experiment_tags,
+    free_color,
     kind_of,
     member_tags,
     members_of,
@@ -34,7 +36,7 @@ from pipeline.tracking.presentation import (
 )
 from pipeline.tracking.state import LOOK, Artifact, Delivered, Wanted
 from pipeline.tracking.store import Store, mend, open_store, store_of
-from pipeline.tracking.system import METRICS_PER_BATCH, send_system
+from pipeline.tracking.system import METRICS_PER_BATCH, energy_in_words, send_system
 
 # MLflow's own limits (mlflow/utils/validation.py).
 PARAMS_PER_BATCH, PARAM_LENGTH, TAG_LENGTH = 100, 6000, 8000
@@ -153,6 +155,7 @@ class Delivery:
 
     def _create(self, experiment: str, wanted: Wanted) -> Any:
         tags = {KEY_TAG: wanted.key, "mlflow.source.name": "resnet-on-clusters"}
+        tags[COLOR] = free_color(self.client, experiment)
         with suppress(OSError, KeyError):  # the user of a container may have no name
             tags["mlflow.user"] = getpass.getuser()
         return self.client.create_run(experiment, start_time=wanted.started, tags=tags, run_name=wanted.name)
@@ -192,7 +195,8 @@ class Delivery:
 
     def _send_note(self, wanted: Wanted) -> None:
         """Send the description where what it says has changed."""
-        note = describe(wanted, kind_of(wanted), self.dataset, self.errors, self.members, self.folder)
+        energy = energy_in_words(self.folder) if wanted.status != "RUNNING" else ""  # each sample would change it
+        note = describe(wanted, kind_of(wanted), self.dataset, self.errors, self.members, self.folder, energy)
         if note != self.note:
             write_note(self.client, self.delivered.run_id, note)
             self.note = note

@@ -14,9 +14,8 @@ from typing import Any
 
 KEY = "errors"
 TAG = f"mlflow.sharedViewState.{KEY}"
-VERSION = (
-    1  # raise it whenever the state below changes: experiments with an older one, as we wrote it, then get this one
-)
+# Raise it whenever the state below changes: experiments with an older one, as we wrote it, then get this one.
+VERSION = 1
 # The view for machine learning; without it MLflow opens in its view for traces of language models.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -59,6 +58,11 @@ def link(address: str, experiment_id: str) -> str:
     """The page of an experiment, with the view "Errors", on the MLflow server at `address`."""
     query = f"workflowType=machine_learning&viewStateShareKey={KEY}"
     return f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
+
+
+def artifacts_link(address: str, experiment_id: str, run_id: str) -> str:
+    """The files of a run, on the MLflow server at `address`."""
+    return f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}/artifacts?workflowType=machine_learning"
 
 
 def shared_view() -> str:
