@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from data_prep.first_line import preparing_line
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take longer
-    begin("preparing")
+    begin(preparing_line)
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take longer
-    begin("verifying")
+    begin("verifying", "a dataset")
 
 import sys
 from collections.abc import Iterator

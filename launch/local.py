@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     procs = _procs(words, alone=evaluation is not None)
     start = "starting 1 process" if procs == 1 else f"starting {procs} processes"
-    say(training_line(words, start) if evaluation is None else with_targets(f"{start}: testing", evaluation))
+    say(training_line(words, start) if evaluation is None else with_targets(f"{start}: testing", evaluation, "a net"))
     rank = [sys.executable, "-m", "launch.ranks.worker", *argv]
     with reserve_port() as port:
         return supervise([rank] * procs, [rank_environment(number, procs, port) for number in range(procs)])

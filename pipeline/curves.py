@@ -3,7 +3,7 @@
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    begin("drawing the curves of")
+    begin("drawing the curves of", "runs")
 
 from paper.curves import main
 from pipeline.base import command

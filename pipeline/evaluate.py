@@ -9,7 +9,7 @@ from pipeline.base.starting import begin
 from pipeline.base.stopping import KEEPING_SCORES, going_on, say
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    begin("testing", saves=True)
+    begin("testing", "a net", saves=True)
 
 import math
 from argparse import ArgumentTypeError, Namespace

@@ -3,7 +3,7 @@
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    begin("reading the runs of experiment")
+    begin("reading the runs of", "experiments")
 
 from paper.experiment import main
 from pipeline.base import command

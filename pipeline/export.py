@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    begin("exporting")
+    begin("exporting", "a net")
 
 import re
 from argparse import Namespace

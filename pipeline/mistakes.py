@@ -8,7 +8,7 @@ from __future__ import annotations
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    begin("reading the mistakes of")
+    begin("reading the mistakes of", "a net")
 
 from collections.abc import Sequence
 from pathlib import Path

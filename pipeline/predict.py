@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from pipeline.base.starting import begin
+from pipeline.base.starting import begin, targets, with_targets
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    begin("naming what pictures show, by")
+    begin(
+        lambda words: (
+            with_targets(f"asking {words[0]} about", words[1:], "pictures") if targets(words) else "asking a net"
+        )
+    )
 
 import sys
 from argparse import Namespace

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    begin("measuring the responses of")
+    begin("measuring the responses of", "a net")
 
 from argparse import Namespace
 from collections.abc import Sequence

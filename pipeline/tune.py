@@ -9,7 +9,7 @@ from __future__ import annotations
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    begin("tuning the loader for")
+    begin("tuning the loader for", "this machine")
 
 import os
 import sys

@@ -25,7 +25,7 @@ MISSING = {
     "ensemble": "runs/resnet50-seed0",
     "mistakes": "runs/resnet152-seed0",
     "report": "there is no folder runs",
-    "browse": "runs holds no run that MLflow could show",
+    "browse": "runs holds no run",
 }
 
 

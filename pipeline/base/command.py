@@ -248,7 +248,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         headers = [
             Column(text, justify="right" if index else "left", no_wrap=True) for index, text in enumerate(titles)
         ]
-        result = Table(*headers, title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        result = Table(*headers, box=box.SIMPLE_HEAD)
         for row in cells:
             result.add_row(*row)
         return result
@@ -258,6 +258,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         printed = table([column.replace(" ", "\n") for column in columns])
     # A pipe has no width, and a row that is too wide for a terminal is better wrapped than cut.
     width = max(console.width, console.measure(printed, options=_UNLIMITED).maximum)
+    console.print(Text(title, style="bold"), soft_wrap=True)  # a title of a Table breaks where the table ends
     Console(width=width, force_terminal=console.is_terminal).print(printed)
 
 

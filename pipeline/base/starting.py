@@ -13,14 +13,16 @@ from pipeline.base.stopping import COMMAND_VARIABLE, end_now, end_on_request, he
 
 # Their answer is all that is wanted.
 QUIET = {"-h", "--help", "--help-all", "--print-config"}
+# Of so many words that the command line begins with, each is named: a shell may make a thousand of one `*.jpg`.
+NAMED = 5
 
 
-def begin(what: str | Callable[[Sequence[str]], str], *, saves: bool = False) -> None:
+def begin(what: str | Callable[[Sequence[str]], str], otherwise: str = "", *, saves: bool = False) -> None:
     """Called first of all in a program: says what starts, and lets Ctrl-C end the imports that follow without a traceback.
 
     what: the line, to which the command line's first words are added, or a function that makes it of the command line's words;
-    "" where the command says it itself. saves: the command saves when it is asked to stop; SIGTERM and its like then end the
-    imports in the same way.
+    "" where the command says it itself. otherwise: what is added where the command line begins with an option. saves: the
+    command saves when it is asked to stop; SIGTERM and its like then end the imports in the same way.
     """
     os.environ.setdefault(COMMAND_VARIABLE, typed_command())
     if saves:
@@ -28,7 +30,7 @@ def begin(what: str | Callable[[Sequence[str]], str], *, saves: bool = False) ->
     elif signal.SIGINT in heeded():
         signal.signal(signal.SIGINT, _end_before_the_work)
     words = sys.argv[1:]
-    if not QUIET & set(words) and (line := what(words) if callable(what) else with_targets(what, words)):
+    if not QUIET & set(words) and (line := what(words) if callable(what) else with_targets(what, words, otherwise)):
         say(line)
 
 
@@ -38,9 +40,20 @@ def imports_are_over() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def with_targets(what: str, words: Sequence[str]) -> str:
-    """`what` and the words before the first option: "testing runs/resnet50-seed0"."""
-    return " ".join([what, *takewhile(lambda word: not word.startswith("-"), words)]) if what else ""
+def with_targets(what: str, words: Sequence[str], otherwise: str = "") -> str:
+    """`what` and the words before the first option: "testing runs/resnet50-seed0"; if there are none, `what`, `otherwise`."""
+    return f"{what} {listed(targets(words)) or otherwise}".rstrip() if what else ""
+
+
+def targets(words: Sequence[str]) -> list[str]:
+    """The words before the first option."""
+    return list(takewhile(lambda word: not word.startswith("-"), words))
+
+
+def listed(words: Sequence[str]) -> str:
+    """The words in a row, the first five if they are more: "1.jpg 2.jpg 3.jpg 4.jpg 5.jpg and 7 more"."""
+    more = len(words) - NAMED
+    return " ".join([*words[:NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _end_before_the_work(number: int, frame: FrameType | None) -> None:

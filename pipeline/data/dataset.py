@@ -216,7 +216,7 @@ class Dataset:
         if not manifest.is_file():
             raise UserError(
                 f"{self.folder} is not a dataset folder (it has no {MANIFEST}): "
-                "prepare one with 'python data_prep/shard_imagenet.py SOURCE DEST'"
+                f"prepare it with 'python data_prep/shard_imagenet.py SOURCE {self.folder}'"
             )
         text = manifest.read_bytes().decode(errors="replace")  # the parser or the checksum reports any damage
         self.manifest = Manifest.from_json(text, manifest)

@@ -41,7 +41,7 @@ def training_line(words: Sequence[str], start: str = "starting") -> str:
 def launcher_line(words: Sequence[str], start: str = "starting") -> str:
     """`training_line` of a launcher that does not know yet how many processes it starts, or what it tests."""
     if "--evaluate" in words:
-        return with_targets("testing", words[list(words).index("--evaluate") + 1 :])
+        return with_targets("testing", words[list(words).index("--evaluate") + 1 :], "a net")
     return training_line(words, start)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.base.layout import METRICS
 from pipeline.tracking.journal import Record, complete_lines
 from pipeline.tracking.limits import clean
-from pipeline.tracking.presentation import experiment_tags
+from pipeline.tracking.presentation import COLOR, experiment_tags, free_color
 from pipeline.tracking.state import Delivered, Wanted
 from pipeline.tracking.store import Store, mend, store_of
 
@@ -100,6 +100,7 @@ def _experiment(client: Any, name: str, store: Store) -> str:
 
 def _create(client: Any, experiment: str, wanted: Wanted) -> Any:
     tags = {KEY_TAG: wanted.key, "mlflow.source.name": "resnet-on-clusters"}
+    tags[COLOR] = free_color(client, experiment)
     with suppress(OSError, KeyError):  # the user of a container may have no name
         tags["mlflow.user"] = getpass.getuser()
     return client.create_run(experiment, start_time=wanted.started, tags=tags, run_name=wanted.name)

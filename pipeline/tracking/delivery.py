@@ -32,7 +32,7 @@ from pipeline.tracking.presentation import (
 )
 from pipeline.tracking.state import LOOK, Delivered, Wanted
 from pipeline.tracking.store import Store, open_store, store_of
-from pipeline.tracking.system import send_system
+from pipeline.tracking.system import energy_in_words, send_system
 
 BYTES_PER_READ = 1 << 16  # a few hundred lines; at most so much is sent again after a crash
 
@@ -132,7 +132,8 @@ class Delivery:
 
     def _send_note(self, wanted: Wanted) -> None:
         """Send the description where what it says has changed."""
-        note = describe(wanted, kind_of(wanted), self.dataset, self.errors, self.members, self.folder)
+        energy = energy_in_words(self.folder) if wanted.status != "RUNNING" else ""  # each sample would change it
+        note = describe(wanted, kind_of(wanted), self.dataset, self.errors, self.members, self.folder, energy)
         if note != self.note:
             write_note(self.client, self.delivered.run_id, note)
             self.note = note

@@ -42,11 +42,21 @@ def errors_in(records: Iterable[Record]) -> dict[str, tuple[float, float]]:
 
 
 def describe(
-    wanted: Wanted, kind: str, dataset: Mapping[str, object], errors: Errors, members: Sequence[MemberRun], folder: Path
+    wanted: Wanted,
+    kind: str,
+    dataset: Mapping[str, object],
+    errors: Errors,
+    members: Sequence[MemberRun],
+    folder: Path,
+    energy: str = "",
 ) -> str:
-    """Return the description of the run in `folder`. kind: training, ensemble or report. dataset: as in tracking.json."""
+    """Return the description of the run in `folder`. kind: training, ensemble or report. dataset: as in tracking.json.
+
+    energy: that the run used, in words; "" where it was not measured.
+    """
     if kind == "training":
-        parts = [_training(wanted, dataset), _errors_table(errors), _command(wanted)]
+        used = f"Energy: {escape(energy)}." if energy else ""
+        parts = [_training(wanted, dataset), _errors_table(errors), used, _command(wanted)]
     elif kind == "ensemble":
         heading = f"The average of the softmax scores of {len(members)} nets, in the same columns as theirs."
         parts = [heading, _members_table(errors, members)]
@@ -98,25 +108,34 @@ def number(params: Mapping[str, str], key: str) -> int | None:
 def _errors_table(errors: Errors) -> str:
     if not errors:
         return "No evaluation yet."
-    rows = [f"| {escape(kind)} | {_percent(top1)} | {_percent(top5)} |" for kind, (top1, top5) in _ordered(errors)]
-    return "\n".join(["| error % | top-1 | top-5 |", "|---|---|---|", *rows])
+    kinds = [kind for kind, _ in _ordered(errors)]
+    rows = [_row(f"top-{k}", [errors[kind][place] for kind in kinds]) for place, k in enumerate((1, 5))]
+    return "\n".join([*_head("error %", kinds), *rows])
 
 
 def _members_table(errors: Errors, members: Sequence[MemberRun]) -> str:
     kinds = [kind for kind, _ in _ordered(errors)]
-    lines = [f"| top-1 error % | {' | '.join(map(escape, kinds))} |", f"|---{'|---' * len(kinds)}|"]
-    lines.append(_row("**ensemble**", errors, kinds))
+    lines = [*_head("top-1 error %", kinds), _row("**ensemble**", _top1(errors, kinds))]
     for member in members:
         name = escape(member.name)
         if member.run_id:
-            name = f"[{name}](#/experiments/{member.experiment_id}/runs/{member.run_id})"
-        lines.append(_row(name, member.errors, kinds))
+            name = f"[{name}](#/experiments/{member.experiment_id}/runs/{member.run_id}?workflowType=machine_learning)"
+        lines.append(_row(name, _top1(member.errors, kinds)))
     return "\n".join(lines)
 
 
-def _row(name: str, errors: Errors, kinds: Sequence[str]) -> str:
-    cells = [_percent(errors[kind][0]) if kind in errors else "-" for kind in kinds]
-    return f"| {' | '.join([name, *cells])} |"
+def _top1(errors: Errors, kinds: Sequence[str]) -> list[float]:
+    """NaN where there is none."""
+    return [errors[kind][0] if kind in errors else float("nan") for kind in kinds]
+
+
+def _head(corner: str, kinds: Sequence[str]) -> list[str]:
+    """One column for each kind: MLflow folds a description after some four lines, and a training has many kinds."""
+    return [f"| {' | '.join([corner, *map(escape, kinds)])} |", f"|---{'|---' * len(kinds)}|"]
+
+
+def _row(name: str, errors: Sequence[float]) -> str:
+    return f"| {' | '.join([name, *map(_percent, errors)])} |"
 
 
 def _ordered(errors: Errors) -> list[tuple[str, tuple[float, float]]]:

@@ -25,7 +25,7 @@ from pipeline.tracking.presentation import kind_of
 from pipeline.tracking.process import left_at
 from pipeline.tracking.state import LOOK, Delivered, Wanted
 from pipeline.tracking.store import Store, mend, store_in
-from pipeline.tracking.view import link
+from pipeline.tracking.view import artifacts_link, link
 
 # MLflow's job execution starts 13 more processes.
 QUIET = {"PYTHONWARNINGS": "ignore", "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -154,13 +154,17 @@ def _check_port(port: int) -> None:
 
 
 def _pages(folders: Sequence[Path], store: Store, port: int) -> list[tuple[str, str]]:
-    """(experiment, address) of the first page of each experiment to which the runs belong; MLflow's own where none is known."""
-    address, pages = f"http://127.0.0.1:{port}", {}
+    """(name, address) of the first page of each experiment to which the runs belong, and of reports, which the experiment's
+    table leaves out; MLflow's own page where none is known.
+    """
+    address, pages, reports = f"http://127.0.0.1:{port}", {}, []
     for folder in folders:
         wanted, delivered = Wanted.read(folder), Delivered.read(folder, store.name)
         if wanted is not None and delivered.experiment_id:
             pages[delivered.experiment_id] = wanted.experiment
-    return [(name, link(address, key)) for key, name in sorted(pages.items())] or [("", address)]
+            if kind_of(wanted) == "report":
+                reports.append((wanted.name, artifacts_link(address, delivered.experiment_id, delivered.run_id)))
+    return [*((name, link(address, key)) for key, name in sorted(pages.items())), *reports] or [("", address)]
 
 
 def _server(store: Store, port: int) -> list[str]:

@@ -52,6 +52,12 @@ def send_system(
         yield ahead
 
 
+def energy_in_words(folder: Path) -> str:
+    """What the tag `energy` says of the run in `folder`; "" where nothing was measured."""
+    usage = usage_of(folder)
+    return str(usage) if usage is not None and usage.figures() else ""
+
+
 def _unsent(path: Path, position: int) -> Iterator[tuple[About, list[Sample], int]]:
     """Yield the samples behind `position` in batches, each with the position after it; none of a file whose start is lost."""
     with open(path, "rb") as file:

@@ -60,6 +60,11 @@ def link(address: str, experiment_id: str) -> str:
     return f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
 
 
+def artifacts_link(address: str, experiment_id: str, run_id: str) -> str:
+    """The files of a run, on the MLflow server at `address`."""
+    return f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}/artifacts?workflowType=machine_learning"
+
+
 def shared_view() -> str:
     """The value of TAG."""
     packed = base64.b64encode(zlib.compress(json.dumps(state()).encode(), 9)).decode()

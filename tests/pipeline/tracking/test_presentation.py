@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -171,12 +172,15 @@ def test_the_description_says_what_the_run_is(runs: Path, monkeypatch: pytest.Mo
     folder = train(runs / "a", dataset=dataset_facts(manifest(), TAGS["dataset_sha256"], "demo/dataset"))
     before = note(deliver(folder))
     assert "**resnet8** on **digits** (1,442 train and 355 val images, 10 classes)" in before
-    assert "400 updates of 64 images, 17.75 epochs" in before and "| val | 1.69 | 0.00 |" in before
+    assert "400 updates of 64 images, 17.75 epochs" in before
+    assert "| error % | val |\n|---|---|\n| top-1 | 1.69 |\n| top-5 | 0.00 |" in before
     assert "```\npython launch/local.py --config configs/demo.yaml --procs 2\n```" in before
     assert "Started by this command, which also goes on" in before and f"Folder: `{folder}`" in before
     log_evaluations(folder, OFFLINE, 40, {"ten-crop-val": {"top1_error": 400 / 355, "top5_error": 0.25}})
     after = note(deliver(folder))
-    assert "| ten\\-crop\\-val | 1.13 | 0.25 |\n| val |" in after
+    assert (
+        "| error % | ten\\-crop\\-val | val |\n|---|---|---|\n| top-1 | 1.13 | 1.69 |\n| top-5 | 0.25 | 0.00 |" in after
+    )
 
 
 def test_a_description_that_a_user_wrote_stays(runs: Path) -> None:
@@ -214,7 +218,8 @@ def test_an_ensemble_links_its_members(runs: Path) -> None:
     run = deliver(ensemble(runs, {"a": ids["a"], "b": "0" * 32, "gone": "1" * 32}))  # as from another MLflow
     assert [run.data.tags[f"member.{number}"] for number in (1, 2, 3)] == [f"a ({ids['a']})", f"b ({ids['b']})", "gone"]
     text, place = note(run), f"#/experiments/{run.info.experiment_id}/runs"
-    rows = [f"| [a]({place}/{ids['a']}) | 3.00 |", f"| [b]({place}/{ids['b']}) | 4.00 |", "| gone | - |"]
+    links = {name: f"{place}/{run_id}?workflowType=machine_learning" for name, run_id in ids.items()}
+    rows = [f"| [a]({links['a']}) | 3.00 |", f"| [b]({links['b']}) | 4.00 |", "| gone | - |"]
     assert "\n".join(["| **ensemble** | 1.50 |", *rows]) in text
     kinds = {one.info.run_name: one.data.tags["kind"] for one in runs_in(store_uri(runs))}
     assert kinds == {"a": "training", "b": "training", "e": "ensemble"}
@@ -250,6 +255,12 @@ def test_a_long_description_is_cut(runs: Path) -> None:
     metrics = {"center-val": {"top1_error": 1.5}}
     log_result_run(runs / "e", OFFLINE, name="e", kind="ensemble", params={}, metrics=metrics, tags=tags)
     assert len(note(deliver(runs / "e"))) == 8000
+
+
+def test_runs_have_colours_of_their_own(runs: Path) -> None:
+    """MLflow's page takes them from these tags, else from a hash that gave the demo's two nets one colour."""
+    colors = {deliver(train(runs / name)).data.tags["mlflow.runColor"] for name in ("a", "b", "c")}
+    assert len(colors) == 3 and all(re.fullmatch("#[0-9a-f]{6}", color) for color in colors)
 
 
 def test_what_is_described_is_remembered(runs: Path) -> None:

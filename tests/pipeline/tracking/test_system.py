@@ -13,6 +13,7 @@ from pipeline.base.layout import system_file
 from pipeline.meter.records import About, Sample
 from pipeline.tracking import TrackingConfig, open_tracker
 from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.description import escape
 from pipeline.tracking.state import Delivered
 from tests.pipeline.tracking.mlflow_store import only_run, points, store_uri
 
@@ -62,7 +63,9 @@ def test_samples_become_metrics_of_mlflows_tab(run: Path, runs: Path) -> None:
         "cost": 1.25,
     }
     assert points(uri, found.info.run_id, "energy_kwh")[-1][0] == 7  # the newest iteration
-    assert found.data.tags["energy"] == "2.5 kWh (GPUs; CPUs not measured), 1000 g CO2, 1.25 EUR"
+    words = "2.5 kWh (GPUs; CPUs not measured), 1000 g CO2, 1.25 EUR"
+    assert found.data.tags["energy"] == words
+    assert f"Energy: {escape(words)}." in found.data.tags["mlflow.note.content"]
 
 
 def test_each_sample_is_stored_once_however_often_it_is_sent(run: Path, runs: Path) -> None:
