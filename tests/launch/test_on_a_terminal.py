@@ -81,7 +81,7 @@ def test_every_command_begins_before_its_imports() -> None:
 
 LIGHT = {
     "__future__", "pipeline.base.layout", "pipeline.base.starting", "pipeline.base.stopping", "pipeline.run.help",
-    "pipeline.run.preview", "launch.on_ray.command_line", "launch.on_slurm.command_line",
+    "pipeline.run.preview", "launch.on_ray.command_line", "launch.on_slurm.command_line", "data_prep.first_line",
 }  # fmt: skip
 
 
