@@ -21,6 +21,7 @@ from tests.patience import limit, set_patience
 
 # A shell's background jobs (`make test &`) ignore Ctrl-C, and so would every program that is started here to be interrupted.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup lets it be ignored, and every process that a test starts with it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
