@@ -37,4 +37,6 @@ COMMAND_LINE = CommandLine(
 
 def is_here(words: Sequence[str]) -> bool:
     """Whether a command line asks for this machine: --cluster local or debug."""
-    return any(word.startswith("--cluster") for word in words) and not {"slurm", "--cluster=slurm"} & set(words)
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--cluster", nargs="?")
+    return parser.parse_known_args(list(words))[0].cluster in CLUSTERS[1:]
