@@ -16,11 +16,11 @@ from paper.evidence import Measured, measured_errors
 from paper.logged import VAL_KINDS, logged_errors
 from paper.state import RunState
 from pipeline.base.command import UserError
-from pipeline.base.layout import ENSEMBLE, SCORES, is_score_file
+from pipeline.base.layout import ENSEMBLE
 from pipeline.evaluation.ensemble import all_ranks, check_members
 from pipeline.evaluation.protocols import PROTOCOLS
-from pipeline.evaluation.score_files import is_canonical
-from pipeline.evaluation.scores import Provenance, Scores, load, ranks_of, read_provenance
+from pipeline.evaluation.score_files import canonical_scores
+from pipeline.evaluation.scores import Provenance, Scores, load, ranks_of
 from pipeline.run.folder import read_facts
 
 WEIGHTS = {"final": "", "recomputed-bn": ", BN recomputed", "ema": ", EMA"}  # as tables name them
@@ -59,28 +59,14 @@ def tests_of(state: RunState) -> tuple[Tested, ...]:
     if state.kind != "finished":
         return ()
     trained_on = read_facts(state.folder).get("dataset_sha256")
-    tests: list[Tested] = []
-    for path in sorted((state.folder / SCORES).glob("*.npz")):
-        scores = _sound(path)
-        if scores is None or not scores.labelled:
-            continue
-        made = scores.provenance
-        if (made.checkpoint, made.dataset_sha256) == (state.checkpoint, trained_on):
-            tests.append(_test(made, measured_errors(ranks_of(scores))))
+    final = (state.checkpoint, trained_on)
+    found = canonical_scores(state.folder, lambda made: (made.checkpoint, made.dataset_sha256) == final)
+    tests = [_test(scores.provenance, measured_errors(ranks_of(scores))) for scores in found]
     known = {(test.protocol, test.weights, test.split) for test in tests}
     for weights in VAL_KINDS:
         if ("center", weights, "val") not in known and (logged := logged_errors(state, weights)):
             tests.append(Tested(protocol="val, in training", weights=weights, split="val", measured=logged))
     return tuple(sorted(tests, key=_order))
-
-
-def _sound(path: Path) -> Scores | None:
-    """A run's own test; None for a trial under other settings, and for a file that is damaged or unfinished."""
-    try:
-        canonical = is_score_file(path) and is_canonical(path, read_provenance(path)[0])
-        return load(path) if canonical else None
-    except UserError:
-        return None
 
 
 def ensemble_tests(folder: Path, states: Mapping[Path, RunState]) -> EnsembleTests:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +18,15 @@ import torch
 
 from pipeline.base.command import UserError
 from pipeline.base.files import write_text
-from pipeline.base.layout import PARTIAL_SCORES, SPEED, score_files_in, score_path_in, weights_suffix
+from pipeline.base.layout import (
+    PARTIAL_SCORES,
+    SCORES,
+    SPEED,
+    is_score_file,
+    score_files_in,
+    score_path_in,
+    weights_suffix,
+)
 from pipeline.data.dataset import Dataset, Split, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.datasets import data_suffix
@@ -83,6 +91,25 @@ def score_path(trained: TrainedNet, protocol: str, split: str, trial: str = "") 
 def is_canonical(path: Path, origin: Provenance) -> bool:
     """Return whether a file in a run's scores/ is canonical, no trial, by its name."""
     return path.name == score_path_in(Path(), origin.protocol, origin.split, origin.iteration or 0, origin.weights).name
+
+
+def canonical_scores(
+    run: Path, wanted: Callable[[Provenance], bool], unreadable: Callable[[UserError], None] = lambda error: None
+) -> Iterator[Scores]:
+    """The labelled scores in a run's canonical score files whose origin is `wanted`; only those files are read whole, one at
+    a time.
+
+    unreadable: told why a file, of another version say, is left out.
+    """
+    for path in filter(is_score_file, sorted((run / SCORES).glob("*.npz"))):
+        try:
+            origin, _ = read_provenance(path)
+            scores = load(path) if is_canonical(path, origin) and wanted(origin) else None
+        except UserError as error:
+            unreadable(error)
+            continue
+        if scores is not None and scores.labelled:
+            yield scores
 
 
 def make(

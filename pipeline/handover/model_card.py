@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import yaml
 
-from pipeline.base.command import UserError
-from pipeline.base.layout import CONFIG, SCORES, is_score_file
+from pipeline.base.layout import CONFIG
 from pipeline.evaluation.nets import TrainedNet
-from pipeline.evaluation.score_files import is_canonical
-from pipeline.evaluation.scores import Scores, load, read_provenance
+from pipeline.evaluation.score_files import canonical_scores
+from pipeline.evaluation.scores import Scores
 from pipeline.handover.exporting import Exported
 from pipeline.handover.training_data import TrainingData
 from pipeline.run.config import trajectory
@@ -66,15 +65,12 @@ def known_scores(trained: TrainedNet) -> list[Scores]:
     A score file that cannot be read (of another version, say) is skipped with a warning.
     """
     assert trained.run is not None
-    results = []
-    for path in filter(is_score_file, sorted((trained.run / SCORES).glob("*.npz"))):
-        try:
-            origin, _ = read_provenance(path)
-            if origin.weights_sha256 == trained.weights_sha256 and is_canonical(path, origin):
-                results.append(load(path))
-        except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
-    return [scores for scores in results if scores.labelled]
+    found = canonical_scores(
+        trained.run,
+        lambda origin: origin.weights_sha256 == trained.weights_sha256,
+        lambda error: print(f"warning: {error}", file=sys.stderr),
+    )
+    return list(found)
 
 
 def errors_table(results: Sequence[Scores]) -> str:
