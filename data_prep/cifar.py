@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from data_prep.images import encode
 from data_prep.order import by_class_and_name, permutation
 from data_prep.sources import ImageRow, Listing, class_folders, pack_rows
 from pipeline.base.command import Progress, UserError
+from pipeline.data.images import encode
 
 ARCHIVE = "cifar-10-python.tar.gz"
 BATCHES = "cifar-10-batches-py"

@@ -5,23 +5,14 @@ The image keeps its bytes, unless a decoder on the path cannot read them (see `p
 
 from __future__ import annotations
 
-import io
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-MAX_SIDE = 65535  # the sample table's height and width are uint16
-PNG_END = b"IEND\xaeB`\x82"  # the chunk that ends every PNG
-# Re-encoding must not be visible: libjpeg's best quality, colour at full resolution (4:4:4).
-LOSSLESS_ENOUGH = {"format": "JPEG", "quality": 100, "subsampling": 0}
+from pipeline.data.images import LOSSLESS_ENOUGH, MAX_SIDE, UnreadableImageError, decode, encode
+
 SHRUNK = {"format": "JPEG", "quality": 95}
-
-
-class UnreadableImageError(Exception):
-    """An image that does not decode; the text is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,27 +40,6 @@ class PreparedImage:
     pixels: Image.Image
     change: str | None = None
     shrunk: bool = False
-
-
-def decode(data: bytes) -> Image.Image:
-    """Decode an image in full, to mode L, RGB, CMYK or a PNG's own. Raises UnreadableImageError."""
-    if not data:
-        raise UnreadableImageError("it has no bytes")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about damaged EXIF blocks, which nothing here reads
-            image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-            image.load()
-    except Image.UnidentifiedImageError:
-        raise UnreadableImageError("it is neither JPEG nor PNG") from None
-    # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, ValueError, struct.error, ...).
-    except Exception as error:
-        raise UnreadableImageError(str(error) or type(error).__name__) from None
-    if image.format == "PNG" and PNG_END not in data:  # Pillow decodes such a PNG, DALI does not
-        raise UnreadableImageError("the PNG is cut off before its end")
-    if max(image.size) > MAX_SIDE:
-        raise UnreadableImageError(f"it is larger than {MAX_SIDE:,} pixels")
-    return image
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
@@ -116,9 +86,3 @@ def shrink(image: Image.Image, short_side: int) -> Image.Image:
     scale = short_side / min(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     return image.resize(size, Image.Resampling.LANCZOS)
-
-
-def encode(image: Image.Image, options: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, **options)
-    return buffer.getvalue()

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.image_statistics import PixelSums, StatisticsPlan, centre_crop
-from data_prep.images import ImageRules, PreparedImage, UnreadableImageError, prepare_image
+from data_prep.images import ImageRules, PreparedImage, prepare_image
 from data_prep.reading import SourceImage, read_all
 from data_prep.record import NoRecordError, ShardFacts, ShardRecord, read_record, record_path, write_record
 from data_prep.tars import BLOCK
 from data_prep.workers import Advance
 from pipeline.base.files import file_sha256, replacing
 from pipeline.data.dataset import sample_dtype
+from pipeline.data.images import UnreadableImageError
 
 WORKER_MODULES = ["data_prep.tar_writer", "data_prep.shard"]  # imported once, before the workers are forked
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from data_prep.images import UnreadableImageError, decode
 from data_prep.order import MAX_KEY, NOT_IN_KEY
 from data_prep.tars import members, open_for_ranges
 from data_prep.workers import Advance
 from pipeline.base.command import UserError
 from pipeline.base.files import file_sha256
 from pipeline.data.dataset import UNLABELLED, ShardInfo
+from pipeline.data.images import UnreadableImageError, decode
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ LAYERS: dict[str, list[str]] = {
     ],
     "dataset folders and the meter": [
         "pipeline.data.dataset",
+        "pipeline.data.images",
         "pipeline.meter.*",
     ],
     "process": [

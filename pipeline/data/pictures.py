@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from pipeline.base.cores import available_cores
 from pipeline.data.augment import CenterCrop
@@ -19,19 +15,13 @@ from pipeline.data.batch import LoaderConfig
 from pipeline.data.dataset import UNLABELLED, Split, SplitInfo, sample_dtype
 from pipeline.data.failures import failures
 from pipeline.data.graphs import Normalization
+from pipeline.data.images import LOSSLESS_ENOUGH, UnreadableImageError, decode, encode
 from pipeline.data.loader import evaluation_batches
 from pipeline.data.order import Presentations
 from pipeline.data.plans import evaluation_plan
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 LOADER = LoaderConfig(threads=available_cores(), read_threads=1, decode_on="cpu")
-MAX_SIDE = np.iinfo(np.uint16).max  # of the sample table
-# As data_prep/images.py re-encodes a CMYK image for a shard: DALI's decoders read its colours in other ways.
-RE_ENCODED: dict[str, Any] = {"format": "JPEG", "quality": 100, "subsampling": 0}
-
-
-class UnreadablePictureError(Exception):
-    """A picture that does not decode; the text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -44,23 +34,10 @@ class Picture:
 
     @staticmethod
     def of(encoded: bytes) -> Picture:
-        """Decode an encoded picture once, to know that it is sound. Raises UnreadablePictureError."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about damaged EXIF blocks, which nothing here reads
-                image = Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG"))
-                image.load()
-        except Image.UnidentifiedImageError:
-            raise UnreadablePictureError("it is neither JPEG nor PNG") from None
-        # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, ValueError, struct.error, ...).
-        except Exception as error:
-            raise UnreadablePictureError(str(error) or type(error).__name__) from None
-        if max(image.size) > MAX_SIDE:
-            raise UnreadablePictureError(f"it is larger than {MAX_SIDE:,} pixels")
-        if image.mode == "CMYK":
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, **RE_ENCODED)
-            encoded = buffer.getvalue()
+        """Decode an encoded picture once, to know that it is sound. Raises UnreadableImageError."""
+        image = decode(encoded)
+        if image.mode == "CMYK":  # as sharding does: DALI's decoders read its colours in other ways
+            encoded = encode(image.convert("RGB"), LOSSLESS_ENOUGH)
         return Picture(encoded, image.height, image.width)
 
 
@@ -106,7 +83,7 @@ def _read(place: Path | bytes) -> Picture | str:
         return "there is no such file"
     except OSError as error:
         return error.strerror or str(error)
-    except UnreadablePictureError as error:
+    except UnreadableImageError as error:
         return str(error)
 
 

@@ -5,7 +5,8 @@ import pytest
 from nvidia.dali import fn, pipeline_def
 from PIL import Image
 
-from data_prep.images import ImageRules, UnreadableImageError, decode, eight_bit, prepare_image
+from data_prep.images import ImageRules, eight_bit, prepare_image
+from pipeline.data.images import UnreadableImageError, decode
 from tests.images import encode, smooth
 
 GENERATOR = np.random.default_rng(4)
