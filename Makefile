@@ -96,11 +96,12 @@ $(TORCH211)/ready: requirements.lock pyproject.toml | $(READY)
 	UV_HTTP_TIMEOUT=600 $(BIN)/uv pip install --quiet --compile-bytecode --python $(TORCH211)/bin/python -r $(TORCH211)/requirements.lock
 	@touch $@
 
-# The CPU seconds of every case of `make test`, the most expensive first (tests/budget.py).
+# The CPU seconds of every case of `make test`, the most expensive first (tests/budget.py); fails if one is over its budget. For a
+# quiet machine.
 test-times: $(READY)
 	rm -f build/times.jsonl; mkdir -p build
-	$(PYTEST) -m "not slow and not gpu and not cluster and not browser" --times build/times.jsonl
-	$(BIN)/python -m tests.budget build/times.jsonl
+	$(PYTEST) -m "not slow and not gpu and not cluster and not browser" --strict-budget --times build/times.jsonl \
+	  || failed=1; $(BIN)/python -m tests.budget build/times.jsonl; exit $${failed:-0}
 
 # Kills a training at random moments, on 1, 2, 4 or 8 processes each time, and compares it with an undisturbed one. CI: KILLS=50.
 KILLS ?= 1000

@@ -26,6 +26,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup lets it be ignored, and ev
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--times", metavar="FILE", help="append what each case and shared fixture took, as lines of JSON")
+    parser.addoption(
+        "--strict-budget", action="store_true", help="fail cases that are over their budget (tests/budget.py)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,7 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         set_patience()  # before xdist starts its workers: they inherit it
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
-    config.pluginmanager.register(Budget(config.getoption("--times")))
+    config.pluginmanager.register(Budget(config.getoption("--times"), config.getoption("--strict-budget")))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -14,7 +14,7 @@ from tests import budget
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "costly(why): dear")
-    config.pluginmanager.register(budget.Budget(None))
+    config.pluginmanager.register(budget.Budget(None, strict={strict}))
 """
 BURN = """
 import subprocess, sys, time
@@ -47,26 +47,41 @@ def test_that_pays_for_no_shared_fixture(shared):
 """
 
 
-def test_a_dear_case_needs_a_reason(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[False, True], ids=["named", "strict"])
+def strict(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     monkeypatch.setattr(budget, "CPU_SECONDS", 0.1)
-    pytester.makeconftest(PLUGIN)
-    pytester.makepyfile(BURN + CASES)
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
-    result.assert_outcomes(passed=4, errors=2)
-    result.stdout.fnmatch_lines(["*test_dear took*say why it cannot be*", "*test_dear_by_its_process took*"])
-
-
-def test_a_dear_shared_fixture_fails(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "SHARED_CPU_SECONDS", 0.1)
-    pytester.makeconftest(PLUGIN)
+    return bool(request.param)
+
+
+def test_dear_cases_without_a_reason_are_named_and_fail_where_asked(pytester: pytest.Pytester, strict: bool) -> None:
+    pytester.makeconftest(PLUGIN.format(strict=strict))
+    pytester.makepyfile(BURN + CASES)
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-k", "not pays")
+    result.assert_outcomes(passed=3, errors=2 if strict else 0)
+    result.stdout.fnmatch_lines(["*test_dear took*say why it cannot be*", "*test_dear_by_its_process took*"])
+    result.stdout.no_fnmatch_line("*test_with_a_reason took*")
+
+
+def test_a_dear_shared_fixture_is_named_and_fails_where_asked(pytester: pytest.Pytester, strict: bool) -> None:
+    pytester.makeconftest(PLUGIN.format(strict=strict))
     pytester.makepyfile(BURN + CASES)
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-k", "pays")
-    result.assert_outcomes(errors=1)
+    result.assert_outcomes(passed=1, errors=1 if strict else 0)
     result.stdout.fnmatch_lines(["*the fixture shared took*"])
+    result.stdout.no_fnmatch_line("*test_that_pays* took*")
+
+
+def test_workers_tell_the_session_that_prints(pytester: pytest.Pytester, strict: bool) -> None:
+    pytester.makeconftest(PLUGIN.format(strict=strict) + "    budget.CPU_SECONDS = 0.1\n")
+    pytester.makepyfile(BURN + CASES)
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-k", "test_dear", "-n", "1")
+    result.assert_outcomes(passed=2, errors=2 if strict else 0)
+    result.stdout.fnmatch_lines(["*test_dear took*say why it cannot be*"])
 
 
 def test_a_mark_without_a_reason_is_refused(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest(PLUGIN)
+    pytester.makeconftest(PLUGIN.format(strict=False))
     pytester.makepyfile("import pytest\n@pytest.mark.costly\ndef test_it(): pass\n")
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -54,6 +54,7 @@ def test_a_failing_rung_is_passed_over(trial: Trial, failing: tuple[Rung, ...], 
     assert all(SAID[fault] in reason and "image0" not in reason for reason in verdict.failed.values())
 
 
+@pytest.mark.costly("two trials of all images on every rung")
 def test_sound_decoders_pass_on_every_rung(trial: Trial) -> None:
     whole = Trial(Graph("five-crops", 64, rung="gpu"), trial.encoded, trial.views)
     for rung in RUNGS:

@@ -176,6 +176,7 @@ def test_a_net_is_compiled_once_for_the_images_that_the_loader_gives(
     step.close()
 
 
+@pytest.mark.costly("compiles nine graphs")
 @BY
 def test_crop_sizes_are_compiled_up_to_the_limit(
     by: CompileBy, parts: int, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
