@@ -7,31 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
+from paper.command_lines import curves_options
 from paper.runs import curves
-from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.base.command import UserError, print_json, print_table
 from pipeline.base.files import write_text
 from pipeline.base.layout import METRICS
 from pipeline.evaluation.figures import Panel, standalone
 from pipeline.tracking import Record, read_metrics
 
-EXAMPLE = "python -m pipeline.curves runs/resnet20-seed0 runs/resnet56-seed0 --out curves.svg"
 COMPARED = {"train": ("loss", "top1_error"), "val": ("top1_error", "top5_error")}
 
 
-def options() -> CommandParser:
-    parser = CommandParser(
-        "Draws training error (thin) and val error (bold) of runs in one figure, and compares the runs.", EXAMPLE
-    )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders, each compared with the first")
-    parser.add_argument("--out", type=Path, default=Path("curves.svg"), help="the SVG file (default curves.svg)")
-    parser.add_argument("--until", type=int, metavar="N", help="leave out everything after iteration N")
-    parser.add_argument("--title", default="Training and val error", help="the figure's title")
-    parser.add_json_option()
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    args = options().parse_args(argv)
+    args = curves_options().parse_args(argv)
     records = {run.name: _metrics(run, args.until) for run in args.runs}
     if len(records) < len(args.runs):
         raise UserError("two of the runs have the same name, which the figure cannot tell apart: give each run once")

@@ -11,20 +11,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from paper.command_lines import experiment_options, split_words
 from paper.evidence import RunResult
-from paper.launching import LAUNCHERS, Settings, check_surroundings, split_options, text_of, training
-from paper.reading import find, names
+from paper.launching import Settings, check_surroundings, split_options, text_of, training
+from paper.names import names
+from paper.reading import find
 from paper.rows import RowResult, collect
 from paper.runner import Step, Stopped, Submitted, plan, run_here, submit
 from paper.spec import Experiment
-from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.base.command import UserError, print_json, print_table
 from pipeline.base.exits import EXIT_PREEMPTED, EXIT_USER_ERROR
 from pipeline.base.stopping import going_on, say
 from pipeline.data.dataset import MANIFEST
 from pipeline.data.storage import open_dataset
 from pipeline.models.architecture import parse_arch
 
-EXAMPLE = "python -m pipeline.experiment table6 --scale 0.05"
 EXIT_INCOMPLETE = 1  # nothing failed, but a row has no figures: the tested split has no labels
 FIGURES = {  # of the closing table
     "train_error": "train error %",
@@ -36,37 +37,14 @@ FIGURES = {  # of the closing table
 }
 
 
-def options() -> CommandParser:
-    parser = CommandParser(
-        "Makes a table or figure of the paper: trains what is missing, reuses what is finished, tests it.", EXAMPLE
-    )
-    text = "an experiment, or a YAML file of yours; without a name the experiments are listed"
-    parser.add_argument("name", nargs="?", help=text)
-    parser.add_argument("--list", action="store_true", help="list the experiments")
-    text = "the launcher that trains (default local)"
-    parser.add_argument("--launcher", choices=list(LAUNCHERS), default="local", help=text)
-    text = "shorten every schedule to this share, for a rehearsal"
-    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help=text)
-    parser.add_argument("--data", metavar="DATASET", help="the dataset folder (default: the config's)")
-    parser.add_argument("--runs", type=Path, help="the folder that holds the run folders (default: the config's)")
-    parser.add_argument("--only", action="append", metavar="ROW", help="this row alone; repeat for several")
-    text = "processes of each run, with local or ray (default: the launcher's)"
-    parser.add_argument("--procs", type=int, metavar="N", help=text)
-    parser.add_argument("--dry-run", action="store_true", help="show the work that each run needs; start nothing")
-    parser.add_json_option()
-    parser.epilog = "Words behind '--' go to the launcher: ... --launcher slurm -- --nodes 4 --partition gpu"
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    split = words.index("--") if "--" in words else len(words)
-    args = options().parse_args(words[:split])
+    words, behind = split_words(sys.argv[1:] if argv is None else argv)
+    args = experiment_options().parse_args(words)
     if args.list or args.name is None:
         return show_list(args.json)
     experiment = find(args.name)
     experiment = experiment.only(args.only) if args.only else experiment
-    settings = read_settings(args, words[split + 1 :])
+    settings = read_settings(args, behind)
     steps = plan(experiment, settings)  # refuses a scale that cannot be
     check_surroundings(experiment, settings)
     if args.dry_run:

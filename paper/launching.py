@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from launch import local, ray_train, slurm
+from paper.names import Launcher
 from paper.spec import Experiment, RunSpec, arguments, resolve
 from pipeline import ensemble, evaluate
 from pipeline.base.command import UserError
@@ -25,7 +26,6 @@ from pipeline.base.stopping import Requests, drop_dead_output, exit_code, heeded
 from pipeline.run.config import Config, differences, trajectory
 from pipeline.run.options import key_names
 
-Launcher = Literal["local", "slurm", "ray"]
 LAUNCHERS: dict[Launcher, ModuleType] = {"local": local, "slurm": slurm, "ray": ray_train}
 STOPPED = (EXIT_PREEMPTED, EXIT_INTERRUPTED)
 # Options that the experiment sets.

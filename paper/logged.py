@@ -10,7 +10,7 @@ from paper.state import RunState
 from pipeline.base.command import UserError
 from pipeline.base.layout import CONFIG, METRICS
 from pipeline.data.dataset import Dataset
-from pipeline.evaluation.nets import Weights
+from pipeline.evaluation.names import Weights
 from pipeline.run.folder import read_facts
 from pipeline.run.options import load
 from pipeline.tracking import read_metrics

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paper.datasets import DataFacts, described
-from paper.reading import find, names
+from paper.names import names
+from paper.reading import find
 from paper.runs import curves
 from paper.spec import Experiment, resolve
 from paper.state import RunState, is_run_of, scales_of, state_in

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from paper.names import FOLDER, names
 from paper.spec import Experiment, FigureSpec, Outline, Row, RunSpec, Shortcut, resolve
 from pipeline.base.checkout import CONFIGS, configs
 from pipeline.base.command import UserError, nearest
@@ -20,7 +21,6 @@ from pipeline.base.typed import read_typed
 from pipeline.evaluation.protocols import find as find_protocol
 from pipeline.models.architecture import parse_arch
 
-FOLDER = "experiments"  # of configs/
 SUFFIXES = (".yaml", ".yml")
 RESERVED = {"arch", "seed", "shortcut", "name", "runs"}  # config keys that rows and the command line set
 
@@ -65,11 +65,6 @@ class _File(Outline):
     rows: tuple[_Row, ...]
     overrides: Mapping[str, Any] = field(default_factory=dict)
     variant: str | None = None
-
-
-def names() -> list[str]:
-    """The experiments that come with the code."""
-    return sorted(path.stem for path in (configs() / FOLDER).glob("*.yaml"))
 
 
 def find(name: str) -> Experiment:

@@ -15,18 +15,20 @@ from functools import cache, partial
 from pathlib import Path
 
 from paper.cards import cards_of
+from paper.command_lines import report_options
+from paper.names import names
 from paper.others import Others, find_others, holds_run
 from paper.page import Page, render
 from paper.panels import error_figure, response_figure
 from paper.plain import of_others, of_sections
-from paper.reading import find, names
+from paper.reading import find
 from paper.records import keep_records
 from paper.rows import evaluate
 from paper.run_figure import curves_of
 from paper.section import Section
 from paper.spec import Experiment, RunSpec
 from paper.state import RunState, find_state, scales_of
-from pipeline.base.command import CommandParser, Progress, UserError, print_json, print_table
+from pipeline.base.command import Progress, UserError, print_json, print_table
 from pipeline.base.files import write_text
 from pipeline.base.layout import CONFIG
 from pipeline.evaluation.figures import standalone
@@ -34,26 +36,11 @@ from pipeline.run.folder import git_commit
 from pipeline.run.options import load
 from pipeline.tracking import TrackingConfig, log_result_run
 
-EXAMPLE = "python -m pipeline.report --runs runs --experiments table6,fig6,fig7 --out report.html"
 RESULT_RUN = "report"  # the folder, beside the run folders, of the page's MLflow run
 
 
-def options() -> CommandParser:
-    parser = CommandParser("Writes one page with the paper's tables and figures beside our runs.", EXAMPLE)
-    text = "folders that hold run folders (default runs)"
-    parser.add_argument("--runs", type=Path, nargs="+", default=[Path("runs")], help=text)
-    text = f"of {', '.join(names())}, or YAML files (default: all)"
-    parser.add_argument("--experiments", nargs="+", metavar="NAME", help=text)
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (default report.html)")
-    text = "keep a small record of each run there and link to it: config, metrics, hashes of weights and scores"
-    parser.add_argument("--records", type=Path, metavar="FOLDER", help=text)
-    parser.add_argument("--no-tracking", action="store_true", help="keep no copy of the page in MLflow")
-    parser.add_json_option()
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    args = options().parse_args(argv)
+    args = report_options().parse_args(argv)
     check_runs(args.runs)
     wanted = [name for text in args.experiments or names() for name in text.split(",") if name]
     experiments = [find(name) for name in dict.fromkeys(wanted)]

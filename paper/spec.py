@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 
 from paper.published import Published
 from pipeline.base.command import UserError, nearest
-from pipeline.evaluation.nets import Weights
+from pipeline.evaluation.names import Weights
 from pipeline.run.config import Config, changes, check, to_plain
 from pipeline.run.options import parse, parser
 from pipeline.run.stretch import stretch, stretched

@@ -5,10 +5,13 @@ Needs only their score files: no images, no models, no GPU.
 
 from __future__ import annotations
 
+from pipeline.base.command import answer
 from pipeline.base.starting import begin
+from pipeline.command_lines.evaluation import ensemble_options
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     begin("averaging", "nets")
+    answer(ensemble_options)
 
 import hashlib
 import json
@@ -22,20 +25,19 @@ import numpy as np
 import torch
 
 from pipeline.base import command
-from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.base.command import UserError, print_json, print_table
 from pipeline.base.files import write_text
 from pipeline.base.layout import CONFIG, ENSEMBLE
 from pipeline.evaluation import ensemble as ensembles
+from pipeline.evaluation.cells import rate_cell
 from pipeline.evaluation.ensemble import Errors, SizeErrors, Subset
-from pipeline.evaluation.members import Member
-from pipeline.evaluation.options import add_member_options, chosen_members, protocol_names, rate_cell
+from pipeline.evaluation.members import Member, chosen_members
+from pipeline.evaluation.protocols import protocol_names
 from pipeline.evaluation.score_files import ScoreFile, metric_kind, read
 from pipeline.evaluation.scores import Scores
 from pipeline.run.config import RUN_NAME
 from pipeline.run.options import load
 from pipeline.tracking import TrackingConfig, log_result_run, mlflow_run_id, now_in_ms
-
-EXAMPLE = "python -m pipeline.ensemble runs/resnet34-seed0 runs/resnet50-seed0 runs/resnet152-seed0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,22 +57,9 @@ class Result:
     curve: list[SizeErrors]
 
 
-def options() -> CommandParser:
-    sentence = "Averages the softmax scores of several nets and gives the errors of each and of all."
-    parser = CommandParser(sentence, EXAMPLE)
-    parser.add_argument("members", nargs="+", metavar="MEMBER", help="run folders, score files or MLflow run ids")
-    add_member_options(parser, "repeated or a,b (default: every one that all members have)")
-    parser.add_argument("--search", type=int, metavar="K", help="keep the K members whose average has the lowest error")
-    parser.add_argument("--by", choices=["top-1", "top-5"], default="top-1", help="the error that --search lowers")
-    parser.add_argument("--name", help="of the ensemble's run folder and MLflow run (default: made of its members)")
-    parser.add_argument("--no-tracking", action="store_true", help="write no run folder and no MLflow run")
-    parser.add_json_option()
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     started = now_in_ms()
-    args = options().parse_args(argv)
+    args = ensemble_options().parse_args(argv)
     if args.name is not None and not RUN_NAME.fullmatch(args.name):
         raise UserError(
             f"--name '{args.name}' cannot name a run folder: use letters, digits, '.', '_' and '-', no sign in front"

@@ -5,16 +5,17 @@ Alone, or as one rank of several (torchrun and any other launcher): the score fi
 
 from __future__ import annotations
 
+from pipeline.base.command import answer
 from pipeline.base.starting import begin
 from pipeline.base.stopping import KEEPING_SCORES, going_on, say
+from pipeline.command_lines.evaluation import evaluate_options
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     begin("testing", "a net", saves=True)
+    answer(evaluate_options)
 
-import math
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,17 +24,17 @@ import numpy as np
 import torch
 
 from pipeline.base import command
-from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.base.command import UserError, print_json, print_table
 from pipeline.base.layout import CONFIG
 from pipeline.data.dataset import Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.data.storage import location_in
 from pipeline.data.tuned import with_queues
+from pipeline.evaluation.cells import errors_cells, rate_cell
 from pipeline.evaluation.datasets import Datasets, open_datasets
 from pipeline.evaluation.foreign import WeightsFile, open_weights
 from pipeline.evaluation.nets import TrainedNet, open_target
-from pipeline.evaluation.options import add_weights_option, errors_cells, positive, protocol_names, rate_cell
-from pipeline.evaluation.protocols import PROTOCOLS, find
+from pipeline.evaluation.protocols import find, protocol_names
 from pipeline.evaluation.request import EvaluationRequest
 from pipeline.evaluation.score_files import ScoreFile, make, metric_kind, score_path, trial_suffix
 from pipeline.evaluation.scoring import EvaluationSettings, GivenUp
@@ -42,52 +43,6 @@ from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.options import load
 from pipeline.tracking import is_delivered, log_evaluations
 
-EXAMPLE = "python -m pipeline.evaluate runs/resnet50-seed0 --protocol center,ten-crop --split val"
-
-
-def options() -> CommandParser:
-    parser = CommandParser("Tests one net on a split of a dataset and writes its score files.", EXAMPLE)
-    add = parser.add_argument
-    add("target", type=Path, nargs="?", metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
-    names = ", ".join(PROTOCOLS)
-    add("--protocol", action="append", metavar="NAME", help=f"{names}; repeated or a,b (default center)")
-    add("--split", default="val", help="of the dataset (default val)")
-    add_weights_option(parser)
-    add("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
-    add("--mean", type=three_numbers, metavar="R,G,B", help="subtracted, 0..255 (default: the dataset's)")
-    add("--std", type=three_positive_numbers, metavar="R,G,B", help="divided by, 0..255 (default: no division)")
-    add("--short-side", type=positive, metavar="PIXELS", help="of center and ten-crop (default: the run's)")
-    add("--precision", choices=["float32", "bf16"], default="float32", help="of the net (default float32)")
-    add("--scores", type=Path, metavar="OUT.npz", help="the score file (default: in the run folder)")
-    add("--again", action="store_true", help="score anew where a score file exists already")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    add("--threads", type=positive, help="CPU threads per rank (default: the cores divided among the ranks)")
-    add = parser.add_argument_group("weights from elsewhere, instead of RUN|CHECKPOINT").add_argument
-    add("--weights-file", type=Path, metavar="FILE", help="a state dict in torchvision's naming")
-    add("--arch", help="the net, such as resnet50; needs --data too")
-    add("--shortcut", choices=["default", "A", "B", "C"], default="default")
-    add("--stride", choices=["paper", "v1.5"], default="paper", help="v1.5 is torchvision's")
-    add("--crop", type=positive, metavar="PIXELS", help="the net's input (default: 224, CIFAR nets 32)")
-    parser.add_json_option()
-    return parser
-
-
-def three_numbers(text: str) -> tuple[float, float, float]:
-    """`123.675,116.28,103.53`: one finite number per channel."""
-    with suppress(ValueError):
-        red, green, blue = map(float, text.split(","))
-        if all(map(math.isfinite, (red, green, blue))):
-            return red, green, blue
-    raise ArgumentTypeError(f"'{text}' is not three numbers R,G,B")
-
-
-def three_positive_numbers(text: str) -> tuple[float, float, float]:
-    """Three numbers that can be divided by."""
-    numbers = three_numbers(text)
-    if min(numbers) <= 0:
-        raise ArgumentTypeError(f"'{text}' is not three numbers above 0: pixels are divided by them")
-    return numbers
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     return evaluate(read_request(argv))
@@ -95,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def read_request(argv: Sequence[str] | None = None) -> EvaluationRequest:
     """What a command line asks for. Raises UserError for options that do not go together."""
-    args = options().parse_args(argv)
+    args = evaluate_options().parse_args(argv)
     if args.scores is not None:
         check_writable(args.scores)
     return EvaluationRequest(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pipeline.base.command import answer
 from pipeline.base.starting import begin
+from pipeline.command_lines.handover import export_options
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     begin("exporting", "a net")
+    answer(export_options)
 
 import re
 from argparse import Namespace
@@ -15,13 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base import command
-from pipeline.base.command import CommandParser, UserError, nearest, print_json, print_table
+from pipeline.base.command import UserError, nearest, print_json, print_table
 from pipeline.base.files import replacing, write_text
 from pipeline.base.layout import CONFIG
 from pipeline.data.dataset import Dataset
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.nets import TrainedNet, open_target
-from pipeline.evaluation.options import add_weights_option
 from pipeline.evaluation.scores import Scores
 from pipeline.handover.exporting import FORMATS, Deployed, Exported, export
 from pipeline.handover.model_card import known_scores, model_card, summary
@@ -34,29 +36,13 @@ from pipeline.run.options import load
 from pipeline.tracking import is_delivered, log_evaluations, mlflow_run_id
 from pipeline.training.checkpoint import Checkpoint, read_verified
 
-EXAMPLE = "python -m pipeline.export runs/resnet50-seed0 --out exported/resnet50 --register resnet50 --alias best"
 ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")  # this and RESERVED: MLflow's own rules (mlflow/utils/validation.py)
 RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)  # these name versions
 CARD = "README.md"  # of the exported folder
 
 
-def options() -> CommandParser:
-    parser = CommandParser("Exports a trained net with a model card, and registers it in MLflow on request.", EXAMPLE)
-    add = parser.add_argument
-    add("target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
-    add("--out", type=Path, metavar="FOLDER", help="where the files go (default: exported/NAME, of the run)")
-    add_weights_option(parser)
-    help = "the training dataset, a folder or URL, where it is not where the run's config says"
-    add("--data", metavar="DATASET", help=help)
-    add("--format", metavar="A,B", default=",".join(FORMATS), help=f"of {', '.join(FORMATS)} (default: all)")
-    add("--register", metavar="NAME", help="make it a version of this model in MLflow's registry")
-    add("--alias", action="append", default=[], metavar="ALIAS", help="such as best, ensemble-member")
-    parser.add_json_option()
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    args = options().parse_args(argv)
+    args = export_options().parse_args(argv)
     names = formats(args)
     with open_world("cpu") as world:
         trained = open_target(args.target, args.weights, args.data, world)

@@ -5,42 +5,32 @@ Errors per class, the confusions and the most confident mistakes as a picture, f
 
 from __future__ import annotations
 
+from pipeline.base.command import answer
 from pipeline.base.starting import begin
+from pipeline.command_lines.handover import mistakes_options
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     begin("reading the mistakes of", "a net")
+    answer(mistakes_options)
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.base import command
-from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.base.command import UserError, print_json, print_table
 from pipeline.base.layout import CONFIG, MISTAKES
-from pipeline.evaluation.members import dataset_of
-from pipeline.evaluation.options import add_member_options, chosen_members
+from pipeline.evaluation.members import chosen_members, dataset_of
 from pipeline.evaluation.score_files import read
 from pipeline.evaluation.scores import Scores
 from pipeline.handover import mistakes
 from pipeline.run.options import load
 from pipeline.tracking import log_evaluations
 
-EXAMPLE = "python -m pipeline.mistakes runs/resnet50-seed0 --protocol ten-crop"
 ROWS = 10  # of the tables on the terminal; the files hold all
 
 
-def options() -> CommandParser:
-    parser = CommandParser("Shows what a net gets wrong: errors per class, confusions, confident mistakes.", EXAMPLE)
-    parser.add_argument("target", metavar="RUN|SCORES", help="a run folder, a score file or an MLflow run id")
-    add_member_options(parser, "of the score file (default: the first that the run has)")
-    parser.add_argument("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
-    parser.add_argument("--pictures", type=int, default=24, metavar="N", help="mistakes on the sheet (default 24)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: beside the score file")
-    parser.add_json_option()
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    args = options().parse_args(argv)
+    args = mistakes_options().parse_args(argv)
     if args.pictures < 1:
         raise UserError(f"--pictures must be at least 1 (got {args.pictures})")
     members, protocols = chosen_members(args, [args.target])

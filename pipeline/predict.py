@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pipeline.base.command import answer
 from pipeline.base.starting import begin, targets, with_targets
+from pipeline.command_lines.handover import predict_options
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     begin(
@@ -10,6 +12,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
             with_targets(f"asking {words[0]} about", words[1:], "pictures") if targets(words) else "asking a net"
         )
     )
+    answer(predict_options)
 
 import sys
 from argparse import Namespace
@@ -17,32 +20,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.base import command
-from pipeline.base.command import CommandParser, Progress, print_json, print_table
+from pipeline.base.command import Progress, print_json, print_table
 from pipeline.base.exits import EXIT_USER_ERROR
-from pipeline.evaluation.options import add_weights_option, positive
 from pipeline.handover.prediction import BLOCK, Prediction, Predictor, open_predictor, pictures_in
-
-EXAMPLE = "python -m pipeline.predict runs/resnet50-seed0 picture.jpg"
-
-
-def options() -> CommandParser:
-    parser = CommandParser("Names what pictures show: the classes with the highest scores of a trained net.", EXAMPLE)
-    add = parser.add_argument
-    add("target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/")
-    text = "a JPEG or PNG, or a folder: all that are below it"
-    add("pictures", type=Path, nargs="+", metavar="PICTURE", help=text)
-    add("--top", type=positive, default=5, metavar="K", help="so many classes of each picture (default %(default)s)")
-    add_weights_option(parser)
-    text = "the training dataset, a folder or URL, where it is not where the run's config says"
-    add("--data", metavar="DATASET", help=text)
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_json_option()
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 2 where a picture could not be read, after all others were named."""
-    args = options().parse_args(argv)
+    args = predict_options().parse_args(argv)
     pictures = [picture for place in args.pictures for picture in pictures_in(place)]
     predictor = open_predictor(args.target, args.weights, args.data, args.device)
     found = list(named(predictor, pictures))

@@ -5,10 +5,13 @@ Alone, or as one rank of several (torchrun and any other launcher): the result i
 
 from __future__ import annotations
 
+from pipeline.base.command import answer
 from pipeline.base.starting import begin
+from pipeline.command_lines.evaluation import responses_options
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     begin("measuring the responses of", "a net")
+    answer(responses_options)
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -17,7 +20,7 @@ from pathlib import Path
 import torch
 
 from pipeline.base import command
-from pipeline.base.command import CommandParser, print_json, print_table
+from pipeline.base.command import print_json, print_table
 from pipeline.base.files import write_text
 from pipeline.base.layout import CONFIG, RESPONSES, RESPONSES_FIGURE
 from pipeline.data.dataset import Dataset
@@ -26,7 +29,6 @@ from pipeline.evaluation.datasets import Datasets, data_suffix, open_datasets
 from pipeline.evaluation.decoding import with_working_decoder
 from pipeline.evaluation.figures import response_panels, standalone
 from pipeline.evaluation.nets import TrainedNet, open_target
-from pipeline.evaluation.options import add_weights_option
 from pipeline.evaluation.protocols import find
 from pipeline.evaluation.responses import Responses, measure, save
 from pipeline.evaluation.scoring import EvaluationSettings
@@ -34,29 +36,9 @@ from pipeline.process.world import World, open_world, set_threads
 from pipeline.run.options import load
 from pipeline.tracking import log_evaluations
 
-EXAMPLE = "python -m pipeline.responses runs/resnet56-seed0"
-
-
-def options() -> CommandParser:
-    sentence = (
-        "Measures the standard deviation of each 3x3 layer's output, after BN and before ReLU and addition (Fig. 7)."
-    )
-    parser = CommandParser(sentence, EXAMPLE)
-    add = parser.add_argument
-    parser.add_argument(
-        "target", type=Path, metavar="RUN|CHECKPOINT", help="a run folder, or a file in its checkpoints/"
-    )
-    add("--split", default="val", help="of the dataset (default val)")
-    add_weights_option(parser)
-    add("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    add("--threads", type=int, help="CPU threads per rank (default: the cores divided among the ranks)")
-    parser.add_json_option()
-    return parser
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = options().parse_args(argv)
+    args = responses_options().parse_args(argv)
     with open_world(args.device) as world:
         set_threads(world, args.threads)
         trained = open_target(args.target, args.weights, args.data, world)

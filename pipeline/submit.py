@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
+from pipeline.base.command import answer
 from pipeline.base.starting import begin
+from pipeline.command_lines.handover import submit_options
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     begin("writing the submission of", "nets")
+    answer(submit_options)
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.base import command
-from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.base.command import UserError, print_json, print_table
+from pipeline.evaluation.cells import errors_cells
 from pipeline.evaluation.ensemble import check_members
-from pipeline.evaluation.members import dataset_of
-from pipeline.evaluation.options import add_member_options, chosen_members, errors_cells
+from pipeline.evaluation.members import chosen_members, dataset_of
 from pipeline.evaluation.score_files import read
 from pipeline.handover import submission
 
-EXAMPLE = "python -m pipeline.submit runs/resnet101-seed0 runs/resnet152-seed0 --protocol multi-scale --out test.txt"
-
-
-def options() -> CommandParser:
-    parser = CommandParser("Writes the ILSVRC submission of a net or an ensemble from its score files.", EXAMPLE)
-    parser.add_argument("members", nargs="+", metavar="MEMBER", help="run folders, score files or MLflow run ids")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the submission")
-    add_member_options(parser, "default: the one that all members have", split="test")
-    parser.add_argument("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the first run's)")
-    parser.add_argument("--ground-truth", type=Path, metavar="FILE", help="the development kit's, to check val")
-    parser.add_argument("--lines", type=int, metavar="N", help="images of the split, where it is not ILSVRC's whole")
-    parser.add_json_option()
-    return parser
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = options().parse_args(argv)
+    args = submit_options().parse_args(argv)
     members, names = chosen_members(args, args.members)
     if len(names) > 1:
         raise UserError(f"the members have scores under {', '.join(names)}: say which with --protocol")

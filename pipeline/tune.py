@@ -6,15 +6,18 @@ such a machine take it where their config has null.
 
 from __future__ import annotations
 
+from pipeline.base.command import answer
 from pipeline.base.starting import begin
+from pipeline.command_lines.tuning import tune_options
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     begin("tuning the loader for", "this machine")
+    answer(tune_options)
 
 import os
 import sys
 import time
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,7 +28,7 @@ import torch
 
 from pipeline.base import command
 from pipeline.base.checkout import RECIPE, configs
-from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.base.command import UserError, print_json, print_table
 from pipeline.data import tuned
 from pipeline.data.batch import Queues
 from pipeline.data.dataset import Dataset, Split
@@ -38,15 +41,12 @@ from pipeline.data.probe import Probe, trial_of
 from pipeline.data.search import Axis, Found, Search, Setting
 from pipeline.data.storage import open_dataset
 from pipeline.data.tuned import Machine, Tuned
-from pipeline.evaluation.options import positive
 from pipeline.process.gpus import is_exclusive
 from pipeline.process.world import open_world
 from pipeline.run.config import Config
 from pipeline.run.options import load
 from pipeline.training.precision import images_dtype
 
-EXAMPLE = "python -m pipeline.tune data/imagenet"
-SECONDS = 60
 ADVISED_GAIN = 1.05  # of the hardware decoder, at least, to be spoken of
 HARDWARE_TURNS = 2  # measurements with the hardware decoder, and as many without
 WARM_UP = 2  # batches of a measurement that come before its clock starts
@@ -111,32 +111,8 @@ class Speed:
             torch.cuda.current_stream(self.device).synchronize()  # the next batch's arrival, in the consumer's order
 
 
-def options() -> CommandParser:
-    parser = CommandParser("Finds the loader's fastest settings for this machine, and stores them for it.", EXAMPLE)
-    add = parser.add_argument
-    help = f"the dataset, a folder or URL: its training images are read (default: {Config.data})"
-    add("dataset", nargs="?", default=Config.data, metavar="DATASET", help=help)
-    add("--config", type=Path, metavar="FILE", help="the recipe: its images and batch (default: configs/imagenet.yaml)")
-    add("--seconds", type=seconds, default=SECONDS, help=f"to measure in, once decoders were tried (default {SECONDS})")
-    add("--ranks", type=positive, metavar="N", help="ranks that share the cores (default: one per GPU, or one)")
-    add("--batch", type=positive, metavar="N", help="images of a rank's batch (default: the recipe's; less on a CPU)")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_json_option()
-    return parser
-
-
-def seconds(text: str) -> float:
-    """A number above 0."""
-    try:
-        if (number := float(text)) > 0:
-            return number
-    except ValueError:
-        pass
-    raise ArgumentTypeError(f"'{text}' is not a number of seconds above 0")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    args = options().parse_args(argv)
+    args = tune_options().parse_args(argv)
     with open_world(args.device) as world:
         device = world.device
         ranks = args.ranks or (torch.cuda.device_count() if device.type == "cuda" else 1)

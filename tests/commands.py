@@ -69,7 +69,9 @@ def has_parser(module: str) -> bool:
     text = (ROOT / f"{module.replace('.', '/')}.py").read_text()
     return (
         re.search(
-            r"\b(ArgumentParser|CommandParser|parser|read_work)\(|^from paper\.\w+ import main", text, re.MULTILINE
+            r"\b(ArgumentParser|CommandParser|parser|read_work|\w+_options)\(|^from paper\.\w+ import main",
+            text,
+            re.MULTILINE,
         )
         is not None
     )

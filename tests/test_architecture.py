@@ -41,6 +41,9 @@ LAYERS: dict[str, list[str]] = {
         "pipeline.loop.*",
         "pipeline.handover.*",
     ],
+    "command lines": [
+        "pipeline.command_lines.*",
+    ],
     "commands": [
         "pipeline.train",
         "pipeline.evaluate",

@@ -8,6 +8,7 @@ from pipeline.base.command import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPE = "imagenet.yaml"  # in configs/: what a command trains whose user names no config
+DATA = "data/imagenet"  # the dataset folder that the recipe names
 
 
 def configs() -> Path:

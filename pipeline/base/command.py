@@ -75,6 +75,18 @@ def run(main: Callable[[], int | None], interrupted: str = BEGINS_ANEW) -> NoRet
     leaving.leave(code)
 
 
+def answer(options: Callable[[], CommandParser], words: Sequence[str] | None = None) -> None:
+    """End the program here if its command line asks for --help or cannot be read. It is read again after the slow imports.
+
+    options: makes the parser. words: of the command line, where the parser does not take all.
+    """
+    try:
+        options().parse_args(words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
 def describe_user_error(error: Exception) -> str | None:
     """The sentence for an error that the user can mend; None for any other."""
     if isinstance(error, UserError):
@@ -124,6 +136,13 @@ def unknown_option(message: str, options: Sequence[str]) -> str:
     if not word.startswith("-"):
         return f"'{word}' was not expected on the command line: options start with '--' (see --help)"
     return f"{name} is not an option: {nearest(name, [option for option in options if option.startswith('--')])}"
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
 
 
 class CommandParser(argparse.ArgumentParser):

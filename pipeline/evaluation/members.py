@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pipeline.base.command import UserError
 from pipeline.base.layout import CONFIG
 from pipeline.data.dataset import Dataset
 from pipeline.data.storage import open_dataset
-from pipeline.evaluation.protocols import PROTOCOLS
+from pipeline.evaluation.protocols import PROTOCOLS, protocol_names
 from pipeline.evaluation.score_files import newest
 from pipeline.evaluation.scores import read_provenance
 from pipeline.run.options import load
@@ -28,6 +29,12 @@ class Member:
     name: str
     run: Path | None
     files: dict[str, Path]  # by protocol
+
+
+def chosen_members(args: Namespace, texts: Sequence[str]) -> tuple[list[Member], list[str]]:
+    """The members that `texts` name, and their protocols: those of `--protocol`, else all that they share."""
+    members = find_members(texts, runs=args.runs, split=args.split, weights=args.weights)
+    return members, shared_protocols(members, protocol_names(args.protocol) if args.protocol else [])
 
 
 def find_members(texts: Sequence[str], *, runs: Path, split: str, weights: str) -> list[Member]:

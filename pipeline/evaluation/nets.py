@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from pipeline.base.command import UserError
 from pipeline.base.layout import CHECKPOINTS, CONFIG, checkpoint_parts
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.storage import location_in
+from pipeline.evaluation.names import STATE_KEYS, Weights
 from pipeline.models.resnet import ResNet, build
 from pipeline.process.world import World, on_main, sum_over_ranks
 from pipeline.run.folder import read_facts
@@ -22,8 +23,6 @@ from pipeline.run.options import load
 from pipeline.training.checkpoint import Checkpoints, read_verified
 
 FIND_ATTEMPTS = 5  # a training removes a checkpoint only after it has published a newer one
-Weights = Literal["final", "recomputed-bn", "ema"]
-STATE_KEYS = {"final": "model", "recomputed-bn": "model_recomputed_bn", "ema": "model_ema"}
 MISSING = {  # the end of the message for a checkpoint without those weights
     "recomputed-bn": "holds no weights with recomputed batch normalization statistics: they are made at the end of a training",
     "ema": "holds no moving average of the weights: a training with ema_decay above 0 keeps one",

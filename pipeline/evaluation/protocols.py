@@ -11,7 +11,7 @@ batch is the same everywhere. The last block is short; nothing is padded, repeat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from pipeline.data.augment import CenterCrop, TenCrop, View, WholeImage, shape_b
 from pipeline.data.dataset import Split
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.inference import in_pieces
+from pipeline.evaluation.names import PROTOCOL_NAMES
 
 Block = NDArray[np.int64]
 Mirror = Callable[[Tensor], Tensor]  # normalized images [..., H, W, 3] -> their mirror images, normalized
@@ -165,6 +166,7 @@ PROTOCOLS = {
         ),
     )
 }
+assert tuple(PROTOCOLS) == PROTOCOL_NAMES
 
 
 def find(name: str) -> Protocol:
@@ -172,3 +174,13 @@ def find(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise UserError(f"there is no protocol '{name}': {nearest(name, PROTOCOLS)}")
     return PROTOCOLS[name]
+
+
+def protocol_names(texts: Sequence[str]) -> list[str]:
+    """The protocols that repeated options and comma lists name: in that order, each once. Raises UserError."""
+    names = [name for text in texts for name in text.split(",") if name]
+    for name in names:
+        find(name)
+    if not names:
+        raise UserError(f"no protocol was named: give --protocol with {', '.join(PROTOCOLS)}")
+    return list(dict.fromkeys(names))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pipeline.base.command import UserError
 from pipeline.evaluation.foreign import WeightsFile
-from pipeline.evaluation.nets import Weights
+from pipeline.evaluation.names import Weights
 from pipeline.evaluation.protocols import find
 from pipeline.training.precision import Precision
 

@@ -23,6 +23,7 @@ from pipeline.base.command import UserError
 from pipeline.base.files import replacing
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.protocols import channels_first
+from pipeline.handover.names import FORMAT_NAMES
 
 TOLERANCE = 1e-5  # of softmax scores; other runtimes order their float32 sums differently
 EXAMPLE_BATCH = 2  # torch.export would treat a batch of 1 as a constant
@@ -143,3 +144,4 @@ FORMATS = {
     ),
     "onnx": Format(file="model.onnx", content=_onnx, read=_read_onnx),
 }
+assert tuple(FORMATS) == FORMAT_NAMES

@@ -18,7 +18,8 @@ from pipeline.base.command import UserError
 from pipeline.base.files import file_sha256
 from pipeline.base.layout import CHECKPOINTS, ML_MODEL
 from pipeline.data.graphs import Normalization
-from pipeline.evaluation.nets import STATE_KEYS, load_weights
+from pipeline.evaluation.names import STATE_KEYS
+from pipeline.evaluation.nets import load_weights
 from pipeline.handover.exporting import Deployed
 from pipeline.handover.model_folder import Model, read_model
 from pipeline.models.resnet import build

@@ -21,7 +21,8 @@ from pipeline.data.augment import CenterCrop
 from pipeline.data.graphs import Normalization
 from pipeline.data.pictures import SUFFIXES, Picture, centre_crops, read_pictures
 from pipeline.evaluation.inference import inference_net
-from pipeline.evaluation.nets import TrainedNet, Weights, open_target
+from pipeline.evaluation.names import Weights
+from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.protocols import channels_first, softmax
 from pipeline.handover.model_folder import has_model, read_model
 from pipeline.handover.training_data import TrainingData, training_dataset

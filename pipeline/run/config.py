@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import yaml
 
+from pipeline.base.checkout import DATA
 from pipeline.base.command import UserError, check_at_least
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import LoaderConfig
@@ -101,7 +102,7 @@ class Config:
     """
 
     arch: str = "resnet50"
-    data: str = field(default="data/imagenet", metadata=SURROUNDINGS)
+    data: str = field(default=DATA, metadata=SURROUNDINGS)
     name: str | None = field(default=None, metadata=SURROUNDINGS)
     runs: str = field(default="runs", metadata=SURROUNDINGS)
     seed: int = 0

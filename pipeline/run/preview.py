@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.checkout import RECIPE, configs
+from pipeline.base.checkout import DATA, RECIPE, configs
 from pipeline.base.command import UserError
 from pipeline.base.files import read_yaml
 from pipeline.base.layout import CHECKPOINTS, newest_checkpoint
@@ -19,7 +19,7 @@ from pipeline.base.starting import with_targets
 from pipeline.base.words import ALIASES
 
 # The defaults of the keys that are shown (pipeline/run/config.py).
-DEFAULTS = {"arch": "resnet50", "data": "data/imagenet", "name": None, "runs": "runs", "seed": 0, "device": "auto"}
+DEFAULTS = {"arch": "resnet50", "data": DATA, "name": None, "runs": "runs", "seed": 0, "device": "auto"}
 
 
 def training_line(words: Sequence[str], start: str = "starting") -> str:

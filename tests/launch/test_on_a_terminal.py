@@ -80,13 +80,45 @@ def test_every_command_begins_before_its_imports() -> None:
 
 
 LIGHT = {
-    "__future__", "pipeline.base.layout", "pipeline.base.starting", "pipeline.base.stopping", "pipeline.run.help",
-    "pipeline.run.preview", "launch.on_ray.command_line", "launch.on_slurm.command_line", "data_prep.first_line",
+    "__future__", "sys", "pipeline.base.command", "pipeline.base.layout", "pipeline.base.starting", "pipeline.base.stopping",
+    "pipeline.run.help", "pipeline.run.preview", "pipeline.command_lines.tuning", "pipeline.command_lines.evaluation",
+    "pipeline.command_lines.handover", "launch.on_ray.command_line", "launch.on_slurm.command_line", "paper.command_lines",
+    "data_prep.first_line",
 }  # fmt: skip
 
 
 def names_of(node: ast.Import | ast.ImportFrom) -> list[str]:
     return [str(node.module)] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+
+
+READ_AT_ONCE = (
+    "evaluate",
+    "ensemble",
+    "responses",
+    "predict",
+    "export",
+    "mistakes",
+    "submit",
+    "tune",
+    "experiment",
+    "report",
+    "curves",
+)
+
+
+@pytest.mark.parametrize("name", READ_AT_ONCE)
+@pytest.mark.parametrize(
+    ("words", "code", "said"), [("--help", 0, "usage: "), ("--nosuch x y --out z", 2, "error: --nosuch ")]
+)
+def test_help_and_mistakes_need_no_slow_import(name: str, words: str, code: int, said: str) -> None:
+    done = subprocess.run(
+        typed(["-X", "importtime", "-m", f"pipeline.{name}", *words.split()]),
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=limit(60),
+    )  # fmt: skip
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "pipeline.base.command" in imported and not imported & {"torch", "numpy", "mlflow", "nvidia.dali"}
+    told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == code and any(line.startswith(said) for line in [*done.stdout.splitlines(), *told]), told
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import torch
 from pipeline import tune
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
+from pipeline.command_lines.tuning import SECONDS
 from pipeline.data import tuned
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.batch import LoaderConfig
@@ -167,7 +168,7 @@ def test_a_minute_finds_the_way_and_the_threads_of_a_gpu(
     found = tuned.find(machine)
     assert found is not None and (found.decode_on, found.queues.threads) == (best, threads)
     advice = 2 * tune.HARDWARE_TURNS if best != "cpu" else 0  # measurements with the hardware decoder, after the search
-    assert ended[0] <= gpu.PROBING + tune.SECONDS + (2 + advice) * (gpu.START + gpu.SLICE)
+    assert ended[0] <= gpu.PROBING + SECONDS + (2 + advice) * (gpu.START + gpu.SLICE)
 
 
 def test_the_cpu_decodes_smaller_batches(digits: Path) -> None:

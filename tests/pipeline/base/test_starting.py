@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -41,7 +42,10 @@ def test_preparing_tells_the_source_from_what_is_made(words: list[str], line: st
     ("words", "line"),
     [
         (["runs/a", *PICTURES], "asking runs/a about 1.jpg 2.jpg 3.jpg 4.jpg 5.jpg and 7 more\n"),
-        (["runs/a", "--top", "3"], "asking runs/a about pictures\n"),
+        (
+            ["runs/a", "--top", "3"],
+            "asking runs/a about pictures\nerror: the following arguments are required: PICTURE: see --help\n",
+        ),
         (["--top", "3", "runs/a", "1.jpg"], "asking a net\n"),
     ],
 )
@@ -52,5 +56,6 @@ def test_prediction_tells_the_net_from_the_pictures(
 
     monkeypatch.setattr(command, "run", lambda main: None)
     monkeypatch.setattr(sys, "argv", ["predict.py", *words])
-    runpy.run_module("pipeline.predict", run_name="__main__")
+    with suppress(SystemExit):
+        runpy.run_module("pipeline.predict", run_name="__main__")
     assert capsys.readouterr().err == line

@@ -1,0 +1,1 @@
+"""What the commands of this package take, those that train aside (pipeline/run/options.py)."""

@@ -1,0 +1,113 @@
+"""The command lines of what tests nets."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from pipeline.base.command import CommandParser, positive
+from pipeline.evaluation.names import PROTOCOL_NAMES, STATE_KEYS
+
+
+def evaluate_options() -> CommandParser:
+    """What `python -m pipeline.evaluate` takes."""
+    parser = CommandParser(
+        "Tests one net on a split of a dataset and writes its score files.",
+        "python -m pipeline.evaluate runs/resnet50-seed0 --protocol center,ten-crop --split val",
+    )
+    add = parser.add_argument
+    add_net(parser, nargs="?")
+    names = ", ".join(PROTOCOL_NAMES)
+    add("--protocol", action="append", metavar="NAME", help=f"{names}; repeated or a,b (default center)")
+    add("--split", default="val", help="of the dataset (default val)")
+    add_weights_option(parser)
+    add("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
+    add("--mean", type=three_numbers, metavar="R,G,B", help="subtracted, 0..255 (default: the dataset's)")
+    add("--std", type=three_positive_numbers, metavar="R,G,B", help="divided by, 0..255 (default: no division)")
+    add("--short-side", type=positive, metavar="PIXELS", help="of center and ten-crop (default: the run's)")
+    add("--precision", choices=["float32", "bf16"], default="float32", help="of the net (default float32)")
+    add("--scores", type=Path, metavar="OUT.npz", help="the score file (default: in the run folder)")
+    add("--again", action="store_true", help="score anew where a score file exists already")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--threads", type=positive, help="CPU threads per rank (default: the cores divided among the ranks)")
+    add = parser.add_argument_group("weights from elsewhere, instead of RUN|CHECKPOINT").add_argument
+    add("--weights-file", type=Path, metavar="FILE", help="a state dict in torchvision's naming")
+    add("--arch", help="the net, such as resnet50; needs --data too")
+    add("--shortcut", choices=["default", "A", "B", "C"], default="default")
+    add("--stride", choices=["paper", "v1.5"], default="paper", help="v1.5 is torchvision's")
+    add("--crop", type=positive, metavar="PIXELS", help="the net's input (default: 224, CIFAR nets 32)")
+    parser.add_json_option()
+    return parser
+
+
+def ensemble_options() -> CommandParser:
+    """What `python -m pipeline.ensemble` takes."""
+    parser = CommandParser(
+        "Averages the softmax scores of several nets and gives the errors of each and of all.",
+        "python -m pipeline.ensemble runs/resnet34-seed0 runs/resnet50-seed0 runs/resnet152-seed0",
+    )
+    parser.add_argument("members", nargs="+", metavar="MEMBER", help="run folders, score files or MLflow run ids")
+    add_member_options(parser, "repeated or a,b (default: every one that all members have)")
+    parser.add_argument("--search", type=int, metavar="K", help="keep the K members whose average has the lowest error")
+    parser.add_argument("--by", choices=["top-1", "top-5"], default="top-1", help="the error that --search lowers")
+    parser.add_argument("--name", help="of the ensemble's run folder and MLflow run (default: made of its members)")
+    parser.add_argument("--no-tracking", action="store_true", help="write no run folder and no MLflow run")
+    parser.add_json_option()
+    return parser
+
+
+def responses_options() -> CommandParser:
+    """What `python -m pipeline.responses` takes."""
+    parser = CommandParser(
+        "Measures the standard deviation of each 3x3 layer's output, after BN and before ReLU and addition (Fig. 7).",
+        "python -m pipeline.responses runs/resnet56-seed0",
+    )
+    add = parser.add_argument
+    add_net(parser)
+    add("--split", default="val", help="of the dataset (default val)")
+    add_weights_option(parser)
+    add("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--threads", type=int, help="CPU threads per rank (default: the cores divided among the ranks)")
+    parser.add_json_option()
+    return parser
+
+
+def add_net(parser: argparse.ArgumentParser, nargs: Literal["?"] | None = None) -> None:
+    """The trained net that a command is about."""
+    text = "a run folder, or a file in its checkpoints/"
+    parser.add_argument("target", type=Path, nargs=nargs, metavar="RUN|CHECKPOINT", help=text)
+
+
+def add_weights_option(parser: argparse.ArgumentParser, help: str = "which of the checkpoint's weights") -> None:
+    """`--weights`: final, or another of a checkpoint's sets."""
+    parser.add_argument("--weights", choices=list(STATE_KEYS), default="final", help=help)
+
+
+def add_member_options(parser: argparse.ArgumentParser, protocol: str, split: str = "val") -> None:
+    """What chooses the score files of members. protocol: help text; split: the default."""
+    parser.add_argument("--protocol", action="append", metavar="NAME", help=protocol)
+    parser.add_argument("--split", default=split, help=f"of the score files (default {split})")
+    add_weights_option(parser, "of the score files")
+    help = "where MLflow run ids are looked up (default runs)"
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help=help)
+
+
+def three_numbers(text: str) -> tuple[float, float, float]:
+    """`123.675,116.28,103.53`: one finite number per channel."""
+    with suppress(ValueError):
+        red, green, blue = map(float, text.split(","))
+        if all(map(math.isfinite, (red, green, blue))):
+            return red, green, blue
+    raise argparse.ArgumentTypeError(f"'{text}' is not three numbers R,G,B")
+
+
+def three_positive_numbers(text: str) -> tuple[float, float, float]:
+    """Three numbers that can be divided by."""
+    numbers = three_numbers(text)
+    if min(numbers) <= 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not three numbers above 0: pixels are divided by them")
+    return numbers
