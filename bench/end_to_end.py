@@ -31,9 +31,11 @@ from bench.training import alone, our_step, seconds, synchronize, synthetic  # n
 from launch.local import rank_environment, reserve_port  # noqa: E402
 from launch.ranks.supervisor import supervise  # noqa: E402
 from pipeline import train  # noqa: E402
-from pipeline.base.command import Progress, UserError, print_json, print_table, run  # noqa: E402
+from pipeline.base.command import UserError, run  # noqa: E402
 from pipeline.base.cores import available_cores  # noqa: E402
 from pipeline.base.layout import CHECKPOINTS  # noqa: E402
+from pipeline.base.progress import Progress  # noqa: E402
+from pipeline.base.tables import print_json, print_table  # noqa: E402
 from pipeline.data.dataset import Dataset  # noqa: E402
 from pipeline.data.loader import Batch, BatchIterator, LoaderConfig  # noqa: E402
 from pipeline.loop.trainer import Trainer  # noqa: E402

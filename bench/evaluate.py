@@ -34,8 +34,10 @@ from torchvision import transforms
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.base.command import Progress, UserError, print_json, print_table, run  # noqa: E402
+from pipeline.base.command import UserError, run  # noqa: E402
 from pipeline.base.cores import available_cores  # noqa: E402
+from pipeline.base.progress import Progress  # noqa: E402
+from pipeline.base.tables import print_json, print_table  # noqa: E402
 from pipeline.data.dataset import Dataset  # noqa: E402
 from pipeline.data.graphs import Normalization  # noqa: E402
 from pipeline.data.loader import LoaderConfig  # noqa: E402

@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.loader_opponents import Batches, dali_loader, torchvision_loader, webdataset_loader  # noqa: E402
-from pipeline.base.command import Progress, UserError, print_json, print_table, run  # noqa: E402
+from pipeline.base.command import UserError, run  # noqa: E402
+from pipeline.base.progress import Progress  # noqa: E402
+from pipeline.base.tables import print_json, print_table  # noqa: E402
 from pipeline.data.augment import AugmentConfig  # noqa: E402
 from pipeline.data.dataset import Dataset, Split, Statistics  # noqa: E402
 from pipeline.data.loader import LoaderConfig, training_batches  # noqa: E402

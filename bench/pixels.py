@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 from bench import pillow_reference as reference  # noqa: E402
 from bench.loader import shard_samples  # noqa: E402
-from pipeline.base.command import print_json, print_table, run  # noqa: E402
+from pipeline.base.command import run  # noqa: E402
+from pipeline.base.tables import print_json, print_table  # noqa: E402
 from pipeline.data.augment import (  # noqa: E402
     AugmentConfig,
     CenterCrop,

@@ -29,7 +29,9 @@ from launch.forecast import rates  # noqa: E402
 from launch.forecast.plan import device_of, predict  # noqa: E402
 from launch.local import rank_environment, reserve_port  # noqa: E402
 from launch.on_slurm.allocation import Allocation  # noqa: E402
-from pipeline.base.command import Progress, UserError, print_json, print_table, run  # noqa: E402
+from pipeline.base.command import UserError, run  # noqa: E402
+from pipeline.base.progress import Progress  # noqa: E402
+from pipeline.base.tables import print_json, print_table  # noqa: E402
 from pipeline.data.augment import AugmentConfig  # noqa: E402
 from pipeline.process.device import cpu_name  # noqa: E402
 from pipeline.process.world import open_world, set_threads  # noqa: E402

@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.base.command import Progress, UserError, print_json, print_table, run
+from pipeline.base.command import UserError, run
+from pipeline.base.progress import Progress
+from pipeline.base.tables import print_json, print_table
 
 REPOSITORY = Path(__file__).parents[1]
 SAMPLES = REPOSITORY.parent / "shared" / "data" / "imagenet-samples.tar"

@@ -26,8 +26,10 @@ sys.path.insert(0, str(ROOT))
 from bench.limits import bf16_peak, flops_per_image, operators  # noqa: E402
 from bench.training import CLASSES, alone, our_step, seconds, synthetic  # noqa: E402
 from launch.forecast import rates  # noqa: E402
-from pipeline.base.command import Progress, print_json, print_table, run  # noqa: E402
+from pipeline.base.command import run  # noqa: E402
 from pipeline.base.cores import available_cores  # noqa: E402
+from pipeline.base.progress import Progress  # noqa: E402
+from pipeline.base.tables import print_json, print_table  # noqa: E402
 from pipeline.models.resnet import build  # noqa: E402
 from pipeline.process import gpus  # noqa: E402
 from pipeline.training.replay import WARM_UP, Recorder, cuda_graphs  # noqa: E402

@@ -17,8 +17,10 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.base.command import Progress, UserError, print_json, print_table, run  # noqa: E402
+from pipeline.base.command import UserError, run  # noqa: E402
 from pipeline.base.layout import METRICS  # noqa: E402
+from pipeline.base.progress import Progress  # noqa: E402
+from pipeline.base.tables import print_json, print_table  # noqa: E402
 from pipeline.meter.process import metering  # noqa: E402
 from pipeline.meter.records import About  # noqa: E402
 from pipeline.tracking import read_metrics  # noqa: E402

@@ -19,7 +19,9 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.base.command import Progress, print_json, print_table, run  # noqa: E402
+from pipeline.base.command import run  # noqa: E402
+from pipeline.base.progress import Progress  # noqa: E402
+from pipeline.base.tables import print_json, print_table  # noqa: E402
 from pipeline.models.resnet import build  # noqa: E402
 from pipeline.tracking import TrackingConfig, open_tracker  # noqa: E402
 

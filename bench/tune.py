@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.loader import shard_samples  # noqa: E402
-from pipeline.base.command import Progress, print_json, print_table, run  # noqa: E402
+from pipeline.base.command import run  # noqa: E402
+from pipeline.base.progress import Progress  # noqa: E402
+from pipeline.base.tables import print_json, print_table  # noqa: E402
 from pipeline.data.probe import Probe  # noqa: E402
 from pipeline.data.search import Axis, Setting  # noqa: E402
 from pipeline.data.tuned import Machine  # noqa: E402

@@ -13,8 +13,10 @@ from data_prep.images import ImageRules
 from data_prep.plan import Settings
 from data_prep.prepare import prepare
 from data_prep.sources import Listing
-from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
+from pipeline.base.parsing import CommandParser
+from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import MANIFEST, ClassInfo, Dataset
 
 

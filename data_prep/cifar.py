@@ -14,7 +14,8 @@ from PIL import Image
 
 from data_prep.order import by_class_and_name, permutation
 from data_prep.sources import ImageRow, Listing, class_folders, pack_rows
-from pipeline.base.command import Progress, UserError
+from pipeline.base.command import UserError
+from pipeline.base.progress import Progress
 from pipeline.data.images import encode
 
 ARCHIVE = "cifar-10-python.tar.gz"

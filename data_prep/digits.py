@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.base.command import CommandParser, UserError, print_json, print_table, run
+from pipeline.base.command import UserError, run
+from pipeline.base.parsing import CommandParser
+from pipeline.base.tables import print_json, print_table
 
 SIDE = 48  # pixels; the digits are 8 x 8
 LEVELS = 16  # the digits' grey levels are 0..16

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from data_prep.order import stem
 from data_prep.sources import LISTING_THREADS, ImageRow, Listing, is_image_name, list_folder, pack_rows
 from data_prep.tars import Member, members, open_for_ranges
-from pipeline.base.command import Progress, UserError
+from pipeline.base.command import UserError
+from pipeline.base.progress import Progress
 from pipeline.data.dataset import UNLABELLED, ClassInfo
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"

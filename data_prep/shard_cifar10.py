@@ -15,7 +15,8 @@ from data_prep.arguments import Places, add_preparing_options, make_dataset, set
 from data_prep.cifar import CLASSES, hold_out, recognise
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
-from pipeline.base.command import KEEPS, CommandParser, run
+from pipeline.base.command import KEEPS, run
+from pipeline.base.parsing import CommandParser
 from pipeline.data.dataset import ClassInfo
 
 SIDE = 32  # pixels

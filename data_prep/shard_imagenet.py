@@ -21,7 +21,8 @@ from data_prep.arguments import (
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.recognise import recognise
-from pipeline.base.command import KEEPS, CommandParser, run
+from pipeline.base.command import KEEPS, run
+from pipeline.base.parsing import CommandParser
 
 PLACES = Places(
     source=Path("data/ilsvrc"),

@@ -13,7 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any, TypeVar
 
-from pipeline.base.command import Progress, UserError
+from pipeline.base.command import UserError
+from pipeline.base.progress import Progress
 
 POLL_SECONDS = 0.2
 

@@ -28,7 +28,8 @@ from launch.ranks.command_line import read_work
 from launch.ranks.work import Evaluation, Training, Work
 from launch.site import site_values
 from pipeline.base import command
-from pipeline.base.command import UserError, print_json, print_table
+from pipeline.base.command import UserError
+from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import MANIFEST, Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.run.config import to_yaml

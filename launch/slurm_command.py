@@ -22,8 +22,10 @@ from launch.on_slurm.submission import submit
 from launch.ranks.work import Command
 from launch.site import add_site_option, site_values
 from pipeline.base import command
-from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.base.command import UserError
 from pipeline.base.layout import SLURM
+from pipeline.base.parsing import CommandParser
+from pipeline.base.tables import print_json, print_table
 
 EXAMPLE = "python launch/slurm_command.py --name scores --folder scores --after 17 -- python -m pipeline.evaluate RUN"
 

@@ -19,9 +19,11 @@ from launch.on_slurm.allocation import has_slurm
 from launch.on_slurm.scheduler import show
 from launch.ranks.failure import Failure, cause, read_all_notes
 from pipeline.base import command
-from pipeline.base.command import CommandParser, UserError, print_json, print_table
+from pipeline.base.command import UserError
 from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, job_log, jobs_in, rank_log
 from pipeline.base.lease import is_held
+from pipeline.base.parsing import CommandParser
+from pipeline.base.tables import print_json, print_table
 from pipeline.meter.usage import Usage, usage_of
 
 FOLLOW_SECONDS = 10.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from paper.names import Launcher, names
-from pipeline.base.command import CommandParser
+from pipeline.base.parsing import CommandParser
 
 
 def experiment_options() -> CommandParser:

@@ -9,9 +9,10 @@ import numpy as np
 
 from paper.command_lines import curves_options
 from paper.runs import curves
-from pipeline.base.command import UserError, print_json, print_table
+from pipeline.base.command import UserError
 from pipeline.base.files import write_text
 from pipeline.base.layout import METRICS
+from pipeline.base.tables import print_json, print_table
 from pipeline.evaluation.figures import Panel, standalone
 from pipeline.tracking import Record, read_metrics
 

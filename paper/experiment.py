@@ -19,9 +19,10 @@ from paper.reading import find
 from paper.rows import RowResult, collect
 from paper.runner import Step, Stopped, Submitted, plan, run_here, submit
 from paper.spec import Experiment
-from pipeline.base.command import UserError, print_json, print_table
+from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_PREEMPTED, EXIT_USER_ERROR
 from pipeline.base.stopping import going_on, say
+from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import MANIFEST
 from pipeline.data.storage import open_dataset
 from pipeline.models.architecture import parse_arch

@@ -28,9 +28,11 @@ from paper.run_figure import curves_of
 from paper.section import Section
 from paper.spec import Experiment, RunSpec
 from paper.state import RunState, find_state, scales_of
-from pipeline.base.command import Progress, UserError, print_json, print_table
+from pipeline.base.command import UserError
 from pipeline.base.files import write_text
 from pipeline.base.layout import CONFIG
+from pipeline.base.progress import Progress
+from pipeline.base.tables import print_json, print_table
 from pipeline.evaluation.figures import standalone
 from pipeline.run.folder import git_commit
 from pipeline.run.options import load

@@ -1,7 +1,7 @@
 """python -m pipeline.curves lays the curves of runs over one another: the command is paper/curves.py."""
 
 from paper.command_lines import curves_options
-from pipeline.base.command import answer
+from pipeline.base.parsing import answer
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take seconds

@@ -5,7 +5,7 @@ Needs only their score files: no images, no models, no GPU.
 
 from __future__ import annotations
 
-from pipeline.base.command import answer
+from pipeline.base.parsing import answer
 from pipeline.base.starting import begin
 from pipeline.command_lines.evaluation import ensemble_options
 
@@ -25,9 +25,10 @@ import numpy as np
 import torch
 
 from pipeline.base import command
-from pipeline.base.command import UserError, print_json, print_table
+from pipeline.base.command import UserError
 from pipeline.base.files import write_text
 from pipeline.base.layout import CONFIG, ENSEMBLE
+from pipeline.base.tables import print_json, print_table
 from pipeline.evaluation import ensemble as ensembles
 from pipeline.evaluation.cells import rate_cell
 from pipeline.evaluation.ensemble import Errors, SizeErrors, Subset

@@ -5,7 +5,7 @@ Alone, or as one rank of several (torchrun and any other launcher): the score fi
 
 from __future__ import annotations
 
-from pipeline.base.command import answer
+from pipeline.base.parsing import answer
 from pipeline.base.starting import begin
 from pipeline.base.stopping import KEEPING_SCORES, going_on, say
 from pipeline.command_lines.evaluation import evaluate_options
@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from pipeline.base import command
-from pipeline.base.command import UserError, print_json, print_table
+from pipeline.base.command import UserError
 from pipeline.base.layout import CONFIG
+from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.data.storage import location_in

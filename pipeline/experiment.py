@@ -3,7 +3,7 @@
 import sys
 
 from paper.command_lines import experiment_options, split_words
-from pipeline.base.command import answer
+from pipeline.base.parsing import answer
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.base.command import answer
+from pipeline.base.parsing import answer
 from pipeline.base.starting import begin
 from pipeline.command_lines.handover import export_options
 
@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base import command
-from pipeline.base.command import UserError, nearest, print_json, print_table
+from pipeline.base.command import UserError, nearest
 from pipeline.base.files import replacing, write_text
 from pipeline.base.layout import CONFIG
+from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import Dataset
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.nets import TrainedNet, open_target

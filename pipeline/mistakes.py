@@ -5,7 +5,7 @@ Errors per class, the confusions and the most confident mistakes as a picture, f
 
 from __future__ import annotations
 
-from pipeline.base.command import answer
+from pipeline.base.parsing import answer
 from pipeline.base.starting import begin
 from pipeline.command_lines.handover import mistakes_options
 
@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.base import command
-from pipeline.base.command import UserError, print_json, print_table
+from pipeline.base.command import UserError
 from pipeline.base.layout import CONFIG, MISTAKES
+from pipeline.base.tables import print_json, print_table
 from pipeline.evaluation.members import chosen_members, dataset_of
 from pipeline.evaluation.score_files import read
 from pipeline.evaluation.scores import Scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.base.command import answer
+from pipeline.base.parsing import answer
 from pipeline.base.starting import begin, targets, with_targets
 from pipeline.command_lines.handover import predict_options
 
@@ -20,8 +20,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.base import command
-from pipeline.base.command import Progress, print_json, print_table
 from pipeline.base.exits import EXIT_USER_ERROR
+from pipeline.base.progress import Progress
+from pipeline.base.tables import print_json, print_table
 from pipeline.handover.prediction import BLOCK, Prediction, Predictor, open_predictor, pictures_in
 
 

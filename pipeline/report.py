@@ -1,7 +1,7 @@
 """python -m pipeline.report puts the paper's tables beside our runs: the command is paper/report.py."""
 
 from paper.command_lines import report_options
-from pipeline.base.command import answer
+from pipeline.base.parsing import answer
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take seconds

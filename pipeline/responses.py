@@ -5,7 +5,7 @@ Alone, or as one rank of several (torchrun and any other launcher): the result i
 
 from __future__ import annotations
 
-from pipeline.base.command import answer
+from pipeline.base.parsing import answer
 from pipeline.base.starting import begin
 from pipeline.command_lines.evaluation import responses_options
 
@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from pipeline.base import command
-from pipeline.base.command import print_json, print_table
 from pipeline.base.files import write_text
 from pipeline.base.layout import CONFIG, RESPONSES, RESPONSES_FIGURE
+from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import Dataset
 from pipeline.data.tuned import with_queues
 from pipeline.evaluation.datasets import Datasets, data_suffix, open_datasets

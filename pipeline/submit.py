@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.base.command import answer
+from pipeline.base.parsing import answer
 from pipeline.base.starting import begin
 from pipeline.command_lines.handover import submit_options
 
@@ -13,7 +13,8 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 from collections.abc import Sequence
 
 from pipeline.base import command
-from pipeline.base.command import UserError, print_json, print_table
+from pipeline.base.command import UserError
+from pipeline.base.tables import print_json, print_table
 from pipeline.evaluation.cells import errors_cells
 from pipeline.evaluation.ensemble import check_members
 from pipeline.evaluation.members import chosen_members, dataset_of

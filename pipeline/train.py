@@ -27,7 +27,9 @@ from contextlib import closing, nullcontext
 from typing import Any
 
 from pipeline.base import command
-from pipeline.base.command import Progress, UserError
+from pipeline.base.command import UserError
+from pipeline.base.progress import Progress
+from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.scoring import GivenUp
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     code = train(config)
     if args.json and os.environ.get("RANK", "0") == "0":
-        command.print_json(summary(config, code))
+        print_json(summary(config, code))
     return code
 
 
@@ -244,7 +246,7 @@ def print_result(trainer: Trainer, outcome: str, code: int) -> int:
         cells = [f"{progress.errors[key]:.2f}" for key in known]
         columns = ("net", "iterations", *(f"{title} %" for title in known.values()), "run folder")
         row = (config.arch, f"{progress.iteration:,} of {config.iterations:,}", *cells, config.run_folder)
-        command.print_table(f"{config.run_name} {outcome}", columns, [row])
+        print_table(f"{config.run_name} {outcome}", columns, [row])
         if code:
             say(last_line(trainer))
     return code

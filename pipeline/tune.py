@@ -6,7 +6,7 @@ such a machine take it where their config has null.
 
 from __future__ import annotations
 
-from pipeline.base.command import answer
+from pipeline.base.parsing import answer
 from pipeline.base.starting import begin
 from pipeline.command_lines.tuning import tune_options
 
@@ -28,7 +28,8 @@ import torch
 
 from pipeline.base import command
 from pipeline.base.checkout import RECIPE, configs
-from pipeline.base.command import UserError, print_json, print_table
+from pipeline.base.command import UserError
+from pipeline.base.tables import print_json, print_table
 from pipeline.data import tuned
 from pipeline.data.batch import Queues
 from pipeline.data.dataset import Dataset, Split

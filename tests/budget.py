@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.command import CommandParser
+from pipeline.base.parsing import CommandParser
 from tests.patience import QUIET_SECONDS, fixed_work
 
 CPU_SECONDS, SHARED_CPU_SECONDS = 5.0, 15.0  # of a case; of a fixture that cases share

@@ -19,7 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.base import command
-from pipeline.base.command import CommandParser, Progress, UserError, print_json, print_table
+from pipeline.base.command import UserError
+from pipeline.base.parsing import CommandParser
+from pipeline.base.progress import Progress
+from pipeline.base.tables import print_json, print_table
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.run.config import Config
 from pipeline.tracking import TrackingConfig

@@ -14,7 +14,9 @@ from bench.gpu import rates, report
 from bench.gpu.folders import CIFAR10, SAMPLES
 from bench.gpu.registry import STAGES, Stage
 from bench.gpu.runner import Runner
-from pipeline.base.command import CommandParser, UserError, nearest, print_json, run
+from pipeline.base.command import UserError, nearest, run
+from pipeline.base.parsing import CommandParser
+from pipeline.base.tables import print_json
 from pipeline.process import gpus
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,8 @@ import torch
 from launch.forecast import rates
 from launch.on_slurm.allocation import Allocation
 from launch.status import duration
-from pipeline.base.command import UserError, print_table
+from pipeline.base.command import UserError
+from pipeline.base.tables import print_table
 from pipeline.models.complexity import Complexity, count
 from pipeline.models.resnet import Shortcut, Stride, build
 from pipeline.run.config import Config

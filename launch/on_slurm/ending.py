@@ -22,9 +22,9 @@ from launch.on_slurm.attempt import restarts
 from launch.on_slurm.scheduler import scontrol
 from launch.ranks.failure import NO_RANK, Failure, cause, note, read_notes
 from pipeline.base import command
-from pipeline.base.command import CommandParser
 from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR
 from pipeline.base.layout import CHECKPOINTS, JOB_FAILURES, LOGS, job_log, newest_checkpoint
+from pipeline.base.parsing import CommandParser
 from pipeline.base.stopping import ASKING
 
 EXAMPLE = "python -m launch.on_slurm.ending runs/resnet152-seed0/slurm --code 137 --limit 3"

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from launch.ranks.work import Evaluation, Training
 from launch.site import add_site_option, site_values, with_costs
-from pipeline.base.command import CommandParser, UserError
+from pipeline.base.command import UserError
+from pipeline.base.parsing import CommandParser
 from pipeline.run.help import HELP_ALL, Option, options_of, print_short_help
 
 if TYPE_CHECKING:

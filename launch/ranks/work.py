@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pipeline.base.command import print_json
 from pipeline.base.layout import EVALUATION
 from pipeline.base.stopping import KEEPING_SCORES, SAVING
+from pipeline.base.tables import print_json
 
 if TYPE_CHECKING:  # these import torch
     from pipeline.evaluation.request import EvaluationRequest

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pipeline.base.command import CommandParser, positive
+from pipeline.base.parsing import CommandParser, positive
 from pipeline.evaluation.names import PROTOCOL_NAMES, STATE_KEYS
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.base.command import CommandParser, positive
+from pipeline.base.parsing import CommandParser, positive
 from pipeline.command_lines.evaluation import add_member_options, add_net, add_weights_option
 from pipeline.handover.names import FORMAT_NAMES
 

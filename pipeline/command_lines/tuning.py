@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from pipeline.base.checkout import DATA
-from pipeline.base.command import CommandParser, positive
+from pipeline.base.parsing import CommandParser, positive
 
 SECONDS = 60
 

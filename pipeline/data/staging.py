@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from pipeline.base.command import Progress, UserError
+from pipeline.base.command import UserError
 from pipeline.base.files import TEMPORARY_SUFFIX, replacing
 from pipeline.base.lock import lock
+from pipeline.base.progress import Progress
 from pipeline.data.dataset import Split
 from pipeline.data.storage import RemoteSplit
 

@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.base.command import Progress, UserError
+from pipeline.base.command import UserError
 from pipeline.base.files import write_text
 from pipeline.base.layout import RESPONSES
+from pipeline.base.progress import Progress
 from pipeline.data.dataset import Split
 from pipeline.data.loader import evaluation_batches
 from pipeline.evaluation.protocols import channels_first, find

@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pipeline.base.command import Progress, UserError
+from pipeline.base.command import UserError
+from pipeline.base.progress import Progress
 from pipeline.data.augment import WholeImage
 from pipeline.data.dataset import UNLABELLED, Split, Statistics
 from pipeline.data.graphs import Normalization

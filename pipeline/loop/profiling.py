@@ -15,9 +15,9 @@ from typing import Any, get_args
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from pipeline.base.command import print_table
 from pipeline.base.files import replacing
 from pipeline.base.layout import profile_trace
+from pipeline.base.tables import print_table
 from pipeline.data.batch import Batch
 from pipeline.data.loader import BatchIterator
 from pipeline.loop.trainer import Trainer

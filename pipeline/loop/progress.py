@@ -1,4 +1,4 @@
-"""How far a run has come, and the clock behind images/s. (The bar on the terminal is `pipeline.base.command.Progress`.)"""
+"""How far a run has come, and the clock behind images/s. (The bar on the terminal is `pipeline.base.progress.Progress`.)"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from pipeline.base.command import usage
+from pipeline.base.parsing import usage
 
 HELP_ALL = "--help-all"
 COLUMNS = 100  # at most: longer lines are hard to read

@@ -14,8 +14,9 @@ from typing import Any, get_type_hints
 import jsonargparse
 
 from pipeline.base.checkout import CONFIGS, RECIPE, configs
-from pipeline.base.command import UserError, unknown_option
+from pipeline.base.command import UserError
 from pipeline.base.files import read_yaml
+from pipeline.base.parsing import unknown_option
 from pipeline.base.typed import check_keys, read_typed
 from pipeline.base.words import ALIASES, EPOCHS, value_meaning
 from pipeline.data.storage import open_dataset

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base import command
-from pipeline.base.command import CommandParser, Progress, UserError, print_json, print_table
+from pipeline.base.command import UserError
 from pipeline.base.layout import FEEDER_LOG, METRICS
 from pipeline.base.lock import is_locked
+from pipeline.base.parsing import CommandParser
+from pipeline.base.progress import Progress
+from pipeline.base.tables import print_json, print_table
 from pipeline.tracking.exporting import FORMATS, export_metrics
 from pipeline.tracking.opening import in_order, open_runs
 from pipeline.tracking.process import FeederProcess, unsent_lines, what_is_left

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.base import command
-from pipeline.base.command import CommandParser, Progress, print_json, print_table
+from pipeline.base.parsing import CommandParser
+from pipeline.base.progress import Progress
+from pipeline.base.tables import print_json, print_table
 from pipeline.run.config import TRAJECTORY
 from tests.digits import write_dataset
 from tests.golden.record import FILE, rewrite

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from pipeline.base.command import CommandParser
+from pipeline.base.parsing import CommandParser
 from pipeline.base.words import ALIASES
 from pipeline.models.architecture import CIFAR_DEPTHS, net_names
 from pipeline.run.config import Config

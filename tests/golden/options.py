@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from launch.site import Site
-from pipeline.base.command import CommandParser
+from pipeline.base.parsing import CommandParser
 from pipeline.base.words import ALIASES
 from pipeline.run.config import Config
 from pipeline.run.options import key_names

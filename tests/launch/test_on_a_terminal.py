@@ -80,7 +80,7 @@ def test_every_command_begins_before_its_imports() -> None:
 
 
 LIGHT = {
-    "__future__", "sys", "pipeline.base.command", "pipeline.base.layout", "pipeline.base.starting", "pipeline.base.stopping",
+    "__future__", "sys", "pipeline.base.parsing", "pipeline.base.layout", "pipeline.base.starting", "pipeline.base.stopping",
     "pipeline.run.help", "pipeline.run.preview", "pipeline.command_lines.tuning", "pipeline.command_lines.evaluation",
     "pipeline.command_lines.handover", "launch.on_ray.command_line", "launch.on_slurm.command_line", "paper.command_lines",
     "data_prep.first_line",
@@ -116,7 +116,7 @@ def test_help_and_mistakes_need_no_slow_import(name: str, words: str, code: int,
         cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=limit(60),
     )  # fmt: skip
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert "pipeline.base.command" in imported and not imported & {"torch", "numpy", "mlflow", "nvidia.dali"}
+    assert "pipeline.base.parsing" in imported and not imported & {"torch", "numpy", "rich", "mlflow", "nvidia.dali"}
     told = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert done.returncode == code and any(line.startswith(said) for line in [*done.stdout.splitlines(), *told]), told
 
