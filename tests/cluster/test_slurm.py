@@ -234,7 +234,9 @@ def test_mistakes_before_anything_is_submitted(trainings: Trainings) -> None:
     # As its user sees it.
     done = trainings.slurm_py("--name", "mistake", "--nodes", "3")
     assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: batch 16")
+    first, *sentences = done.stderr.splitlines()
+    assert first.startswith("submitting: resnet8 on ") and len(sentences) == 1
+    assert sentences[0].startswith("error: batch 16")
 
 
 def test_a_crash_loop_stops(trainings: Trainings) -> None:

@@ -71,4 +71,6 @@ def test_jobs_follow_one_another_and_are_not_submitted_twice(trainings: Training
 def test_sbatch_words_reach_the_user(trainings: Trainings, digits: Path) -> None:
     done = experiment(trainings, digits, "--partition", "gpux", runs="refused")
     assert done.returncode == EXIT_USER_ERROR
-    assert done.stderr.startswith("error: ") and "there is no partition 'gpux'" in done.stderr
+    first, *sentences = done.stderr.splitlines()
+    assert first.startswith("reading the runs of ") and len(sentences) == 1
+    assert sentences[0].startswith("error: ") and "there is no partition 'gpux'" in sentences[0]
