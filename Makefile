@@ -100,8 +100,8 @@ $(TORCH211)/ready: requirements.lock pyproject.toml | $(READY)
 # quiet machine.
 test-times: $(READY)
 	rm -f build/times.jsonl; mkdir -p build
-	$(PYTEST) -m "not slow and not gpu and not cluster and not browser" --strict-budget --times build/times.jsonl \
-	  || failed=1; $(BIN)/python -m tests.budget build/times.jsonl; exit $${failed:-0}
+	$(PYTEST) -m "not slow and not gpu and not cluster and not browser" --strict-budget --times build/times.jsonl; \
+	  code=$$?; $(BIN)/python -m tests.budget build/times.jsonl && exit $$code
 
 # Kills a training at random moments, on 1, 2, 4 or 8 processes each time, and compares it with an undisturbed one. CI: KILLS=50.
 KILLS ?= 1000

@@ -4,8 +4,8 @@ A pytest plugin. It counts the CPU seconds of this process, of the processes it 
 `tests.ranks` forks; of a case itself and its own fixtures. Fixtures that several cases share are counted apart. A
 dearer case needs `@pytest.mark.costly("why it cannot be cheaper")` or is `slow`.
 
-A session names at its end what was dearer. It fails only with `--strict-budget`, which `make test-times` gives: the
-same case takes three times the CPU seconds on a machine that other people use too, and no test may fail for that.
+A session names at its end what was dearer. Only with `--strict-budget`, which `make test-times` gives, such cases fail:
+on a machine that other people use too, a case can take three times its CPU seconds, and no test may fail for that reason.
 `--times FILE` writes what every case took.
 
     python -m tests.budget FILE        prints the dearest of them
@@ -59,7 +59,7 @@ def _forked() -> float:
 
 
 class Budget:
-    """Counts; names what is over its budget at the session's end, and fails it if `strict`."""
+    """Counts; at the session's end, names the cases over their budget. If `strict`, these cases fail."""
 
     def __init__(self, file: str | None, strict: bool = False) -> None:
         self.file, self.strict = file, strict

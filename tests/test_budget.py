@@ -51,6 +51,7 @@ def test_that_pays_for_no_shared_fixture(shared):
 def strict(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     monkeypatch.setattr(budget, "CPU_SECONDS", 0.1)
     monkeypatch.setattr(budget, "SHARED_CPU_SECONDS", 0.1)
+    monkeypatch.setattr(budget, "_slowness", lambda: 1.0)
     return bool(request.param)
 
 
@@ -73,7 +74,9 @@ def test_a_dear_shared_fixture_is_named_and_fails_where_asked(pytester: pytest.P
 
 
 def test_workers_tell_the_session_that_prints(pytester: pytest.Pytester, strict: bool) -> None:
-    pytester.makeconftest(PLUGIN.format(strict=strict) + "    budget.CPU_SECONDS = 0.1\n")
+    pytester.makeconftest(
+        PLUGIN.format(strict=strict) + "    budget.CPU_SECONDS, budget._slowness = 0.1, lambda: 1.0\n"
+    )
     pytester.makepyfile(BURN + CASES)
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-k", "test_dear", "-n", "1")
     result.assert_outcomes(passed=2, errors=2 if strict else 0)
