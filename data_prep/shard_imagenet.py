@@ -21,12 +21,13 @@ from data_prep.arguments import (
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.recognise import recognise
+from pipeline.base.checkout import DATA
 from pipeline.base.command import KEEPS, run
 from pipeline.base.parsing import CommandParser
 
 PLACES = Places(
     source=Path("data/ilsvrc"),
-    destination=Path("data/imagenet"),
+    destination=Path(DATA),
     missing="put ImageNet's files there as they were downloaded (ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
     "ILSVRC2012_devkit_t12.tar.gz, or Kaggle's ILSVRC/ with LOC_val_solution.csv), or folders train/CLASS/ and val/CLASS/ of "
     "images, or link or name the folder that holds them",

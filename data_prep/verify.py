@@ -19,13 +19,14 @@ from data_prep.assemble import MANIFEST_CHECKSUM, checksum_line
 from data_prep.prepare import SHOWN, with_list
 from data_prep.verify_shard import ShardCheck, check_shard, damage
 from data_prep.workers import run_tasks
+from pipeline.base.checkout import DATA
 from pipeline.base.command import UserError, run
 from pipeline.base.files import file_sha256
 from pipeline.base.parsing import CommandParser
 from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import MANIFEST, STATISTICS, UNLABELLED, Dataset, SplitInfo, Statistics
 
-DEFAULT_DATASET = Path("data/imagenet")
+DEFAULT_DATASET = Path(DATA)
 
 
 @dataclass(frozen=True, kw_only=True)

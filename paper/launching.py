@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from launch import local, ray_train, slurm
 from paper.names import Launcher
@@ -27,6 +27,7 @@ from pipeline.run.config import Config, differences, trajectory
 from pipeline.run.options import key_names
 
 LAUNCHERS: dict[Launcher, ModuleType] = {"local": local, "slurm": slurm, "ray": ray_train}
+assert tuple(LAUNCHERS) == get_args(Launcher), "paper/names.py must name each launcher, in this order"
 STOPPED = (EXIT_PREEMPTED, EXIT_INTERRUPTED)
 # Options that the experiment sets.
 RESERVED = {"config", "json", "print_config", "dry_run", "name", "data", "runs", "procs", "workers", "scale_batch"}

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base import command
-from pipeline.base.command import UserError, nearest
+from pipeline.base.command import UserError
 from pipeline.base.files import replacing, write_text
 from pipeline.base.layout import CONFIG
 from pipeline.base.tables import print_json, print_table
@@ -26,7 +26,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.scores import Scores
-from pipeline.handover.exporting import FORMATS, Deployed, Exported, export
+from pipeline.handover.exporting import Deployed, Exported, export
 from pipeline.handover.model_card import known_scores, model_card, summary
 from pipeline.handover.model_folder import CLASSES, MEAN, class_lines, has_model, write_model
 from pipeline.handover.registry import WEIGHTS_TAG, Entry, Registered, register
@@ -130,11 +130,7 @@ def formats(args: Namespace) -> list[str]:
             raise UserError(
                 f"'{alias}' cannot be an alias, because it names a version in MLflow: take one such as best"
             )
-    names = [name for name in args.format.split(",") if name]
-    for name in names:
-        if name not in FORMATS:
-            raise UserError(f"there is no format '{name}': {nearest(name, FORMATS)}")
-    return names
+    return [name for name in args.format.split(",") if name]
 
 
 def print_result(

@@ -22,6 +22,7 @@ PLACEHOLDER = re.compile(r"\.\.\.|[A-Z]")
 NOT_OURS = ("pip", "venv")  # modules behind `python -m`
 PROGRAM = re.compile(r"(\S*/)?(python[\d.]*|pytest|bash|sh)|torchrun|make")
 SCRIPT = re.compile(r"(\./)?\w+/\S+\.py")
+FITTING = {"--config": "configs/imagenet.yaml", "--protocol": "center"}  # values of options that do not take "1"
 STARTERS = ("exec", "nohup", "sbatch", "srun", "time")  # programs that start the script behind them
 
 
@@ -107,7 +108,7 @@ def parse(module: str, words: Sequence[str], separator: str = "") -> None:
     for word in words:
         before = filled[-1] if filled else ""
         if PLACEHOLDER.fullmatch(word) and before.startswith("--") and "=" not in before and before not in flags:
-            filled.append("configs/imagenet.yaml" if before == "--config" else "1")
+            filled.append(FITTING.get(before, "1"))
         elif word != "...":
             filled.append(word)
     commands.parse(parser, filled, complete="..." not in words)

@@ -1,4 +1,4 @@
-"""How every command line is read and explained; those of trainings aside (pipeline/run/options.py)."""
+"""How command lines are read and explained. The config's keys that trainings take are read by pipeline/run/options.py."""
 
 from __future__ import annotations
 
@@ -64,9 +64,10 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def answer(options: Callable[[], CommandParser], words: Sequence[str] | None = None) -> None:
-    """End the program here if its command line asks for --help or cannot be read. It is read again after the slow imports.
+    """Print the help, or the error of a command line that cannot be read, and end the program; otherwise do nothing.
 
-    options: makes the parser. words: of the command line, where the parser does not take all.
+    Called before the imports that take seconds; after them, the command reads its command line again. options: makes the
+    parser. words: what the parser reads; by default the whole command line.
     """
     try:
         options().parse_args(words)

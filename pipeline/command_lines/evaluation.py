@@ -1,4 +1,4 @@
-"""The command lines of what tests nets."""
+"""What the commands take that test nets. Imports nothing that takes seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.base.parsing import CommandParser, positive
-from pipeline.evaluation.names import PROTOCOL_NAMES, STATE_KEYS
+from pipeline.evaluation.names import PROTOCOL_NAMES, STATE_KEYS, check_protocol
 
 
 def evaluate_options() -> CommandParser:
@@ -21,7 +21,9 @@ def evaluate_options() -> CommandParser:
     add = parser.add_argument
     add_net(parser, nargs="?")
     names = ", ".join(PROTOCOL_NAMES)
-    add("--protocol", action="append", metavar="NAME", help=f"{names}; repeated or a,b (default center)")
+    add(
+        "--protocol", type=protocols, action="append", metavar="NAME", help=f"{names}; repeated or a,b (default center)"
+    )
     add("--split", default="val", help="of the dataset (default val)")
     add_weights_option(parser)
     add("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
@@ -89,11 +91,18 @@ def add_weights_option(parser: argparse.ArgumentParser, help: str = "which of th
 
 def add_member_options(parser: argparse.ArgumentParser, protocol: str, split: str = "val") -> None:
     """What chooses the score files of members. protocol: help text; split: the default."""
-    parser.add_argument("--protocol", action="append", metavar="NAME", help=protocol)
+    parser.add_argument("--protocol", type=protocols, action="append", metavar="NAME", help=protocol)
     parser.add_argument("--split", default=split, help=f"of the score files (default {split})")
     add_weights_option(parser, "of the score files")
     help = "where MLflow run ids are looked up (default runs)"
     parser.add_argument("--runs", type=Path, default=Path("runs"), help=help)
+
+
+def protocols(text: str) -> str:
+    """`ten-crop` or `center,ten-crop`, as it is. Raises UserError where it names no protocol."""
+    for name in filter(None, text.split(",")):
+        check_protocol(name)
+    return text
 
 
 def three_numbers(text: str) -> tuple[float, float, float]:

@@ -1,9 +1,10 @@
-"""The command lines of what uses trained nets."""
+"""What the commands take that use trained nets. Imports nothing that takes seconds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.base.command import UserError, nearest
 from pipeline.base.parsing import CommandParser, positive
 from pipeline.command_lines.evaluation import add_member_options, add_net, add_weights_option
 from pipeline.handover.names import FORMAT_NAMES
@@ -21,8 +22,7 @@ def predict_options() -> CommandParser:
     add("pictures", type=Path, nargs="+", metavar="PICTURE", help=text)
     add("--top", type=positive, default=5, metavar="K", help="so many classes of each picture (default %(default)s)")
     add_weights_option(parser)
-    text = "the training dataset, a folder or URL, where it is not where the run's config says"
-    add("--data", metavar="DATASET", help=text)
+    add_training_data(parser)
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_json_option()
     return parser
@@ -38,9 +38,14 @@ def export_options() -> CommandParser:
     add_net(parser)
     add("--out", type=Path, metavar="FOLDER", help="where the files go (default: exported/NAME, of the run)")
     add_weights_option(parser)
-    help = "the training dataset, a folder or URL, where it is not where the run's config says"
-    add("--data", metavar="DATASET", help=help)
-    add("--format", metavar="A,B", default=",".join(FORMAT_NAMES), help=f"of {', '.join(FORMAT_NAMES)} (default: all)")
+    add_training_data(parser)
+    add(
+        "--format",
+        type=formats,
+        metavar="A,B",
+        default=",".join(FORMAT_NAMES),
+        help=f"of {', '.join(FORMAT_NAMES)} (default: all)",
+    )
     add("--register", metavar="NAME", help="make it a version of this model in MLflow's registry")
     add("--alias", action="append", default=[], metavar="ALIAS", help="such as best, ensemble-member")
     parser.add_json_option()
@@ -76,3 +81,17 @@ def submit_options() -> CommandParser:
     parser.add_argument("--lines", type=int, metavar="N", help="images of the split, where it is not ILSVRC's whole")
     parser.add_json_option()
     return parser
+
+
+def formats(text: str) -> str:
+    """`onnx` or `onnx,safetensors`, as it is. Raises UserError where it names no format."""
+    for name in filter(None, text.split(",")):
+        if name not in FORMAT_NAMES:
+            raise UserError(f"there is no format '{name}': {nearest(name, FORMAT_NAMES)}")
+    return text
+
+
+def add_training_data(parser: CommandParser) -> None:
+    """`--data`, for commands that need the mean image and the classes that the net was trained with."""
+    text = "the training dataset, a folder or URL, where it is not where the run's config says"
+    parser.add_argument("--data", metavar="DATASET", help=text)

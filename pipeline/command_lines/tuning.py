@@ -1,4 +1,4 @@
-"""The command line of `python -m pipeline.tune`."""
+"""What `python -m pipeline.tune` takes. Imports nothing that takes seconds."""
 
 from __future__ import annotations
 

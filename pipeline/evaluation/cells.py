@@ -10,4 +10,5 @@ def errors_cells(top1: float | None, top5: float | None) -> tuple[str, str]:
 
 
 def rate_cell(images_per_second: float | None) -> str:
+    """A rate as a table cell; a dash where nobody measured it."""
     return "-" if images_per_second is None else f"{images_per_second:,.1f}"

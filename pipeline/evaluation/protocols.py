@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.base.command import UserError, nearest
+from pipeline.base.command import UserError
 from pipeline.data.augment import CenterCrop, TenCrop, View, WholeImage, shape_blocks
 from pipeline.data.dataset import Split
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.inference import in_pieces
-from pipeline.evaluation.names import PROTOCOL_NAMES
+from pipeline.evaluation.names import PROTOCOL_NAMES, check_protocol
 
 Block = NDArray[np.int64]
 Mirror = Callable[[Tensor], Tensor]  # normalized images [..., H, W, 3] -> their mirror images, normalized
@@ -166,13 +166,12 @@ PROTOCOLS = {
         ),
     )
 }
-assert tuple(PROTOCOLS) == PROTOCOL_NAMES
+assert tuple(PROTOCOLS) == PROTOCOL_NAMES, "pipeline/evaluation/names.py must name each protocol, in this order"
 
 
 def find(name: str) -> Protocol:
     """Return the protocol of that name. Raises UserError if there is none."""
-    if name not in PROTOCOLS:
-        raise UserError(f"there is no protocol '{name}': {nearest(name, PROTOCOLS)}")
+    check_protocol(name)
     return PROTOCOLS[name]
 
 

@@ -144,4 +144,4 @@ FORMATS = {
     ),
     "onnx": Format(file="model.onnx", content=_onnx, read=_read_onnx),
 }
-assert tuple(FORMATS) == FORMAT_NAMES
+assert tuple(FORMATS) == FORMAT_NAMES, "pipeline/handover/names.py must name each format, in this order"

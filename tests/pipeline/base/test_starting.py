@@ -56,6 +56,7 @@ def test_prediction_tells_the_net_from_the_pictures(
 
     monkeypatch.setattr(command, "run", lambda main: None)
     monkeypatch.setattr(sys, "argv", ["predict.py", *words])
+    monkeypatch.delitem(sys.modules, "pipeline.predict", raising=False)  # runpy warns of a module that is there already
     with suppress(SystemExit):
         runpy.run_module("pipeline.predict", run_name="__main__")
     assert capsys.readouterr().err == line
