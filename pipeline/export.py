@@ -35,7 +35,7 @@ from pipeline.process.world import open_world
 from pipeline.run.folder import last_commit
 from pipeline.run.options import load
 from pipeline.tracking import is_delivered, log_evaluations, mlflow_run_id
-from pipeline.training.checkpoint import Checkpoint, read_verified
+from pipeline.training.checkpoint import read_verified
 
 ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")  # this and RESERVED: MLflow's own rules (mlflow/utils/validation.py)
 RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)  # these name versions
@@ -72,8 +72,7 @@ def write_missing_model(trained: TrainedNet, dataset: Dataset) -> None:
     config = load(trained.run / CONFIG)
     if has_model(trained.run) or trained.iteration != config.iterations:
         return
-    if (state := read_verified(trained.checkpoint)) is not None:
-        found = Checkpoint(path=trained.checkpoint, iteration=config.iterations, state=state)
+    if (found := read_verified(trained.checkpoint)) is not None:
         write_model(trained.run, config, dataset, found)
 
 

@@ -19,7 +19,7 @@ from pipeline.handover.model_folder import write_model
 from pipeline.run.options import load
 from pipeline.tracking import TrackingConfig, open_tracker
 from pipeline.tracking.delivery import Delivery
-from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.checkpoint import read_verified
 from tests.helpers import ROOT
 from tests.images import encode, photograph
 from tests.pages import PAGES, name_of, read
@@ -52,7 +52,8 @@ def checkout(
     )
     save(made, run / f"scores/ten-crop-val-{ITERATIONS:08d}.npz")
     ((_, path),) = checkpoints_in(run / "checkpoints")
-    checkpoint = Checkpoint(path=path, iteration=ITERATIONS, state=torch.load(path, weights_only=True))
+    checkpoint = read_verified(path)
+    assert checkpoint is not None
     with open_tracker(run, TrackingConfig(mlflow=False), name=run.name, params={}, tags={}) as tracker:
         tracker.log("val", ITERATIONS, {"top1_error": 25.0, "top5_error": 7.0})
         tracker.artifact(path, "checkpoints")

@@ -88,10 +88,10 @@ class Run:
     def weights(self) -> Tensor:
         """Return everything that the last checkpoint holds of the model and the optimizer, float32 [n]."""
         path = checkpoints_in(self.folder / CHECKPOINTS)[-1][1]
-        state: dict[str, Any] | None = read_verified(path)
-        assert state is not None, f"{path} is damaged"
-        moments = (one["momentum_buffer"] for one in state["training"]["optimizer"]["state"].values())
-        return torch.cat([value.float().flatten() for value in (*state["model"].values(), *moments)])
+        found = read_verified(path)
+        assert found is not None, f"{path} is damaged"
+        moments = (one["momentum_buffer"] for one in found.state["training"]["optimizer"]["state"].values())
+        return torch.cat([value.float().flatten() for value in (*found.state["model"].values(), *moments)])
 
 
 def device_name() -> str:

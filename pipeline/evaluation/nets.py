@@ -111,12 +111,12 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base:
     data: the dataset to test on; None is the one in the run's config. base: where relative locations of datasets begin.
     Raises UserError if the file is damaged or has no such weights.
     """
-    run, state = _run_of(path), read_verified(path)
-    if state is None and not path.exists():
+    run, found = _run_of(path), read_verified(path)
+    if found is None and not path.exists():
         return None
-    if state is None:
+    if found is None:
         raise UserError(f"{path} is damaged (its digest differs): give another checkpoint of that run")
-    config, key = load(run / CONFIG), STATE_KEYS[weights]
+    config, key, state = load(run / CONFIG), STATE_KEYS[weights], found.state
     if key not in state:
         raise UserError(f"{path} {MISSING[weights]}; use --weights final")
     net = build(config.arch, classes=classes_of(state[key], path), shortcut=config.shortcut, stride=config.stride)

@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from pipeline.base.command import UserError, describe_user_error
-from pipeline.base.files import file_sha256, replacing, write_text
+from pipeline.base.files import replacing, write_text
 from pipeline.base.layout import CHECKPOINTS, ML_MODEL, MODEL, MODEL_FACTS
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.nets import digest
@@ -87,7 +87,7 @@ def describe(run: Path, config: Config, data: TrainingData, checkpoint: Checkpoi
         iteration=checkpoint.iteration,
         run_folder=str(run.resolve()),
         checkpoint=checkpoint.path.name,
-        sha256=file_sha256(checkpoint.path),
+        sha256=checkpoint.sha256,
         weights="final",
         weights_sha256=digest(checkpoint.state["model"]),
         git_commit=last_commit(run),

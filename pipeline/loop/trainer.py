@@ -204,12 +204,12 @@ class Trainer:
         if newest is None:
             return
         path = checkpoints.folder / newest
-        state = read_verified(path)
-        if state is None:
+        found = read_verified(path)
+        if found is None:
             raise UserError(
                 f"rank {self.world.rank} cannot read {path}: the run folder must be the same for every rank"
             )
-        self._load_state_dict(state)
+        self._load_state_dict(found.state)
 
     def _state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds. A collective: every rank calls it."""

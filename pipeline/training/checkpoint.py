@@ -50,10 +50,14 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint whose digest is right. iteration: updates done. state: as it was given to `Checkpoints.save`."""
+    """A checkpoint whose digest is right.
+
+    iteration: updates done. sha256: of the file. state: as it was given to `Checkpoints.save`.
+    """
 
     path: Path
     iteration: int
+    sha256: str
     state: dict[str, Any]
 
 
@@ -106,9 +110,9 @@ class Checkpoints:
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose digest is right; a warning names each damaged one that is newer."""
-        for iteration, path in reversed(checkpoints_in(self.folder)):
-            if (state := read_verified(path)) is not None:
-                return Checkpoint(path=path, iteration=iteration, state=state)
+        for _, path in reversed(checkpoints_in(self.folder)):
+            if (found := read_verified(path)) is not None:
+                return found
             print(f"warning: {path} is damaged (its digest differs): using the checkpoint before it", file=sys.stderr)
         return None
 
@@ -152,16 +156,28 @@ def publish(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
 
 def is_sound(path: Path) -> bool:
     """Whether a checkpoint file has the bytes that were written; False for a missing file and for another kind of name."""
-    parts = checkpoint_parts(path)
     try:
-        return parts is not None and file_sha256(path).startswith(parts[1])
+        return _verified(path) is not None
     except FileNotFoundError:
         return False
 
 
-def read_verified(path: Path) -> dict[str, Any] | None:
-    """The state in a checkpoint file; None where the file is damaged or missing."""
+def read_verified(path: Path) -> Checkpoint | None:
+    """The checkpoint in a file; None where the file is damaged or missing, or has another kind of name."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True) if is_sound(path) else None
+        if (verified := _verified(path)) is None:
+            return None
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
+    iteration, sha256 = verified
+    return Checkpoint(path=path, iteration=iteration, sha256=sha256, state=state)
+
+
+def _verified(path: Path) -> tuple[int, str] | None:
+    """(iteration, SHA-256) of a checkpoint file; None where its name has another digest, or none."""
+    if (parts := checkpoint_parts(path)) is None:
+        return None
+    iteration, start = parts
+    sha256 = file_sha256(path)
+    return (iteration, sha256) if sha256.startswith(start) else None

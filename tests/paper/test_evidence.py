@@ -144,8 +144,9 @@ def test_scores_of_another_checkpoint_do_not_count(experiment: Experiment, digit
     """A run whose end was trained anew, and the score file that was left behind."""
     folder = runs / "resnet8-seed0-scale0.02"
     final = max((folder / "checkpoints").glob("*.pt"))
-    state = read_verified(final)
-    assert state is not None
+    checkpoint = read_verified(final)
+    assert checkpoint is not None
+    state = checkpoint.state
     state["model"]["fc.bias"] += 1
     final.unlink()
     publish(final.parent, 8, state)

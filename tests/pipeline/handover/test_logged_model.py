@@ -31,7 +31,7 @@ from pipeline.tracking import (
 )
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.process import what_is_left
-from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.checkpoint import Checkpoint, read_verified
 from tests.pipeline.evaluation.nets_and_images import write_run
 from tests.pipeline.tracking.mlflow_store import points, store_uri
 
@@ -47,6 +47,12 @@ def runs(tmp_path: Path, empty_store: Path) -> Path:
     return folder
 
 
+def sound(path: Path) -> Checkpoint:
+    checkpoint = read_verified(path)
+    assert checkpoint is not None
+    return checkpoint
+
+
 @pytest.fixture
 def finished(runs: Path, ten_classes: Dataset) -> Path:
     """A run folder as a training leaves it, with its model folder and metrics; nothing is delivered."""
@@ -60,8 +66,7 @@ def finished(runs: Path, ten_classes: Dataset) -> Path:
         tracker.log("val_ema", iteration, {"top1_error": 41.0})
         tracker.log("val_recomputed_bn", iteration, {"top1_error": 42.0})
         tracker.artifact(path, "checkpoints")
-        state = torch.load(path, weights_only=True)
-        write_model(folder, config, ten_classes, Checkpoint(path=path, iteration=iteration, state=state))
+        write_model(folder, config, ten_classes, sound(path))
         tracker.finish("FINISHED")
     return folder
 
@@ -244,8 +249,7 @@ def test_a_full_disk_does_not_end_the_run(
 ) -> None:
     shutil.rmtree(finished / "model")
     (finished / "model").write_text("in the way")
-    ((iteration, path),) = checkpoints_in(finished / "checkpoints")
-    state = torch.load(path, weights_only=True)
+    ((_, path),) = checkpoints_in(finished / "checkpoints")
     config: Config = load(finished / "config.yaml")
-    write_model(finished, config, ten_classes, Checkpoint(path=path, iteration=iteration, state=state))
+    write_model(finished, config, ten_classes, sound(path))
     assert "warning: the folder model of the run was not written" in capsys.readouterr().err
