@@ -15,7 +15,7 @@ from typing import Any
 from paper.names import FOLDER, names
 from paper.spec import Experiment, FigureSpec, Outline, Row, RunSpec, Shortcut, resolve
 from pipeline.base.checkout import CONFIGS, configs
-from pipeline.base.command import UserError, nearest
+from pipeline.base.command import UserError, check_known, nearest
 from pipeline.base.files import read_yaml
 from pipeline.base.typed import read_typed
 from pipeline.evaluation.protocols import find as find_protocol
@@ -71,8 +71,7 @@ def find(name: str) -> Experiment:
     """The experiment of this name, or in this YAML file. Raises UserError where there is none."""
     if name.endswith(SUFFIXES):
         return read_experiment(Path(name))
-    if name not in names():
-        raise UserError(f"there is no experiment '{name}': {nearest(name, names())}")
+    check_known("experiment", name, names())
     return read_experiment(configs() / FOLDER / f"{name}.yaml")
 
 

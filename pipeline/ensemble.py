@@ -234,7 +234,7 @@ def shared_weights(files: Sequence[ScoreFile]) -> str:
 
 def _default_name(names: Sequence[str], args: Namespace) -> str:
     """A name made of the members and of every option that is not the default, so that no call replaces another's folder."""
-    chosen = protocol_names(args.protocol) if args.protocol else []
+    chosen = [] if args.protocol is None else protocol_names(args.protocol)
     chosen += [args.split] if args.split != "val" else []
     chosen += [args.weights] if args.weights != "final" else []
     chosen += [f"best{args.search}-by-{args.by}"] if args.search is not None else []

@@ -57,7 +57,7 @@ def read_request(argv: Sequence[str] | None = None) -> EvaluationRequest:
     return EvaluationRequest(
         model=model_of(args),
         directory=Path.cwd(),
-        protocols=tuple(protocol_names(args.protocol or ["center"])),
+        protocols=tuple(protocol_names(["center"] if args.protocol is None else args.protocol)),
         split=args.split,
         weights=args.weights,
         data=args.data,

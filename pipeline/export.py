@@ -44,7 +44,7 @@ CARD = "README.md"  # of the exported folder
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = export_options().parse_args(argv)
-    names = formats(args)
+    check_registration(args)
     with open_world("cpu") as world:
         trained = open_target(args.target, args.weights, args.data, world)
     assert trained.run is not None
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = training_dataset(trained)
     data = TrainingData.of(dataset, trained.crop)
     module = Deployed(trained.net, Normalization(data.mean), trained.crop, data.classes).eval()
-    exported = [export(module, args.out, name) for name in names]
+    exported = [export(module, args.out, name) for name in args.format]
     with replacing(args.out / MEAN) as file:
         np.save(file, data.mean, allow_pickle=False)
     write_text(args.out / CLASSES, class_lines(data.classes))
@@ -114,8 +114,8 @@ def register_net(trained: TrainedNet, module: Deployed, entry: Entry) -> Registe
     return register(trained.run, tracking, module, entry, f"export/{trained.iteration}")
 
 
-def formats(args: Namespace) -> list[str]:
-    """The formats asked for. Raises UserError for options that do not fit."""
+def check_registration(args: Namespace) -> None:
+    """Raise UserError for a name or an alias that MLflow's registry cannot take."""
     if args.alias and args.register is None:
         raise UserError("--alias goes with --register: say which model the alias belongs to")
     if args.register is not None and not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]*", args.register):
@@ -129,7 +129,6 @@ def formats(args: Namespace) -> list[str]:
             raise UserError(
                 f"'{alias}' cannot be an alias, because it names a version in MLflow: take one such as best"
             )
-    return [name for name in args.format.split(",") if name]
 
 
 def print_result(

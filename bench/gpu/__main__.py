@@ -14,7 +14,7 @@ from bench.gpu import rates, report
 from bench.gpu.folders import CIFAR10, SAMPLES
 from bench.gpu.registry import STAGES, Stage
 from bench.gpu.runner import Runner
-from pipeline.base.command import UserError, nearest, run
+from pipeline.base.command import UserError, check_known, run
 from pipeline.base.parsing import CommandParser
 from pipeline.base.tables import print_json
 from pipeline.process import gpus
@@ -61,8 +61,7 @@ def chosen(names: str | None) -> list[Stage]:
     stages = {stage.name: stage for stage in STAGES}
     wanted = names.split(",") if names else list(stages)
     for name in wanted:
-        if name not in stages:
-            raise UserError(f"there is no stage '{name}': {nearest(name, stages)}")
+        check_known("stage", name, stages)
     return [stages[name] for name in wanted]
 
 

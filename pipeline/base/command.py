@@ -37,6 +37,13 @@ def check_at_least(least: int, section: object, *names: str, prefix: str = "") -
             raise UserError(f"{prefix}{name} is {value}: it must be at least {least}")
 
 
+def check_known(kind: str, name: str, known: Iterable[str]) -> None:
+    """Raise UserError where `name` is not one of the `known` names of this kind of thing."""
+    valid = list(known)
+    if name not in valid:
+        raise UserError(f"there is no {kind} '{name}': {nearest(name, valid)}")
+
+
 def run(main: Callable[[], int | None], interrupted: str = BEGINS_ANEW) -> NoReturn:
     """Call `main` as a command. The exit code is its result (None: 0), or that of the error that it raises.
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from pipeline.base.command import UserError, nearest
+from pipeline.base.command import UserError, check_known, nearest
 from pipeline.base.exits import EXIT_USER_ERROR
 from pipeline.base.words import meaning, value_meaning
 
@@ -59,6 +59,9 @@ class CommandParser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 yield from action.choices.values()
 
+    def add_device_option(self) -> None:
+        self.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
     def add_json_option(self) -> None:
         self.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
 
@@ -96,6 +99,18 @@ def unknown_option(message: str, options: Sequence[str]) -> str:
     if not word.startswith("-"):
         return f"'{word}' was not expected on the command line: options start with '--' (see --help)"
     return f"{name} is not an option: {nearest(name, [option for option in options if option.startswith('--')])}"
+
+
+def names_of(kind: str, known: Sequence[str]) -> Callable[[str], list[str]]:
+    """The type of an option that takes `A` or `A,B`: the names in it. Raises UserError for one that is not `known`."""
+
+    def names(text: str) -> list[str]:
+        found = [name for name in text.split(",") if name]
+        for name in found:
+            check_known(kind, name, known)
+        return found
+
+    return names
 
 
 def positive(text: str) -> int:

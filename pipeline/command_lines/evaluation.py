@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pipeline.base.parsing import CommandParser, positive
-from pipeline.evaluation.names import PROTOCOL_NAMES, STATE_KEYS, check_protocol
+from pipeline.base.parsing import CommandParser, names_of, positive
+from pipeline.evaluation.names import PROTOCOL_NAMES, STATE_KEYS
 
 
 def evaluate_options() -> CommandParser:
@@ -20,10 +20,7 @@ def evaluate_options() -> CommandParser:
     )
     add = parser.add_argument
     add_net(parser, nargs="?")
-    names = ", ".join(PROTOCOL_NAMES)
-    add(
-        "--protocol", type=protocols, action="append", metavar="NAME", help=f"{names}; repeated or a,b (default center)"
-    )
+    add_protocol_option(parser, f"{', '.join(PROTOCOL_NAMES)}; repeated or a,b (default center)")
     add("--split", default="val", help="of the dataset (default val)")
     add_weights_option(parser)
     add("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
@@ -33,7 +30,7 @@ def evaluate_options() -> CommandParser:
     add("--precision", choices=["float32", "bf16"], default="float32", help="of the net (default float32)")
     add("--scores", type=Path, metavar="OUT.npz", help="the score file (default: in the run folder)")
     add("--again", action="store_true", help="score anew where a score file exists already")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_device_option()
     add("--threads", type=positive, help="CPU threads per rank (default: the cores divided among the ranks)")
     add = parser.add_argument_group("weights from elsewhere, instead of RUN|CHECKPOINT").add_argument
     add("--weights-file", type=Path, metavar="FILE", help="a state dict in torchvision's naming")
@@ -72,7 +69,7 @@ def responses_options() -> CommandParser:
     add("--split", default="val", help="of the dataset (default val)")
     add_weights_option(parser)
     add("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_device_option()
     add("--threads", type=int, help="CPU threads per rank (default: the cores divided among the ranks)")
     parser.add_json_option()
     return parser
@@ -91,18 +88,17 @@ def add_weights_option(parser: argparse.ArgumentParser, help: str = "which of th
 
 def add_member_options(parser: argparse.ArgumentParser, protocol: str, split: str = "val") -> None:
     """What chooses the score files of members. protocol: help text; split: the default."""
-    parser.add_argument("--protocol", type=protocols, action="append", metavar="NAME", help=protocol)
+    add_protocol_option(parser, protocol)
     parser.add_argument("--split", default=split, help=f"of the score files (default {split})")
     add_weights_option(parser, "of the score files")
     help = "where MLflow run ids are looked up (default runs)"
     parser.add_argument("--runs", type=Path, default=Path("runs"), help=help)
 
 
-def protocols(text: str) -> str:
-    """`ten-crop` or `center,ten-crop`, as it is. Raises UserError where it names no protocol."""
-    for name in filter(None, text.split(",")):
-        check_protocol(name)
-    return text
+def add_protocol_option(parser: argparse.ArgumentParser, help: str) -> None:
+    """`--protocol`: the names in all of its uses together, or None."""
+    known = names_of("protocol", PROTOCOL_NAMES)
+    parser.add_argument("--protocol", type=known, action="extend", metavar="NAME", help=help)
 
 
 def three_numbers(text: str) -> tuple[float, float, float]:

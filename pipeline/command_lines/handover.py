@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.base.command import UserError, nearest
-from pipeline.base.parsing import CommandParser, positive
+from pipeline.base.parsing import CommandParser, names_of, positive
 from pipeline.command_lines.evaluation import add_member_options, add_net, add_weights_option
 from pipeline.handover.names import FORMAT_NAMES
 
@@ -23,7 +22,7 @@ def predict_options() -> CommandParser:
     add("--top", type=positive, default=5, metavar="K", help="so many classes of each picture (default %(default)s)")
     add_weights_option(parser)
     add_training_data(parser)
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_device_option()
     parser.add_json_option()
     return parser
 
@@ -39,13 +38,8 @@ def export_options() -> CommandParser:
     add("--out", type=Path, metavar="FOLDER", help="where the files go (default: exported/NAME, of the run)")
     add_weights_option(parser)
     add_training_data(parser)
-    add(
-        "--format",
-        type=formats,
-        metavar="A,B",
-        default=",".join(FORMAT_NAMES),
-        help=f"of {', '.join(FORMAT_NAMES)} (default: all)",
-    )
+    text = f"of {', '.join(FORMAT_NAMES)} (default: all)"
+    add("--format", type=names_of("format", FORMAT_NAMES), metavar="A,B", default=list(FORMAT_NAMES), help=text)
     add("--register", metavar="NAME", help="make it a version of this model in MLflow's registry")
     add("--alias", action="append", default=[], metavar="ALIAS", help="such as best, ensemble-member")
     parser.add_json_option()
@@ -81,14 +75,6 @@ def submit_options() -> CommandParser:
     parser.add_argument("--lines", type=int, metavar="N", help="images of the split, where it is not ILSVRC's whole")
     parser.add_json_option()
     return parser
-
-
-def formats(text: str) -> str:
-    """`onnx` or `onnx,safetensors`, as it is. Raises UserError where it names no format."""
-    for name in filter(None, text.split(",")):
-        if name not in FORMAT_NAMES:
-            raise UserError(f"there is no format '{name}': {nearest(name, FORMAT_NAMES)}")
-    return text
 
 
 def add_training_data(parser: CommandParser) -> None:

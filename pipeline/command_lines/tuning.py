@@ -24,7 +24,7 @@ def tune_options() -> CommandParser:
     add("--seconds", type=seconds, default=SECONDS, help=f"to measure in, once decoders were tried (default {SECONDS})")
     add("--ranks", type=positive, metavar="N", help="ranks that share the cores (default: one per GPU, or one)")
     add("--batch", type=positive, metavar="N", help="images of a rank's batch (default: the recipe's; less on a CPU)")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_device_option()
     parser.add_json_option()
     return parser
 

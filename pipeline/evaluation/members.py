@@ -34,7 +34,7 @@ class Member:
 def chosen_members(args: Namespace, texts: Sequence[str]) -> tuple[list[Member], list[str]]:
     """The members that `texts` name, and their protocols: those of `--protocol`, else all that they share."""
     members = find_members(texts, runs=args.runs, split=args.split, weights=args.weights)
-    return members, shared_protocols(members, protocol_names(args.protocol) if args.protocol else [])
+    return members, shared_protocols(members, [] if args.protocol is None else protocol_names(args.protocol))
 
 
 def find_members(texts: Sequence[str], *, runs: Path, split: str, weights: str) -> list[Member]:

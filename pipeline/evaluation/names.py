@@ -4,14 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pipeline.base.command import UserError, nearest
-
 PROTOCOL_NAMES = ("center", "ten-crop", "multi-scale")  # pipeline/evaluation/protocols.py says what they are
 Weights = Literal["final", "recomputed-bn", "ema"]
 STATE_KEYS = {"final": "model", "recomputed-bn": "model_recomputed_bn", "ema": "model_ema"}  # of a checkpoint
-
-
-def check_protocol(name: str) -> None:
-    """Raise UserError if there is no protocol of that name."""
-    if name not in PROTOCOL_NAMES:
-        raise UserError(f"there is no protocol '{name}': {nearest(name, PROTOCOL_NAMES)}")

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.base.command import UserError
+from pipeline.base.command import UserError, check_known
 from pipeline.data.augment import CenterCrop, TenCrop, View, WholeImage, shape_blocks
 from pipeline.data.dataset import Split
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.inference import in_pieces
-from pipeline.evaluation.names import PROTOCOL_NAMES, check_protocol
+from pipeline.evaluation.names import PROTOCOL_NAMES
 
 Block = NDArray[np.int64]
 Mirror = Callable[[Tensor], Tensor]  # normalized images [..., H, W, 3] -> their mirror images, normalized
@@ -171,15 +171,12 @@ assert tuple(PROTOCOLS) == PROTOCOL_NAMES, "pipeline/evaluation/names.py must na
 
 def find(name: str) -> Protocol:
     """Return the protocol of that name. Raises UserError if there is none."""
-    check_protocol(name)
+    check_known("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
 
 
-def protocol_names(texts: Sequence[str]) -> list[str]:
-    """The protocols that repeated options and comma lists name: in that order, each once. Raises UserError."""
-    names = [name for text in texts for name in text.split(",") if name]
-    for name in names:
-        find(name)
+def protocol_names(names: Sequence[str]) -> list[str]:
+    """The protocols that `--protocol` names: in that order, each once. Raises UserError if it names none (`--protocol ,`)."""
     if not names:
         raise UserError(f"no protocol was named: give --protocol with {', '.join(PROTOCOLS)}")
     return list(dict.fromkeys(names))

@@ -149,6 +149,7 @@ def test_mistakes_get_one_sentence(runs: list[Path], run: Run, tmp_path: Path) -
         ([a, a], "a is given twice"),
         ([a, center], "are the same net"),
         ([a, b / "scores/ten-crop-val-00000100.npz", center], "no protocol in common"),
+        ([a, b, "--protocol", ","], "no protocol was named: give --protocol with center"),
         ([a, b, "--protocol", "multi-crop"], "there is no protocol 'multi-crop'"),
         ([center, wide], "their classes differ"),
         ([center, split], "their split differ"),

@@ -144,6 +144,7 @@ def test_mistakes_get_one_sentence(made_run: Path, ten_classes: Dataset, run_eva
         ([without], "has no checkpoint yet"),
         ([tmp_path / "loose.pt"], "is not a checkpoint of a run"),
         ([checkpoint], "is damaged"),
+        ([made_run, "--protocol", ","], "no protocol was named: give --protocol with center"),
         ([made_run, "--protocol", "tencrop"], "there is no protocol 'tencrop': did you mean 'ten-crop'"),
         ([made_run, "--split", "vall"], "has no split 'vall'"),
         ([made_run, "--weights", "recomputed-bn"], "holds no weights with recomputed"),
