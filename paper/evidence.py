@@ -23,7 +23,7 @@ from pipeline.evaluation import responses
 from pipeline.evaluation.ensemble import errors_of
 from pipeline.evaluation.responses import Responses
 from pipeline.evaluation.scores import Scores, load, ranks_of
-from pipeline.run.folder import read_facts
+from pipeline.run.folder import trained_on
 from pipeline.tracking.journal import read_metrics
 
 
@@ -118,13 +118,9 @@ def _scores(experiment: Experiment, state: RunState, protocol: str) -> Scores | 
     except UserError:
         return None  # missing or damaged: the test is made again
     have = scores.provenance
-    wanted = (state.checkpoint, experiment.weights, experiment.split, protocol, _trained_on(state))
+    wanted = (state.checkpoint, experiment.weights, experiment.split, protocol, trained_on(state.folder))
     same = (have.checkpoint, have.weights, have.split, have.protocol, have.dataset_sha256) == wanted
     return scores if same else None
-
-
-def _trained_on(state: RunState) -> str | None:
-    return read_facts(state.folder).get("dataset_sha256")
 
 
 def _last_errors(state: RunState) -> Measured:
@@ -143,7 +139,7 @@ def _with_responses(experiment: Experiment, result: RunResult) -> RunResult:
         found = responses.read(state.folder)
     except UserError:
         found = None  # damaged: the responses are measured again
-    wanted = (state.checkpoint, experiment.weights, experiment.split, _trained_on(state))
+    wanted = (state.checkpoint, experiment.weights, experiment.split, trained_on(state.folder))
     if found is None or (found.checkpoint, found.weights, found.split, found.dataset_sha256) != wanted:
         return replace(result, missing=("responses",))
     measured = Measured(figures={"response_std": statistics.fmean(found.std)})

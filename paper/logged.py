@@ -11,7 +11,7 @@ from pipeline.base.command import UserError
 from pipeline.base.layout import CONFIG, METRICS
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.names import Weights
-from pipeline.run.folder import read_facts
+from pipeline.run.folder import trained_on
 from pipeline.run.options import load
 from pipeline.tracking import read_metrics
 
@@ -49,6 +49,6 @@ def wilson_interval(wrong: int, images: int) -> tuple[float, float]:
 def _val_images(run: Path) -> int | None:
     try:
         dataset = Dataset(load(run / CONFIG).data)
-        return len(dataset.split("val")) if dataset.sha256 == read_facts(run).get("dataset_sha256") else None
+        return len(dataset.split("val")) if dataset.sha256 == trained_on(run) else None
     except (UserError, OSError):
         return None

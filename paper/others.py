@@ -22,7 +22,7 @@ from pipeline.base.command import UserError
 from pipeline.base.layout import CONFIG, ENSEMBLE, METRICS, MLFLOW_ARTIFACTS
 from pipeline.evaluation.figures import Curve
 from pipeline.run.config import Config
-from pipeline.run.folder import read_facts
+from pipeline.run.folder import trained_on
 from pipeline.tracking import read_metrics
 
 
@@ -182,7 +182,7 @@ def _training(folder: Path, notes: tuple[str, ...]) -> OtherRun:
             tests=tests_of(state),
             curves=tuple(curves(folder.name, records)),
             notes=notes,
-            data=(read_facts(folder).get("dataset_sha256"), state.config.data),
+            data=(trained_on(folder), state.config.data),
         )
     except UserError as error:
         return OtherRun(folder=folder, net="unknown", status="damaged", notes=(str(error), *notes))

@@ -13,7 +13,7 @@ from pipeline.base.layout import CHECKPOINTS, CONFIG, METRICS, checkpoints_in
 from pipeline.base.lease import is_held
 from pipeline.data.dataset import MANIFEST, Dataset
 from pipeline.run.config import Config, differences, trajectory
-from pipeline.run.folder import lost_config, other_code, read_facts
+from pipeline.run.folder import lost_config, other_code, read_facts, trained_on
 from pipeline.run.options import load
 from pipeline.tracking.journal import read_metrics
 from pipeline.training.checkpoint import is_sound
@@ -101,14 +101,14 @@ def _conflicts(config: Config) -> list[str]:
     folder = config.run_folder
     try:
         conflicts = differences(trajectory(load(folder / CONFIG)), trajectory(config))
-        trained_on = read_facts(folder).get("dataset_sha256")
+        had = trained_on(folder)
         read_metrics(folder / METRICS)
     except UserError as error:
         return [str(error)]
-    if trained_on is not None and (Path(config.data) / MANIFEST).is_file():
+    if had is not None and (Path(config.data) / MANIFEST).is_file():
         wanted = Dataset(config.data).sha256
-        if trained_on != wanted:
-            conflicts.append(f"the dataset's content: {trained_on[:12]} -> {wanted[:12]}")
+        if had != wanted:
+            conflicts.append(f"the dataset's content: {had[:12]} -> {wanted[:12]}")
     return conflicts
 
 

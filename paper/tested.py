@@ -21,7 +21,7 @@ from pipeline.evaluation.ensemble import all_ranks, check_members
 from pipeline.evaluation.protocols import PROTOCOLS
 from pipeline.evaluation.score_files import canonical_scores
 from pipeline.evaluation.scores import Provenance, Scores, load, ranks_of
-from pipeline.run.folder import read_facts
+from pipeline.run.folder import trained_on
 
 WEIGHTS = {"final": "", "recomputed-bn": ", BN recomputed", "ema": ", EMA"}  # as tables name them
 
@@ -58,8 +58,7 @@ def tests_of(state: RunState) -> tuple[Tested, ...]:
     """The errors of a run that is finished, in the order of the protocols; none of any other run."""
     if state.kind != "finished":
         return ()
-    trained_on = read_facts(state.folder).get("dataset_sha256")
-    final = (state.checkpoint, trained_on)
+    final = (state.checkpoint, trained_on(state.folder))
     found = canonical_scores(state.folder, lambda made: (made.checkpoint, made.dataset_sha256) == final)
     tests = [_test(scores.provenance, measured_errors(ranks_of(scores))) for scores in found]
     known = {(test.protocol, test.weights, test.split) for test in tests}

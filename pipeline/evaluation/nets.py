@@ -18,7 +18,7 @@ from pipeline.data.storage import location_in
 from pipeline.evaluation.names import STATE_KEYS, Weights
 from pipeline.models.resnet import ResNet, build
 from pipeline.process.world import World, on_main, sum_over_ranks
-from pipeline.run.folder import read_facts
+from pipeline.run.folder import trained_on
 from pipeline.run.options import load
 from pipeline.training.checkpoint import Checkpoints, read_verified
 
@@ -132,7 +132,7 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base:
         run=run,
         data=location_in(base, data or config.data),
         training_data=location_in(base, config.data),
-        training_sha256=read_facts(run).get("dataset_sha256"),
+        training_sha256=trained_on(run),
         short_side=config.evaluation.short_side,
         crop=config.test_crop,
         loader=config.loader,

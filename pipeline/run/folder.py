@@ -184,6 +184,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def trained_on(folder: Path) -> str | None:
+    """The SHA-256 of the dataset that a run was trained on; None where run.json does not say it. Raises as `read_facts`."""
+    return read_facts(folder).get("dataset_sha256")
+
+
 def _are_facts(found: Any) -> TypeGuard[dict[str, Any]]:
     """Whether a run can have written this as run.json. Every key may be missing: older runs have fewer."""
     if not isinstance(found, dict):
