@@ -18,8 +18,8 @@ from pipeline.tracking.description import MemberRun, describe, errors_in, number
 from pipeline.tracking.environment import sentence
 from pipeline.tracking.figures import derived, rounded, tidy
 from pipeline.tracking.inputs import facts_of_an_older_run, log_dataset
-from pipeline.tracking.journal import Record, complete_lines, read_metrics
-from pipeline.tracking.limits import METRICS_PER_BATCH, PARAM_LENGTH, PARAMS_PER_BATCH, TAG_LENGTH, clean
+from pipeline.tracking.journal import Record, read_metrics, unsent_lines
+from pipeline.tracking.limits import PARAM_LENGTH, PARAMS_PER_BATCH, TAG_LENGTH, clean, send_metrics
 from pipeline.tracking.logged_model import send_model
 from pipeline.tracking.presentation import (
     KIND_TAG,
@@ -33,8 +33,6 @@ from pipeline.tracking.presentation import (
 from pipeline.tracking.state import LOOK, Delivered, Wanted
 from pipeline.tracking.store import Store, open_store, store_of
 from pipeline.tracking.system import energy_in_words, send_system
-
-BYTES_PER_READ = 1 << 16  # a few hundred lines; at most so much is sent again after a crash
 
 
 class Delivery:
@@ -147,8 +145,7 @@ class Delivery:
                 for record in records
                 for name, value in self._figures(record, wanted)
             ]
-            for start in range(0, len(points), METRICS_PER_BATCH):
-                self.client.log_batch(self.delivered.run_id, metrics=points[start : start + METRICS_PER_BATCH])
+            send_metrics(self.client, self.delivered.run_id, points)
             self.errors |= errors_in(records)
             self._save(position=position)
 
@@ -168,15 +165,11 @@ class Delivery:
 
     def _unsent(self) -> Iterator[tuple[list[Record], int]]:
         """Yield the records of metrics.jsonl that MLflow does not have, in batches, each with the position after it."""
-        path, position = self.folder / METRICS, self.delivered.position
+        path = self.folder / METRICS
         if not path.exists():
             return
         with open(path, "rb") as file:
-            # A file that is shorter than its sent part has been replaced: send all, nothing is stored twice.
-            position = position if position <= path.stat().st_size else 0
-            file.seek(position)
-            while lines := complete_lines(b"".join(file.readlines(BYTES_PER_READ))):
-                position += sum(map(len, lines))
+            for lines, position in unsent_lines(file, self.delivered.position):
                 yield [Record.from_line(line) for line in lines], position
 
     def _send_status(self, wanted: Wanted, killed: bool) -> None:

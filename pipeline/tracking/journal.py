@@ -13,15 +13,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.base.command import UserError
 from pipeline.base.files import sync_folder
 
 TAIL_BYTES = 1 << 14  # holds a few lines
+BYTES_PER_BATCH = 1 << 16  # a few hundred lines; at most so much is sent again after a crash
 RESERVED = ("kind", "iteration", "time")
 
 
@@ -146,6 +147,23 @@ def last_iteration(path: Path) -> int:
 def complete_lines(content: bytes) -> list[bytes]:
     """The lines of `content` with their line ends; a last line without a line end is left out."""
     return [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def unsent_lines(file: BinaryIO, sent: int) -> Iterator[tuple[list[bytes], int]]:
+    """Yield the complete lines behind the first `sent` bytes of a file, in batches, each with the position after it.
+
+    A file that is shorter than its sent part has been replaced: all lines from where the file stands come again, since MLflow
+    stores nothing twice.
+    """
+    start, size = file.tell(), os.fstat(file.fileno()).st_size
+    position = sent if start <= sent <= size else start
+    while True:
+        file.seek(position)  # a last line that was torn may be whole by now
+        lines = complete_lines(b"".join(file.readlines(BYTES_PER_BATCH)))
+        if not lines:
+            return
+        position += sum(map(len, lines))
+        yield lines, position
 
 
 def _parse(path: Path, content: bytes) -> tuple[list[Record], int]:

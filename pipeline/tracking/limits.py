@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
 PARAM_LENGTH, TAG_LENGTH = 6000, 8000
+
+
+def send_metrics(client: Any, run_id: str, points: Sequence[Any]) -> None:
+    """Send metrics (mlflow.entities.Metric) in as few batches as MLflow takes them."""
+    for start in range(0, len(points), METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=points[start : start + METRICS_PER_BATCH])
 
 
 def clean(name: str) -> str:

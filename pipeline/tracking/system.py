@@ -14,10 +14,9 @@ from typing import Any
 from pipeline.base.layout import METRICS, plain_host, system_files
 from pipeline.meter.records import About, Sample, read_about, read_sample
 from pipeline.meter.usage import usage_of
-from pipeline.tracking.journal import complete_lines, last_iteration
-from pipeline.tracking.limits import METRICS_PER_BATCH
+from pipeline.tracking.journal import last_iteration, unsent_lines
+from pipeline.tracking.limits import send_metrics
 
-LINES_PER_READ = 1 << 16  # bytes; at most so much is sent again after a crash
 ENERGY_TAG = "energy"
 
 
@@ -42,8 +41,7 @@ def send_system(
                 for sample in samples
                 for name, value in sample.values.items()
             ]
-            for start in range(0, len(points), METRICS_PER_BATCH):
-                client.log_batch(run_id, metrics=points[start : start + METRICS_PER_BATCH])
+            send_metrics(client, run_id, points)
             newest = max([newest, *(sample.time for sample in samples)])
             ahead[path.name] = position
     if newest:
@@ -62,13 +60,10 @@ def _unsent(path: Path, position: int) -> Iterator[tuple[About, list[Sample], in
     """Yield the samples behind `position` in batches, each with the position after it; none of a file whose start is lost."""
     with open(path, "rb") as file:
         about = read_about(file.readline())
-        # A file that is shorter than its sent part has been replaced: send all, nothing is stored twice.
-        start, size = file.tell(), path.stat().st_size
-        position = position if start <= position <= size else start
-        file.seek(position)
-        while about and (lines := complete_lines(b"".join(file.readlines(LINES_PER_READ)))):
-            position += sum(map(len, lines))
-            yield about, [sample for line in lines if (sample := read_sample(line))], position
+        if about is None:
+            return
+        for lines, after in unsent_lines(file, position):
+            yield about, [sample for line in lines if (sample := read_sample(line))], after
 
 
 def _metric(about: About, name: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.base.command import UserError
 from pipeline.tracking import read_metrics
-from pipeline.tracking.journal import Journal
+from pipeline.tracking.journal import Journal, unsent_lines
 
 
 def write(path: Path, iterations: range) -> None:
@@ -115,7 +115,7 @@ def test_a_revised_evaluation_replaces_the_first_for_readers(tmp_path: Path) -> 
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from pipeline.tracking.journal import Journal
+from pipeline.tracking.journal import Journal, unsent_lines
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 journal = Journal(Path(sys.argv[1]))
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -170,3 +170,17 @@ def test_two_threads_write_every_line_once(tmp_path: Path, monkeypatch: pytest.M
     journal.close()
     lines = [strict(line) for line in (tmp_path / "m").read_text().splitlines()]
     assert [line["iteration"] for line in lines] == list(range(300))
+
+
+def test_a_line_that_was_torn_comes_whole_once_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"one\ntw")
+    with open(path, "rb") as file, open(path, "ab", buffering=0) as writer:
+        batches = unsent_lines(file, 0)
+        assert next(batches) == ([b"one\n"], 4)
+        writer.write(b"o\nthree\n")
+        assert list(batches) == [([b"two\n", b"three\n"], 14)]
+    with open(path, "rb") as file:
+        assert [lines for lines, _ in unsent_lines(file, 8)] == [[b"three\n"]]
+        file.seek(4)
+        assert [position for _, position in unsent_lines(file, 99)] == [14]  # replaced by a shorter file
