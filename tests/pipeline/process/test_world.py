@@ -13,6 +13,7 @@ import pytest
 import torch.distributed as dist
 from torch import nn
 
+from launch.local import reserve_port
 from pipeline.base.command import UserError
 from pipeline.base.leaving import cleanup_is_skipped
 from pipeline.process import gpus
@@ -103,21 +104,27 @@ def test_a_rank_knows_those_of_its_machine(port: int) -> None:
     assert run_ranks(3, machine_among_two, port) == [one, Machine(ranks=(1,), gpus=("GPU-1",), cores=4), one]
 
 
-def ends_of_a_world(world: World, port: int) -> tuple[bool, bool, bool, bool]:
-    """Whether the group is open, and Python's clean-up skipped, after a block that ended well and after one that failed."""
+def ends_of_a_world(world: World, ports: tuple[int, int]) -> tuple[bool, bool, bool, bool]:
+    """Whether the group is open, and Python's clean-up skipped, after a block that ended well and after one that failed.
+
+    Each block has a port of its own: rank 1 could meet the first group's store again while rank 0 is closing it.
+    """
     dist.destroy_process_group()
     seen = []
-    os.environ["MASTER_PORT"] = str(port)
+    first, second = map(str, ports)
+    os.environ["MASTER_PORT"] = first
     with open_world("cpu"):
         pass
     seen += [dist.is_initialized(), cleanup_is_skipped()]
+    os.environ["MASTER_PORT"] = second
     with suppress(MemoryError), open_world("cpu"):
         raise MemoryError
     return *seen, dist.is_initialized(), cleanup_is_skipped()
 
 
 def test_a_group_is_closed_after_a_block_that_ended_well_alone(port: int) -> None:
-    assert run_ranks(2, ends_of_a_world, port) == [(False, False, True, True)] * 2
+    with reserve_port() as second:
+        assert run_ranks(2, ends_of_a_world, (port, second)) == [(False, False, True, True)] * 2
 
 
 def fail_on_main(world: World, error: Exception) -> str:
