@@ -70,7 +70,7 @@ def test_a_dear_shared_fixture_is_named_and_fails_where_asked(pytester: pytest.P
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-k", "pays")
     result.assert_outcomes(passed=1, errors=1 if strict else 0)
     result.stdout.fnmatch_lines(["*the fixture shared took*"])
-    result.stdout.no_fnmatch_line("*test_that_pays* took*")
+    result.stdout.no_fnmatch_line("*::test_that_pays_for_no_shared_fixture took*")
 
 
 def test_workers_tell_the_session_that_prints(pytester: pytest.Pytester, strict: bool) -> None:
