@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,12 @@ setup:
 - export GLOO_SOCKET_IFNAME=eth0
 - export OMP_NUM_THREADS=1
 """
+
+
+KEPT_EVERY = 100  # iterations
+# No machine is fast enough to end it before it is interrupted. Its steps are over, so its length changes no update.
+ENDLESS = ("--iterations", "1000000", "--evaluation.every", "1000000", "--checkpoint.every", "20")
+ENDLESS += ("--checkpoint.keep_every", str(KEPT_EVERY))
 
 
 @pytest.fixture(scope="session")
@@ -82,12 +89,29 @@ class Run:
         wait_for(lambda: self.cluster.state(self.job) in over, f"the end: {self.log()}", seconds)
         return self.cluster.state(self.job)
 
+    def save_and_end(self) -> None:
+        """Train on to a checkpoint that the uninterrupted training keeps too, then save and end for good."""
+        passed = self.iteration()
+        wait_for(lambda: max(self.kept(), default=0) > passed, f"a checkpoint after {passed} of {self.folder}", 240)
+        self.cluster.run(["scancel", "--signal=INT", self.job])
+        assert self.wait_for_end() == "FAILED", self.log()
+        assert "saved at iteration" in self.log()
+
+    def kept(self) -> dict[int, str]:
+        return kept_checkpoints(self.folder)
+
     def log(self) -> str:
         return "\n".join(path.read_text() for path in sorted((self.folder / "slurm").glob("*_log.err")))
 
     def iterations_logged(self) -> list[int]:
         lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
         return [line["iteration"] for line in lines if line["kind"] == "train"]
+
+
+def kept_checkpoints(run_folder: Path) -> dict[int, str]:
+    """The names (iteration, digest) of the checkpoints that ENDLESS trainings keep, by iteration."""
+    found = {int(path.name[:8]): path.name for path in (run_folder / "checkpoints").glob("*.pt")}
+    return {iteration: name for iteration, name in found.items() if iteration % KEPT_EVERY == 0}
 
 
 class Trainings:
@@ -119,27 +143,31 @@ class Trainings:
         assert done.returncode == 0, done.stderr
         return Run(self.cluster, self.folder / "runs" / name, json.loads(done.stdout.splitlines()[-1])["job_id"])
 
-    def start_reference(self, iterations: int, arch: str = "resnet8") -> str:
-        """Start the same training in one process that nothing interrupts; its run's name."""
-        name = f"alone-{arch}-{iterations}"
-        if name not in self.references:
-            command = [sys.executable, "-m", "pipeline.train", "--config", str(self.config), "--name", name]
-            options = ["--arch", arch, "--iterations", str(iterations)]
-            options += ["--evaluation.every", "10000", "--checkpoint.every", "100000"]
-            self.references[name] = subprocess.Popen(
-                [*command, *options],
-                cwd=self.folder,
-                env=environment(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        return name
+    def reference(self, iterations: int) -> str:
+        """The final checkpoint of the same training in one process that nothing interrupts."""
+        options = ("--iterations", str(iterations), "--evaluation.every", "10000", "--checkpoint.every", "100000")
+        folder, process = self._alone(f"alone-{iterations}", options)
+        assert process.wait(timeout=limit(400)) == 0
+        return final_checkpoint(folder)
 
-    def reference(self, iterations: int, arch: str = "resnet8") -> str:
-        """The final checkpoint of that training."""
-        name = self.start_reference(iterations, arch)
-        assert self.references[name].wait(timeout=limit(400)) == 0
-        return final_checkpoint(self.folder / "runs" / name)
+    def uninterrupted(self, iteration: int) -> dict[int, str]:
+        """What that training keeps up to `iteration` if it is ENDLESS. It sleeps between the tests that ask."""
+        patient = ("--timeout-seconds", "100000")  # its watchdog would take its sleep for a hang
+        folder, process = self._alone("alone-endless", (*ENDLESS, *patient))
+        process.send_signal(signal.SIGCONT)
+        try:
+            wait_for(lambda: iteration in kept_checkpoints(folder), f"iteration {iteration} of {folder}", 400)
+        finally:
+            process.send_signal(signal.SIGSTOP)
+        return {kept: name for kept, name in kept_checkpoints(folder).items() if kept <= iteration}
+
+    def _alone(self, name: str, options: Sequence[str]) -> tuple[Path, subprocess.Popen[bytes]]:
+        if name not in self.references:
+            command = [sys.executable, "-m", "pipeline.train", "--config", str(self.config), "--name", name, *options]
+            self.references[name] = subprocess.Popen(
+                command, cwd=self.folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+        return self.folder / "runs" / name, self.references[name]
 
 
 @pytest.fixture(scope="session")
