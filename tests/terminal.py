@@ -7,7 +7,6 @@ import pty
 import re
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -100,20 +99,8 @@ class Terminal:
 
 
 def seen_on_a_terminal(code: str, columns: int) -> str:
-    """What a person sees of a Python program on a terminal of that width, without the escape sequences."""
-    master, slave = pty.openpty()
+    """What a person sees of a Python program on a terminal of that width."""
     environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=slave, stderr=slave, env=environment)
-    os.close(slave)
-    seen = b""
-    while True:
-        try:
-            data = os.read(master, 65536)
-        except OSError:  # the terminal closed with the program
-            break
-        if not data:
-            break
-        seen += data
-    os.close(master)
-    assert process.wait() == 0
-    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen.decode())
+    with Terminal([sys.executable, "-c", code], Path.cwd(), environment) as terminal:
+        assert terminal.finish() == 0, terminal.text
+        return terminal.text

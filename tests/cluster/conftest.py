@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.base.layout import CHECKPOINTS, checkpoints_in
 from tests.cluster.slurm_cluster import SlurmCluster, missing_programs, why_not
 from tests.conftest import skip_without
 from tests.helpers import ROOT, wait_for
@@ -31,7 +32,8 @@ setup:
 
 
 KEPT_EVERY = 100  # iterations
-# No machine is fast enough to end it before it is interrupted. Its steps are over, so its length changes no update.
+# What is interrupted: no machine is fast enough to end it before. Its length changes no update, because the learning rate of
+# TINY falls once, at iteration 8.
 ENDLESS = ("--iterations", "1000000", "--evaluation.every", "1000000", "--checkpoint.every", "20")
 ENDLESS += ("--checkpoint.keep_every", str(KEPT_EVERY))
 
@@ -90,7 +92,7 @@ class Run:
         return self.cluster.state(self.job)
 
     def save_and_end(self) -> None:
-        """Train on to a checkpoint that the uninterrupted training keeps too, then save and end for good."""
+        """Wait for the next checkpoint that is kept, then send Ctrl-C's signal: the job saves and ends for good."""
         passed = self.iteration()
         wait_for(lambda: max(self.kept(), default=0) > passed, f"a checkpoint after {passed} of {self.folder}", 240)
         self.cluster.run(["scancel", "--signal=INT", self.job])
@@ -110,8 +112,8 @@ class Run:
 
 def kept_checkpoints(run_folder: Path) -> dict[int, str]:
     """The names (iteration, digest) of the checkpoints that ENDLESS trainings keep, by iteration."""
-    found = {int(path.name[:8]): path.name for path in (run_folder / "checkpoints").glob("*.pt")}
-    return {iteration: name for iteration, name in found.items() if iteration % KEPT_EVERY == 0}
+    found = checkpoints_in(run_folder / CHECKPOINTS)
+    return {iteration: path.name for iteration, path in found if iteration % KEPT_EVERY == 0}
 
 
 class Trainings:
@@ -144,15 +146,18 @@ class Trainings:
         return Run(self.cluster, self.folder / "runs" / name, json.loads(done.stdout.splitlines()[-1])["job_id"])
 
     def reference(self, iterations: int) -> str:
-        """The final checkpoint of the same training in one process that nothing interrupts."""
+        """The final checkpoint of the same training, in one process that nothing interrupts."""
         options = ("--iterations", str(iterations), "--evaluation.every", "10000", "--checkpoint.every", "100000")
         folder, process = self._alone(f"alone-{iterations}", options)
         assert process.wait(timeout=limit(400)) == 0
         return final_checkpoint(folder)
 
     def uninterrupted(self, iteration: int) -> dict[int, str]:
-        """What that training keeps up to `iteration` if it is ENDLESS. It sleeps between the tests that ask."""
-        patient = ("--timeout-seconds", "100000")  # its watchdog would take its sleep for a hang
+        """The checkpoints up to `iteration` that the ENDLESS training keeps in one process that nothing interrupts.
+
+        The process is stopped until a test asks for a later iteration.
+        """
+        patient = ("--timeout-seconds", "100000")  # else its watchdog would take that time for a hang
         folder, process = self._alone("alone-endless", (*ENDLESS, *patient))
         process.send_signal(signal.SIGCONT)
         try:

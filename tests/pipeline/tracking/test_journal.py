@@ -115,7 +115,7 @@ def test_a_revised_evaluation_replaces_the_first_for_readers(tmp_path: Path) -> 
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from pipeline.tracking.journal import Journal, unsent_lines
+from pipeline.tracking.journal import Journal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 journal = Journal(Path(sys.argv[1]))
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
