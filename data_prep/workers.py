@@ -7,10 +7,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
 
 from pipeline.base.command import UserError
@@ -50,7 +51,6 @@ _counters: Counters | None = None  # of this worker process, set once when it st
 def _start_worker(counters: Counters) -> None:
     global _counters
     _counters = counters
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent stops its workers
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -74,7 +74,7 @@ def run_tasks(
     total: int,
     description: str,
     preload: list[str],
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Yield `work(task, advance)` of every task, in the order in which they finish, computed by `workers` processes.
 
     One worker runs the tasks in this process; with several, at most two tasks per worker are held at once. `total`: images
@@ -112,6 +112,7 @@ def _in_a_pool(
     # forkserver: a fork of this process could copy a lock that a thread holds, and with spawn each worker would import.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(preload)
+    _start_deaf_server()
     counters = Counters(context)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(counters,))
     remaining = iter(tasks)
@@ -133,6 +134,20 @@ def _in_a_pool(
     finally:
         counters.stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_deaf_server() -> None:
+    """Start the server that forks the workers: from their first instruction on, Ctrl-C does not reach them.
+
+    A terminal sends it to the whole group. This process stops its workers; one that ended by itself would break the pool,
+    which would then kill the others in the middle of a shard.
+    """
+    resource_tracker.ensure_running()  # not below: it would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits the mask
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _show(progress: Progress, images: int, size: int) -> None:

@@ -2,6 +2,7 @@
 
 Once COUNT shards are finished, every worker waits between two images of its next one until the file GO is there. So a
 test can kill, interrupt or overtake a preparation that is known to be at work, however fast or slow the machine is.
+Where the environment has PAUSED_START, the second worker waits in its first imports until the file GO.started is there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from data_prep.shard import ShardTask, Unreadable
 from data_prep.workers import Advance
 from pipeline.base.command import KEEPS, run
 
-GO, COUNT = "PAUSED_UNTIL", "PAUSED_AFTER"  # environment variables: the workers inherit them
+GO, COUNT, START = "PAUSED_UNTIL", "PAUSED_AFTER", "PAUSED_START"  # environment variables: the workers inherit them
 work = prepare.shard_or_unreadable
 
 
@@ -37,6 +38,20 @@ def shard_or_unreadable(workspace: Path, task: ShardTask, advance: Advance) -> t
 
     return work(workspace, task, advance_and_wait)
 
+
+def wait_if_second() -> None:
+    """Called in a worker's first imports."""
+    go = Path(os.environ[GO])
+    try:
+        go.with_suffix(".first").touch(exist_ok=False)
+    except FileExistsError:
+        go.with_suffix(".second").touch()
+        while not go.with_suffix(".started").exists():
+            time.sleep(0.01)
+
+
+if __name__ == "__mp_main__" and START in os.environ:
+    wait_if_second()
 
 if __name__ == "__main__":
     from tests.data_prep import paused  # this module by the name that workers import it by

@@ -11,6 +11,7 @@ import pytest
 from data_prep import prepare as prepare_module
 from data_prep import shard_imagenet, workspace
 from pipeline.base.command import UserError
+from tests.data_prep import paused
 from tests.data_prep.paused import finished
 from tests.helpers import ROOT, wait_for
 from tests.images import encode, smooth
@@ -130,6 +131,18 @@ def test_interrupted_with_ctrl_c(source, uninterrupted, hashes, tmp_path, starte
     shard_imagenet.main([str(source), str(destination), *ALONE])
     assert hashes(destination) == uninterrupted
     assert all(next(destination.glob(f"*/{name}")).stat().st_ino == inode for name, inode in kept.items())
+
+
+def test_interrupted_while_a_worker_starts(source, tmp_path, started, monkeypatch):
+    monkeypatch.setenv(paused.START, "1")
+    destination = tmp_path / "dataset"
+    process = started(destination, 2)
+    wait_for((tmp_path / "go.second").exists, "the start of the second worker")
+    os.killpg(process.pid, signal.SIGINT)
+    (tmp_path / "go.started").touch()
+    _, said = process.communicate(timeout=limit(120))
+    assert process.returncode == 130 and "Traceback" not in said
+    assert not processes_of(destination) and not half_written(destination)
 
 
 def test_cut_off_at_every_step_of_the_publication(source, uninterrupted, hashes, tmp_path, monkeypatch):
