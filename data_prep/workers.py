@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from ctypes import c_bool, c_int64
 from itertools import islice
 from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
@@ -29,18 +30,21 @@ class StoppedError(Exception):
 
 
 class Counters:
-    """The workers' progress, shared between processes, and whether they should stop."""
+    """The workers' progress, shared between processes, and whether they should stop.
+
+    Only workers take the lock: one that is killed never gives it back.
+    """
 
     def __init__(self, context: multiprocessing.context.BaseContext) -> None:
-        self.images = context.Value("q", 0)
-        self.bytes = context.Value("q", 0)
-        self.stop = context.Event()
+        self.images, self.bytes = context.RawValue(c_int64), context.RawValue(c_int64)
+        self.stop = context.RawValue(c_bool)
+        self._lock = context.Lock()
 
     def advance(self, images: int, size: int) -> None:
         """Count work done. Raises StoppedError when the run is being stopped."""
-        if self.stop.is_set():
+        if self.stop.value:
             raise StoppedError
-        with self.images.get_lock():
+        with self._lock:
             self.images.value += images
             self.bytes.value += size
 
@@ -132,7 +136,7 @@ def _in_a_pool(
             "start the same command again with fewer --workers"
         ) from None
     finally:
-        counters.stop.set()
+        counters.stop.value = True
         pool.shutdown(wait=True, cancel_futures=True)
 
 

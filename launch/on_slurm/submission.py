@@ -7,7 +7,7 @@ import io
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from pipeline.base.stopping import (
 STOPS = 1_000_000  # submitit's limit on time-outs: a training of weeks meets the job's time limit many times
 
 # What a task of submitit's local executor runs, and how long after the submission a task may be missing yet.
-TASK, STARTING_SECONDS = "submitit.core._submit", 10.0
+TASK, STARTING_SECONDS = "submitit.core._submit", 60.0
 
 
 class _Script(submitit.SlurmExecutor):
@@ -131,9 +131,15 @@ def run_here(work: Work, allocation: Allocation, cluster: str) -> int:
 
     def ask(number: signal.Signals) -> None:
         stop_for_good(work.folder / SLURM, job.job_id)
-        while len(tasks := processes_of(job, TASK)) < job.num_tasks and time.monotonic() < submitted + STARTING_SECONDS:
-            time.sleep(0.05)  # the controller starts them one after the other
-        send(tasks, signal.SIGTERM)
+        asked: set[psutil.Process] = set()
+        while True:  # the controller starts them one after the other
+            tasks = {*processes_of(job, TASK)} - asked
+            send(tasks, signal.SIGTERM)
+            asked |= tasks
+            over = time.monotonic() >= submitted + STARTING_SECONDS or not processes_of(job)
+            if over or len(asked) >= job.num_tasks:
+                return
+            time.sleep(0.05)
 
     submitted = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -152,18 +158,19 @@ def run_here(work: Work, allocation: Allocation, cluster: str) -> int:
 
 
 def processes_of(job: submitit.Job[int], module: str = "") -> list[psutil.Process]:
-    """The processes of a local job: its controller and its tasks, or those that run `module`."""
+    """The living processes of a local job: its controller and its tasks, or those that run `module`."""
     found = []
     with contextlib.suppress(psutil.NoSuchProcess):
         controller = psutil.Process(int(job.job_id))
         for process in (controller, *controller.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if not module or module in process.cmdline():
+                lives = process.status() != psutil.STATUS_ZOMBIE
+                if lives and (not module or module in process.cmdline()):
                     found.append(process)
     return found
 
 
-def send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+def send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
     """Send a signal to those of the processes that are still there."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -27,7 +27,7 @@ from pipeline.meter.records import Sample, Task
 SAMPLE_SECONDS = 10.0  # at most between two samples: a package's counter may go round within minutes
 LINES_PER_SPACING, LONGEST_SPACING = 720, 16  # lines come half as often after each 720, down to one in 16 times `every`
 PARENT_SECONDS = 1.0
-END_SECONDS = 3.0  # for the last sample: a GPU's driver may hang
+END_SECONDS = 30.0  # for the last sample, where nobody ends this process: a GPU's driver may hang
 
 
 class Packages:
