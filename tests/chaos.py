@@ -36,9 +36,8 @@ SIZES = (1, 2, 4, 8)
 WHILE_STARTING = 0.25  # share of the kills that come in the first second of a job
 OF_ONE_RANK = 0.2  # share of the kills of a training job that one rank alone receives
 LINES = range(1, 6)  # of metrics that a job writes before another kill comes
-ITERATIONS_PER_KILL = (
-    8  # more than a life lasts on average, on a fast machine too: the run is not over before its last kill
-)
+ITERATIONS_PER_KILL = 8  # more than a life lasts on average: the run is not over before its last kill
+ITERATIONS_BEHIND = 3.0  # of one process, within which the kill comes once the job has written its lines
 ENDS_WITHIN = 60.0  # seconds for the fellows of a killed rank, on a quiet machine
 
 
@@ -63,8 +62,9 @@ def lines_of(config: Config) -> int:
 class Killer:
     """Starts jobs and kills them; counts what it did."""
 
-    def __init__(self, config: Config, logs: Path, seed: int) -> None:
-        self.config, self.logs, self.generator = config, logs, random.Random(seed)
+    def __init__(self, config: Config, logs: Path, seed: int, within: float) -> None:
+        """within: seconds, within which a kill comes once the job has written its lines."""
+        self.config, self.logs, self.generator, self.within = config, logs, random.Random(seed), within
         self.counts: Counter[str] = Counter()
         self.over = False  # the run was finished before a kill came
 
@@ -74,13 +74,15 @@ class Killer:
         job = Fleet(self.config, size, self.logs)
         starting = draw.random() < WHILE_STARTING
         if starting:
-            time.sleep(draw.uniform(0, 1))
+            moment, before = time.monotonic() + draw.uniform(0, 1), lines_of(self.config)
+            while time.monotonic() < moment and lines_of(self.config) == before:  # a fast machine has started sooner
+                time.sleep(0.002)
             self.counts["while starting"] += 1
         else:
             wanted = lines_of(self.config) + draw.choice(LINES)
             while lines_of(self.config) < wanted and any(rank.is_alive() for rank in job.ranks):
                 time.sleep(0.002)
-            time.sleep(draw.uniform(0, 0.1))
+            time.sleep(draw.uniform(0, self.within))
             self.counts["while training"] += 1
         if all(rank.exitcode == 0 for rank in job.ranks):
             self.over = True
@@ -132,7 +134,8 @@ def chaos(folder: Path, kills: int, seed: int) -> dict[str, object]:
     assert job.wait(600 + reference.iterations) == [0], job.said(0)
     alone = time.monotonic() - started
 
-    killer = Killer(replace(reference, name="killed"), logs, seed)
+    within = ITERATIONS_BEHIND * alone / reference.iterations
+    killer = Killer(replace(reference, name="killed"), logs, seed, within)
     started = time.monotonic()
     with Progress(kills, "kills", "kills") as progress:
         for _ in range(kills):

@@ -25,7 +25,7 @@ class Terminal:
 
     def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
         self.started = time.monotonic()
-        self.text = ""
+        self.text, self._raw = "", b""
         self.code: int | None = None
         self.ended: float | None = None
         self.pid, self._terminal = pty.fork()
@@ -94,7 +94,8 @@ class Terminal:
             read = os.read(self._terminal, 1 << 16)
         except OSError:  # nobody has it open any more
             return False
-        self.text += ESCAPES.sub("", read.decode(errors="replace"))
+        self._raw += read
+        self.text = ESCAPES.sub("", self._raw.decode(errors="replace"))  # of the whole: a read may end within an escape
         return bool(read)
 
 

@@ -46,10 +46,10 @@ def of_stage(lines: list[Line], stage: str) -> dict[str, Line]:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a check whose stages fail in every way."""
     folder = tmp_path_factory.mktemp("check")
-    seconds = limit(10)
+    seconds = limit(30)
     stages = [
         Stage("fails", seconds, "tests.bench.fake_stages", ""),
-        Stage("hangs", 3.0, "tests.bench.fake_stages", ""),
+        Stage("hangs", limit(3), "tests.bench.fake_stages", ""),
         Stage("crashes", seconds, "tests.bench.fake_stages", ""),
         Stage("missing", seconds, "tests.bench.no_such_stage", ""),
         Stage("works", seconds, "tests.bench.fake_stages", ""),
@@ -71,7 +71,7 @@ def test_a_failing_part_does_not_stop_the_next(ran: Path) -> None:
 def test_a_hanging_stage_is_stopped_and_keeps_what_it_had(ran: Path) -> None:
     found = of_stage(lines_of(ran), "hangs")
     assert list(found) == ["first", "stage"]
-    assert found["stage"]["failed"] == "stopped at its limit of 3 s"
+    assert found["stage"]["failed"] == f"stopped at its limit of {limit(3):.0f} s"
     assert found["stage"]["seconds"] < limit(60)  # it would sleep for ten minutes
 
 
@@ -123,7 +123,7 @@ def test_parts_apart_crash_fail_and_hang_alone(tmp_path: Path) -> None:
         "hang": fake_stages.hangs,
         "sound": fake_stages.notes,
     }
-    assert check.apart(parts, limit(3)) == {"sound"}
+    assert check.apart(parts, limit(5)) == {"sound"}
     found = of_stage(lines_of(tmp_path), "one")
     assert found["crash"]["failed"] == "its process ended with SIGSEGV"
     assert found["failure"]["failed"] == "ValueError: the part's own words"
@@ -189,7 +189,7 @@ print("tests/a.py::one[gpu] PASSED [ 25%]\\ntests/a.py::two FAILED [ 50%]\\ntest
 )
 @pytest.mark.waits
 def test_outcomes_before_a_crash_or_a_stop_are_kept(end: str, said: str, tmp_path: Path) -> None:
-    ends = time.monotonic() + 5 + limit(2)
+    ends = time.monotonic() + 5 + limit(5)
     check = Check(stage="tests", results=tmp_path / "results.jsonl", work=tmp_path, dry=False, ends=ends)
     check.part("tests/a.py", lambda: gpu_tests.test(check, [sys.executable, "-S", "-c", PROGRAM + end]))
     found = of_stage(lines_of(tmp_path), "tests")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.base.layout import CHECKPOINTS, checkpoints_in
+from pipeline.tracking.journal import last_iteration
 from tests.cluster.slurm_cluster import SlurmCluster, missing_programs, why_not
 from tests.conftest import skip_without
 from tests.helpers import ROOT, wait_for
@@ -69,9 +70,7 @@ class Run:
         return wait_for(lambda: self.iteration() >= iteration, f"iteration {iteration} of {self.folder}", seconds)
 
     def iteration(self) -> int:
-        metrics = self.folder / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        return json.loads(lines[-1])["iteration"] if lines else 0
+        return last_iteration(self.folder / "metrics.jsonl")
 
     def restarts(self) -> int:
         return int(self.cluster.field(self.job, "Restarts"))
@@ -87,9 +86,14 @@ class Run:
         return wait_for(running, f"attempt {number}: {self.log()}", seconds)
 
     def wait_for_end(self, seconds: float = 180) -> str:
-        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        wait_for(lambda: self.cluster.state(self.job) in over, f"the end: {self.log()}", seconds)
-        return self.cluster.state(self.job)
+        over, seen = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"), [""]
+
+        def ended() -> bool:
+            seen.append(self.cluster.state(self.job))
+            return seen[-1] in over
+
+        wait_for(ended, f"the end: {self.log()}", seconds)
+        return seen[-1]
 
     def save_and_end(self) -> None:
         """Wait for the next checkpoint that is kept, then send Ctrl-C's signal: the job saves and ends for good."""

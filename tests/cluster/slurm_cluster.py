@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,8 +191,9 @@ class SlurmCluster:
     def kill_slurmd(self, node: str) -> None:
         """The daemon alone: jobs on the node go on, under their own slurmstepd."""
         for pid in self.processes(node, f"slurmd -N {node}"):
-            if (Path("/proc") / str(pid) / "comm").read_text().strip() == "slurmd":
-                _kill(pid)
+            with suppress(FileNotFoundError, ProcessLookupError):  # a child of the node's init that has ended since
+                if Path(f"/proc/{pid}/comm").read_text().strip() == "slurmd":
+                    _kill(pid)
 
     def start_slurmd(self, node: str) -> None:
         _check([*self._inside(node), "env", f"SLURM_CONF={self.folder}/slurm.conf", "slurmd", "-N", node])
@@ -232,20 +234,29 @@ class SlurmCluster:
 
     def state(self, job: str) -> str:
         """A job's state in SLURM's words (PENDING, RUNNING, COMPLETED ...)."""
-        text = self.run(["scontrol", "show", "job", job, "--oneliner"], check=False).stdout
-        words = dict(word.partition("=")[::2] for word in text.split())
-        return words.get("JobState", "UNKNOWN")
+        return self._job(job).get("JobState", "UNKNOWN")
 
     def field(self, job: str, name: str) -> str:
-        text = self.run(["scontrol", "show", "job", job, "--oneliner"]).stdout
-        return dict(word.partition("=")[::2] for word in text.split())[name]
+        """Raises AssertionError where slurmctld, which may be busy for a moment, does not answer for long."""
+        found: dict[str, str] = {}
+
+        def answered() -> bool:
+            found.update(self._job(job))
+            return name in found
+
+        wait_for(answered, f"slurmctld to tell {name} of job {job}", 30)
+        return found[name]
+
+    def _job(self, job: str) -> dict[str, str]:
+        """What scontrol shows of a job; nothing where slurmctld does not answer."""
+        text = self.run(["scontrol", "show", "job", job, "--oneliner"], check=False).stdout
+        return dict(word.partition("=")[::2] for word in text.split())
 
     def wait_for_nodes(self, seconds: float = 60) -> None:
-        wait_for(
-            lambda: self.run(["sinfo", "-hNp", "debug", "-o", "%T"]).stdout.split() == ["idle"] * len(self.nodes),
-            "all nodes to be idle",
-            seconds,
-        )
+        def states() -> list[str]:
+            return self.run(["sinfo", "-hNp", "debug", "-o", "%T"], check=False).stdout.split()
+
+        wait_for(lambda: states() == ["idle"] * len(self.nodes), "all nodes to be idle", seconds)
 
     def _pid(self, name: str) -> int | None:
         try:

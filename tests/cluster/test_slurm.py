@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from pipeline.base.attempt import read_holder
+from tests import patience
 from tests.cluster.conftest import ENDLESS, Run, Trainings
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.helpers import ROOT, wait_for
@@ -40,6 +41,8 @@ def test_resnet152_on_four_nodes(trainings: Trainings) -> None:
             "2",
             "--recompute_bn_images",
             "0",
+            "--tracking.close-seconds",
+            str(patience.limit(300)),
         ),
     )
     assert run.wait_for_end() == "COMPLETED", run.log()
@@ -186,7 +189,7 @@ def test_cancelled_is_cancelled(trainings: Trainings) -> None:
     trainings.cluster.run(["scancel", run.job])
     assert run.wait_for_end() == "CANCELLED"
     with pytest.raises(AssertionError, match="waited"):
-        wait_for(lambda: trainings.cluster.state(run.job) != "CANCELLED", "a comeback", 15)
+        wait_for(lambda: trainings.cluster.state(run.job) in ("PENDING", "RUNNING"), "a comeback", 15)
     # The same command goes on, and ends where one that was never cancelled does.
     again = trainings.submit("cancelled", "--nodes", "2", *LONG)
     assert again.wait_for_end() == "COMPLETED", again.log()

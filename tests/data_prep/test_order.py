@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.order import MAX_KEY, by_class_and_name, by_stem, permutation, sample_key, unique_keys
@@ -32,6 +32,7 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["a", "a_b", "n01440764", "tabby cat"]), NAMES), max_size=30, unique=True))
 def test_any_names_give_unique_keys_that_every_reader_takes(images):
     keys = unique_keys([sample_key(os.fsencode(name), class_name) for class_name, name in images]).tolist()

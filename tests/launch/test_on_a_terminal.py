@@ -52,9 +52,21 @@ def typed(words: Sequence[str]) -> list[str]:
     return [sys.executable, *words]
 
 
+# Python runs it before a program: the imports of which every command needs one, behind its first line, take for ever.
+ENDLESS_IMPORT = """
+import sys, time
+class Endless:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "PIL"):
+            time.sleep(1_000_000)
+sys.meta_path.insert(0, Endless())
+"""
+
+
 @pytest.mark.parametrize("words", IMPORTING)
-def test_ctrl_c_during_the_imports(words: str) -> None:
-    with Terminal(typed(words.split()), ROOT, environment()) as terminal:
+def test_ctrl_c_during_the_imports(words: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(ENDLESS_IMPORT)
+    with Terminal(typed(words.split()), ROOT, environment({"PYTHONPATH": str(tmp_path)})) as terminal:
         terminal.expect(r"\n")
         assert terminal.lines()[0] == IMPORTING[words]
         terminal.press_ctrl_c()

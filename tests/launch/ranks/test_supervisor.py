@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.layout import checkpoint_name
-from pipeline.base.stopping import COMMAND_VARIABLE, SAME_REQUEST_SECONDS
+from pipeline.base.stopping import COMMAND_VARIABLE
 from pipeline.process.watchdog import Note
 from tests.helpers import ROOT, alive, wait_for
 from tests.patience import limit
@@ -273,7 +273,20 @@ def test_a_failure_while_ranks_save_is_told(tmp_path: Path) -> None:
     assert code == 1 and "failed first: ValueError: the disk is gone" in err
 
 
+# Before the launcher: its clock stands still, and jumps once the file `later` is there. `taken` counts the requests.
+CLOCK = """
+import time, types
+from pathlib import Path
+from pipeline.base import stopping
+def now():
+    with open({taken!r}, "ab") as file: file.write(b".")
+    return 10.0 if Path({later!r}).exists() else 0.0
+stopping.time = types.SimpleNamespace(monotonic=now, sleep=time.sleep)
+"""
+
+
 def test_second_interrupt_kills(tmp_path: Path) -> None:
+    taken, later = tmp_path / "taken", tmp_path / "later"
     (ready := tmp_path / "ready").mkdir()
     (asked := tmp_path / "asked").mkdir()
     (checkpoints := tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -287,12 +300,13 @@ def test_second_interrupt_kills(tmp_path: Path) -> None:
         note_pid(asked),
         f"time.sleep({FOR_EVER})",
     )
-    process = start(stubborn, stubborn)
+    process = start(stubborn, stubborn, before=CLOCK.format(taken=str(taken), later=str(later)))
     children = pids(ready, 2)
     process.send_signal(signal.SIGINT)
     pids(asked, 2)
     process.send_signal(signal.SIGINT)  # the same press, once more: a parent has passed it on, too
-    time.sleep(SAME_REQUEST_SECONDS + 0.2)
+    wait_for(lambda: taken.stat().st_size == 2, "the second signal")
+    later.touch()
     assert process.poll() is None and all(map(alive, children))
     process.send_signal(signal.SIGINT)
     code, _, err = finish(process)

@@ -112,7 +112,7 @@ def test_closing_in_a_stage_ends_them_all(varied_jpegs: Dataset) -> None:
     batches = training_batches(split, order, augment, STATISTICS, slice(0, 16), 0, 9, CPU, CONFIG)
     assert [next(batches).images.shape[1] for _ in range(3)] == [32, 64, 64]
     batches.close()
-    assert list(batches) == [] and threads_and_files()[0] == set()
+    assert list(batches) == [] and not loader_threads()
 
 
 def test_batches_stay_valid_while_the_loader_goes_on(varied_jpegs: Dataset) -> None:
@@ -189,9 +189,14 @@ def test_batches_before_a_failure_are_delivered(make_dataset: Callable[..., Data
         next(batches)
 
 
-def threads_and_files() -> tuple[set[str], int]:
-    names = {thread.name for thread in threading.enumerate() if thread.name.startswith("loader")}
-    return names, len(os.listdir("/proc/self/fd"))
+def loader_threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("loader")}
+
+
+def open_files(folder: Path) -> list[str]:
+    """The files in the folder that this process has open, once for each time."""
+    files = [os.path.realpath(f"/proc/self/fd/{descriptor}") for descriptor in os.listdir("/proc/self/fd")]
+    return sorted(file for file in files if file.startswith(f"{folder.resolve()}/"))
 
 
 @pytest.mark.parametrize("taken", [0, 1, 5])
@@ -201,7 +206,7 @@ def test_closing_early_ends_the_work_and_leaves_nothing_behind(
     split = varied_jpegs.split("train")
     collect(train(split, slice(0, 16), 0, 3))  # opens the shards
     gc.collect()
-    _, files = threads_and_files()
+    files = open_files(varied_jpegs.folder)
     read, samples = split.read, []
 
     def counted(sample: int) -> bytes:
@@ -216,7 +221,7 @@ def test_closing_early_ends_the_work_and_leaves_nothing_behind(
     # Taken by the consumer, waiting for it, on the way there, in DALI, being read: the 100,000 were not worked through.
     ahead = CONFIG.queues.ready + 1 + CONFIG.queues.decode_ahead + CONFIG.queues.read_ahead + 1
     assert len(samples) <= 16 * (taken + ahead)
-    assert threads_and_files() == (set(), files)
+    assert (loader_threads(), open_files(varied_jpegs.folder)) == (set(), files)
     with pytest.raises(StopIteration):
         next(batches)
 
@@ -226,7 +231,7 @@ def test_a_forgotten_loader_is_collected(varied_jpegs: Dataset) -> None:
     next(batches)
     del batches
     gc.collect()
-    assert threads_and_files()[0] == set()
+    assert not loader_threads()
 
 
 def test_waiting_is_measured(varied_jpegs: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +275,7 @@ def test_reads_run_ahead_and_at_once(varied_jpegs: Dataset, monkeypatch: pytest.
 
 
 SCRIPT = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 import numpy as np
 import torch
@@ -303,6 +308,7 @@ for number, batch in enumerate(batches):
         os.write(writer, b"x")
         if end != "consume":
             break
+        time.sleep(1_000_000)  # its work with the batch
 if end == "fail":
     raise RuntimeError("the consumer failed")
 """

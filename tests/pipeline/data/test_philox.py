@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.philox import philox, standard_normal, uniform
@@ -9,6 +9,7 @@ from pipeline.data.philox import philox, standard_normal, uniform
 word = st.integers(0, 2**64 - 1)
 
 
+@settings(deadline=None)
 @given(key=st.tuples(word, word), counters=st.lists(st.tuples(word, word, word, word), min_size=1, max_size=8))
 def test_words_equal_numpys(key: tuple[int, int], counters: list[tuple[int, ...]]) -> None:
     expected = []

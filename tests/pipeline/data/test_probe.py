@@ -38,8 +38,8 @@ def trial(varied_jpegs: Dataset) -> Trial:
     return trial_of(stream_of(varied_jpegs), GRAPH)
 
 
-def emulated(faults: dict[str, Fault], seconds: float = 60) -> Probe:
-    return Probe(limit(seconds), Emulated(faults))
+def emulated(faults: dict[str, Fault]) -> Probe:
+    return Probe(limit(60), Emulated(faults))
 
 
 @pytest.mark.waits
@@ -47,8 +47,7 @@ def emulated(faults: dict[str, Fault], seconds: float = 60) -> Probe:
 @pytest.mark.parametrize("failing", [RUNGS[:1], RUNGS[:2], RUNGS], ids=lambda rungs: f"{len(rungs)}-rungs")
 def test_a_failing_rung_is_passed_over(trial: Trial, failing: tuple[Rung, ...], fault: Fault) -> None:
     few = trial.rows(range(4))
-    probe = emulated(dict.fromkeys(failing, fault), seconds=3 if fault == "hang" else 60)
-    verdict = probe.choose([few], CUDA, RUNGS)
+    verdict = emulated(dict.fromkeys(failing, fault)).choose([few], CUDA, RUNGS)
     assert verdict.rung == next((rung for rung in RUNGS if rung not in failing), None)
     assert set(verdict.failed) == set(failing)
     assert all(SAID[fault] in reason and "image0" not in reason for reason in verdict.failed.values())

@@ -91,7 +91,7 @@ def test_stopped_rank(digits: Path, tmp_path: Path, culprit: int) -> None:
     note = Note.read(activity)
     assert note is not None
     within = re.search(rf"rank {culprit} did not arrive within ([\d.]+) s", said)
-    assert within is not None and float(within[1]) >= timeout(), said
+    assert within is not None and float(within[1]) >= round(timeout(), 1), said
     assert "stopped responding" in said and str(note) in said
     fleet.kill()
 
