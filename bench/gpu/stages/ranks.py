@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bench.gpu.check import Check, ending
 from bench.gpu.runs import device_name
 from launch.local import rank_environment, reserve_port
+from pipeline.base import leaving
 from pipeline.models.resnet import build
 from pipeline.process import gpus
 from pipeline.process.world import World, open_world
@@ -111,6 +112,8 @@ def rank_main(rank: int, size: int, port: int, mode: str, file: Path) -> None:
             weights = [value.detach().float().flatten().cpu() for value in step.model.state_dict().values()]
             torch.save({"weights": torch.cat(weights), "not_compiled": step.not_compiled}, file)
         step.close()
+    leaving.skip_cleanup()  # in which a rank on a crowded machine once aborted: "terminate called without an active exception"
+    leaving.leave(0)
 
 
 def share_the_gpu() -> None:
