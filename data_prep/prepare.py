@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from contextlib import closing
 from functools import partial as bind
 from pathlib import Path
 from typing import Any
@@ -105,8 +104,7 @@ def make_shards(orders: list[SplitOrder], workspace: Path, settings: Settings) -
         description="preparing",
         preload=WORKER_MODULES,
     )
-    with closing(results):  # so that an interruption also stops the workers while a result is looked at
-        unreadable = sorted(image for images in results for image in images)
+    unreadable = sorted(image for images in results for image in images)
     if unreadable:
         noun = "image does" if len(unreadable) == 1 else "images do"
         remedy = "replace or remove them and start again, or leave them out with --skip-corrupt"

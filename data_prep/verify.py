@@ -9,7 +9,6 @@ if __name__ == "__main__":  # before the imports below, which take longer
 
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +59,7 @@ def verify(folder: Path, *, fast: bool, workers: int) -> Audit:
         description="verifying",
         preload=["data_prep.verify_shard"],
     )
-    with closing(results):  # so that an interruption also stops the workers while a result is looked at
-        problems += sorted(problem for shard_problems in results for problem in shard_problems)
+    problems += sorted(problem for shard_problems in results for problem in shard_problems)
     return Audit(
         samples={name: split.samples for name, split in splits.items()},
         shards={name: len(split.shards) for name, split in splits.items()},

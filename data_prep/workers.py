@@ -7,16 +7,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from ctypes import c_bool, c_int64
 from itertools import islice
 from multiprocessing import forkserver, resource_tracker
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pipeline.base.command import UserError
 from pipeline.base.progress import Progress
+from pipeline.base.stopping import blocked
 
 POLL_SECONDS = 0.2
 
@@ -78,8 +79,8 @@ def run_tasks(
     total: int,
     description: str,
     preload: list[str],
-) -> Generator[Result]:
-    """Yield `work(task, advance)` of every task, in the order in which they finish, computed by `workers` processes.
+) -> list[Result]:
+    """Return `work(task, advance)` of every task, in the order in which they finish, computed by `workers` processes.
 
     One worker runs the tasks in this process; with several, at most two tasks per worker are held at once. `total`: images
     in the progress bar. `preload`: modules that the workers share from their start. An exception of `work` ends the run,
@@ -87,14 +88,13 @@ def run_tasks(
     """
     with Progress(total, description, "images") as progress:
         if workers == 1:
-            yield from _in_this_process(work, tasks, progress)
-        else:
-            yield from _in_a_pool(work, tasks, workers, preload, progress)
+            return _in_this_process(work, tasks, progress)
+        return _in_a_pool(work, tasks, workers, preload, progress)
 
 
 def _in_this_process(
     work: Callable[[Task, Advance], Result], tasks: Iterable[Task], progress: Progress
-) -> Iterator[Result]:
+) -> list[Result]:
     size = 0
 
     def advance(images: int, more_bytes: int) -> None:
@@ -102,8 +102,7 @@ def _in_this_process(
         size += more_bytes
         _show(progress, progress.done + images, size)
 
-    for task in tasks:
-        yield work(task, advance)
+    return [work(task, advance) for task in tasks]
 
 
 def _in_a_pool(
@@ -112,24 +111,24 @@ def _in_a_pool(
     workers: int,
     preload: list[str],
     progress: Progress,
-) -> Iterator[Result]:
+) -> list[Result]:
     # forkserver: a fork of this process could copy a lock that a thread holds, and with spawn each worker would import.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(preload)
-    _start_deaf_server()
+    _start_server()
     counters = Counters(context)
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(counters,))
     remaining = iter(tasks)
-    running: set[Future[Any]] = set()
+    running: set[Future[Result]] = set()
+    results: list[Result] = []
     try:
         while True:
             running |= {pool.submit(_call, work, task) for task in islice(remaining, 2 * workers - len(running))}
             if not running:
-                break
+                return results
             finished, running = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             _show(progress, counters.images.value, counters.bytes.value)
-            for future in finished:
-                yield future.result()
+            results += [future.result() for future in finished]
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, probably because the memory ran out: "
@@ -140,18 +139,15 @@ def _in_a_pool(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_deaf_server() -> None:
-    """Start the server that forks the workers: from their first instruction on, Ctrl-C does not reach them.
+def _start_server() -> None:
+    """Start the process that forks the workers. Neither receives Ctrl-C, which a terminal sends to the whole group.
 
-    A terminal sends it to the whole group. This process stops its workers; one that ended by itself would break the pool,
-    which would then kill the others in the middle of a shard.
+    This process stops its workers. One that ended by itself would break the pool, which would then kill the others in the
+    middle of a shard.
     """
-    resource_tracker.ensure_running()  # not below: it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits the mask
-    try:
+    resource_tracker.ensure_running()  # first: its start unblocks the signal
+    with blocked({signal.SIGINT}):
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _show(progress: Progress, images: int, size: int) -> None:

@@ -136,8 +136,8 @@ def run_here(work: Work, allocation: Allocation, cluster: str) -> int:
             tasks = {*processes_of(job, TASK)} - asked
             send(tasks, signal.SIGTERM)
             asked |= tasks
-            over = time.monotonic() >= submitted + STARTING_SECONDS or not processes_of(job)
-            if over or len(asked) >= job.num_tasks:
+            late = time.monotonic() >= submitted + STARTING_SECONDS
+            if len(asked) >= job.num_tasks or late or not processes_of(job):
                 return
             time.sleep(0.05)
 

@@ -24,6 +24,7 @@ from pipeline.base.stopping import (
     ASKING,
     NOTHING_TO_SAVE,
     Requests,
+    blocked,
     drop_dead_output,
     ended_at_once,
     exit_code,
@@ -100,21 +101,22 @@ def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[
     failed first (128 + N for signal N).
     Raises UserError where that failure was a mistake of the user.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     ranks: list[_Rank] = []
     requests = Requests()
-    try:
-        for number, (command, environment) in enumerate(zip(commands, environments, strict=True)):
-            ranks.append(_start(number, command, environment))
-        failures = _wait(ranks, requests)
-    finally:
-        for rank in ranks:
-            if rank.process.poll() is None:
-                os.killpg(rank.process.pid, signal.SIGKILL)
-                rank.process.wait()
-        while signal.sigtimedwait(ASKING, 0):  # came when all had ended: it must not end this process in other words
-            pass
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with blocked(_AWAITED):
+        try:
+            for number, (command, environment) in enumerate(zip(commands, environments, strict=True)):
+                ranks.append(_start(number, command, environment))
+            failures = _wait(ranks, requests)
+        finally:
+            for rank in ranks:
+                if rank.process.poll() is None:
+                    os.killpg(rank.process.pid, signal.SIGKILL)
+                    rank.process.wait()
+            while signal.sigtimedwait(
+                ASKING, 0
+            ):  # came when all had ended: it must not end this process in other words
+                pass
     if requests.ended:
         say(ended_at_once(ranks[0].checkpoints))
         return EXIT_INTERRUPTED

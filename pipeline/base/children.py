@@ -10,7 +10,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import IO
 
-from pipeline.base.stopping import ASKING
+from pipeline.base.stopping import ASKING, blocked
 
 ROOT = Path(__file__).resolve().parents[2]
 FOR_THE_RUN = {*ASKING, signal.SIGQUIT}  # a launcher sends SIGQUIT for a rank's stacks
@@ -22,12 +22,8 @@ def start_child(command: Sequence[str], *, stdout: int, stderr: int | IO[str]) -
     Signals that end or pause a job are for the run: they never reach this process.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    # A blocked signal stays blocked in the child from its first instruction; here it only arrives later.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_RUN)
-    try:
+    with blocked(FOR_THE_RUN):
         return Popen(command, stdin=PIPE, stdout=stdout, stderr=stderr, env=environment)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def ask_to_end(process: Popen[bytes]) -> None:

@@ -151,15 +151,27 @@ def end_now(number: int, sentence: str = "") -> NoReturn:
 
 
 @contextlib.contextmanager
-def children_of_the_launcher() -> Iterator[None]:
-    """Processes that are started in the block neither hear the terminal nor speak to it of a request: this one passes it on."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    os.environ[ANNOUNCED_VARIABLE] = "1"
+def blocked(numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    """Signals that come in the block arrive behind it. A process that is started in the block gets them once it unblocks them.
+
+    So no signal meets such a process between its first instruction and its first handler.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
-        del os.environ[ANNOUNCED_VARIABLE]
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def children_of_the_launcher() -> Iterator[None]:
+    """Processes that are started in the block neither hear the terminal nor speak to it of a request: this one passes it on."""
+    with blocked({signal.SIGINT, signal.SIGHUP}):
+        os.environ[ANNOUNCED_VARIABLE] = "1"
+        try:
+            yield
+        finally:
+            del os.environ[ANNOUNCED_VARIABLE]
 
 
 def drop_dead_output() -> None:
