@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,12 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def open_files(folder: Path) -> list[str]:
+    """The files in the folder that this process has open, once for each time."""
+    files = [os.path.realpath(f"/proc/self/fd/{descriptor}") for descriptor in os.listdir("/proc/self/fd")]
+    return sorted(file for file in files if file.startswith(f"{folder.resolve()}/"))
 
 
 def stopped_or_dead(pid: int) -> bool:

@@ -33,7 +33,7 @@ setup:
 
 
 KEPT_EVERY = 100  # iterations
-# What is interrupted: no machine is fast enough to end it before. Its length changes no update, because the learning rate of
+# What tests interrupt: no machine is fast enough to end it first. Its length changes no update, because the learning rate of
 # TINY falls once, at iteration 8.
 ENDLESS = ("--iterations", "1000000", "--evaluation.every", "1000000", "--checkpoint.every", "20")
 ENDLESS += ("--checkpoint.keep_every", str(KEPT_EVERY))

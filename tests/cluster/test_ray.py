@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from pipeline.process import gpus
@@ -115,11 +116,6 @@ def processes(word: str, home: dict[str, str]) -> list[int]:
     return sorted(found)
 
 
-def start_ticks(pid: int) -> int:
-    """When a process started. Process ids wrap around within minutes."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-
-
 def test_killed_worker(tmp_path: Path, digits: Path, home: dict[str, str], seconds_lost: dict[str, float]) -> None:
     options = ("--iterations", "400", "--checkpoint.every", "20")
     process = train(tmp_path, digits, home, "--name", "run", "--workers", "2", *options)
@@ -190,7 +186,8 @@ def test_elastic(
     run = tmp_path / "runs" / "run"
     wait_for(lambda: logged(run) >= 40, "iteration 40", 200)
     assert world_sizes(run) == [4]
-    os.kill(max(processes("raylet", home), key=start_ticks), signal.SIGKILL)  # not the head's, where the driver is
+    raylets = [psutil.Process(pid) for pid in processes("raylet", home)]
+    max(raylets, key=psutil.Process.create_time).kill()  # not the head's, where the driver is; process ids wrap around
     seconds_lost["a node lost to training on the others"] = wait_for(
         lambda: world_sizes(run) == [4, 3], "3 workers", 240
     )

@@ -23,7 +23,7 @@ from pipeline.data.dataset import Dataset, Split
 from pipeline.data.graphs import Normalization
 from pipeline.data.loader import Batch, BatchIterator, LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
-from tests.helpers import ROOT
+from tests.helpers import ROOT, open_files
 from tests.images import encode, photograph
 from tests.patience import limit
 from tests.pipeline.data.small_datasets import statistics_of_size
@@ -191,12 +191,6 @@ def test_batches_before_a_failure_are_delivered(make_dataset: Callable[..., Data
 
 def loader_threads() -> set[str]:
     return {thread.name for thread in threading.enumerate() if thread.name.startswith("loader")}
-
-
-def open_files(folder: Path) -> list[str]:
-    """The files in the folder that this process has open, once for each time."""
-    files = [os.path.realpath(f"/proc/self/fd/{descriptor}") for descriptor in os.listdir("/proc/self/fd")]
-    return sorted(file for file in files if file.startswith(f"{folder.resolve()}/"))
 
 
 @pytest.mark.parametrize("taken", [0, 1, 5])

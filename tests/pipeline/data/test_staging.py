@@ -17,6 +17,7 @@ from pipeline.data.augment import CenterCrop
 from pipeline.data.dataset import Dataset
 from pipeline.data.loader import LoaderConfig, evaluation_batches
 from pipeline.data.staging import staged
+from tests.helpers import open_files
 from tests.images import encode, photograph
 from tests.patience import limit
 from tests.pipeline.data.small_datasets import statistics_of_size
@@ -98,9 +99,4 @@ def test_the_loader_reads_staged_shards_and_closes_them(dataset: Dataset, tmp_pa
     config = LoaderConfig(threads=2, stage_to=str(tmp_path / "fast"))
     with evaluation_batches(split, view, statistics, blocks, cpu, config) as batches:
         assert torch.equal(next(batches).images, expected)
-    files = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd.isdigit() and _exists(fd)}
-    assert not {file for file in files if file.startswith(str(tmp_path / "fast")) and file.endswith(".tar")}
-
-
-def _exists(fd: str) -> bool:
-    return os.path.lexists(f"/proc/self/fd/{fd}")
+    assert not [file for file in open_files(tmp_path / "fast") if file.endswith(".tar")]
