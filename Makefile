@@ -19,12 +19,12 @@ $(error CUDA is $(CUDA): give CUDA=13 or CUDA=12)
 endif
 
 # These compute on the CPU, also where there is a GPU: they start several processes, and one GPU takes one.
-demo test test-cluster test-slow test-torch211 test-times golden chaos: export CUDA_VISIBLE_DEVICES :=
+demo test test-cluster test-slow test-torch211 test-times golden chaos attack: export CUDA_VISIBLE_DEVICES :=
 
 # Bytecode is written even if the shell forbids it: without bytecode every process compiles the project anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test test-cluster test-slow test-torch211 test-times golden chaos slurm-up slurm-down check format bench bench-gpu \
+.PHONY: setup demo test test-cluster test-slow test-torch211 test-times golden chaos attack slurm-up slurm-down check format bench bench-gpu \
   lock check-locks clean
 .DEFAULT_GOAL := setup
 
@@ -107,6 +107,12 @@ test-times: $(READY)
 KILLS ?= 1000
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --kills $(KILLS)
+
+# Damages data, checkpoints and run folders, closes outputs, cuts MLflow off ... thousands of times, and counts what comes of it. CI: SHORT=1.
+SHORT ?=
+SEED ?= 0
+attack: $(READY)
+	$(BIN)/python -m tests.attack --seed $(SEED) $(if $(SHORT),--short)
 
 # Regenerates tests/golden/: what runs compute and what users may type. Fails if results have changed and TRAJECTORY
 # (pipeline/run/config.py) was not raised. Review the diff.

@@ -1,0 +1,65 @@
+"""Do harm to what the product reads and needs, drawn from a seed, and count what comes of it: nothing may crash, hang or lie.
+
+python -m tests.attack --short
+python -m tests.attack --only images --tries 100 --seed 7
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+from pipeline.base import command
+from pipeline.base.command import UserError
+from pipeline.base.parsing import CommandParser, names_of, positive
+from pipeline.base.tables import print_json, print_table
+from tests.attack.attack import Attack, Outcome
+from tests.patience import set_patience
+
+ATTACKS: tuple[Attack, ...] = ()
+SHOWN = 20  # failures of one attack in the terminal
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = CommandParser(
+        "Damages what the product reads, takes away what it needs, and counts what comes of it.",
+        "python -m tests.attack --only images --tries 100 --seed 7",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: 0)")
+    parser.add_argument("--short", action="store_true", help="the number of tries that CI makes")
+    names = [attack.name for attack in ATTACKS]
+    parser.add_argument("--only", type=names_of("attack", names), metavar="NAMES", help="of these: " + ", ".join(names))
+    parser.add_argument("--tries", type=positive, help="of each attack, in place of its own numbers")
+    parser.add_json_option()
+    asked = parser.parse_args(argv)
+    set_patience()
+    rows, figures, failures = [], {}, 0
+    for attack in ATTACKS:
+        if asked.only and attack.name not in asked.only:
+            continue
+        started, outcome = time.monotonic(), Outcome()
+        with tempfile.TemporaryDirectory(prefix="attack-") as folder:
+            tries = asked.tries or (attack.short if asked.short else attack.full)
+            attack.run(Random(f"{asked.seed} {attack.name}"), tries, Path(folder), outcome)
+        seconds = time.monotonic() - started
+        for sentence in outcome.failures[:SHOWN]:
+            print(f"{attack.name}: {sentence}")
+        failures += len(outcome.failures)
+        counts = ", ".join(f"{count:,} {what}" for what, count in outcome.counts.most_common())
+        rows.append((attack.what, f"{outcome.tries:,}", len(outcome.failures), counts, f"{seconds:.0f}"))
+        figures[attack.name] = {"tries": outcome.tries, "failures": outcome.failures, "counts": dict(outcome.counts)}
+    print_table(
+        f"attacks, seed {asked.seed}", ("what was done", "tries", "failures", "what came of it", "seconds"), rows
+    )
+    if asked.json:
+        print_json({"seed": asked.seed, "attacks": figures})
+    if failures:
+        raise UserError(f"{failures} tries ended otherwise than they may (above): mend what they found")
+    return 0
+
+
+if __name__ == "__main__":
+    command.run(main)
