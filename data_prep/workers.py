@@ -16,6 +16,7 @@ from multiprocessing import forkserver, resource_tracker
 from typing import TypeVar
 
 from pipeline.base.command import UserError
+from pipeline.base.output import prepare
 from pipeline.base.progress import Progress
 from pipeline.base.stopping import blocked
 
@@ -55,6 +56,7 @@ _counters: Counters | None = None  # of this worker process, set once when it st
 
 def _start_worker(counters: Counters) -> None:
     global _counters
+    prepare()
     _counters = counters
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -113,6 +113,6 @@ def gpus() -> int:
 
 
 if __name__ == "__main__":
-    COMMAND_LINE.answer_help()
     begin("", saves=True)  # until the ranks are there
-    command.run(main)
+    COMMAND_LINE.answer_help()
+    command.run(main, kept=True)

@@ -11,8 +11,8 @@ from pipeline.base.starting import begin
 from pipeline.run.preview import launcher_line
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    COMMAND_LINE.answer_help()
     begin(launcher_line, saves=True)
+    COMMAND_LINE.answer_help()
 
 import logging
 import os
@@ -218,4 +218,4 @@ def in_a_thread(call: Callable[[], object]) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, kept=True)

@@ -11,8 +11,8 @@ from pipeline.base.starting import begin
 from pipeline.run.preview import launcher_line
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    COMMAND_LINE.answer_help()
     begin(lambda words: launcher_line(words, "starting" if is_here(words) else "submitting"))
+    COMMAND_LINE.answer_help()
 
 import os
 import sys
@@ -28,7 +28,7 @@ from launch.ranks.command_line import read_work
 from launch.ranks.work import Evaluation, Training, Work
 from launch.site import site_values
 from pipeline.base import command
-from pipeline.base.command import UserError
+from pipeline.base.command import UserError, check_printed
 from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import MANIFEST, Dataset
 from pipeline.data.storage import open_dataset
@@ -58,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         work.check_inputs()
     if args.dry_run:
-        return show(work, allocation, args.json)
+        code = show(work, allocation, args.json)
+        check_printed()
+        return code
     if cluster != "slurm":
         code = run_here(work, allocation, cluster)
         if args.json and isinstance(work, Training):
@@ -133,4 +135,4 @@ def print_result(job: str, work: Work, allocation: Allocation, as_json: bool) ->
 
 
 if __name__ == "__main__":
-    command.run(main, command.BEGINS_ANEW if is_here(sys.argv) else QUEUED)
+    command.run(main, command.BEGINS_ANEW if is_here(sys.argv) else QUEUED, kept=True)

@@ -22,6 +22,7 @@ from pipeline.base import command
 from pipeline.base.command import UserError
 from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, job_log, jobs_in, rank_log
 from pipeline.base.lease import is_held
+from pipeline.base.output import reader_has_gone
 from pipeline.base.parsing import CommandParser
 from pipeline.base.tables import print_json, print_table
 from pipeline.meter.usage import Usage, usage_of
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     while True:
         status = read(folder)
         show_status(status)
-        if not args.follow or status.over:
+        if not args.follow or status.over or reader_has_gone():
             break
         time.sleep(FOLLOW_SECONDS)
     if args.json:

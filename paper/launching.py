@@ -22,7 +22,7 @@ from paper.spec import Experiment, RunSpec, arguments, resolve
 from pipeline import ensemble, evaluate
 from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_INTERRUPTED, EXIT_PREEMPTED
-from pipeline.base.stopping import Requests, drop_dead_output, exit_code, heeded
+from pipeline.base.stopping import Requests, exit_code, heeded
 from pipeline.run.config import Config, differences, trajectory
 from pipeline.run.options import key_names
 
@@ -124,8 +124,6 @@ def call(command: Sequence[str]) -> int:
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         requests.note(number)
-        if number == signal.SIGHUP:
-            drop_dead_output()
         if process is None:
             missed.append(number)
         else:

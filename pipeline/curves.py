@@ -12,4 +12,4 @@ from paper.curves import main
 from pipeline.base import command
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, kept=True)

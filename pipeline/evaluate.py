@@ -230,4 +230,4 @@ def print_result(trained: TrainedNet, results: Sequence[ScoreFile], as_json: boo
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, kept=True)

@@ -14,4 +14,4 @@ from paper.experiment import main
 from pipeline.base import command
 
 if __name__ == "__main__":
-    command.run(main, command.KEEPS)
+    command.run(main, command.KEEPS, kept=True)

@@ -150,4 +150,4 @@ def print_result(
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, kept=True)

@@ -72,4 +72,4 @@ def print_result(scores: Scores, names: Sequence[str], folder: Path, as_json: bo
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, kept=True)

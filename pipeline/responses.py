@@ -110,4 +110,4 @@ def print_result(trained: TrainedNet, responses: Responses, files: Sequence[Path
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, kept=True)

@@ -17,8 +17,8 @@ from pipeline.run.help import TRAINING, print_short_help
 from pipeline.run.preview import training_line
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    print_short_help(*TRAINING)
     begin(training_line, saves=True)
+    print_short_help(*TRAINING)
 
 import os
 import sys
@@ -27,7 +27,7 @@ from contextlib import closing, nullcontext
 from typing import Any
 
 from pipeline.base import command
-from pipeline.base.command import UserError
+from pipeline.base.command import UserError, check_printed
 from pipeline.base.progress import Progress
 from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import Dataset
@@ -66,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, args = parse(options, sys.argv[1:] if argv is None else argv)
     if args.print_config:
         print(to_yaml(config), end="")
+        check_printed()
         return 0
     code = train(config)
     if args.json and os.environ.get("RANK", "0") == "0":
@@ -264,4 +265,4 @@ def last_line(trainer: Trainer) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, kept=True)

@@ -245,4 +245,4 @@ def print_result(best: Tuned, start: Setting, found: Found, file: Path, args: Na
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, kept=True)

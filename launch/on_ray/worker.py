@@ -20,6 +20,7 @@ from launch.ranks.work import Work
 from pipeline.base.attempt import LAUNCHER_VARIABLE, attempt_variables
 from pipeline.base.exits import EXIT_FENCED, EXIT_USER_ERROR
 from pipeline.base.layout import CHECKPOINTS, LOGS, RAY_OUTCOME, RAY_STOP, newest_checkpoint, rank_log
+from pipeline.base.output import prepare
 from pipeline.base.stopping import COMMAND_VARIABLE
 from pipeline.process.watchdog import Hang
 
@@ -40,6 +41,7 @@ def train(arguments: Arguments) -> None:
     and no worker starts again: all end at once where all of them found it; else this worker's error makes Ray restart them,
     and they end at once then.
     """
+    prepare()
     logging.getLogger("ray.train").setLevel(logging.ERROR)  # it announces every report
     work, launch = arguments["work"], arguments["attempt"]
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

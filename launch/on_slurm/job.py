@@ -25,6 +25,7 @@ from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.exits import EXIT_PREEMPTED
 from pipeline.base.layout import LOGS, SLURM
 from pipeline.base.leaving import leave
+from pipeline.base.output import prepare
 from pipeline.base.stopping import end_on_request
 from pipeline.process.watchdog import Hang
 
@@ -51,6 +52,7 @@ class Job:
 
     def __call__(self) -> int:
         """Returns 0 where the work is finished. Ends the process for any other outcome, so that the scheduler sees it."""
+        prepare()
         environment = JobEnvironment()
         export_environment(environment)
         if environment.cluster != "debug":

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from launch.ranks.work import Evaluation, Training
 from launch.site import add_site_option, site_values, with_costs
-from pipeline.base.command import UserError
+from pipeline.base.command import UserError, check_printed
 from pipeline.base.parsing import CommandParser
 from pipeline.run.help import HELP_ALL, Option, options_of, print_short_help
 
@@ -92,6 +92,7 @@ def read_work(argv: Sequence[str] | None, command_line: CommandLine) -> tuple[Tr
     config = with_costs(config, site_values(options.site))
     if options.print_config:
         print(to_yaml(config), end="")
+        check_printed()
         return None
     return Training(config), options
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipeline.base.stopping import Requests, announcement, drop_dead_output, heeded, say
+from pipeline.base.stopping import Requests, announcement, heeded, say
 
 
 @contextmanager
@@ -23,8 +23,6 @@ def passing_on(saving: str, ask: Callable[[signal.Signals], None], end: Callable
     def take(number: int, frame: FrameType | None) -> None:
         before = requests.first
         meaning = requests.take(number)
-        if number == signal.SIGHUP:
-            drop_dead_output()
         if meaning == "end":
             end()
         elif meaning == "ask" and (before is None or number != before):

@@ -25,7 +25,6 @@ from pipeline.base.stopping import (
     NOTHING_TO_SAVE,
     Requests,
     blocked,
-    drop_dead_output,
     ended_at_once,
     exit_code,
     going_on,
@@ -191,8 +190,6 @@ def _wait(ranks: Sequence[_Rank], requests: Requests) -> list[Failure]:
         received = signal.sigtimedwait(_AWAITED, min(1.0, max(0.0, min(request_at, force_at) - now)))
         if received is not None and received.si_signo in asking:
             number = signal.Signals(received.si_signo)
-            if number == signal.SIGHUP:
-                drop_dead_output()
             if (meaning := requests.take(number)) != "same":
                 _signal(running, signal.SIGKILL if meaning == "end" else number)
         elif received is not None and received.si_signo == signal.SIGTSTP:

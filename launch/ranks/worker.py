@@ -5,9 +5,11 @@ The launcher leaves everything that needs torch to its ranks, so that all of the
 
 from __future__ import annotations
 
+from pipeline.base.output import prepare
 from pipeline.base.stopping import end_on_request
 
 if __name__ == "__main__":
+    prepare()
     # Until the trainer receives these itself there is nothing to save: the same command goes on where it was.
     end_on_request()
 

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from pipeline.base import leaving
+from pipeline.base import leaving, output
 from pipeline.base.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from pipeline.base.starting import imports_are_over
 from pipeline.base.stopping import going_on
@@ -44,14 +44,18 @@ def check_known(kind: str, name: str, known: Iterable[str]) -> None:
         raise UserError(f"there is no {kind} '{name}': {nearest(name, valid)}")
 
 
-def run(main: Callable[[], int | None], interrupted: str = BEGINS_ANEW) -> NoReturn:
+def run(main: Callable[[], int | None], interrupted: str = BEGINS_ANEW, *, kept: bool = False) -> NoReturn:
     """Call `main` as a command. The exit code is its result (None: 0), or that of the error that it raises.
 
-    interrupted: what is true after Ctrl-C. The command that goes on is added where some work was kept.
+    interrupted: what is true after Ctrl-C. The command that goes on is added where some work was kept. kept: the command keeps
+    its work in files; otherwise it has failed where what it printed could not be written (`check_printed`).
     """
+    output.prepare()
     try:
         imports_are_over()
         code = main() or 0
+        if code == 0 and not kept:
+            check_printed()
     except KeyboardInterrupt:
         print(going_on(interrupted) if interrupted == KEEPS else interrupted, file=sys.stderr)
         code = EXIT_INTERRUPTED
@@ -65,6 +69,15 @@ def run(main: Callable[[], int | None], interrupted: str = BEGINS_ANEW) -> NoRet
         else:
             raise
     leaving.leave(code)
+
+
+def check_printed() -> None:
+    """Called where a command has printed all that it is for: raise UserError where standard output did not take it.
+
+    A reader that has gone (`| head -1`) had what it wanted.
+    """
+    if (error := output.lost()) and not output.reader_has_gone():
+        raise UserError(f"standard output could not be written ({error.strerror}): send it elsewhere")
 
 
 def describe_user_error(error: Exception) -> str | None:

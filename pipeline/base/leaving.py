@@ -6,7 +6,6 @@ that wait for it in a kernel (NVIDIA/nccl#863 and #1777), and nobody would read 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from typing import NoReturn
@@ -32,6 +31,5 @@ def leave(code: int) -> NoReturn:
     if not _at_once:
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # a pipe that nobody reads, a closed stream
-            stream.flush()
+        stream.flush()
     os._exit(code)

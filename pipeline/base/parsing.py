@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from pipeline.base.command import UserError, check_known, nearest
+from pipeline.base.command import UserError, check_known, check_printed, nearest
 from pipeline.base.exits import EXIT_USER_ERROR
 from pipeline.base.words import meaning, value_meaning
 
@@ -73,7 +73,11 @@ def answer(options: Callable[[], CommandParser], words: Sequence[str] | None = N
     parser. words: what the parser reads; by default the whole command line.
     """
     try:
-        options().parse_args(words)
+        try:
+            options().parse_args(words)
+        except SystemExit:  # the help was printed
+            check_printed()
+            raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

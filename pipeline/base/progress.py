@@ -7,10 +7,14 @@ import time
 from collections.abc import Iterable
 from typing import Self
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
+from rich.file_proxy import FileProxy
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
+
+from pipeline.base.console import console
+from pipeline.base.output import Escaping, shown
 
 LOG_INTERVAL_SECONDS = 15.0
 
@@ -23,7 +27,7 @@ class _Bar(RichProgress):
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
         if self.figures:
-            yield Text(self.figures, no_wrap=True, overflow="ellipsis")
+            yield Text(shown(self.figures), no_wrap=True, overflow="ellipsis")
 
 
 class Progress:
@@ -38,15 +42,20 @@ class Progress:
         self.figures: dict[str, str] = {}
         self.started = self.last_line = time.monotonic()
         self.bar: _Bar | None = None
-        console = Console(stderr=True)
-        if enabled and console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self.bar = _Bar(*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console)
-            self.task = self.bar.add_task(description, total=total, completed=start, rate="")
+        terminal = console(sys.stderr)
+        if enabled and terminal.is_terminal:
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+            rate = TextColumn("{task.fields[rate]}", markup=False)
+            self.bar = _Bar(*columns, rate, TimeRemainingColumn(), console=terminal)
+            self.task = self.bar.add_task(shown(description), total=total, completed=start, rate="")
 
     def __enter__(self) -> Self:
         if self.bar:
             self.bar.start()
+            # What is printed meanwhile goes through rich, which lets some characters through that steer a terminal.
+            for name in ("stdout", "stderr"):
+                if isinstance(proxy := getattr(sys, name), FileProxy):
+                    setattr(sys, name, Escaping(proxy))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -78,4 +87,4 @@ class Progress:
         rate = self._per_second()
         left = [f"{(self.total - self.done) / rate:,.0f} s left"] if rate > 0 and self.done < self.total else []
         text = "  ".join([f"{self.done:,} of {self.total:,}", self._rate(), *self._figures(), *left])
-        print(f"{self.description}: {text}", file=sys.stderr, flush=True)
+        print(shown(f"{self.description}: {text}"), file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from types import FrameType
 
+from pipeline.base.output import prepare
 from pipeline.base.stopping import COMMAND_VARIABLE, end_now, end_on_request, heeded, say, typed_command
 
 # Their answer is all that is wanted.
@@ -20,10 +21,14 @@ NAMED = 5
 def begin(what: str | Callable[[Sequence[str]], str], otherwise: str = "", *, saves: bool = False) -> None:
     """Called first of all in a program: says what starts, and lets Ctrl-C end the imports that follow without a traceback.
 
+    From here on file names and text files are UTF-8 whatever the locale, and no print ends the work (pipeline/base/output.py).
+
     what: the line, to which the command line's first words are added, or a function that makes it of the command line's words;
     "" where the command says it itself. otherwise: what is added where the command line begins with an option. saves: the
     command saves when it is asked to stop; SIGTERM and its like then end the imports in the same way.
     """
+    prepare()
+    _become_utf8()
     os.environ.setdefault(COMMAND_VARIABLE, typed_command())
     if saves:
         end_on_request()
@@ -54,6 +59,19 @@ def listed(words: Sequence[str]) -> str:
     """The words in a row, the first five if they are more: "1.jpg 2.jpg 3.jpg 4.jpg 5.jpg and 7 more"."""
     more = len(words) - NAMED
     return " ".join([*words[:NAMED], *([f"and {more} more"] if more > 0 else [])])
+
+
+def _become_utf8() -> None:
+    """Start this program anew in Python's UTF-8 mode where its locale would name files by another encoding.
+
+    Such a process could not open a folder that a config names in UTF-8, and would give a dataset's classes other names. The
+    terminal keeps its encoding. Python has no way to change the mode while it runs; processes started from here inherit it.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1" or not sys.executable:
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _end_before_the_work(number: int, frame: FrameType | None) -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import Literal, NoReturn
 
 from pipeline.base.exits import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from pipeline.base.layout import newest_checkpoint
+from pipeline.base.output import write_now
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # One Ctrl-C may come twice: the terminal sends it to every process in its foreground, and a parent passes it on as well.
@@ -114,10 +113,9 @@ def speaks() -> bool:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error, if this process speaks for its job; a terminal that is gone is no failure."""
+    """Print a line on standard error, if this process speaks for its job."""
     if speaks():
-        with contextlib.suppress(OSError, ValueError):
-            print(line, file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -145,8 +143,7 @@ def end_on_request(numbers: Iterable[signal.Signals] | None = None, sentence: st
 def end_now(number: int, sentence: str = "") -> NoReturn:
     """End this process as signal `number` asks: not by an exception, which an import or native code might swallow."""
     if speaks():
-        with contextlib.suppress(OSError):
-            os.write(2, f"{sentence or going_on(NOTHING_TO_SAVE)}\n".encode())
+        write_now(f"{sentence or going_on(NOTHING_TO_SAVE)}\n")
     os._exit(exit_code(number))
 
 
@@ -172,31 +169,3 @@ def children_of_the_launcher() -> Iterator[None]:
             yield
         finally:
             del os.environ[ANNOUNCED_VARIABLE]
-
-
-def drop_dead_output() -> None:
-    """Send what this process prints to nowhere as soon as the terminal, or the reader of its pipe, is gone.
-
-    Called after SIGHUP: a print must not fail while the process saves.
-    """
-    threading.Thread(target=_drop_dead_output, name="hang-up", daemon=True).start()
-
-
-def _drop_dead_output() -> None:
-    watched = {1, 2}
-    while watched:
-        for descriptor in list(watched):
-            if _is_dead(descriptor):
-                with open(os.devnull, "w") as nowhere:
-                    os.dup2(nowhere.fileno(), descriptor)
-                watched.remove(descriptor)
-        time.sleep(LOOK_SECONDS)
-
-
-def _is_dead(descriptor: int) -> bool:
-    try:
-        poll = select.poll()
-        poll.register(descriptor, 0)
-        return any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0))
-    except OSError:
-        return False

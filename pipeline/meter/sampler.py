@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.base.attempt import read_holder
+from pipeline.base.output import prepare
 from pipeline.meter.host import TOTALS, Host
 from pipeline.meter.joules import Counted
 from pipeline.meter.nvidia import Gpus
@@ -161,9 +162,9 @@ def _watch_parent(closing: threading.Event, parent: int) -> None:
 
 
 def _say(text: str) -> None:
-    with suppress(OSError):
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=sys.stderr, flush=True)
+    print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
+    prepare()
     sys.exit(main(Task.from_json(sys.argv[1])))

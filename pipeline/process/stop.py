@@ -28,7 +28,6 @@ from pipeline.base.stopping import (
     EndAtOnce,
     Requests,
     announcement,
-    drop_dead_output,
     end_now,
     ended_at_once,
     exit_code,
@@ -194,8 +193,6 @@ class StopRequest:
     def _take(self, number: signal.Signals) -> None:
         meaning = self._requests.take(number)
         self.requested.set()
-        if number == signal.SIGHUP:
-            drop_dead_output()
         if meaning == "same":
             return
         if self._saved:

@@ -28,6 +28,7 @@ from typing import NamedTuple, Self
 
 from pipeline.base.exits import EXIT_HUNG
 from pipeline.base.layout import activity_of
+from pipeline.base.output import is_read, write_now
 
 # Collectives time out this much later than the watchdog, because the watchdog can say more.
 COLLECTIVE_GRACE_SECONDS = 30.0
@@ -203,8 +204,9 @@ class _Watching(Watchdog):
 
     def _end(self, hang: Hang) -> None:
         faulthandler.cancel_dump_traceback_later()
-        os.write(_STANDARD_ERROR, f"error: {hang.sentence}; the threads of rank {self.rank}:\n".encode())
-        faulthandler.dump_traceback(_STANDARD_ERROR)
+        write_now(f"error: {hang.sentence}; the threads of rank {self.rank}:\n")
+        if is_read():  # nobody may read the terminal or the pipe, and this must end the process
+            faulthandler.dump_traceback(_STANDARD_ERROR)
         _bounded(lambda: self.on_hang(hang))
         os._exit(EXIT_HUNG)
 

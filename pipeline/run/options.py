@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 import jsonargparse
 
 from pipeline.base.checkout import CONFIGS, RECIPE, configs
-from pipeline.base.command import UserError
+from pipeline.base.command import UserError, check_printed
 from pipeline.base.files import read_yaml
 from pipeline.base.parsing import unknown_option
 from pipeline.base.typed import check_keys, read_typed
@@ -79,6 +79,7 @@ def parse(arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple
         print(
             long_help(arg_parser.sentence, arg_parser.example, arg_parser, _values_in_force(arg_parser, argv)), end=""
         )
+        check_printed()
         sys.exit(0)
     if not _config_files(argv) and not {"-h", "--help"} & set(argv):  # help needs no file, and a wheel has none
         argv = [f"--config={configs() / RECIPE}", *argv]

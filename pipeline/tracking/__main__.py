@@ -111,4 +111,4 @@ def _sync(folder: Path, seconds: float, uri: str | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.run(main, command.KEEPS)
+    command.run(main, command.KEEPS, kept=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 from pipeline.base.addresses import without_password
 from pipeline.base.lease import is_held
 from pipeline.base.lock import NoLocksError, lock
+from pipeline.base.output import prepare
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.environment import ENVIRONMENT, sentence
 
@@ -97,4 +98,5 @@ def _log(text: str) -> None:
 
 
 if __name__ == "__main__":
+    prepare()
     sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:5]))
