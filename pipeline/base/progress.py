@@ -69,7 +69,7 @@ class Progress:
         self.figures.update(figures)
         if self.bar:
             self.bar.figures = "  ".join(self._figures())
-            self.bar.update(self.task, completed=self.done, rate=self._rate())
+            self.bar.update(self.task, completed=self.done, rate=shown(self._rate()))
         elif self.enabled and time.monotonic() - self.last_line >= LOG_INTERVAL_SECONDS:
             self._line()
 
