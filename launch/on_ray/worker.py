@@ -19,13 +19,15 @@ from launch.ranks.follow import point_output_at, send_output_to
 from launch.ranks.work import Work
 from pipeline.base.attempt import LAUNCHER_VARIABLE, attempt_variables
 from pipeline.base.exits import EXIT_FENCED, EXIT_USER_ERROR
-from pipeline.base.layout import CHECKPOINTS, LOGS, RAY_OUTCOME, RAY_STOP, newest_checkpoint, rank_log
+from pipeline.base.files import write_text
+from pipeline.base.layout import CHECKPOINTS, LOGS, RAY, RAY_OUTCOME, RAY_STOP, newest_checkpoint, rank_log
 from pipeline.base.output import prepare
 from pipeline.base.stopping import COMMAND_VARIABLE
 from pipeline.process.watchdog import Hang
 
 POINTER = "checkpoint.json"
 SAME_MISTAKE_SECONDS = 5.0
+PROBE, PROBE_BYTES = ".room", 1 << 18  # Ray writes a folder, the pointer, and its own state
 
 
 class Arguments(TypedDict):
@@ -90,11 +92,22 @@ def report_newest(checkpoints: Path, rank: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         pointer, iteration = None, 0
-        if rank == 0 and (newest := newest_checkpoint(checkpoints)):
+        storage = checkpoints.parent / RAY
+        if rank == 0 and (newest := newest_checkpoint(checkpoints)) and _takes_a_pointer(storage):
             iteration, path = newest
             Path(folder, POINTER).write_text(json.dumps({"checkpoint": str(path), "iteration": iteration}) + "\n")
             pointer = ray.train.Checkpoint.from_directory(folder)
         ray.train.report({"iteration": iteration}, checkpoint=pointer)
+
+
+def _takes_a_pointer(storage: Path) -> bool:
+    """Whether there is room for a pointer: a report that fails would end the training, which can wait for room itself."""
+    try:
+        write_text(storage / PROBE, "x" * PROBE_BYTES)
+        (storage / PROBE).unlink()
+    except OSError:
+        return False
+    return True
 
 
 def _mistakes(logs: Path, launch: str) -> int:

@@ -18,6 +18,7 @@ from typing import Self
 
 from pipeline.base.command import BEGINS_ANEW, UserError, describe_user_error
 from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_HUNG, EXIT_INTERRUPTED, EXIT_USER_ERROR
+from pipeline.base.files import write_text
 from pipeline.base.layout import failure_note, failure_notes
 from pipeline.base.lease import FencedError
 from pipeline.process.watchdog import Hang
@@ -91,7 +92,7 @@ def note(failure: Failure, logs: Path, attempt_name: str, log: str) -> None:
     """Write the failure into the run's logs/, where whoever waits for this attempt looks for the cause."""
     try:
         logs.mkdir(parents=True, exist_ok=True)
-        failure_note(logs, attempt_name, failure.rank).write_text(replace(failure, log=log).to_json() + "\n")
+        write_text(failure_note(logs, attempt_name, failure.rank), replace(failure, log=log).to_json() + "\n")
     except OSError as error:
         print(f"warning: the failure could not be noted in {logs}: {error}", file=sys.stderr)
 

@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -81,7 +82,7 @@ class _Rank:
 
     def _lines(self) -> list[str]:
         self.messages.seek(0)
-        return self.messages.read().decode().splitlines()
+        return self.messages.read().decode(errors="surrogateescape").splitlines()
 
     def _tail(self) -> str:
         if self.output is None:
@@ -141,7 +142,8 @@ def tell_launcher_of_notes(path: Path) -> None:
 
 def _write_message(line: str) -> None:
     if descriptor := os.environ.get(REPORT_VARIABLE):
-        os.write(int(descriptor), f"{line}\n".encode())
+        with suppress(OSError):  # the disk of TMPDIR is full
+            os.write(int(descriptor), f"{line}\n".encode(errors="surrogateescape"))
 
 
 def _start(number: int, command: Sequence[str], environment: Mapping[str, str]) -> _Rank:

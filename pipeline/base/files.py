@@ -34,9 +34,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Publish a small text file."""
+    """Publish a small text file, in UTF-8. The bytes of a name that is not UTF-8 are written as `\\udcff`, as JSON has them."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def sync_folder(folder: Path) -> None:

@@ -91,7 +91,8 @@ def export(module: Deployed, folder: Path, name: str) -> Exported:
 
 def _class_list(module: Deployed) -> str:
     """The class names as a JSON list: what the metadata of every format holds under CLASSES."""
-    return json.dumps(module.classes, ensure_ascii=False)
+    # What is not UTF-8 (a lone surrogate) has no place in the formats: JSON can write it as `\udcff`, as Python does here.
+    return json.dumps(module.classes, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def _safetensors(module: Deployed) -> bytes:

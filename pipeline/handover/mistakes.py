@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.base.files import replacing, write_text
+from pipeline.base.output import shown
 from pipeline.data.dataset import Split
 from pipeline.evaluation.scores import Scores, ranks_of
 
@@ -123,9 +124,10 @@ def write_sheet(path: Path, mistakes: Sequence[Mistake], split: Split, names: Se
         scale = THUMBNAIL / max(thumbnail.size)
         thumbnail = thumbnail.resize((max(1, round(thumbnail.width * scale)), max(1, round(thumbnail.height * scale))))
         sheet.paste(thumbnail, (x + (THUMBNAIL - thumbnail.width) // 2, y + (THUMBNAIL - thumbnail.height) // 2))
-        lines = ((f"{names[mistake.true]}", INK), (f"{names[mistake.predicted]} {mistake.score:.1%}", WRONG))
-        for line, (text, colour) in enumerate((*lines, (split.samples["key"][mistake.sample].decode(), "grey"))):
-            pen.text((x, y + THUMBNAIL + 14 * line), _fitting(text, font), fill=colour, font=font)
+        lines = ((names[mistake.true], INK), (f"{names[mistake.predicted]} {mistake.score:.1%}", WRONG))
+        key = split.samples["key"][mistake.sample].decode(errors="surrogateescape")
+        for line, (text, colour) in enumerate((*lines, (key, "grey"))):
+            pen.text((x, y + THUMBNAIL + 14 * line), _fitting(shown(text), font), fill=colour, font=font)
     with replacing(path) as file:
         sheet.save(file, "PNG")
     return path

@@ -20,6 +20,7 @@ import yaml
 
 from pipeline.base.checkout import DATA
 from pipeline.base.command import UserError, check_at_least
+from pipeline.base.output import shown
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import LoaderConfig
 from pipeline.evaluation.config import EvaluationConfig
@@ -227,6 +228,11 @@ def to_yaml(config: Config) -> str:
 
 def check(config: Config) -> None:
     """Raise UserError for sections that do not fit together; each section has checked its own values."""
+    for key in ("runs", "data"):
+        if (place := str(getattr(config, key))) != place.encode(errors="replace").decode():
+            raise UserError(
+                f"{key} is '{shown(place)}', which is not UTF-8, as run folders note names: rename that folder"
+            )
     if not 0 < config.test_crop <= config.evaluation.short_side:
         raise UserError(
             f"evaluation: a centre crop of {config.test_crop} pixels does not fit evaluation.short_side "

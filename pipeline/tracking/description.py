@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.base.output import shown
 from pipeline.tracking.figures import epoch
 from pipeline.tracking.journal import Record
 from pipeline.tracking.limits import TAG_LENGTH
@@ -75,8 +76,8 @@ def escape(text: str) -> str:
 
 def first_of(classes: Sequence[str]) -> str:
     """The first names of a net's classes, in Markdown, and where the others stand."""
-    shown = ", ".join(escape(name[:NAME_LENGTH]) for name in classes[:CLASSES_SHOWN])
-    return shown if len(classes) <= CLASSES_SHOWN else f"{shown}, ... (all in `classes.txt`)"
+    names = ", ".join(escape(shown(name)[:NAME_LENGTH]) for name in classes[:CLASSES_SHOWN])
+    return names if len(classes) <= CLASSES_SHOWN else f"{names}, ... (all in `classes.txt`)"
 
 
 def _training(wanted: Wanted, dataset: Mapping[str, object]) -> str:

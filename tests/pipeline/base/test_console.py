@@ -14,7 +14,19 @@ from tests.helpers import ROOT
 from tests.imports import Source
 from tests.terminal import Terminal
 
-NAMES = ["[old] x", "[/]", "[bold]b", "[cat] tabby", ":dog:", "[link=http://x]y", "{task}", "%s", "$a_b$", "猫" * 20, "كلب"]
+NAMES = [
+    "[old] x",
+    "[/]",
+    "[bold]b",
+    "[cat] tabby",
+    ":dog:",
+    "[link=http://x]y",
+    "{task}",
+    "%s",
+    "$a_b$",
+    "猫" * 20,
+    "كلب",
+]
 SHOWN = r"steer\x1b[2J\x1bc\x9b2J\r\n\u202e\udcff"
 STEERING = "steer\x1b[2J\x1bc\x9b2J\r\n\u202e\udcff"
 
