@@ -20,6 +20,7 @@ from pipeline.base.command import BEGINS_ANEW, UserError, describe_user_error
 from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_HUNG, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from pipeline.base.layout import failure_note, failure_notes
 from pipeline.base.lease import FencedError
+from pipeline.base.redaction import redact_output, without_secrets
 from pipeline.process.watchdog import Hang
 
 NO_RANK = -1
@@ -60,11 +61,16 @@ class Failure:
 
 
 def attempt(rank: int, main: Callable[[], int]) -> tuple[int, Failure | None]:
-    """Call `main`; its exit code, and the failure where `main` raised. Exit codes are those of pipeline.base.command.run."""
+    """Call `main`; its exit code, and the failure where `main` raised. Exit codes are those of pipeline.base.command.run.
+
+    Neither what it prints nor the failure holds a secret.
+    """
 
     def failure(code: int, sentence: str, detail: str = "") -> tuple[int, Failure]:
-        return code, Failure(rank=rank, time=time.time(), code=code, sentence=sentence, detail=detail)
+        said, detail = without_secrets(sentence), without_secrets(detail)
+        return code, Failure(rank=rank, time=time.time(), code=code, sentence=said, detail=detail)
 
+    redact_output()
     try:
         return main(), None
     except FencedError as error:

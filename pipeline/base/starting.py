@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import takewhile
 from types import FrameType
 
+from pipeline.base.redaction import redact_output
 from pipeline.base.stopping import COMMAND_VARIABLE, end_now, end_on_request, heeded, say, typed_command
 
 # Their answer is all that is wanted.
@@ -20,10 +21,13 @@ NAMED = 5
 def begin(what: str | Callable[[Sequence[str]], str], otherwise: str = "", *, saves: bool = False) -> None:
     """Called first of all in a program: says what starts, and lets Ctrl-C end the imports that follow without a traceback.
 
+    From here on the program prints no secret.
+
     what: the line, to which the command line's first words are added, or a function that makes it of the command line's words;
     "" where the command says it itself. otherwise: what is added where the command line begins with an option. saves: the
     command saves when it is asked to stop; SIGTERM and its like then end the imports in the same way.
     """
+    redact_output()
     os.environ.setdefault(COMMAND_VARIABLE, typed_command())
     if saves:
         end_on_request()

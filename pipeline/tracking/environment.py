@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.base.addresses import without_password
+from pipeline.base.redaction import without_secrets
 
+# To the feeder: another MLflow than the run's own.
+URI_VARIABLE = "PIPELINE_TRACKING_URI"
 # With MLflow's defaults a dead server blocked one call for 246 s. Here the loop retries; a metric sent twice is stored once.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -15,8 +17,8 @@ ENVIRONMENT = {
 
 
 def sentence(error: Exception) -> str:
-    """Shorten an error to a few words for the user, without passwords; the whole error goes to the log."""
-    text = without_password(" ".join(str(error).split()))
+    """Shorten an error to a few words for the user, without secrets; the whole error goes to the log."""
+    text = without_secrets(" ".join(str(error).split()))
     for sign, words in (
         ("Connection refused", "connection refused"),
         ("NameResolutionError", "unknown host"),

@@ -1,9 +1,10 @@
-"""The process that feeds MLflow beside a run: python -m pipeline.tracking.feeder FOLDER CLOSE_SECONDS PARENT [URI]
+"""The process that feeds MLflow beside a run: python -m pipeline.tracking.feeder FOLDER CLOSE_SECONDS PARENT
 
 It is a process, not a thread: while a thread imports MLflow (5 s of Python), every operator of a training step waits for
 the interpreter lock (bench/tracking.py). When its standard input closes, or its parent, the process PARENT, is gone, the
 feeder delivers the rest, for at most CLOSE_SECONDS, and ends: MLflow then shows a killed run as KILLED.
-Messages for the user go to standard output; everything else, MLflow's own output included, goes to the log.
+Messages for the user go to standard output; everything else, MLflow's own output included, goes to the log, without secrets.
+Another MLflow than the run's comes by the environment, where others do not see it (`ps`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.base.addresses import without_password
 from pipeline.base.lease import is_held
 from pipeline.base.lock import NoLocksError, lock
+from pipeline.base.redaction import redact_output, without_secrets
 from pipeline.tracking.delivery import Delivery
-from pipeline.tracking.environment import ENVIRONMENT, sentence
+from pipeline.tracking.environment import ENVIRONMENT, URI_VARIABLE, sentence
 
 POLL_SECONDS = 2.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -35,6 +36,7 @@ def main(folder: Path, close_seconds: float, parent: int, uri: str | None = None
     """Feed MLflow until standard input closes or the process `parent` is gone; return 0 if everything was delivered."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    redact_output()
     os.nice(5)  # never run before a training thread on a busy CPU
     notify, closing = _claim_stdout(), threading.Event()
     threading.Thread(target=_watch_parent, args=(closing, close_seconds, parent), daemon=True).start()
@@ -50,7 +52,7 @@ def main(folder: Path, close_seconds: float, parent: int, uri: str | None = None
         except Exception as error:
             failures += 1
             text = sentence(error)
-            _log(text if text == seen else without_password(traceback.format_exc()))
+            _log(text if text == seen else traceback.format_exc())
             seen = text
             if failures == FAILURES_BEFORE_NOTICE:
                 notify(f"MLflow does not accept the metrics ({text}): they are kept, and sent when it does")
@@ -66,7 +68,7 @@ def _claim_stdout() -> Callable[[str], None]:
 
     def notify(text: str) -> None:
         try:
-            stdout.write(text + "\n")
+            stdout.write(without_secrets(text) + "\n")
         except OSError:  # the reader is gone
             _log(text)
 
@@ -97,4 +99,4 @@ def _log(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:5]))
+    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), os.environ.pop(URI_VARIABLE, None)))

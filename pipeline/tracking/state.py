@@ -81,7 +81,7 @@ class Wanted:
 class Delivered:
     """What MLflow has of a run: the content of mlflow.json. `position`: the bytes of metrics.jsonl that MLflow has.
 
-    `system`: the same of each file in system/, by its name. `uri` holds no password. `artifacts` maps an artifact's key to
+    `system`: the same of each file in system/, by its name. `uri` holds no secret. `artifacts` maps an artifact's key to
     the version that was sent. `model`: the id of the logged model and the `model_version` that was sent. `look`: the LOOK of
     the code that described the run there. `error`: why the last attempt to deliver failed.
     """

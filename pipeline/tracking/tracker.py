@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.base.addresses import without_password
 from pipeline.base.layout import METRICS
 from pipeline.base.lease import FencedError, is_held
+from pipeline.base.redaction import without_secrets
 from pipeline.base.stopping import COMMAND_VARIABLE
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.journal import Journal
@@ -141,7 +141,7 @@ def open_tracker(
     """Start or continue to record the run in `folder`. If not `enabled` (every rank but the main one), record nothing.
 
     `params` (nested or flat), `tags` and `dataset` (`pipeline.tracking.inputs.dataset_facts`) describe the run in MLflow,
-    without the passwords of addresses; a parameter that differs from an earlier attempt's becomes a tag `changed.NAME`.
+    without secrets; a parameter that differs from an earlier attempt's becomes a tag `changed.NAME`.
     `kind`: training, ensemble or report, also a tag. `started`: when the run began, in ms since 1970; by default now. Raises
     UserError if metrics.jsonl is damaged.
     """
@@ -155,11 +155,11 @@ def open_tracker(
         experiment=config.experiment,
         uri=config.uri,
         started=before.started if before else started or now_in_ms(),
-        params={key: without_password(value) for key, value in flatten(params).items()},
-        tags={"kind": kind, **tags},
+        params={key: without_secrets(value) for key, value in flatten(params).items()},
+        tags={key: without_secrets(value) for key, value in {"kind": kind, **tags}.items()},
         artifacts=before.artifacts if before else [],
         dataset=dict(dataset or {}),
-        command=without_password(os.environ.get(COMMAND_VARIABLE, "")),
+        command=without_secrets(os.environ.get(COMMAND_VARIABLE, "")),
     )
     return RunTracker(folder, config, wanted)
 
