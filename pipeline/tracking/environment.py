@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pipeline.base.redaction import without_secrets
 
 # To the feeder: another MLflow than the run's own.
@@ -14,6 +16,16 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "OMP_NUM_THREADS": "1",
 }
+
+
+# What urllib3, MLflow and SQLite say where they mean: ask again.
+_BUSY = r"(?:429|502|503|504)"
+_PASSING = re.compile(rf"too many {_BUSY} error|error code {_BUSY}\b|\b{_BUSY} (?:Client|Server) Error|database is locked")
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether MLflow is there and only busy, so that it may take at once what it has refused."""
+    return _PASSING.search(str(error)) is not None
 
 
 def sentence(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 It is a process, not a thread: while a thread imports MLflow (5 s of Python), every operator of a training step waits for
 the interpreter lock (bench/tracking.py). When its standard input closes, or its parent, the process PARENT, is gone, the
-feeder delivers the rest, for at most CLOSE_SECONDS, and ends: MLflow then shows a killed run as KILLED.
+feeder delivers the rest, for at most CLOSE_SECONDS, and ends: MLflow then shows a killed run as KILLED. An MLflow that is
+only busy is asked again within that time; one that is dead or refuses is not.
 Messages for the user go to standard output; everything else, MLflow's own output included, goes to the log, without secrets.
 Another MLflow than the run's comes by the environment, where others do not see it (`ps`).
 """
@@ -24,7 +25,7 @@ from pipeline.base.lease import is_held
 from pipeline.base.lock import NoLocksError, lock
 from pipeline.base.redaction import redact_output, without_secrets
 from pipeline.tracking.delivery import Delivery
-from pipeline.tracking.environment import ENVIRONMENT, URI_VARIABLE, sentence
+from pipeline.tracking.environment import ENVIRONMENT, URI_VARIABLE, is_passing, sentence
 
 POLL_SECONDS = 2.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -52,13 +53,18 @@ def main(folder: Path, close_seconds: float, parent: int, uri: str | None = None
         except Exception as error:
             failures += 1
             text = sentence(error)
+            again = is_passing(error)
             _log(text if text == seen else traceback.format_exc())
             seen = text
             if failures == FAILURES_BEFORE_NOTICE:
                 notify(f"MLflow does not accept the metrics ({text}): they are kept, and sent when it does")
-        if last:
+        pause = min(POLL_SECONDS * 2**failures, LONGEST_PAUSE_SECONDS)
+        if not last:
+            closing.wait(pause)
+        elif failures and again:
+            time.sleep(pause)  # the alarm ends it in time
+        else:
             return min(failures, 1)
-        closing.wait(min(POLL_SECONDS * 2**failures, LONGEST_PAUSE_SECONDS))
 
 
 def _claim_stdout() -> Callable[[str], None]:

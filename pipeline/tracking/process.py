@@ -17,7 +17,7 @@ from typing import IO
 from pipeline.base.children import ask_to_end, start_child
 from pipeline.base.layout import FEEDER_LOG, METRICS, MLFLOW_STORE
 from pipeline.tracking.environment import URI_VARIABLE
-from pipeline.tracking.journal import complete_lines
+from pipeline.tracking.journal import unsent_lines as lines_behind
 from pipeline.tracking.state import Delivered, Wanted
 from pipeline.tracking.store import store_of
 
@@ -133,4 +133,7 @@ def left_at(folder: Path, place: str) -> list[str]:
 
 def unsent_lines(folder: Path, delivered: Delivered) -> int:
     path = folder / METRICS
-    return len(complete_lines(path.read_bytes()[delivered.position :])) if path.exists() else 0
+    if not path.is_file():
+        return 0
+    with open(path, "rb") as file:
+        return sum(len(lines) for lines, _ in lines_behind(file, delivered.position))

@@ -60,7 +60,7 @@ class RunTracker(Tracker):
     def __init__(self, folder: Path, config: TrackingConfig, wanted: Wanted) -> None:
         self.folder, self.wanted, self.close_seconds = folder, wanted, config.close_seconds
         self.journal = Journal(folder / METRICS)
-        wanted.write(folder)
+        self._change()
         self.feeder = FeederProcess(folder, config.close_seconds) if config.mlflow else None
 
     def log(self, kind: str, iteration: int, values: Mapping[str, float]) -> None:
@@ -113,7 +113,8 @@ class RunTracker(Tracker):
         try:
             self.wanted.write(self.folder)
         except OSError as error:  # a full disk must not end the run
-            print(f"MLflow will not get {', '.join(changes)} of this run: {error}", file=sys.stderr)
+            what = ", ".join(changes) or "parameters and tags"
+            print(f"MLflow will not get {what} of this run: {error}", file=sys.stderr)
 
 
 def now_in_ms() -> int:
