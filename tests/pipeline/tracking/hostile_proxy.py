@@ -5,13 +5,16 @@ from __future__ import annotations
 import http.client
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-# What becomes of a request. "lost": MLflow does what it was asked, and nobody hears of it. "dead": no answer at all.
-Fate = Literal["ok", "429", "500", "503", "401", "html", "redirect", "reset", "lost", "dead"]
+# What becomes of a request. "lost": MLflow does what it was asked, and nobody hears of it. "slow": after SLOW_SECONDS.
+# "dead": the connection is closed without an answer.
+Fate = Literal["ok", "429", "500", "503", "401", "html", "redirect", "reset", "lost", "slow", "dead"]
+SLOW_SECONDS = 5.0
 HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "server", "date", "host", "accept-encoding"}
 
 
@@ -40,6 +43,9 @@ def hostile_proxy(upstream: int, fate: Callable[[], Fate]) -> Iterator[int]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             match fate():
                 case "ok":
+                    self._say(*_ask(upstream, self, body))
+                case "slow":
+                    time.sleep(SLOW_SECONDS)
                     self._say(*_ask(upstream, self, body))
                 case "lost":
                     _ask(upstream, self, body)
