@@ -20,7 +20,9 @@ ENVIRONMENT = {
 
 # What urllib3, MLflow and SQLite say where they mean: ask again.
 _BUSY = r"(?:429|502|503|504)"
-_PASSING = re.compile(rf"too many {_BUSY} error|error code {_BUSY}\b|\b{_BUSY} (?:Client|Server) Error|database is locked")
+_PASSING = re.compile(
+    rf"too many {_BUSY} error|error code {_BUSY}\b|\b{_BUSY} (?:Client|Server) Error|database is locked"
+)
 
 
 def is_passing(error: Exception) -> bool:

@@ -83,7 +83,9 @@ class Wanted:
         write_text(folder / TRACKING, json.dumps(asdict(self), indent=1))
 
     def _is_sound(self) -> bool:
-        return KEY.fullmatch(self.key) is not None and all(len(artifact) == 2 for artifact in self.artifacts)
+        described = not self.dataset or {"name", "sha256", "place"} <= self.dataset.keys()
+        pairs = all(len(artifact) == 2 for artifact in self.artifacts)
+        return KEY.fullmatch(self.key) is not None and pairs and described
 
     def files(self, folder: Path) -> list[Artifact]:
         """Return the artifacts of the run in `folder`."""
