@@ -69,7 +69,7 @@ class Schedule:
 
 def misbehaving(random: Random, tries: int, folder: Path, outcome: Outcome) -> None:
     """Small runs that feed an MLflow of a drawn health, with secrets in every place that takes one; then `sync`."""
-    from tests.attack.mlflow_app import mlflow_app
+    from tests.pipeline.tracking.mlflow_app import mlflow_app
 
     (folder / "store").mkdir()
     store = f"sqlite:///{folder / 'store' / 'mlflow.db'}"
