@@ -162,7 +162,9 @@ def _secrets_in(text: str) -> Iterator[str]:
         yield _basic(unquote(login))
     for match in _GIVEN.finditer(text):
         assert match.lastgroup
-        yield match[match.lastgroup].strip("\"'{}")
+        given = match[match.lastgroup].strip("\"'{}")
+        yield given
+        yield given.rpartition(" ")[2]  # behind the kind that a header names
 
 
 def _basic(login: str) -> str:

@@ -22,7 +22,7 @@ from pipeline.data.dataset import MANIFEST, STATISTICS, Dataset, Manifest, Split
 # Where they are to be given instead.
 SECRETS_OF_STORAGE = (
     "give it where fsspec looks for it: for s3:// in ~/.aws or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for others in "
-    "~/.config/fsspec or FSSPEC_... (docs/data.md)"
+    "~/.config/fsspec or FSSPEC_... (docs/tracking.md)"
 )
 
 

@@ -201,6 +201,11 @@ def test_learn_names_an_address_alike_in_every_environment(monkeypatch: pytest.M
     assert without_secrets("hidden-word or other-word") == "*** or ***"
 
 
+def test_a_token_in_a_setting_of_fsspec_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FSSPEC_HTTPS", '{"client_kwargs": {"headers": {"Authorization": "Bearer canary-12"}}}')
+    assert without_secrets("sent canary-12 on") == "sent *** on"
+
+
 def test_a_variable_that_names_a_file_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(ROOT))
     assert without_secrets(f"in {ROOT}/x") == f"in {ROOT}/x"
