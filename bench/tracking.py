@@ -1,4 +1,5 @@
-"""Measures what tracking costs a training step: none, ours (a process beside the run), MLflow in a thread, MLflow inline."""
+"""Measures what tracking costs a training step: none, ours (a process beside the run), MLflow in a thread, MLflow inline; and
+ours beside an MLflow that is unwell: it answers 429 to everything, after 5 s, or not at all."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,34 @@ def nothing(folder: Path) -> Iterator[Log]:
 def ours(folder: Path) -> Iterator[Log]:
     with open_tracker(folder / "run", TrackingConfig(), name="run", params={}, tags={}) as tracker:
         yield lambda iteration, values: tracker.log("train", iteration, values)
+
+
+@contextmanager
+def unwell(folder: Path, kind: str) -> Iterator[Log]:
+    """Ours beside a server, in a process of its own, that is `kind`."""
+    with subprocess.Popen([sys.executable, __file__, "--serve", kind], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        config = TrackingConfig(uri=f"http://127.0.0.1:{int(server.stdout.readline())}", close_seconds=1.0)
+        with open_tracker(folder / "run", config, name="run", params={}, tags={}) as tracker:
+            yield lambda iteration, values: tracker.log("train", iteration, values)
+        server.kill()
+
+
+def serve(kind: str) -> None:
+    """Be that server: on a port of 127.0.0.1 that is printed, until this process is killed."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            time.sleep({"busy": 0, "slow": SLOW_SECONDS, "silent": 1e9}[kind])
+            self.send_response(429 if kind == "busy" else 503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST = answer  # noqa: N815
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        print(server.server_address[1], flush=True)
+        server.serve_forever()
 
 
 @contextmanager
@@ -73,7 +104,15 @@ def inline(folder: Path) -> Iterator[Log]:
         yield lambda iteration, values: mlflow.log_metrics(values, step=iteration)
 
 
-WAYS = {"nothing": nothing, "ours": ours, "thread": thread, "inline": inline}
+SLOW_SECONDS = 5.0
+UNWELL = ("busy", "slow", "silent")
+WAYS: dict[str, Callable[[Path], AbstractContextManager[Log]]] = {
+    "nothing": nothing,
+    "ours": ours,
+    **{f"ours, {kind}": partial(unwell, kind=kind) for kind in UNWELL},
+    "thread": thread,
+    "inline": inline,
+}
 
 
 def measure(way: str, seconds: float, every: int) -> dict[str, float]:
@@ -116,14 +155,19 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=10, help="steps between two log lines (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one line of JSON at the end")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=UNWELL, help=argparse.SUPPRESS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="to compare (all)")
     options = parser.parse_args()
+    if options.serve:
+        serve(options.serve)
+        return
     if options.way:
         print_json(measure(options.way, options.seconds, options.every))
         return
-    results: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    with Progress(options.rounds * len(WAYS), "tracking", "run") as progress:
+    results: dict[str, list[dict[str, float]]] = {way: [] for way in options.ways}
+    with Progress(options.rounds * len(options.ways), "tracking", "run") as progress:
         for _ in range(options.rounds):
-            for way in WAYS:  # each in a process of its own, because a process pays for an import only once
+            for way in options.ways:  # each in a process of its own, because a process pays for an import only once
                 command = [sys.executable, __file__, "--way", way]
                 command += ["--seconds", str(options.seconds), "--every", str(options.every)]
                 done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
@@ -138,7 +182,8 @@ def main() -> None:
     ]
     title = f"A training step's time, a log line every {options.every} steps, the first {options.seconds:g} s of a run"
     print_table(title, ("tracking", "mean ms", "longest ms", "log call µs"), rows)
-    ratios = {f"{way}/nothing": medians[way]["mean_ms"] / medians["nothing"]["mean_ms"] for way in WAYS}
+    base = options.ways[0]
+    ratios = {f"{way}/{base}": medians[way]["mean_ms"] / medians[base]["mean_ms"] for way in options.ways}
     if options.json:
         print_json({"ratios": ratios, **medians})
 

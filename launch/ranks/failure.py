@@ -21,6 +21,8 @@ from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_HUNG, EXIT_INTERR
 from pipeline.base.files import write_text
 from pipeline.base.layout import failure_note, failure_notes
 from pipeline.base.lease import FencedError
+from pipeline.base.output import prepare
+from pipeline.base.redaction import without_secrets
 from pipeline.process.watchdog import Hang
 
 NO_RANK = -1
@@ -61,11 +63,16 @@ class Failure:
 
 
 def attempt(rank: int, main: Callable[[], int]) -> tuple[int, Failure | None]:
-    """Call `main`; its exit code, and the failure where `main` raised. Exit codes are those of pipeline.base.command.run."""
+    """Call `main`; its exit code, and the failure where `main` raised. Exit codes are those of pipeline.base.command.run.
+
+    Neither what it prints nor the failure holds a secret.
+    """
 
     def failure(code: int, sentence: str, detail: str = "") -> tuple[int, Failure]:
-        return code, Failure(rank=rank, time=time.time(), code=code, sentence=sentence, detail=detail)
+        said, detail = without_secrets(sentence), without_secrets(detail)
+        return code, Failure(rank=rank, time=time.time(), code=code, sentence=said, detail=detail)
 
+    prepare()
     try:
         return main(), None
     except FencedError as error:

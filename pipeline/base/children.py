@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -16,12 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 FOR_THE_RUN = {*ASKING, signal.SIGQUIT}  # a launcher sends SIGQUIT for a rank's stacks
 
 
-def start_child(command: Sequence[str], *, stdout: int, stderr: int | IO[str]) -> Popen[bytes]:
+def start_child(
+    command: Sequence[str], *, stdout: int, stderr: int | IO[str], variables: Mapping[str, str] | None = None
+) -> Popen[bytes]:
     """Start a process that can import this checkout, with a pipe as standard input. Raises OSError.
 
-    Signals that end or pause a job are for the run: they never reach this process.
+    variables: of its environment, beside this process's. Signals that end or pause a job are for the run: they never reach
+    this process.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    environment |= variables or {}
     with blocked(FOR_THE_RUN):
         return Popen(command, stdin=PIPE, stdout=stdout, stderr=stderr, env=environment)
 

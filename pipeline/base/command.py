@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from pipeline.base import leaving, output
 from pipeline.base.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
+from pipeline.base.redaction import holds_secret, without_secrets
 from pipeline.base.starting import imports_are_over
 from pipeline.base.stopping import going_on
 
@@ -42,6 +43,14 @@ def check_known(kind: str, name: str, known: Iterable[str]) -> None:
     valid = list(known)
     if name not in valid:
         raise UserError(f"there is no {kind} '{name}': {nearest(name, valid)}")
+
+
+def check_without_secrets(name: str, address: str | None, remedy: str) -> None:
+    """Raise UserError where an address that becomes part of a run, and so of its folder and of MLflow, holds a secret."""
+    if address and holds_secret(address):
+        raise UserError(
+            f"{name} holds a password or a token, which would become part of the run: leave it out and {remedy}"
+        )
 
 
 def run(main: Callable[[], int | None], interrupted: str = BEGINS_ANEW, *, kept: bool = False) -> NoReturn:
@@ -81,9 +90,9 @@ def check_printed() -> None:
 
 
 def describe_user_error(error: Exception) -> str | None:
-    """The sentence for an error that the user can mend; None for any other."""
+    """The sentence for an error that the user can mend, without secrets; None for any other."""
     if isinstance(error, UserError):
-        return str(error)
+        return without_secrets(str(error))
     return describe_os_error(error) if isinstance(error, OSError) else None
 
 

@@ -4,7 +4,7 @@ A reader that has gone (`| head -1`, a terminal that was closed), a full disk, a
 dropped, of libraries too. What standard output lost is remembered: a command that keeps nothing but what it prints says so
 (pipeline/base/command.py:check_printed). Standard error carries messages, and waits PATIENCE_SECONDS for a reader that does
 not read (Ctrl-S, a pager); standard output carries results, and waits for ever. Characters that the encoding does not have,
-and those that steer a terminal, are shown escaped. Imports the standard library alone.
+and those that steer a terminal, are shown escaped; secrets are hidden (pipeline/base/redaction.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import select
 import sys
 import time
 from typing import Any, TextIO, cast
+
+from pipeline.base.redaction import redact, without_secrets
 
 PATIENCE_SECONDS = 10.0  # well below a watchdog's time-out: ranks wait for the one that waits for a reader
 LAST_WORDS_SECONDS = 1.0  # the same where the process is to end at once
@@ -142,7 +144,7 @@ class _Stream(io.TextIOWrapper):
         super().__init__(buffer, encoding, "backslashreplace", "\n", line_buffering, write_through)
 
     def write(self, text: str) -> int:
-        super().write(printable(text))
+        super().write(printable(without_secrets(text)))
         return len(text)
 
 
@@ -151,17 +153,21 @@ class _AsItIs:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        return io.TextIOWrapper.write(self._stream, text)
+        io.TextIOWrapper.write(self._stream, without_secrets(text))
+        return len(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 def _kept(stream: TextIO | None, number: int, closed: bool, patience: float | None = None) -> TextIO:
-    """The stream for descriptor `number`; a stream that is not Python's own, such as a test's, stays."""
+    """The stream for descriptor `number`; a stream that is not Python's own, such as a test's, stays and shows no secret."""
     if stream is None:
         made = _Output(number, closed, patience)
         return _Stream(made, "utf-8", line_buffering=number == ERR, write_through=False)
+    if isinstance(stream, _Stream):
+        return stream
+    redact(stream)  # also where a library holds it already
     if type(stream) is not io.TextIOWrapper or _number(stream) != number:
         return stream
     with contextlib.suppress(OSError):

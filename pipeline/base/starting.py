@@ -21,7 +21,8 @@ NAMED = 5
 def begin(what: str | Callable[[Sequence[str]], str], otherwise: str = "", *, saves: bool = False) -> None:
     """Called first of all in a program: says what starts, and lets Ctrl-C end the imports that follow without a traceback.
 
-    From here on file names and text files are UTF-8 whatever the locale, and no print ends the work (pipeline/base/output.py).
+    From here on file names and text files are UTF-8 whatever the locale, and no print ends the work or shows a secret
+    (pipeline/base/output.py).
 
     what: the line, to which the command line's first words are added, or a function that makes it of the command line's words;
     "" where the command says it itself. otherwise: what is added where the command line begins with an option. saves: the

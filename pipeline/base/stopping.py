@@ -21,6 +21,7 @@ from typing import Literal, NoReturn
 from pipeline.base.exits import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from pipeline.base.layout import newest_checkpoint
 from pipeline.base.output import write_now
+from pipeline.base.redaction import without_secrets
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # One Ctrl-C may come twice: the terminal sends it to every process in its foreground, and a parent passes it on as well.
@@ -97,14 +98,14 @@ def ended_at_once(checkpoints: Path | None) -> str:
 
 
 def typed_command() -> str:
-    """The command as a person typed it, also in the processes that it started."""
+    """The command as a person typed it, also in the processes that it started; without secrets."""
     if given := os.environ.get(COMMAND_VARIABLE):
-        return given
+        return without_secrets(given)
     words = sys.orig_argv
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started this process
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{os.getppid()}/cmdline").read_text().rstrip("\0").split("\0")
-    return shlex.join(words)
+    return without_secrets(shlex.join(words))
 
 
 def speaks() -> bool:

@@ -15,17 +15,24 @@ from typing import IO, Any
 
 import fsspec  # type: ignore[import-untyped]
 
-from pipeline.base.command import UserError
+from pipeline.base.command import UserError, check_without_secrets
 from pipeline.base.files import file_sha256, replacing
 from pipeline.data.dataset import MANIFEST, STATISTICS, Dataset, Manifest, Split, SplitInfo
+
+# Where they are to be given instead.
+SECRETS_OF_STORAGE = (
+    "give it where fsspec looks for it: for s3:// in ~/.aws or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for others in "
+    "~/.config/fsspec or FSSPEC_... (docs/tracking.md)"
+)
 
 
 def open_dataset(location: str | Path, cache: Path | None = None) -> Dataset:
     """Open the dataset at a local path, or at a URL such as s3://bucket/imagenet.
 
     cache: folder for the small files of a remote dataset; None is $XDG_CACHE_HOME or ~/.cache.
-    Raises UserError if there is no dataset, or if it cannot be reached.
+    Raises UserError if there is no dataset, if it cannot be reached, or if the address holds a password.
     """
+    check_without_secrets("the dataset's address", str(location), SECRETS_OF_STORAGE)
     return RemoteDataset(str(location), cache) if is_url(location) else Dataset(location)
 
 

@@ -127,7 +127,7 @@ def summary(trained: TrainedNet, data: TrainingData, results: Sequence[Scores]) 
     """The card without its files and recipe: the description of a version in MLflow's registry."""
     parameters = sum(parameter.numel() for parameter in trained.net.parameters())
     short_side, crop, classes, name = trained.short_side, trained.crop, trained.classes, escape(data.name)
-    return f"""# {trained.arch} ({trained.name})
+    return f"""# {trained.arch} ({escape(trained.name)})
 
 | | |
 |---|---|

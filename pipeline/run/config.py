@@ -19,10 +19,11 @@ from typing import Any, Literal
 import yaml
 
 from pipeline.base.checkout import DATA
-from pipeline.base.command import UserError, check_at_least
+from pipeline.base.command import UserError, check_at_least, check_without_secrets
 from pipeline.base.output import shown
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.loader import LoaderConfig
+from pipeline.data.storage import SECRETS_OF_STORAGE
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.models.architecture import parse_arch
 from pipeline.tracking import TrackingConfig
@@ -140,6 +141,7 @@ class Config:
 
     def __post_init__(self) -> None:
         parse_arch(self.arch)
+        check_without_secrets("data", self.data, SECRETS_OF_STORAGE)
         check_at_least(1, self, "iterations", "batch", "shuffle_block", "threads")
         check_at_least(0, self, "seed", "recompute_bn_images", "profile")
         if self.seed >= 2**64:

@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before the imports below, which take longer
     begin("")
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.base.layout import FEEDER_LOG, METRICS
 from pipeline.base.lock import is_locked
 from pipeline.base.parsing import CommandParser
 from pipeline.base.progress import Progress
+from pipeline.base.redaction import holds_secret
 from pipeline.base.tables import print_json, print_table
 from pipeline.tracking.exporting import FORMATS, export_metrics
 from pipeline.tracking.opening import in_order, open_runs
@@ -79,6 +81,12 @@ def _sync_all(args: argparse.Namespace) -> int:
     for folder in args.runs:
         if Wanted.read(folder) is None:
             raise UserError(f"{folder} is not the folder of a tracked run: give one like runs/resnet50-seed0")
+    if args.uri and holds_secret(args.uri):
+        print(
+            "warning: others on this machine can read the password in --uri while this command runs: set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead, or MLFLOW_TRACKING_URI",
+            file=sys.stderr,
+        )
     results = [_sync(folder, args.seconds, args.uri) for folder in in_order(args.runs)]
     rows = [(result["run"], result["sent"], result["left"], result["mlflow_run"]) for result in results]
     print_table("MLflow", ("run", f"lines of {METRICS} sent", "left", "MLflow run"), rows)

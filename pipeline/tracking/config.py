@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.base.command import UserError, check_at_least
+from pipeline.base.command import UserError, check_at_least, check_without_secrets
 from pipeline.meter.costs import Costs
+
+# Where they are to be given instead.
+SECRETS_OF_MLFLOW = (
+    "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, or for a database the whole address "
+    "as MLFLOW_TRACKING_URI, in the environment"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +24,8 @@ class TrackingConfig:
             later.
         experiment: the MLflow experiment that the run belongs to.
         uri: MLflow's tracking server or store. Left out: the environment variable MLFLOW_TRACKING_URI if it is set, else the
-            SQLite file mlflow.db beside the run folders, with the artifacts in mlartifacts beside it.
+            SQLite file mlflow.db beside the run folders, with the artifacts in mlartifacts beside it. An address with a
+            password is refused: the config becomes part of the run.
         close_seconds: how long the end of a run waits for MLflow to take the rest; the next start delivers what is left.
             A run that was asked to stop waits 5 s at most.
         system_every: seconds between lines of system metrics of each machine, taken by a process beside the run. A long run
@@ -36,5 +43,6 @@ class TrackingConfig:
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "log_every", prefix="tracking.")
+        check_without_secrets("tracking.uri", self.uri, SECRETS_OF_MLFLOW)
         if self.system_every and not self.system_every >= 0.1:
             raise UserError(f"tracking.system_every is {self.system_every}: give at least 0.1 seconds, or 0 for none")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.layout import METRICS
-from pipeline.tracking.connection import connect
+from pipeline.tracking.connection import KEY_TAG, connect
 from pipeline.tracking.description import MemberRun, describe, errors_in, number
 from pipeline.tracking.environment import sentence
 from pipeline.tracking.figures import derived, rounded, tidy
@@ -113,7 +113,7 @@ class Delivery:
         if self.dataset:
             log_dataset(self.client, run, self.dataset)
         params = {clean(key): tidy(value)[:PARAM_LENGTH] for key, value in wanted.params.items()}
-        tags = wanted.tags | member_tags(self.members) | {KIND_TAG: kind_of(wanted)}
+        tags = wanted.tags | member_tags(self.members) | {KIND_TAG: kind_of(wanted), KEY_TAG: wanted.key}
         tags = {clean(key): value[:TAG_LENGTH] for key, value in tags.items()}
         tags |= {f"changed.{key}": value for key, value in params.items() if tidy(data.params.get(key, value)) != value}
         if "git_commit" in tags:

@@ -162,5 +162,5 @@ def _block(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """A span of code; where `text` holds a backtick, the text itself."""
-    return escape(text) if "`" in text else f"`{text}`"
+    """A span of code; where `text` holds a backtick or a line's end, the text itself."""
+    return escape(text) if re.search(r"[`\r\n]", text) else f"`{text}`"

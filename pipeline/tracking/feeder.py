@@ -1,9 +1,11 @@
-"""The process that feeds MLflow beside a run: python -m pipeline.tracking.feeder FOLDER CLOSE_SECONDS PARENT [URI]
+"""The process that feeds MLflow beside a run: python -m pipeline.tracking.feeder FOLDER CLOSE_SECONDS PARENT
 
 It is a process, not a thread: while a thread imports MLflow (5 s of Python), every operator of a training step waits for
 the interpreter lock (bench/tracking.py). When its standard input closes, or its parent, the process PARENT, is gone, the
-feeder delivers the rest, for at most CLOSE_SECONDS, and ends: MLflow then shows a killed run as KILLED.
-Messages for the user go to standard output; everything else, MLflow's own output included, goes to the log.
+feeder delivers the rest, for at most CLOSE_SECONDS, and ends: MLflow then shows a killed run as KILLED. An MLflow that is
+only busy is asked again within that time; one that is dead or refuses is not.
+Messages for the user go to standard output; everything else, MLflow's own output included, goes to the log, without secrets.
+Another MLflow than the run's comes by the environment, where others do not see it (`ps`).
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.base.addresses import without_password
 from pipeline.base.lease import is_held
 from pipeline.base.lock import NoLocksError, lock
 from pipeline.base.output import prepare
+from pipeline.base.redaction import without_secrets
 from pipeline.tracking.delivery import Delivery
-from pipeline.tracking.environment import ENVIRONMENT, sentence
+from pipeline.tracking.environment import ENVIRONMENT, URI_VARIABLE, is_passing, sentence
 
 POLL_SECONDS = 2.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -51,13 +53,18 @@ def main(folder: Path, close_seconds: float, parent: int, uri: str | None = None
         except Exception as error:
             failures += 1
             text = sentence(error)
-            _log(text if text == seen else without_password(traceback.format_exc()))
+            again = is_passing(error)
+            _log(text if text == seen else traceback.format_exc())
             seen = text
             if failures == FAILURES_BEFORE_NOTICE:
                 notify(f"MLflow does not accept the metrics ({text}): they are kept, and sent when it does")
-        if last:
+        pause = min(POLL_SECONDS * 2**failures, LONGEST_PAUSE_SECONDS)
+        if not last:
+            closing.wait(pause)
+        elif failures and again:
+            time.sleep(pause)  # the alarm ends it in time
+        else:
             return min(failures, 1)
-        closing.wait(min(POLL_SECONDS * 2**failures, LONGEST_PAUSE_SECONDS))
 
 
 def _claim_stdout() -> Callable[[str], None]:
@@ -67,7 +74,7 @@ def _claim_stdout() -> Callable[[str], None]:
 
     def notify(text: str) -> None:
         try:
-            stdout.write(text + "\n")
+            stdout.write(without_secrets(text) + "\n")
         except OSError:  # the reader is gone
             _log(text)
 
@@ -99,4 +106,4 @@ def _log(text: str) -> None:
 
 if __name__ == "__main__":
     prepare()
-    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:5]))
+    sys.exit(main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), os.environ.pop(URI_VARIABLE, None)))

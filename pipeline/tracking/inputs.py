@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.addresses import without_password
 from pipeline.base.command import UserError
+from pipeline.base.redaction import without_secrets
 from pipeline.data.dataset import MANIFEST, Manifest
 
 DIGEST_LENGTH = 16  # of the manifest's SHA-256; MLflow takes 36 characters
@@ -20,9 +20,9 @@ SCHEMA = {"mlflow_colspec": [{"name": "jpeg", "type": "binary"}, {"name": "label
 def dataset_facts(manifest: Manifest, sha256: str, place: str) -> dict[str, Any]:
     """What tracking.json holds of a dataset: its name, the SHA-256 of its manifest, its place and its sizes.
 
-    place: the folder or URL, as the config names it; its password is left out.
+    place: the folder or URL, as the config names it; without its secrets.
     """
-    place = without_password(place)
+    place = without_secrets(place)
     splits = {name: split.samples for name, split in manifest.splits.items()}
     name = manifest.name or _last_part(place)
     return {"name": name, "sha256": sha256, "place": place, "classes": len(manifest.classes), "splits": splits}

@@ -43,11 +43,11 @@ class Record:
     @classmethod
     def from_line(cls, line: bytes) -> Record:
         """Parse a line. Raises ValueError if the line is not a record."""
-        values = json.loads(line)
         try:
+            values = json.loads(line)
             kind, iteration, moment = (values.pop(name) for name in RESERVED)
             return cls(str(kind), int(iteration), int(moment), {name: float(value) for name, value in values.items()})
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a metrics record: {error}") from None
 
 
@@ -55,7 +55,7 @@ class Journal:
     """The writer of metrics.jsonl, which continues an existing file. It is thread-safe: training logs, a checkpoint syncs.
 
     With `repair`, a torn last line is removed first; turn `repair` off where a running training may be writing that line.
-    Raises UserError if another line is damaged.
+    Raises UserError if another line is damaged, or there is something else than a file.
     """
 
     def __init__(self, path: Path, *, repair: bool = True) -> None:
@@ -63,7 +63,7 @@ class Journal:
         self.pending: list[bytes] = []  # lines that the disk has refused so far
         self._writing = threading.Lock()
         self._entered = False  # whether the file's entry in its folder is on the disk
-        content = path.read_bytes() if path.exists() else b""
+        content = _content(path)
         records, sound = _parse(path, content)
         self.descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if repair and sound < len(content):
@@ -127,10 +127,10 @@ class Journal:
 def read_metrics(path: Path) -> list[Record]:
     """Return the records of a metrics.jsonl, which may be growing; [] if there is no such file.
 
-    For each kind and iteration the last record counts; records are in the order of their first writing.
+    For each kind and iteration the last record counts; records are in the order of their first writing. Raises UserError
+    if a line is damaged, or there is something else than a file.
     """
-    content = path.read_bytes() if path.exists() else b""
-    return list({(record.kind, record.iteration): record for record in _parse(path, content)[0]}.values())
+    return list({(record.kind, record.iteration): record for record in _parse(path, _content(path))[0]}.values())
 
 
 def last_iteration(path: Path) -> int:
@@ -152,11 +152,11 @@ def complete_lines(content: bytes) -> list[bytes]:
 def unsent_lines(file: BinaryIO, sent: int) -> Iterator[tuple[list[bytes], int]]:
     """Yield the complete lines behind the first `sent` bytes of a file, in batches, each with the position after it.
 
-    A file that is shorter than its sent part has been replaced: all lines from where the file stands come again, since MLflow
-    stores nothing twice.
+    Where no line of the file ends at `sent`, it has been replaced: all lines from where the file stands come again, since
+    MLflow stores nothing twice.
     """
-    start, size = file.tell(), os.fstat(file.fileno()).st_size
-    position = sent if start <= sent <= size else start
+    start = file.tell()
+    position = sent if start < sent and _ends_a_line(file, sent) else start
     while True:
         file.seek(position)  # a last line that was torn may be whole by now
         lines = complete_lines(b"".join(file.readlines(BYTES_PER_BATCH)))
@@ -164,6 +164,21 @@ def unsent_lines(file: BinaryIO, sent: int) -> Iterator[tuple[list[bytes], int]]
             return
         position += sum(map(len, lines))
         yield lines, position
+
+
+def _ends_a_line(file: BinaryIO, position: int) -> bool:
+    if position > os.fstat(file.fileno()).st_size:
+        return False
+    file.seek(position - 1)
+    return file.read(1) == b"\n"
+
+
+def _content(path: Path) -> bytes:
+    if not os.path.lexists(path):
+        return b""
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: move it away, or choose another run folder")
+    return path.read_bytes()
 
 
 def _parse(path: Path, content: bytes) -> tuple[list[Record], int]:

@@ -15,14 +15,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
-from pipeline.base.addresses import without_password
 from pipeline.base.command import UserError
-from pipeline.base.layout import FEEDER_LOG
 from pipeline.base.lease import is_held
 from pipeline.base.lock import NoLocksError, lock
+from pipeline.base.redaction import without_secrets
 from pipeline.tracking.environment import ENVIRONMENT, sentence
 from pipeline.tracking.presentation import kind_of
-from pipeline.tracking.process import left_at
+from pipeline.tracking.process import left_at, open_log
 from pipeline.tracking.state import LOOK, Delivered, Wanted
 from pipeline.tracking.store import Store, mend, store_in
 from pipeline.tracking.view import artifacts_link, link
@@ -85,7 +84,7 @@ def elsewhere(folder: Path) -> str | None:
     wanted, delivered = Wanted.read(folder), Delivered.read(folder)
     assert wanted is not None
     if wanted.uri:
-        return delivered.uri or without_password(wanted.uri)
+        return delivered.uri or without_secrets(wanted.uri)
     return delivered.uri if delivered.uri.startswith(("http://", "https://")) else None
 
 
@@ -99,8 +98,7 @@ def deliver_all(folders: Sequence[Path], store: Store) -> None:
     print(f"MLflow gets what it lacks of {len(lacking)} of {len(folders)} runs ...", file=sys.stderr, flush=True)
     for folder in lacking:
         try:
-            (folder / FEEDER_LOG).parent.mkdir(exist_ok=True)
-            with open(folder / FEEDER_LOG, "a", buffering=1) as log, _output_into(log):
+            with open_log(folder) as log, _output_into(log):
                 _deliver(folder, store, log)
         except Exception as error:  # of MLflow, or a folder that this user may only read: the other runs are shown
             print(f"MLflow lacks a part of {folder.name} ({sentence(error)})", file=sys.stderr)

@@ -16,7 +16,8 @@ from typing import IO
 
 from pipeline.base.children import ask_to_end, start_child
 from pipeline.base.layout import FEEDER_LOG, METRICS, MLFLOW_STORE
-from pipeline.tracking.journal import complete_lines
+from pipeline.tracking.environment import URI_VARIABLE
+from pipeline.tracking.journal import unsent_lines as lines_behind
 from pipeline.tracking.state import Delivered, Wanted
 from pipeline.tracking.store import store_of
 
@@ -72,16 +73,24 @@ class FeederProcess:
             self.reader.join(timeout=1.0)
 
     def _start(self) -> None:
-        log = self.folder / FEEDER_LOG
-        log.parent.mkdir(exist_ok=True)
         command = [sys.executable, "-P", "-m", "pipeline.tracking.feeder"]
         command += [str(self.folder), str(self.close_seconds), str(os.getpid())]
-        command += [self.uri] if self.uri else []
-        with open(log, "a") as errors:
-            self.process = start_child(command, stdout=PIPE, stderr=errors)
+        given = {URI_VARIABLE: self.uri} if self.uri else {}
+        with open_log(self.folder) as errors:
+            self.process = start_child(command, stdout=PIPE, stderr=errors, variables=given)
         assert self.process.stdout is not None
         self.reader = threading.Thread(target=_pass_on, args=(self.process.stdout,), daemon=True)
         self.reader.start()
+
+
+def open_log(folder: Path) -> IO[str]:
+    """Open the log of the run's feeder to append to it. Its owner alone can read it: libraries print into it, too."""
+    path = folder / FEEDER_LOG
+    path.parent.mkdir(exist_ok=True)
+    log = open(path, "a", buffering=1, opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115
+    with suppress(OSError):  # of another user
+        os.fchmod(log.fileno(), 0o600)
+    return log
 
 
 def _pass_on(stream: IO[bytes]) -> None:
@@ -124,4 +133,7 @@ def left_at(folder: Path, place: str) -> list[str]:
 
 def unsent_lines(folder: Path, delivered: Delivered) -> int:
     path = folder / METRICS
-    return len(complete_lines(path.read_bytes()[delivered.position :])) if path.exists() else 0
+    if not path.is_file():
+        return 0
+    with open(path, "rb") as file:
+        return sum(len(lines) for lines, _ in lines_behind(file, delivered.position))

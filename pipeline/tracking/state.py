@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import sys
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
+from pipeline.base.command import UserError
 from pipeline.base.files import write_text
 from pipeline.base.layout import DELIVERED, METRICS, ML_MODEL, MODEL, MODEL_FACTS, TRACKING
+from pipeline.base.typed import read_typed
 
 # Raise it when MLflow is to show more of a run than before (its tags, dataset, description, the experiment's view): a run that
 # is finished is then described anew by the next `open` or `sync`.
 LOOK = 1
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+KEY = re.compile(r"[\w.-]+")  # stands in a query to MLflow
+T = TypeVar("T")
 
 
 class Artifact(NamedTuple):
@@ -65,12 +72,20 @@ class Wanted:
 
     @classmethod
     def read(cls, folder: Path) -> Wanted | None:
-        """Return what the run in `folder` wants; None if it has no tracking.json."""
-        values = _read(folder / TRACKING, cls)
-        return cls(**values) if values else None
+        """Return what the run in `folder` wants; None if it has no tracking.json, or, with a warning, a damaged one."""
+        wanted = _read(folder / TRACKING, cls)
+        if wanted is not None and not wanted._is_sound():
+            _warn(folder / TRACKING)
+            return None
+        return wanted
 
     def write(self, folder: Path) -> None:
         write_text(folder / TRACKING, json.dumps(asdict(self), indent=1))
+
+    def _is_sound(self) -> bool:
+        described = not self.dataset or {"name", "sha256", "place"} <= self.dataset.keys()
+        pairs = all(len(artifact) == 2 for artifact in self.artifacts)
+        return KEY.fullmatch(self.key) is not None and pairs and described
 
     def files(self, folder: Path) -> list[Artifact]:
         """Return the artifacts of the run in `folder`."""
@@ -81,7 +96,7 @@ class Wanted:
 class Delivered:
     """What MLflow has of a run: the content of mlflow.json. `position`: the bytes of metrics.jsonl that MLflow has.
 
-    `system`: the same of each file in system/, by its name. `uri` holds no password. `artifacts` maps an artifact's key to
+    `system`: the same of each file in system/, by its name. `uri` holds no secret. `artifacts` maps an artifact's key to
     the version that was sent. `model`: the id of the logged model and the `model_version` that was sent. `look`: the LOOK of
     the code that described the run there. `error`: why the last attempt to deliver failed.
     """
@@ -99,8 +114,11 @@ class Delivered:
 
     @classmethod
     def read(cls, folder: Path, uri: str | None = None) -> Delivered:
-        """Return what MLflow has of the run in `folder`; with `uri`, what the MLflow at that address has."""
-        delivered = cls(**_read(folder / DELIVERED, cls))
+        """Return what MLflow has of the run in `folder`; with `uri`, what the MLflow at that address has.
+
+        Of a damaged mlflow.json, after a warning: nothing. MLflow then gets everything again, and stores it once.
+        """
+        delivered = _read(folder / DELIVERED, cls) or cls()
         return delivered if uri in (None, delivered.uri) else cls(error=delivered.error)
 
     def write(self, folder: Path) -> None:
@@ -155,10 +173,28 @@ def mlflow_model_id(folder: Path) -> str | None:
     return Delivered.read(folder).model_id or None
 
 
-def _read(path: Path, kind: type[Wanted] | type[Delivered]) -> dict[str, Any]:
+def _read(path: Path, kind: type[T]) -> T | None:
+    """The content of a file of this module; None where there is none. A damaged one counts as none, with a warning.
+
+    A power cut on an unsafe file system leaves half a file, and its whole content can be made again: nobody has to mend it.
+    """
+    if not path.exists():
+        return None
     try:
-        values = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        # Only a power cut on an unsafe file system leaves half a file, and its whole content can be made again.
-        return {}
-    return {key.name: values[key.name] for key in fields(kind) if key.name in values}
+        if not path.is_file():  # reading a pipe would wait for a writer
+            raise ValueError
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError
+        known = {key.name: values[key.name] for key in fields(kind) if key.name in values}  # type: ignore[arg-type]
+        return read_typed(kind, known, str(path))
+    except FileNotFoundError:  # it was removed just now
+        return None
+    except (OSError, ValueError, RecursionError, UserError):
+        _warn(path)
+        return None
+
+
+@cache  # the file is read again and again
+def _warn(path: Path) -> None:
+    print(f"warning: {path} is damaged (it is not what a run wrote) and counts as missing", file=sys.stderr)

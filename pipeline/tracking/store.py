@@ -20,9 +20,9 @@ from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
-from pipeline.base.addresses import without_password
 from pipeline.base.command import UserError
 from pipeline.base.layout import MLFLOW_ARTIFACTS, MLFLOW_STORE
+from pipeline.base.redaction import learn
 
 # Columns of MLflow's tables that hold places of artifacts; a version of MLflow may lack some.
 PLACES = (
@@ -40,7 +40,7 @@ ABANDONED_SECONDS = 3600.0  # making a store takes less than a minute
 
 @dataclass(frozen=True)
 class Store:
-    """An MLflow. `name`: its address without a password, as mlflow.json and users see it. `uri`: what MLflow connects to.
+    """An MLflow. `name`: its address without secrets, as mlflow.json and users see it. `uri`: what MLflow connects to.
 
     `file`: the SQLite file, where it is one with an absolute path. `artifacts`: where experiments that are made there keep
     their artifacts; None where a server decides. `beside`: whether it is the file beside the run folders, by default.
@@ -59,7 +59,7 @@ def store_of(folder: Path, configured: str | None) -> Store:
         remote = uri.startswith(("http://", "https://", "databricks"))
         artifacts = None if remote else folder.resolve().parent / MLFLOW_ARTIFACTS
         file = Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:////") else None
-        return Store(without_password(uri), uri, file, artifacts, beside=False)
+        return Store(learn(uri), uri, file, artifacts, beside=False)
     return store_in(folder.resolve().parent)
 
 

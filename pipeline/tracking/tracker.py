@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.base.addresses import without_password
 from pipeline.base.layout import METRICS
 from pipeline.base.lease import FencedError, is_held
+from pipeline.base.redaction import without_secrets
 from pipeline.base.stopping import COMMAND_VARIABLE
 from pipeline.tracking.config import TrackingConfig
 from pipeline.tracking.journal import Journal
@@ -60,7 +60,7 @@ class RunTracker(Tracker):
     def __init__(self, folder: Path, config: TrackingConfig, wanted: Wanted) -> None:
         self.folder, self.wanted, self.close_seconds = folder, wanted, config.close_seconds
         self.journal = Journal(folder / METRICS)
-        wanted.write(folder)
+        self._change()
         self.feeder = FeederProcess(folder, config.close_seconds) if config.mlflow else None
 
     def log(self, kind: str, iteration: int, values: Mapping[str, float]) -> None:
@@ -113,7 +113,8 @@ class RunTracker(Tracker):
         try:
             self.wanted.write(self.folder)
         except OSError as error:  # a full disk must not end the run
-            print(f"MLflow will not get {', '.join(changes)} of this run: {error}", file=sys.stderr)
+            what = ", ".join(changes) or "parameters and tags"
+            print(f"MLflow will not get {what} of this run: {error}", file=sys.stderr)
 
 
 def now_in_ms() -> int:
@@ -141,7 +142,7 @@ def open_tracker(
     """Start or continue to record the run in `folder`. If not `enabled` (every rank but the main one), record nothing.
 
     `params` (nested or flat), `tags` and `dataset` (`pipeline.tracking.inputs.dataset_facts`) describe the run in MLflow,
-    without the passwords of addresses; a parameter that differs from an earlier attempt's becomes a tag `changed.NAME`.
+    without secrets; a parameter that differs from an earlier attempt's becomes a tag `changed.NAME`.
     `kind`: training, ensemble or report, also a tag. `started`: when the run began, in ms since 1970; by default now. Raises
     UserError if metrics.jsonl is damaged.
     """
@@ -155,11 +156,11 @@ def open_tracker(
         experiment=config.experiment,
         uri=config.uri,
         started=before.started if before else started or now_in_ms(),
-        params={key: without_password(value) for key, value in flatten(params).items()},
-        tags={"kind": kind, **tags},
+        params={key: without_secrets(value) for key, value in flatten(params).items()},
+        tags={key: without_secrets(value) for key, value in {"kind": kind, **tags}.items()},
         artifacts=before.artifacts if before else [],
         dataset=dict(dataset or {}),
-        command=without_password(os.environ.get(COMMAND_VARIABLE, "")),
+        command=without_secrets(os.environ.get(COMMAND_VARIABLE, "")),
     )
     return RunTracker(folder, config, wanted)
 

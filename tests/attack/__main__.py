@@ -16,11 +16,12 @@ from pipeline.base import command
 from pipeline.base.command import UserError
 from pipeline.base.parsing import CommandParser, names_of, positive
 from pipeline.base.tables import print_json, print_table
+from tests.attack import mlflow
 from tests.attack.attack import Attack, Outcome
 from tests.attack.outputs import OUTPUTS
 from tests.patience import set_patience
 
-ATTACKS: tuple[Attack, ...] = (OUTPUTS,)
+ATTACKS: tuple[Attack, ...] = (OUTPUTS, mlflow.MISBEHAVING, mlflow.DAMAGED_FILES)
 SHOWN = 20  # failures of one attack in the terminal
 
 

@@ -178,32 +178,40 @@ class Elements(HTMLParser):
         self.text += data
 
 
-def test_names_are_text_and_never_markup(
-    digits: Path, make: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Names of run folders, datasets, classes, members and of an experiment's rows and titles."""
-    monkeypatch.chdir(tmp_path)  # the config of the demo names demo/dataset, which a checkout may have
-    evil = "\"><img src=x onerror=alert(1)> $x$ & 'b"
-    data = Path(shutil.copytree(digits, tmp_path / f"data {evil}"))
+def write_named(digits: Path, folder: Path, evil: str) -> tuple[Path, Path]:
+    """Runs in `folder` and an experiment with the text `evil` in the names of run folders, datasets, classes and members, and
+    of the experiment's row and title: (the folder of the run folders, the experiment).
+    """
+    data = Path(shutil.copytree(digits, folder / f"data {evil}"))
     manifest = json.loads((data / "manifest.json").read_text())
     manifest["classes"][3]["name"] = f"class {evil}"
     (data / "manifest.json").write_text(json.dumps(manifest))
-    runs = tmp_path / "runs"
+    runs = folder / "runs"
     for name in ("resnet8-seed0", "resnet14-seed0"):
-        folder = write_run(of_demo(name.partition("-")[0]), runs)
-        facts = json.loads((folder / "run.json").read_text())
-        (folder / "run.json").write_text(json.dumps({**facts, "dataset_sha256": Dataset(data).sha256}))
-        config = folder / "config.yaml"
+        run = write_run(of_demo(name.partition("-")[0]), runs)
+        facts = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({**facts, "dataset_sha256": Dataset(data).sha256}))
+        config = run / "config.yaml"
         config.write_text(config.read_text().replace("data: demo/dataset", f"data: {json.dumps(str(data))}"))
-        folder.rename(runs / f"{name} {evil}")
+        run.rename(runs / f"{name} {evil}")
     write_ensemble(runs, f"resnet8-seed0 {evil}", f"resnet14-seed0 {evil}")
-    experiment = tmp_path / "evil.yaml"
+    experiment = folder / "evil.yaml"
     title = json.dumps(f"title {evil}")
     experiment.write_text(
         f"title: {title}\nplace: Fig. 0\nconfig: demo.yaml\nmeasure: curve\nrows:\n"
         f"  - {{label: {json.dumps(f'label {evil}')}, nets: [{{arch: resnet20}}]}}\n"
     )
     write_run(of_demo("resnet20"), runs, tested=False)
+    return runs, experiment
+
+
+def test_names_are_text_and_never_markup(
+    digits: Path, make: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of run folders, datasets, classes, members and of an experiment's rows and titles."""
+    monkeypatch.chdir(tmp_path)  # the config of the demo names demo/dataset, which a checkout may have
+    evil = "\"><img src=x onerror=alert(1)> $x$ & 'b"
+    runs, experiment = write_named(digits, tmp_path, evil)
     found = make(runs, experiments=str(experiment))
     assert len(others_of(found)) == 3
     page = (tmp_path / "page/report.html").read_text()

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import skip_without
 from tests.paper.printed import faults, leaves
 from tests.paper.run_folders import Report, write_run
-from tests.paper.test_others import of_demo
+from tests.paper.test_others import of_demo, write_named
 from tests.patience import limit
 
 CHROMIUM = next(
@@ -55,6 +55,38 @@ def test_the_page_in_a_browser(made: Path, make: Report, tmp_path: Path) -> None
     width, content = map(int, title[1].split(","))
     assert width == 390 and content <= width
     assert page.read_text().count("<svg") > 10 and "NaN" not in page.read_text()
+
+
+@pytest.mark.browser
+def test_no_name_is_run_as_a_script(
+    digits: Path, make: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control is the page with the name as markup."""
+    if CHROMIUM is None:
+        skip_without("needs Chromium (apt-get install chromium)")
+    monkeypatch.chdir(tmp_path)
+    run = "document.title=String(6*7)"
+    evil = f"\"'><img src=x onerror={run}><svg onload={run}>"
+    runs, experiment = write_named(digits, tmp_path, evil)
+    make(runs, experiments=str(experiment))
+    page = tmp_path / "page/report.html"
+    control = tmp_path / "page/control.html"
+    control.write_text(page.read_text().replace("<main>", f"<main {evil}"))
+    titles = {path.name: re.search(r"<title>(.*?)</title>", shown(path)) for path in (page, control)}
+    assert {name: title and title[1] for name, title in titles.items()} == {
+        "report.html": "Deep Residual Learning: the paper and our runs",
+        "control.html": "42",
+    }
+
+
+def shown(page: Path) -> str:
+    """The page's content once Chromium has loaded it."""
+    assert CHROMIUM is not None
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={page.parent / 'profile'}", "--dump-dom"]
+    return subprocess.run(
+        [CHROMIUM, *options, page.as_uri()], capture_output=True, text=True, timeout=limit(120)
+    ).stdout
 
 
 @pytest.mark.browser

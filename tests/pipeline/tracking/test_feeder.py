@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from pipeline.tracking import TrackingConfig, open_tracker, read_metrics
 from pipeline.tracking.delivery import Delivery
 from tests.helpers import alive, wait_for
 from tests.patience import limit
+from tests.pipeline.tracking.hostile_proxy import Fate, hostile_proxy
+from tests.pipeline.tracking.mlflow_app import mlflow_app
 from tests.pipeline.tracking.mlflow_server import server
 from tests.pipeline.tracking.mlflow_store import only_run, points, shown, store_uri
 
@@ -229,6 +233,24 @@ def test_a_server_that_hangs_dies_and_comes_back(
         stored = points(uri, run.info.run_id, "train/loss")
     assert stored == expected(folder) and [step for step, _, _ in stored] == list(range(600))
     assert len(list((runs / "mlartifacts").rglob("config.yaml"))) == 1
+
+
+@pytest.mark.waits
+@pytest.mark.costly("MLflow's server here, and the process beside the run imports MLflow")
+def test_an_mlflow_that_is_busy_at_the_end_is_asked_again(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It answers 429 to what the first two deliveries ask, each of them twice, and to the first that the third asks."""
+    fates: Iterator[Fate] = itertools.chain(["429"] * 5, itertools.repeat("ok"))
+    with mlflow_app(store_uri(runs), runs) as upstream, hostile_proxy(upstream, lambda: next(fates)) as proxy:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{proxy}")
+        with open_tracker(runs / "a", CONFIG, name="a", params={}, tags={}) as tracker:
+            tracker.log("train", 1, {"loss": 1.0})
+            tracker.finish("FINISHED")
+    run = only_run(store_uri(runs))
+    assert run.info.status == "FINISHED" and run.data.metrics == {"train/loss": 1.0}
+    assert "too many 429" in (runs / "a" / "logs/mlflow.log").read_text()
+    assert "has not taken" not in capfd.readouterr().err
 
 
 def test_open_names_the_page_of_each_experiment(runs: Path, port: int) -> None:

@@ -184,3 +184,39 @@ def test_a_line_that_was_torn_comes_whole_once_it_is_whole(tmp_path: Path) -> No
         assert [lines for lines, _ in unsent_lines(file, 8)] == [[b"three\n"]]
         file.seek(4)
         assert [position for _, position in unsent_lines(file, 99)] == [14]  # replaced by a shorter file
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b'{"kind": "train", "iteration": Infinity, "time": 1}',
+        b'{"kind": "train", "iteration": 1, "time": 1, "loss": ' + b"9" * 5000 + b"}",
+        b"\0\0\0\0",
+        b"\xff\xfe",
+        b"3",
+    ],
+)
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line + b'\n{"kind": "train", "iteration": 1, "time": 1}\n')
+    with pytest.raises(UserError, match=r"line 1 of .* is not a metrics record"):
+        read_metrics(path)
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    for name, make in (("folder", Path.mkdir), ("loop", lambda path: path.symlink_to(path)), ("pipe", os.mkfifo)):
+        path = tmp_path / name
+        make(path)
+        for reads in (read_metrics, Journal):
+            with pytest.raises(UserError, match="is not a file: move it away"):
+                reads(path)
+
+
+def test_a_position_within_a_line_is_none(tmp_path: Path) -> None:
+    """As a damaged mlflow.json may have it."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"one\ntwo\nthree\n")
+    for sent, lines in ((0, 3), (4, 2), (8, 1), (14, 0), (5, 3), (99, 3), (-3, 3)):
+        with open(path, "rb") as file:
+            assert sum(len(found) for found, _ in unsent_lines(file, sent)) == lines, sent

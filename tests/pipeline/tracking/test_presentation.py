@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 from mlflow import MlflowClient
 
 from pipeline.base.layout import TRACKING
@@ -19,7 +20,7 @@ from pipeline.data.dataset import ClassInfo, Manifest, ShardInfo, SplitInfo
 from pipeline.evaluation.protocols import PROTOCOLS
 from pipeline.tracking import TrackingConfig, log_evaluations, log_result_run, mlflow_run_id, open_tracker, view
 from pipeline.tracking.delivery import Delivery
-from pipeline.tracking.description import escape
+from pipeline.tracking.description import MemberRun, describe, escape
 from pipeline.tracking.inputs import dataset_facts
 from pipeline.tracking.state import Delivered, Wanted
 from tests.pipeline.tracking.mlflow_store import only_run, points, runs_in, store_uri
@@ -240,6 +241,37 @@ def test_a_result_took_as_long_as_its_command(runs: Path) -> None:
 def test_text_is_shown_as_it_is() -> None:
     assert escape("a_b*c|d") == r"a\_b\*c\|d"
     assert escape("<b>&\n[x](y)") == r"&lt;b&gt;&amp; \[x\]\(y\)"
+
+
+EVIL = (
+    "<img src=x onerror=alert(1)>",
+    "</code><script>alert(1)</script>",
+    "[a](javascript:alert(1))",
+    "![a](http://elsewhere/a.png)",
+    "``` x\n\n<b>b</b>\n```",
+    "a | b\n\n# heading\n\n<i>i</i>",
+    "https://elsewhere/",
+    "<https://elsewhere/>",
+)
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_no_name_is_markup_in_a_description(evil: str) -> None:
+    """As a Markdown renderer that lets HTML through shows it: no element but those of the description without it."""
+
+    def elements(name: str) -> list[str]:
+        facts = {"name": name, "sha256": "a", "place": name, "classes": 2, "splits": {name: 3}}
+        wanted = Wanted("k", name, "e", None, 0, params={"arch": name}, command=f"train {name}")
+        member = MemberRun(name=name, run_id="ab", experiment_id="1", errors={name: (1.0, 2.0)})
+        texts = [
+            describe(wanted, kind, facts, {name: (1.0, 2.0)}, [member], Path("/runs") / name, energy=name)
+            for kind in ("training", "ensemble")
+        ]
+        shown = MarkdownIt("commonmark", {"html": True, "linkify": False}).enable("table").render("\n\n".join(texts))
+        return re.findall(r"<(\w+)", shown)
+
+    assert sorted(set(elements(evil))) == sorted(set(elements("plain")))
+    assert elements(evil).count("a") == elements("plain").count("a") == 1
 
 
 def test_odd_names_break_no_description(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
