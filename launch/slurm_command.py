@@ -14,10 +14,10 @@ if __name__ == "__main__":  # before the imports below, which take longer
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from launch.on_slurm.allocation import add_options, resolve
+from launch.on_slurm.sbatch import spelled
 from launch.on_slurm.submission import submit
 from launch.ranks.work import Command
 from launch.site import add_site_option, site_values
@@ -44,14 +44,13 @@ def options() -> CommandParser:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     split = argv.index("--") if "--" in argv else len(argv)
-    args, words = options().parse_args(argv[:split]), argv[split + 1 :]
+    args, words = options().parse_args(spelled(argv[:split])), argv[split + 1 :]
     if not words:
         raise UserError("there is no command to submit: put it behind '--'")
     after = [job for job in args.after.split(",") if job]
     if not all(re.fullmatch(r"[0-9]+", job) for job in after) or not re.fullmatch(r"[A-Za-z0-9._-]+", args.name):
         raise UserError("--after takes job numbers such as 17,18, and --name letters, digits and . _ -")
-    asked = resolve(vars(args), site_values(args.site))
-    allocation = replace(asked, nodes=1, gpus_per_node=min(1, asked.gpus_per_node), tasks_per_node=1)
+    allocation = resolve(vars(args), site_values(args.site)).with_one_task()
     folder = (args.folder.parent if args.folder.name == SLURM else args.folder).absolute()
     job = submit(Command(args.name, folder, tuple(words)), allocation, after)
     print_table("submitted", ("job", "name", "after"), [(job, args.name, ", ".join(after) or "-")])
