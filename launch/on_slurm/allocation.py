@@ -152,8 +152,9 @@ class Allocation:
             "signal_delay_s": self.signal_delay,
             # A rank that dies takes the step with it, so that the job ends at once instead of at a collective's time-out.
             # Since SLURM 22.05 srun takes the cores per task from its own options alone; without them a rank gets one core.
-            "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={self.cpus_per_gpu}"],
-            "additional_parameters": {**own, "requeue": True},
+            # Where sbatch was told to export nothing, its srun would not either: not even what `setup` has loaded.
+            "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={self.cpus_per_gpu}", "--export=ALL"],
+            "additional_parameters": {**sbatch.lines(own), "requeue": True},
         }
         # submitit writes its own name as wckey where none is given; a cluster that enforces wckeys does not know it.
         return {"wckey": None, **{key: value for key, value in asked.items() if value is not None}}

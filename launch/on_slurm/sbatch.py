@@ -101,6 +101,14 @@ def given(options: Options) -> dict[str, Value]:
     return {key: value for key, value in options.items() if value is not False}
 
 
+def lines(options: Options) -> dict[str, Value]:
+    """Those that sbatch is to get, as submitit writes them into the script: sbatch reads a backslash as the shell does outside
+    of quotes, also where it stands in quotes."""
+    return {
+        key: value.replace("\\", "\\\\") if isinstance(value, str) else value for key, value in given(options).items()
+    }
+
+
 def gpus_in(options: Options) -> int | None:
     """How many GPUs of each node `gres` asks for; None where it asks for none."""
     counts = [int(gpu["count"] or 1) for part in _parts(options) if (gpu := _GPU.fullmatch(part))]

@@ -73,6 +73,11 @@ def sbatch_parameters(work: Work, allocation: Allocation) -> dict[str, Any]:
                 f"the name of the folder {str(named)!r} holds control characters, which must not get into a script for "
                 "sbatch: choose another folder (--runs, --data)"
             )
+    if found := set(str(folder)) & set("%\\"):  # %j is the job's number in a log's name; a backslash is left out
+        raise UserError(
+            f"the name of the folder {work.folder} holds {' and '.join(sorted(found))}, which sbatch would read otherwise in "
+            "the names of the job's logs: choose another folder (--runs, --name)"
+        )
     setup = [
         *allocation.setup,
         *ending.batch_script_lines(folder, allocation.requeue_limit),
