@@ -91,9 +91,10 @@ def _sentence(error: ValidationError, values: Any, place: str) -> str:
 def _path(where: tuple[int | str, ...], values: Any) -> tuple[int | str, ...]:
     """The part of an error's location that leads through the values: behind it, pydantic names the types that it tried."""
     for depth, part in enumerate(where):
+        last = depth + 1 == len(where)  # which may be missing
         if isinstance(values, list) and isinstance(part, int):
-            values = values[part]
-        elif isinstance(values, Mapping) and (part in values or depth + 1 == len(where)):  # the last one may be missing
+            values = None if last else values[part]
+        elif isinstance(values, Mapping) and (part in values or last):
             values = values.get(part)
         else:
             return where[:depth]
