@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cluster = args.cluster or "slurm"
     allocation = resolve(vars(args), site_values(args.site), defaults_of(cluster))
     check_cluster(allocation, cluster)
+    if cluster != "slurm" and args.sbatch:
+        raise UserError(f"--cluster {cluster} asks nothing of sbatch: leave its options out ({', '.join(args.sbatch)})")
     if allocation.gpus:
         work = work.settled("cuda")  # a job that has GPUs does not fall back to the CPU
     elif cluster == "slurm" or args.gpus_per_node is not None:

@@ -10,6 +10,7 @@ from pipeline.base.starting import begin
 if __name__ == "__main__":  # before the imports below, which take longer
     begin("")
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from launch.on_slurm.scheduler import show
 from launch.ranks.failure import Failure, cause, read_all_notes
 from pipeline.base import command
 from pipeline.base.command import UserError
-from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, job_log, jobs_in, rank_log
+from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, job_log, job_script, jobs_in, rank_log
 from pipeline.base.lease import is_held
 from pipeline.base.parsing import CommandParser
 from pipeline.base.tables import print_json, print_table
@@ -35,12 +36,14 @@ ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUE
 class Status:
     """One run, as its folder and SLURM show it.
 
-    `images_per_second`: in the last log interval; `left_seconds`: at that rate. None where unknown.
+    `images_per_second`: in the last log interval; `left_seconds`: at that rate. None where unknown. `asked`: what the latest
+    job's script asks of sbatch.
     """
 
     name: str
     jobs: dict[str, str]  # job id -> state in SLURM's words
     restarts: int
+    asked: list[str]
     iteration: int
     iterations: int
     images_per_second: float | None
@@ -106,6 +109,7 @@ def read(folder: Path) -> Status:
         name=folder.name,
         jobs=jobs,
         restarts=restarts,
+        asked=_asked(folder, list(jobs)),
         iteration=iteration,
         iterations=config.iterations if config else 0,
         images_per_second=rate,
@@ -124,6 +128,8 @@ def show_status(status: Status) -> None:
     left = "-" if status.left_seconds is None or status.over else duration(status.left_seconds)
     progress = f"{status.iteration:,} of {status.iterations:,}"
     print_table(status.name, columns, [(status.name, job, status.restarts, progress, rate, left)])
+    if status.asked:
+        print(f"asked of sbatch: {' '.join(status.asked)}")
     if status.usage:
         print(f"energy: {status.usage}")
     for failure in status.errors[-3:]:
@@ -169,6 +175,16 @@ def _jobs(folder: Path) -> tuple[dict[str, str], int]:
             state += f" ({reason})"
         states[number] = state
     return states, restarts
+
+
+def _asked(folder: Path, jobs: Sequence[str]) -> list[str]:
+    """The options that the latest job's script has for sbatch, but for the names of its logs."""
+    try:
+        script = job_script(folder / SLURM, jobs[-1]).read_text(errors="replace") if jobs else ""
+    except OSError:  # that of another user
+        return []
+    asked = re.findall(r"^#SBATCH --(.*)$", script, re.MULTILINE)
+    return [one for one in asked if not one.startswith(("output=", "error=", "open-mode="))]
 
 
 if __name__ == "__main__":

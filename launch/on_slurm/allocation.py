@@ -8,7 +8,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args, get_type_hints
 
 from launch.on_slurm import sbatch
@@ -72,7 +72,7 @@ class Allocation:
     rates: str | None = None
     images_per_second: float | None = None
     setup: tuple[str, ...] = ()
-    sbatch: Options = field(default_factory=dict)
+    sbatch: Options = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_at_least(1, self, "nodes", "cpus_per_gpu", "tasks_per_node")

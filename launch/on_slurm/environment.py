@@ -20,20 +20,28 @@ NAMES = frozenset((*RANKS, LAUNCHER_VARIABLE, JOB_VARIABLE, ATTEMPT_VARIABLE))
 # Where SLURM is, and who asks: no job sets them otherwise than its node has them.
 SLURMS = frozenset(("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"))
 # Which GPUs the outer job was given. Outside a job they are their user's choice.
-GPUS = frozenset(("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL"))
+GPUS = frozenset(
+    ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK", "GPU_DEVICE_ORDINAL")
+)
 
 # sbatch's variables for what the launcher always says, or what would change how sbatch answers it.
-ALWAYS = "ARRAY_INX WAIT SIGNAL REQUEUE NO_REQUEUE JOB_NAME OUTPUT ERROR INPUT OPEN_MODE TIMELIMIT GPUS GPUS_PER_SOCKET CPUS_PER_GPU"
-MEMORY = ("MEM_PER_CPU", "MEM_PER_GPU", "MEM_PER_NODE")
+ALWAYS = (
+    *("ARRAY_INX", "WAIT", "SIGNAL", "REQUEUE", "NO_REQUEUE", "JOB_NAME", "OUTPUT", "ERROR", "INPUT", "OPEN_MODE"),
+    *("TIMELIMIT", "GPUS", "GPUS_PER_SOCKET", "CPUS_PER_GPU"),
+)
 # Of one option of sbatch, where the name is another than the option's in capitals; of memory, SLURM takes one.
-OTHERWISE = {**dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), MEMORY), "switches": ("REQ_SWITCH", "WAIT4SWITCH"),
-             "gres": ("GRES", "GPUS_PER_NODE", "GPUS_PER_TASK"), "gpus-per-node": ("GPUS_PER_NODE", "GPUS_PER_TASK")}  # fmt: skip
+OTHERWISE = {
+    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), ("MEM_PER_CPU", "MEM_PER_GPU", "MEM_PER_NODE")),
+    "switches": ("REQ_SWITCH", "WAIT4SWITCH"),
+    "gres": ("GRES", "GPUS_PER_NODE", "GPUS_PER_TASK"),
+    "gpus-per-node": ("GPUS_PER_NODE", "GPUS_PER_TASK"),
+}
 
 
 def handed_on(environment: Mapping[str, str], options: Iterable[str]) -> dict[str, str]:
     """The variables of `environment` that sbatch is to get. options: the names of those that the script gives."""
     given = {f"SBATCH_{name}" for option in options for name in _variables(option)}
-    given |= {f"SBATCH_{name}" for name in ALWAYS.split()}
+    given |= {f"SBATCH_{name}" for name in ALWAYS}
     left_out = given | NAMES | (GPUS if "SLURM_JOB_ID" in environment else set())
     return {
         name: value

@@ -16,14 +16,23 @@ Value = str | int | bool  # true: an option without a value; false: not this opt
 Options = Mapping[str, Value]
 
 # Words of sbatch that mean nothing else here.
-WORDS = {
-    **{f"--{key}": key for key in (
-        "gres gpus-per-task gpu-bind gpu-freq mem-per-cpu mem-per-gpu exclude nodelist reservation exclusive contiguous tmp "
-        "prefer mail-type mail-user dependency begin deadline nice hold priority licenses switches hint threads-per-core "
-        "distribution comment wckey"
-    ).split()},
-    "-x": "exclude", "-w": "nodelist", "-d": "dependency", "-L": "licenses", "-H": "hold",
-}  # fmt: skip
+_NAMES = (
+    *("gres", "gpus-per-task", "gpu-bind", "gpu-freq", "mem-per-cpu", "mem-per-gpu", "tmp", "threads-per-core", "hint"),
+    *(
+        "exclude",
+        "nodelist",
+        "reservation",
+        "exclusive",
+        "contiguous",
+        "prefer",
+        "switches",
+        "distribution",
+        "licenses",
+    ),
+    *("dependency", "begin", "deadline", "nice", "hold", "priority", "mail-type", "mail-user", "comment", "wckey"),
+)
+_LETTERS = {"-x": "exclude", "-w": "nodelist", "-d": "dependency", "-L": "licenses", "-H": "hold"}
+WORDS = {**{f"--{name}": name for name in _NAMES}, **_LETTERS}
 
 # Set by the launcher, or at odds with what it does: what to give in place of it.
 _RANKS = "--nodes, --gpus-per-node and --tasks-per-node, whose ranks follow from them"
@@ -78,7 +87,9 @@ def spelled(words: Sequence[str]) -> list[str]:
 def read(given: Sequence[str]) -> dict[str, Value]:
     """The options of a command line, each `KEY=VALUE`, or `KEY` where it has no value. Raises UserError."""
     pairs = [one.partition("=") for one in given]
-    return canonical({key: {"true": True, "false": False}.get(value, value) if equals else True for key, equals, value in pairs})
+    return canonical(
+        {key: {"true": True, "false": False}.get(value, value) if equals else True for key, equals, value in pairs}
+    )
 
 
 def canonical(options: Options) -> dict[str, Value]:

@@ -100,7 +100,7 @@ _AMP = "--amp --fp16 --bf16 --half --mixed-precision --native-amp --apex-amp --a
 _DATA = "--data-path --data-dir --dataset --train-dir --root --train-data"
 
 MEANINGS: tuple[Meaning, ...] = (
-    # SLURM's own words first: in launch/slurm.py they mean what they mean to sbatch. It takes others (launch/on_slurm/sbatch.py).
+    # SLURM's own words first: in launch/slurm.py, which takes others, they mean what they mean to sbatch.
     Meaning("--gpus -G", SLURM, "counts a whole job's GPUs: here give --nodes N and --gpus-per-node N, whose product it is"),
     Meaning("--mem", SLURM, _memory),
     Meaning("--ntasks -n", SLURM, "follows here from --nodes times --gpus-per-node (or --tasks-per-node)"),

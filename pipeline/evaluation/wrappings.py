@@ -1,10 +1,10 @@
-"""Finds the net in what other programs save: state dicts inside checkpoints, with the prefixes of what the net was wrapped in."""
+"""Finds the net in what other programs save: state dicts in checkpoints, with the prefixes of what nets are wrapped in."""
 
 from __future__ import annotations
 
-import os
+import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,9 @@ def unwrap(loaded: Any, file: Path, key: str | None = None) -> dict[str, Tensor]
         raise UserError(f"{file} holds no weights '{key}': {nearest(key, list(found))}")
     if key is None and len(nets) > 1:
         places = ", ".join(f"'{place}'" for place in nets)
-        raise UserError(f"{file} holds several sets of weights ({places}): name one by --weights-key {list(nets)[0]!r}")
+        raise UserError(
+            f"{file} holds several sets of weights ({places}): name one by --weights-key {next(iter(nets))!r}"
+        )
     net = found[key] if key is not None else next(iter(nets.values()))
     if key is None and net.beside:
         more = f" and {len(net.beside) - 1} more" if len(net.beside) > 1 else ""
@@ -94,13 +96,18 @@ def _nets(mapping: Names, place: str) -> Iterator[Found]:
     names = [key for key in mapping if not COUNTERS.search(key)]
     firsts = [key.removesuffix(FIRST) for key in names if key.endswith(FIRST)]
     prefixes = [prefix for prefix in firsts if any(prefix + last in mapping for last in LAST)]
-    shared = os.path.commonprefix(names)
-    for prefix in prefixes or [shared[: shared.rfind(".") + 1]]:
+    for prefix in prefixes or [_shared(names)]:
         others = tuple(other for other in prefixes if len(other) > len(prefix))
         own = [key for key in names if key.startswith(prefix) and not key.startswith(others)]
         beside = [key for key in names if not key.startswith((prefix, *prefixes))]
         tensors = {_usual_name(key.removeprefix(prefix)): mapping[key] for key in own}
         yield Found(f"{place}.{prefix}".strip("."), tensors, tuple(beside))
+
+
+def _shared(names: Sequence[str]) -> str:
+    """The parts, with their dots, that all names begin with."""
+    parts = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return "".join(f"{part[0]}." for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts))
 
 
 def _usual_name(key: str) -> str:

@@ -67,16 +67,29 @@ def site(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
 
 def test_what_is_asked_for_arrives(site: Site) -> None:
     """The site's options and a user's own, with characters that a shell, submitit and sbatch would take for theirs."""
-    cluster, comment = site.cluster, "it's a \\ # \"quoted\" $HOME `id`"
-    cluster.run("scontrol create reservation ReservationName=school StartTime=now Duration=60 Users=root Nodes=node2".split())
+    cluster, comment = site.cluster, 'it\'s a \\ # "quoted" $HOME `id`'
+    cluster.run(
+        "scontrol create reservation ReservationName=school StartTime=now Duration=60 Users=root Nodes=node2".split()
+    )
     try:
-        options = ("--reservation", "school", "--mem-per-cpu", "100M", "--mail-type", "END", "--sbatch.comment", comment)
+        options = (
+            "--reservation",
+            "school",
+            "--mem-per-cpu",
+            "100M",
+            "--mail-type",
+            "END",
+            "--sbatch.comment",
+            comment,
+        )
         job = site.submit("asked", *options)
-        found = {name: cluster.field(job, name) for name in ("TresPerNode", "Reservation", "ExcNodeList", "Nice", "MailType")}
+        found = {
+            name: cluster.field(job, name) for name in ("TresPerNode", "Reservation", "ExcNodeList", "Nice", "MailType")
+        }
         site.printed("asked", job)
     finally:
         wait_for(
-            lambda: cluster.run("scontrol delete ReservationName=school".split(), check=False).returncode == 0,
+            lambda: cluster.run(["scontrol", "delete", "ReservationName=school"], check=False).returncode == 0,
             "the reservation to go",
         )
     assert found.pop("TresPerNode").endswith(f"gpu:{GPU_KIND}:1")
@@ -109,10 +122,8 @@ def test_a_job_is_submitted_from_inside_a_job(site: Site) -> None:
     script = site.folder / "outer.sh"
     inner = " ".join(f"'{word}'" for word in site.words("inner", "--mem-gb", "0.5"))
     script.write_text(f"#!/bin/bash\ncd {site.folder}\nexport PYTHONPATH={ROOT}\nsrun --mem-per-cpu=50M {inner}\n")
-    outer = site.cluster.run(
-        ["sbatch", "--mem-per-cpu=100M", "--cpus-per-task=2", "--gres=gpu:2", "-o", str(site.folder / "outer.log"), str(script)],
-        extra=environment(),
-    ).stdout.split()[-1]
+    asked = ("--mem-per-cpu=100M", "--cpus-per-task=2", "--gres=gpu:2", "-o", str(site.folder / "outer.log"))
+    outer = site.cluster.run(["sbatch", *asked, str(script)], extra=environment()).stdout.split()[-1]
     wait_for(lambda: site.cluster.state(outer) in ("COMPLETED", "FAILED"), "the end of the outer job", 120)
     text = (site.folder / "outer.log").read_text()
     assert site.cluster.state(outer) == "COMPLETED", text

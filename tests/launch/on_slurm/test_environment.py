@@ -49,7 +49,10 @@ def test_outside_a_job_the_gpus_are_a_users_choice() -> None:
         ("SBATCH_GRES", ["gpus-per-node"], True),
         ("SBATCH_GPUS_PER_NODE", ["gres"], False),
         ("SBATCH_REQ_SWITCH", ["switches"], False),
-        *((f"SBATCH_{name}", ["nodes"], False) for name in ("TIMELIMIT", "WAIT", "NO_REQUEUE", "SIGNAL", "JOB_NAME", "OUTPUT")),
+        *(
+            (f"SBATCH_{name}", ["nodes"], False)
+            for name in ("TIMELIMIT", "WAIT", "NO_REQUEUE", "SIGNAL", "JOB_NAME", "OUTPUT")
+        ),
     ],
 )
 def test_what_is_asked_for_stands_above_sbatchs_variables(variable: str, options: list[str], kept: bool) -> None:

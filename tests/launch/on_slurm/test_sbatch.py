@@ -121,7 +121,12 @@ def lines(allocation: Allocation) -> dict[str, Any]:
         # Memory by either name.
         ({"mem_gb": 200.0}, {"sbatch": ["mem-per-cpu=4G"]}, {"mem": None, "mem-per-cpu": "4G"}, 8),
         ({"sbatch": {"mem-per-gpu": "9G"}}, {"mem_gb": 100.0}, {"mem": "100G", "mem-per-gpu": None}, 8),
-        ({"sbatch": {"mem-per-gpu": "9G"}}, {"sbatch": ["mem-per-cpu=1"]}, {"mem-per-cpu": "1", "mem-per-gpu": None}, 8),
+        (
+            {"sbatch": {"mem-per-gpu": "9G"}},
+            {"sbatch": ["mem-per-cpu=1"]},
+            {"mem-per-cpu": "1", "mem-per-gpu": None},
+            8,
+        ),
         # sbatch reads a backslash as one of the shell's.
         ({"sbatch": {"comment": "a\\b"}}, {}, {"comment": "a\\\\b"}, 8),
         ({}, {}, {"wckey": None, "requeue": True}, 8),
@@ -153,12 +158,16 @@ def test_two_numbers_of_gpus_are_refused() -> None:
     ],
 )
 def test_one_task_takes_one_gpu_of_the_kind(gpus: int | str | None, gres: str | None, one: dict[str, Any]) -> None:
-    asked = lines(resolve({"gpus_per_node": gpus, "sbatch": [f"gres={gres}"] if gres else [], "nodes": 3}, {}).with_one_task())
+    asked = lines(
+        resolve({"gpus_per_node": gpus, "sbatch": [f"gres={gres}"] if gres else [], "nodes": 3}, {}).with_one_task()
+    )
     assert (asked["nodes"], asked["ntasks-per-node"]) == (1, 1)
     assert {key: asked.get(key) for key in one} == one
 
 
-@pytest.mark.parametrize("gpus", ["two", "", "a100", "a100:", "-1", "4,4", "gpu:a100:4", "a100:2,4", "1.5", "4\n5", True])
+@pytest.mark.parametrize(
+    "gpus", ["two", "", "a100", "a100:", "-1", "4,4", "gpu:a100:4", "a100:2,4", "1.5", "4\n5", True]
+)
 def test_numbers_of_gpus_that_are_none(gpus: str) -> None:
     with pytest.raises(UserError, match="--gpus-per-node is"):
         resolve({"gpus_per_node": gpus}, {})

@@ -154,12 +154,21 @@ def test_a_job_uses_gpus_where_it_asks_for_them_and_only_there(
 
 def test_a_site_gets_what_it_demands(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Written as it is typed to sbatch, in the site's file, and both together."""
-    (stand_in / "site.yaml").write_text("sbatch: {exclude: 'n[1-2]', mail-type: END, exclusive: true, reservation: old}\n")
+    (stand_in / "site.yaml").write_text(
+        "sbatch: {exclude: 'n[1-2]', mail-type: END, exclusive: true, reservation: old}\n"
+    )
     words = ["--gpus-per-node", "a100:4", "--mem-per-cpu", "4G", "--reservation", "school", "--site", "site.yaml"]
     assert slurm.main(["--arch", "resnet18", "--nodes", "2", *words, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     asked = [line.removeprefix("#SBATCH --") for line in printed.splitlines() if line.startswith("#SBATCH")]
-    wanted = ["exclude='n[1-2]'", "mail-type=END", "exclusive", "reservation=school", "gpus-per-node=a100:4", "mem-per-cpu=4G"]
+    wanted = [
+        "exclude='n[1-2]'",
+        "mail-type=END",
+        "exclusive",
+        "reservation=school",
+        "gpus-per-node=a100:4",
+        "mem-per-cpu=4G",
+    ]
     assert set(wanted) <= set(asked)
     assert "2 nodes, 8 ranks" in printed
     assert not [line for line in asked if line.startswith(("mem=", "wckey", "gres"))]
@@ -170,7 +179,12 @@ def test_a_job_is_submitted_from_inside_a_job(
     stand_in: Path, tiny: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """sbatch gets nothing of the outer job, whatever is submitted, and this process keeps it."""
-    outer = {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_CPU": "4000", "SLURM_CPU_BIND": "quiet,mask_cpu:0x1", "SRUN_DEBUG": "3"}
+    outer = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_MEM_PER_CPU": "4000",
+        "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
+        "SRUN_DEBUG": "3",
+    }
     for name, value in {**outer, "SBATCH_PARTITION": "high", "SBATCH_TIMELIMIT": "1"}.items():
         monkeypatch.setenv(name, value)
     common = ["--gpus-per-node", "1", "--assume-shared"]
@@ -191,10 +205,18 @@ def test_a_job_is_submitted_from_inside_a_job(
 def test_weights_that_do_not_fit_are_refused_before_they_wait(stand_in: Path, tiny: Path) -> None:
     data = yaml.safe_load(tiny.read_text())["data"]
     torch.save(build("resnet8", classes=10).state_dict(), "net.pt")
-    for file, arch, sentence in (("none.pt", "resnet8", "no weights file"), ("net.pt", "resnet14", "not those of resnet14")):
+    for file, arch, sentence in (
+        ("none.pt", "resnet8", "no weights file"),
+        ("net.pt", "resnet14", "not those of resnet14"),
+    ):
         with pytest.raises(UserError, match=sentence):
             slurm.main(["--assume-shared", "--evaluate", "--weights-file", file, "--arch", arch, "--data", data])
     assert not (stand_in / "received").exists()
+
+
+def test_without_slurm_there_is_no_sbatch_to_hand_on_to(stand_in: Path, tiny: Path) -> None:
+    with pytest.raises(UserError, match=r"asks nothing of sbatch.*reservation=school"):
+        slurm.main(["--config", str(tiny), "--cluster", "local", "--reservation", "school"])
 
 
 def test_a_folder_whose_name_sbatch_reads_otherwise(stand_in: Path) -> None:

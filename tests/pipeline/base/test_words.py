@@ -7,7 +7,6 @@ from functools import cache
 
 import pytest
 
-from pipeline.base.command import UserError
 from pipeline.base.words import ALIASES, MEANINGS, Meaning, meaning
 from pipeline.run.options import key_names
 from tests import commands

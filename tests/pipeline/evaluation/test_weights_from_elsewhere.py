@@ -206,12 +206,27 @@ def changed(name: str, other: str, value: Any = None) -> dict[str, Any]:
 
 
 REFUSED = {
-    "of another family": (lambda: changed("fc.weight", "layer1.0.se.weight"), "nor of another net here .it has layer1.0.se"),
-    "pruned": (lambda: changed("conv1.weight", "conv1.weight_orig"), "nor of another net here .it has conv1.weight_orig"),
+    "of another family": (
+        lambda: changed("fc.weight", "layer1.0.se.weight"),
+        "nor of another net here .it has layer1.0.se",
+    ),
+    "pruned": (
+        lambda: changed("conv1.weight", "conv1.weight_orig"),
+        "nor of another net here .it has conv1.weight_orig",
+    ),
     "of another classifier": (lambda: changed("fc.bias", "fc.1.bias"), "have no fc.bias"),
-    "of whole numbers": (lambda: changed("conv1.weight", "conv1.weight", torch.ones(64, 3, 7, 7).char()), "whole numbers"),
-    "of another shape": (lambda: changed("conv1.weight", "conv1.weight", torch.ones(64, 3, 3, 3)), "is .64, 3, 3, 3. but"),
-    "deeper than it is looked for": (lambda: {"a": {"b": {"c": {"d": {"e": changed("fc.bias", "fc.bias")}}}}}, "no state dict"),
+    "of whole numbers": (
+        lambda: changed("conv1.weight", "conv1.weight", torch.ones(64, 3, 7, 7).char()),
+        "whole numbers",
+    ),
+    "of another shape": (
+        lambda: changed("conv1.weight", "conv1.weight", torch.ones(64, 3, 3, 3)),
+        "is .64, 3, 3, 3. but",
+    ),
+    "deeper than it is looked for": (
+        lambda: {"a": {"b": {"c": {"d": {"e": changed("fc.bias", "fc.bias")}}}}},
+        "no state dict",
+    ),
     "a module": (torchvisions, "objects of torchvision.models.resnet.ResNet"),
     "with a path": (lambda: {"model": {}, "folder": Path("x")}, "it holds more than weights: objects of pathlib"),
 }
@@ -232,8 +247,10 @@ def test_programs_and_quantised_nets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="it is a TorchScript program"):
         read_weights(tmp_path / "script.pt")
     weights = torch.quantize_per_tensor(torch.randn(4, 3, 3, 3), 0.1, 0, torch.qint8)
-    torch.save({"conv1.weight": weights, "fc.weight": torch.ones(2, 4), "bn1.running_mean": torch.ones(4)}, tmp_path / "q.pt")
-    with pytest.raises(UserError, match="a quantised net .conv1.weight"):
+    torch.save(
+        {"conv1.weight": weights, "fc.weight": torch.ones(2, 4), "bn1.running_mean": torch.ones(4)}, tmp_path / "q.pt"
+    )
+    with pytest.raises(UserError, match=r"a quantised net .conv1.weight"):
         read_weights(tmp_path / "q.pt")
 
 
