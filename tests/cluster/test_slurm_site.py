@@ -68,9 +68,8 @@ def site(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
 def test_what_is_asked_for_arrives(site: Site) -> None:
     """The site's options and a user's own, with characters that a shell, submitit and sbatch would take for theirs."""
     cluster, comment = site.cluster, 'it\'s a \\ # "quoted" $HOME `id`'
-    cluster.run(
-        "scontrol create reservation ReservationName=school StartTime=now Duration=60 Users=root Nodes=node2".split()
-    )
+    asked = ("ReservationName=school", "StartTime=now", "Duration=60", "Users=root", "Nodes=node2")
+    cluster.run(["scontrol", "create", "reservation", *asked])
     try:
         options = (
             "--reservation",
