@@ -11,6 +11,7 @@ from pipeline.base.starting import begin
 if __name__ == "__main__":  # before the imports below, which take longer
     begin("")
 
+import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from pipeline.base.layout import SLURM
 from pipeline.base.parsing import CommandParser
 from pipeline.base.tables import print_json, print_table
 
+# Taken, because experiments hand on what their trainings get, and without effect on one task: --help leaves them out.
+WITHOUT_EFFECT = ("nodes", "tasks_per_node", "network_gbits", "device_name", "rates", "images_per_second")
 EXAMPLE = "python launch/slurm_command.py --name scores --folder scores --after 17 -- python -m pipeline.evaluate RUN"
 
 
@@ -36,6 +39,9 @@ def options() -> CommandParser:
     parser.add_argument("--folder", type=Path, required=True, help="its script and logs are kept in slurm/ there")
     parser.add_argument("--after", default="", metavar="JOB,JOB", help="start after these jobs have ended well")
     add_options(parser)
+    for action in parser._actions:
+        if action.dest in WITHOUT_EFFECT:
+            action.help = argparse.SUPPRESS
     add_site_option(parser)
     parser.add_json_option()
     return parser

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.on_slurm.allocation import has_slurm
-from launch.on_slurm.scheduler import show
+from launch.on_slurm.scheduler import number, show
 from launch.ranks.failure import Failure, cause, read_all_notes
 from pipeline.base import command
 from pipeline.base.command import UserError
@@ -123,7 +123,7 @@ def read(folder: Path) -> Status:
 
 def show_status(status: Status) -> None:
     columns = ("run", "job", "restarts", "iteration", "images/s", "left")
-    job = ", ".join(f"{number} {state}" for number, state in status.jobs.items()) or "-"
+    job = ", ".join(f"{job_id} {state}" for job_id, state in status.jobs.items()) or "-"
     rate = f"{status.images_per_second:,.0f}" if status.images_per_second else "-"
     left = "-" if status.left_seconds is None or status.over else duration(status.left_seconds)
     progress = f"{status.iteration:,} of {status.iterations:,}"
@@ -165,15 +165,15 @@ def _jobs(folder: Path) -> tuple[dict[str, str], int]:
     if not has_slurm():
         return dict.fromkeys(numbers, "unknown (no SLURM on this machine)"), 0
     states, restarts = {}, 0
-    for number in numbers:
-        job, *_ = show("job", number) or [{"JobState": "forgotten by SLURM"}]
-        state, reason = job["JobState"], job.get("Reason", "None")
-        restarts = int(job.get("Restarts", restarts))
+    for job_id in numbers:
+        job, *_ = show("job", job_id) or [{"JobState": "forgotten by SLURM"}]
+        state, reason = job.get("JobState") or "unknown (SLURM's answer names no state)", job.get("Reason", "None")
+        restarts = number(job, "Restarts") or restarts
         if reason == "JobLaunchFailure":
             state += f" (a node could not start it: does every node see {folder}?)"
         elif state == "PENDING" and reason != "None":
             state += f" ({reason})"
-        states[number] = state
+        states[job_id] = state
     return states, restarts
 
 

@@ -131,6 +131,12 @@ def submit(work: Work, allocation: Allocation, after: Sequence[str] = ()) -> str
         for leftover in (*folder.glob(".submission_file_*"), *folder.glob("[0-9a-f]" * 32 + ".pkl")):
             leftover.unlink(missing_ok=True)
         reason = " ".join(str(error).split()) or "it gave no reason"
+        # The last one is said of an answer in another encoding.
+        if any(words in reason for words in ("make sense of sbatch output", "it gave no reason", "an unknown reason")):
+            raise UserError(
+                f"sbatch did not answer with the number of a job ({reason}): 'squeue --me' shows whether there is one, which "
+                "would not find its work: cancel it and start the same command again"
+            ) from None
         raise UserError(f"sbatch refused the job: {reason.removeprefix('sbatch: error: ')}") from None
 
 

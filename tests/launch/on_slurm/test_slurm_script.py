@@ -239,6 +239,14 @@ def test_a_refusal_of_sbatch_is_shown(stand_in: Path, tiny: Path) -> None:
         slurm.main(["--config", str(tiny), "--gpus-per-node", "1", "--partition", "nix", "--assume-shared"])
 
 
+def test_an_answer_without_a_job_is_not_called_a_refusal(stand_in: Path, tiny: Path) -> None:
+    for answer in ("welcome to the cluster", "\\377"):
+        (stand_in.parent / "bin" / "sbatch").write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+        with pytest.raises(UserError, match=r"did not answer with the number of a job.*squeue --me"):
+            slurm.main(["--config", str(tiny), "--gpus-per-node", "1", "--assume-shared"])
+    assert not list((stand_in / "runs").rglob("*.pkl"))
+
+
 def test_without_slurm_it_says_so(stand_in: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(UserError, match="there is no SLURM on this machine"):
@@ -309,3 +317,9 @@ def test_what_waits_for_a_job_that_fails_leaves_the_queue(stand_in: Path) -> Non
     assert slurm_command.main([*words, "--", "true"]) == 0
     lines = (stand_in / "received").read_text().splitlines()
     assert "#SBATCH --dependency=afterok:77:78" in lines and "#SBATCH --kill-on-invalid-dep=yes" in lines
+
+
+def test_help_of_one_task_shows_no_option_without_effect() -> None:
+    text = slurm_command.options().format_help()
+    assert "--partition" in text and "--gpus-per-node" in text
+    assert not [name for name in ("--nodes", "--tasks-per-node", "--network-gbits", "--rates") if name in text]
