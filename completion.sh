@@ -15,7 +15,7 @@ _resnets_options() { # $1: command
     case "$1" in
         'pipeline.curves') echo "--help --json --out --title --until" ;;
         'pipeline.ensemble') echo "--by --help --json --name --no-tracking --protocol --runs --search --split --weights" ;;
-        'pipeline.evaluate') echo "--again --arch --crop --data --device --help --json --mean --precision --protocol --scores --short-side --shortcut --split --std --stride --threads --weights --weights-file" ;;
+        'pipeline.evaluate') echo "--again --arch --crop --data --device --help --json --mean --precision --protocol --scores --short-side --shortcut --split --std --stride --threads --weights --weights-file --weights-key" ;;
         'pipeline.experiment') echo "--data --dry-run --help --json --launcher --list --only --procs --runs --scale" ;;
         'pipeline.export') echo "--alias --data --format --help --json --out --register --weights" ;;
         'pipeline.mistakes') echo "--data --help --json --out --pictures --protocol --runs --split --weights" ;;
@@ -31,8 +31,8 @@ _resnets_options() { # $1: command
         'pipeline.tune') echo "--batch --config --device --help --json --ranks --seconds" ;;
         'launch/local.py') echo "--config --evaluate --help --help-all --json --print-config --procs --scale-batch --site $_resnets_keys" ;;
         'launch/ray_train.py') echo "--address --config --cpus-per-worker --evaluate --help --help-all --json --max-failures --print-config --scale-batch --site --workers $_resnets_keys" ;;
-        'launch/slurm.py') echo "--account --assume-shared --cluster --config --constraint --cpus-per-gpu --cpus-per-task --device-name --dry-run --evaluate --gpus-per-node --help --help-all --images-per-second --json --mem-gb --network-gbits --nodes --ntasks-per-node --partition --print-config --qos --rates --requeue-limit --scale-batch --signal-delay --site --tasks-per-node --time $_resnets_keys" ;;
-        'launch/slurm_command.py') echo "--account --after --assume-shared --constraint --cpus-per-gpu --cpus-per-task --device-name --folder --gpus-per-node --help --images-per-second --json --mem-gb --name --network-gbits --nodes --ntasks-per-node --partition --qos --rates --requeue-limit --signal-delay --site --tasks-per-node --time" ;;
+        'launch/slurm.py') echo "--account --assume-shared --begin --cluster --comment --config --constraint --contiguous --cpus-per-gpu --cpus-per-task --deadline --dependency --device-name --distribution --dry-run --evaluate --exclude --exclusive --gpu-bind --gpu-freq --gpus-per-node --gpus-per-task --gres --help --help-all --hint --hold --images-per-second --json --licenses --mail-type --mail-user --mem-gb --mem-per-cpu --mem-per-gpu --network-gbits --nice --nodelist --nodes --ntasks-per-node --partition --prefer --print-config --priority --qos --rates --requeue-limit --reservation --sbatch --scale-batch --signal-delay --site --switches --tasks-per-node --threads-per-core --time --tmp --wckey $_resnets_keys" ;;
+        'launch/slurm_command.py') echo "--account --after --assume-shared --begin --comment --constraint --contiguous --cpus-per-gpu --cpus-per-task --deadline --dependency --device-name --distribution --exclude --exclusive --folder --gpu-bind --gpu-freq --gpus-per-node --gpus-per-task --gres --help --hint --hold --images-per-second --json --licenses --mail-type --mail-user --mem-gb --mem-per-cpu --mem-per-gpu --name --network-gbits --nice --nodelist --nodes --ntasks-per-node --partition --prefer --priority --qos --rates --requeue-limit --reservation --sbatch --signal-delay --site --switches --tasks-per-node --threads-per-core --time --tmp --wckey" ;;
         'launch/status.py') echo "--follow --help --json --runs" ;;
         'data_prep/digits.py') echo "--help --json" ;;
         'data_prep/shard_cifar10.py') echo "--help --hold-out --json --name --samples-per-shard --seed --skip-corrupt --workers" ;;

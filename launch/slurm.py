@@ -49,9 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     cluster = args.cluster or "slurm"
     allocation = resolve(vars(args), site_values(args.site), defaults_of(cluster))
     check_cluster(allocation, cluster)
-    if allocation.gpus_per_node:
+    if cluster != "slurm" and args.sbatch:
+        raise UserError(f"--cluster {cluster} asks nothing of sbatch: leave its options out ({', '.join(args.sbatch)})")
+    if allocation.gpus:
         work = work.settled("cuda")  # a job that has GPUs does not fall back to the CPU
-    elif cluster == "slurm" or args.gpus_per_node == 0:
+    elif cluster == "slurm" or args.gpus_per_node is not None:
         work = work.settled("cpu")  # the node's GPUs are another job's, though a site may show them to all
     if isinstance(work, Training):
         work.check_ranks(allocation.ranks)

@@ -10,17 +10,18 @@ from pipeline.base.starting import begin
 if __name__ == "__main__":  # before the imports below, which take longer
     begin("")
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch.on_slurm.allocation import has_slurm
-from launch.on_slurm.scheduler import show
+from launch.on_slurm.scheduler import number, show
 from launch.ranks.failure import Failure, cause, read_all_notes
 from pipeline.base import command
 from pipeline.base.command import UserError
-from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, job_log, jobs_in, rank_log
+from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, job_log, job_script, jobs_in, rank_log
 from pipeline.base.lease import is_held
 from pipeline.base.output import reader_has_gone
 from pipeline.base.parsing import CommandParser
@@ -36,12 +37,14 @@ ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUE
 class Status:
     """One run, as its folder and SLURM show it.
 
-    `images_per_second`: in the last log interval; `left_seconds`: at that rate. None where unknown.
+    `images_per_second`: in the last log interval; `left_seconds`: at that rate. None where unknown. `asked`: what the latest
+    job's script asks of sbatch.
     """
 
     name: str
     jobs: dict[str, str]  # job id -> state in SLURM's words
     restarts: int
+    asked: list[str]
     iteration: int
     iterations: int
     images_per_second: float | None
@@ -107,6 +110,7 @@ def read(folder: Path) -> Status:
         name=folder.name,
         jobs=jobs,
         restarts=restarts,
+        asked=_asked(folder, list(jobs)),
         iteration=iteration,
         iterations=config.iterations if config else 0,
         images_per_second=rate,
@@ -120,11 +124,13 @@ def read(folder: Path) -> Status:
 
 def show_status(status: Status) -> None:
     columns = ("run", "job", "restarts", "iteration", "images/s", "left")
-    job = ", ".join(f"{number} {state}" for number, state in status.jobs.items()) or "-"
+    job = ", ".join(f"{job_id} {state}" for job_id, state in status.jobs.items()) or "-"
     rate = f"{status.images_per_second:,.0f}" if status.images_per_second else "-"
     left = "-" if status.left_seconds is None or status.over else duration(status.left_seconds)
     progress = f"{status.iteration:,} of {status.iterations:,}"
     print_table(status.name, columns, [(status.name, job, status.restarts, progress, rate, left)])
+    if status.asked:
+        print(f"asked of sbatch: {' '.join(status.asked)}")
     if status.usage:
         print(f"energy: {status.usage}")
     for failure in status.errors[-3:]:
@@ -160,16 +166,26 @@ def _jobs(folder: Path) -> tuple[dict[str, str], int]:
     if not has_slurm():
         return dict.fromkeys(numbers, "unknown (no SLURM on this machine)"), 0
     states, restarts = {}, 0
-    for number in numbers:
-        job, *_ = show("job", number) or [{"JobState": "forgotten by SLURM"}]
-        state, reason = job["JobState"], job.get("Reason", "None")
-        restarts = int(job.get("Restarts", restarts))
+    for job_id in numbers:
+        job, *_ = show("job", job_id) or [{"JobState": "forgotten by SLURM"}]
+        state, reason = job.get("JobState") or "unknown (SLURM's answer names no state)", job.get("Reason", "None")
+        restarts = number(job, "Restarts") or restarts
         if reason == "JobLaunchFailure":
             state += f" (a node could not start it: does every node see {folder}?)"
         elif state == "PENDING" and reason != "None":
             state += f" ({reason})"
-        states[number] = state
+        states[job_id] = state
     return states, restarts
+
+
+def _asked(folder: Path, jobs: Sequence[str]) -> list[str]:
+    """The options that the latest job's script has for sbatch, but for the names of its logs."""
+    try:
+        script = job_script(folder / SLURM, jobs[-1]).read_text(errors="replace") if jobs else ""
+    except OSError:  # that of another user
+        return []
+    asked = re.findall(r"^#SBATCH --(.*)$", script, re.MULTILINE)
+    return [one for one in asked if not one.startswith(("output=", "error=", "open-mode="))]
 
 
 if __name__ == "__main__":

@@ -81,8 +81,15 @@ def model_of(args: Namespace) -> Path | WeightsFile:
         if args.arch is None:
             raise UserError("--weights-file needs --arch and --data: say which net it is and what to test it on")
         return WeightsFile(
-            file=args.weights_file, arch=args.arch, shortcut=args.shortcut, stride=args.stride, crop=args.crop
+            file=args.weights_file,
+            key=args.weights_key,
+            arch=args.arch,
+            shortcut=args.shortcut,
+            stride=args.stride,
+            crop=args.crop,
         )
+    if args.weights_key is not None:
+        raise UserError("--weights-key goes with --weights-file: of a run, --weights chooses the weights")
     if (args.arch, args.crop, args.shortcut, args.stride) != (None, None, "default", "paper"):
         raise UserError("--arch, --shortcut, --stride and --crop go with --weights-file: a run's config knows them")
     target: Path = args.target

@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from launch.on_slurm.sbatch import spelled
 from pipeline.base.command import UserError
 from tests import commands
 from tests.helpers import ROOT
@@ -103,6 +104,7 @@ def check_ours(words: Sequence[str]) -> int:
 def parse(module: str, words: Sequence[str], separator: str = "") -> None:
     start = "--evaluate" if separator == "--evaluate" else "--help"
     parser = commands.parser_of(module, start)
+    words = spelled(words) if module in ("launch.slurm", "launch.slurm_command") else words
     flags = {name for action in parser._actions if action.nargs == 0 for name in action.option_strings}
     filled: list[str] = []
     for word in words:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.on_slurm.sbatch import PREFIX, WORDS
 from pipeline.base.words import ALIASES, MEANINGS
 from pipeline.run.options import key_names
 from tests import commands
@@ -115,6 +116,7 @@ def option_names() -> frozenset[str]:
         name for parser in [*parsers, get_args_parser()] for action in parser._actions for name in action.option_strings
     }
     words = {word for one in MEANINGS for word in one.words.split()} | set(ALIASES)  # of other tools, answered here
+    words |= set(WORDS)
     return frozenset(names | words | {f"--{key.replace('_', '-')}" for key in key_names()})
 
 
@@ -123,7 +125,7 @@ def unknown_options(page: Page) -> list[str]:
     named = {word for code in codes for word in re.findall(r"(?:^|(?<= ))--[a-z][\w.-]*\*?", code)}
     return [
         name for name in sorted(named)
-        if name not in option_names() and name not in OPTIONS_OF_OTHERS
+        if name not in option_names() and name not in OPTIONS_OF_OTHERS and not name.startswith(PREFIX)
         and not (name.endswith("*") and any(known.startswith(name[:-1]) for known in option_names()))
     ]  # fmt: skip
 

@@ -58,6 +58,7 @@ def test_every_kind_of_line_is_listed() -> None:
         "python -m pipeline.evaluate: --arch VALUE",
         "python -m pipeline.export: --out VALUE",
         "a config's key: --lr is --optimizer.lr",
+        "a word of sbatch: --gres is --sbatch.gres",
         "python -m pipeline.submit: MEMBER (one or more)",
         "python -m pipeline.tracking open: RUNS (optional)",
         "python -m pipeline.train: the config's keys",
@@ -69,7 +70,8 @@ def test_every_kind_of_line_is_listed() -> None:
         "python launch/status.py: --follow",
     } <= set(lines)
     # README's table of commands is complete; launchers have a second command line before --evaluate.
-    listed = {line.partition(":")[0].partition(" ...")[0] for line in lines} - {"config", "a config's key", "site file"}
+    others = {"config", "a config's key", "site file", "a word of sbatch"}
+    listed = {line.partition(":")[0].partition(" ...")[0] for line in lines} - others
     table = re.findall(r"^\| `(python -m [\w.]+|\w+/\w+\.py)", (ROOT / "README.md").read_text(), re.MULTILINE)
     shown = {f"python {name}" if "/" in name else name for name in table}
     assert {re.sub(r"(tracking) \w+$", r"\1", name) for name in listed} - {"python data_prep/digits.py"} == shown
@@ -120,6 +122,6 @@ def test_an_experiment_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_site_file_loads_as_it_is_and_with_every_line_taken_in(tmp_path: Path) -> None:
     text = (CONFIGS / "site.yaml").read_text()
     assert read_site(CONFIGS / "site.yaml") == {}
-    whole = re.sub(r"^# (\w+:|  - )", r"\1", text, flags=re.MULTILINE)
+    whole = re.sub(r"^# (\w+:|  - |  [\w-]+:)", r"\1", text, flags=re.MULTILINE)
     (tmp_path / "site.yaml").write_text(whole)
     assert read_site(tmp_path / "site.yaml").keys() == vars(Site()).keys() - {"nodes"}

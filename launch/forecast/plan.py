@@ -79,7 +79,7 @@ class Device:
 
 def device_of(config: Config, allocation: Allocation) -> Device:
     """The allocation's device: as the user gives it, else as it was measured (`launch.forecast.rates`), else by a reference."""
-    kind: rates.Kind = "cuda" if allocation.gpus_per_node else "cpu"
+    kind: rates.Kind = "cuda" if allocation.gpus else "cpu"
     path = Path(allocation.rates) if allocation.rates else rates.RATES_FILE
     known = rates.matching(rates.read(path), kind, allocation.device_name)
     share = config.batch // allocation.ranks
@@ -131,7 +131,7 @@ def predict(config: Config, allocation: Allocation) -> Step:
     work = sum(length * one.multiply_adds for length, one in sizes) / config.iterations
     compute = rows / device.images_per_second * work / net.multiply_adds
     between_hosts = allocation.nodes > 1
-    inside = LOCAL_BYTES_PER_SECOND if allocation.gpus_per_node else LOCAL_CPU_BYTES_PER_SECOND
+    inside = LOCAL_BYTES_PER_SECOND if allocation.gpus else LOCAL_CPU_BYTES_PER_SECOND
     bandwidth = allocation.network_gbits * 1e9 / 8 if between_hosts else inside
     latency = LATENCY_SECONDS if between_hosts else LOCAL_LATENCY_SECONDS
     all_reduce = ring_seconds(4 * net.parameters, ranks, bandwidth, latency)
@@ -145,7 +145,7 @@ def predict(config: Config, allocation: Allocation) -> Step:
     # A GPU computes while its links move bytes. On the CPU the ranks' cores move the bytes, and do not compute meanwhile.
     # A recorded update (cuda_graph), and a net compiled as one graph, have their gradients after the backward pass.
     late = config.cuda_graph or (config.compile and config.compile_by == "net")
-    overlaps = allocation.gpus_per_node > 0 and not late
+    overlaps = allocation.gpus > 0 and not late
     hidden = min(all_reduce, BACKWARD_SHARE * compute) if overlaps else 0.0
     return Step(
         ranks=ranks,

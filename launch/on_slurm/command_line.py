@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from launch.on_slurm.allocation import add_options
+from launch.on_slurm.sbatch import spelled
 from launch.ranks.command_line import CommandLine
 
 CLUSTERS = ("slurm", "local", "debug")
@@ -32,6 +33,7 @@ COMMAND_LINE = CommandLine(
     add_options=add_slurm_options,
     first=("--nodes", "--gpus-per-node", "--partition", "--account", "--time", "--dry-run"),
     submits=True,
+    spelled=spelled,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 
 from launch.on_slurm.allocation import Allocation, minutes
 from pipeline.base.command import UserError, nearest
@@ -16,7 +17,7 @@ def check_partition(allocation: Allocation) -> None:
     sbatch accepts a time and a number of nodes that the partition never grants. What it refuses itself (features, GPUs,
     accounts) needs no check: nothing is submitted then, and sbatch says why.
     """
-    partitions = {partition["PartitionName"]: partition for partition in show("partition")}
+    partitions = {line["PartitionName"]: line for line in show("partition") if line.get("PartitionName")}
     if not partitions:
         return  # scontrol does not know: sbatch will say
     names = allocation.partition.split(",") if allocation.partition else []
@@ -33,7 +34,7 @@ def check_partition(allocation: Allocation) -> None:
             f"--time {allocation.time} is over the partition's limit ({longest}): give a shorter time, "
             "the job requeues itself as often as the training needs"
         )
-    if all(allocation.nodes > int(partitions[name].get("TotalNodes", allocation.nodes)) for name in names):
+    if all(allocation.nodes > (number(partitions[name], "TotalNodes") or allocation.nodes) for name in names):
         largest = ", ".join(f"{name} {partitions[name]['TotalNodes']}" for name in names)
         raise UserError(f"--nodes {allocation.nodes} is more than the partition has ({largest}): give fewer nodes")
 
@@ -47,6 +48,10 @@ def show(*words: str) -> list[dict[str, str]]:
         done = scontrol("show", *words, "--oneliner")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise UserError(
+            f"SLURM's scontrol cannot be run ({error.strerror}): ask the cluster's administrators"
+        ) from None
     if done.returncode == NO_ANSWER:
         raise UserError(f"SLURM's controller did not answer '{' '.join(done.args)}' within a minute: try again")
     if "Unable to contact slurm controller" in done.stderr:
@@ -57,13 +62,27 @@ def show(*words: str) -> list[dict[str, str]]:
 
 
 def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
-    """One call of scontrol; return code NO_ANSWER where it does not end within TIMEOUT_SECONDS."""
+    """One call of scontrol; return code NO_ANSWER where it does not end within TIMEOUT_SECONDS.
+
+    Raises OSError where it cannot be run.
+    """
     command = ["scontrol", *words]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+    limit = TIMEOUT_SECONDS
+    try:  # names and comments of other users' jobs may be in any encoding
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit, check=False)
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, NO_ANSWER, "", f"no answer within {TIMEOUT_SECONDS:g} s")
 
 
+def number(line: Mapping[str, str], name: str) -> int | None:
+    """A whole number that SLURM tells; None where it tells none."""
+    text = line.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
 def _too_long(wanted: int, limit: str) -> bool:
-    return limit not in ("UNLIMITED", "INFINITE", "NONE") and wanted > minutes(limit)
+    """Whether a job would wait for ever. A limit that is no time is one for sbatch to judge: UNLIMITED, INFINITE, NONE."""
+    try:
+        return wanted > minutes(limit)
+    except UserError:
+        return False

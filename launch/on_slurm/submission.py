@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from launch.on_slurm import ending, fence, visibility
 from launch.on_slurm.allocation import Allocation, has_slurm
+from launch.on_slurm.environment import submitting
 from launch.on_slurm.job import Job, stop_for_good, visible_gpus_kept
 from launch.on_slurm.scheduler import check_partition
 from launch.ranks.failure import print_cause, read_notes
@@ -43,7 +45,7 @@ STOPS = 1_000_000  # submitit's limit on time-outs: a training of weeks meets th
 TASK, STARTING_SECONDS = "submitit.core._submit", 60.0
 
 
-class _Script(submitit.SlurmExecutor):
+class _Slurm(submitit.SlurmExecutor):
     """Writes sbatch scripts where there is no SLURM, too (`--dry-run` on a laptop)."""
 
     @classmethod
@@ -71,6 +73,11 @@ def sbatch_parameters(work: Work, allocation: Allocation) -> dict[str, Any]:
                 f"the name of the folder {str(named)!r} holds control characters, which must not get into a script for "
                 "sbatch: choose another folder (--runs, --data)"
             )
+    if found := set(str(folder)) & set("%\\"):  # %j is the job's number in a log's name; a backslash is left out
+        raise UserError(
+            f"the name of the folder {work.folder} holds {' and '.join(sorted(found))}, which sbatch would read otherwise in "
+            "the names of the job's logs: choose another folder (--runs, --name)"
+        )
     setup = [
         *allocation.setup,
         *ending.batch_script_lines(folder, allocation.requeue_limit),
@@ -82,9 +89,17 @@ def sbatch_parameters(work: Work, allocation: Allocation) -> dict[str, Any]:
 
 def script(work: Work, allocation: Allocation) -> str:
     """The sbatch script, exactly as submitit submits it."""
-    executor = _Script(work.folder / SLURM, max_num_timeout=STOPS)
-    executor.update_parameters(**sbatch_parameters(work, allocation))
+    return text_of(_executor(work.folder / SLURM, sbatch_parameters(work, allocation)))
+
+
+def text_of(executor: submitit.SlurmExecutor) -> str:
     return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+def _executor(folder: Path, parameters: Mapping[str, Any]) -> _Slurm:
+    executor = _Slurm(folder, max_num_timeout=STOPS)
+    executor.update_parameters(**parameters)
+    return executor
 
 
 def submit(work: Work, allocation: Allocation, after: Sequence[str] = ()) -> str:
@@ -101,19 +116,27 @@ def submit(work: Work, allocation: Allocation, after: Sequence[str] = ()) -> str
     check_partition(allocation)
     visibility.check_shared(allocation, [work.folder, *work.inputs])
     parameters = sbatch_parameters(work, allocation)
+    if after and "dependency" in parameters["additional_parameters"]:
+        raise UserError(f"the job is to wait for {', '.join(after)}: leave sbatch's dependency out")
     if after:  # a job that can never start leaves the queue, where it would seem to wait
         dependency = {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
         parameters["additional_parameters"] |= dependency
     folder = make_folder(work)
-    executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=STOPS)
-    executor.update_parameters(**{f"slurm_{key}": value for key, value in parameters.items()})
+    executor = _executor(folder, parameters)
+    options = re.findall(r"^#SBATCH --([^=\n]+)", text_of(executor), re.MULTILINE)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints there what the error says
+        with contextlib.redirect_stderr(io.StringIO()), submitting(options):  # submitit prints what the error says
             return str(executor.submit(Job(work)).job_id)
     except (FailedSubmissionError, FailedJobError) as error:
         for leftover in (*folder.glob(".submission_file_*"), *folder.glob("[0-9a-f]" * 32 + ".pkl")):
             leftover.unlink(missing_ok=True)
         reason = " ".join(str(error).split()) or "it gave no reason"
+        # The last one is said of an answer in another encoding.
+        if any(words in reason for words in ("make sense of sbatch output", "it gave no reason", "an unknown reason")):
+            raise UserError(
+                f"sbatch did not answer with the number of a job ({reason}): 'squeue --me' shows whether there is one, which "
+                "would not find its work: cancel it and start the same command again"
+            ) from None
         raise UserError(f"sbatch refused the job: {reason.removeprefix('sbatch: error: ')}") from None
 
 
@@ -123,7 +146,7 @@ def run_here(work: Work, allocation: Allocation, cluster: str) -> int:
     executor.update_parameters(
         timeout_min=allocation.minutes,
         tasks_per_node=allocation.ranks,
-        gpus_per_node=allocation.gpus_per_node,
+        gpus_per_node=allocation.gpus,
         local_setup=list(allocation.setup),
     )
     if cluster == "debug":

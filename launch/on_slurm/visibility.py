@@ -65,7 +65,7 @@ def batch_script_lines(folders: Sequence[Path]) -> list[str]:
         'for one in "$@"; do [ -n "$(ls -A "$one" 2>/dev/null)" ] || { echo "error: $SLURMD_NODENAME sees nothing in $one: put '
         f'it on storage that every node mounts" >&2; exit {EXIT_USER_ERROR}; }}; done'
     )
-    step = 'srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task=1'
+    step = 'srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task=1 --export=ALL'
     return [
         f"{step} {shlex.join(['sh', '-c', look, 'look', *map(str, folders)])}",
         f"[ $? -ne {EXIT_USER_ERROR} ] || exit {EXIT_USER_ERROR}",

@@ -31,7 +31,8 @@ class CommandLine:
 
     training, evaluation: the sentence and the example that open their --help. add_options: adds the launcher's options to
     either. first: those of its options that --help of the training shows before the config's keys. submits: the launcher
-    does not wait for its ranks; its `--json` is then about the job, also in an evaluation.
+    does not wait for its ranks; its `--json` is then about the job, also in an evaluation. spelled: writes words that the
+    launcher takes, but its parser does not, as the parser does take them.
     """
 
     training: tuple[str, str]
@@ -39,6 +40,7 @@ class CommandLine:
     add_options: Callable[[ArgumentParser], None]
     first: tuple[str, ...]
     submits: bool = False
+    spelled: Callable[[Sequence[str]], list[str]] = list
 
     def training_parser(self) -> jsonargparse.ArgumentParser:
         """Takes the config's values, the launcher's options and `--json`."""
@@ -85,6 +87,7 @@ def read_work(argv: Sequence[str] | None, command_line: CommandLine) -> tuple[Tr
     from pipeline.run.options import parse
 
     words, behind = split_arguments(sys.argv[1:] if argv is None else argv)
+    words = command_line.spelled(words)
     if behind is not None:
         args = command_line.evaluation_parser().parse_args(words)
         return _evaluation(behind), args

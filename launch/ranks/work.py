@@ -135,12 +135,15 @@ class Evaluation:
         return replace(self, request=replace(self.request, device=device)) if self.device == "auto" else self
 
     def check_inputs(self) -> None:
-        """Raise UserError where there is no sound checkpoint or no dataset, before a job waits in a queue for them."""
+        """Raise UserError where there are no sound weights or no dataset, before a job waits in a queue for them."""
         from pipeline.data.storage import open_dataset
+        from pipeline.evaluation.foreign import open_weights
         from pipeline.evaluation.nets import find_checkpoint
 
         if self.run is not None:
             find_checkpoint(self.run)
+        elif not isinstance(self.request.model, Path):
+            open_weights(self.request.model, self.data)
         open_dataset(self.data)
 
     @property

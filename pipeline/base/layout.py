@@ -148,4 +148,11 @@ def job_log(job: str, rank: int = 0) -> str:
 
 def jobs_in(folder: Path) -> list[str]:
     """The ids of the jobs ever submitted for a run, by the scripts that submitit left in slurm/."""
-    return sorted({path.name.partition("_")[0] for path in (folder / SLURM).glob("*_submission.sh")}, key=int)
+    return sorted(
+        {path.name.partition("_")[0] for path in (folder / SLURM).glob(job_script(Path(), "*").name)}, key=int
+    )
+
+
+def job_script(folder: Path, job: str) -> Path:
+    """The script that submitit submitted as `job`. folder: submitit's."""
+    return folder / f"{job}_submission.sh"

@@ -39,7 +39,7 @@ def read_typed(kind: type[T], values: Any, place: str) -> T:
         typed: T = _adapter(key).validate_json(json.dumps(values, default=str), strict=True)
         return typed
     except ValidationError as error:
-        raise UserError(_sentence(error, place)) from None
+        raise UserError(_sentence(error, values, place)) from None
 
 
 @cache  # an adapter of Config takes 6 ms to make, longer than reading a config with it
@@ -69,9 +69,10 @@ def _mappings(kind: type, values: Any, prefix: str) -> Iterator[tuple[str, Mappi
                     yield from _mappings(part, item, f"{prefix}{key}{place}.")
 
 
-def _sentence(error: ValidationError, place: str) -> str:
-    first = error.errors()[0]
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+def _sentence(error: ValidationError, values: Any, place: str) -> str:
+    errors = error.errors()
+    first, path = errors[0], _path(errors[0]["loc"], values)
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     value = first["input"]
     match first["type"]:
         case "missing":
@@ -81,5 +82,20 @@ def _sentence(error: ValidationError, place: str) -> str:
         case "literal_error":
             valid = [word.strip("'") for word in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]
             return f"'{key}' in {place} is {value!r}: {nearest(str(value), valid)}"
-        case kind:
-            return f"'{key}' in {place} is {value!r}: give {_EXPECTED.get(kind, first['msg'])}"
+    # Where one of several types is expected, there is an error for each.
+    alike = [one for one in errors if _path(one["loc"], values) == path]
+    expected = dict.fromkeys(_EXPECTED.get(one["type"], one["msg"]) for one in alike)
+    return f"'{key}' in {place} is {value!r}: give {' or '.join(expected)}"
+
+
+def _path(where: tuple[int | str, ...], values: Any) -> tuple[int | str, ...]:
+    """The part of an error's location that leads through the values: behind it, pydantic names the types that it tried."""
+    for depth, part in enumerate(where):
+        last = depth + 1 == len(where)  # which may be missing
+        if isinstance(values, list) and isinstance(part, int):
+            values = None if last else values[part]
+        elif isinstance(values, Mapping) and (part in values or last):
+            values = values.get(part)
+        else:
+            return where[:depth]
+    return where

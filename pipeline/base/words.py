@@ -65,34 +65,13 @@ def meaning(word: str, value: str, options: Container[str]) -> str | None:
 
 def value_meaning(option: str, value: str) -> str | None:
     """A sentence on a value that an option does not take, but other tools do; None where nothing is known of it."""
-    if option.replace("_", "-") == "--gpus-per-node":
-        return _typed_gpus(value)
     return VALUES.get(option, {}).get(value.lower())
-
-
-def _typed_gpus(value: str) -> str | None:
-    """SLURM's `a100:4`, where a number alone is taken."""
-    found = re.fullmatch(r"(?:gpu:)?([A-Za-z][\w-]*):(\d+)", value)
-    if not found:
-        return None
-    kind, count = found.groups()
-    return (
-        f"give the number alone, --gpus-per-node {count}, and ask for the kind ({kind}) by --constraint or --partition"
-    )
 
 
 def _schedule(value: str) -> str:
     kinds = {"cos": "cosine", "step": "steps", "multistep": "steps", "plateau": "plateau", "reduce": "plateau"}
     kind = next((kind for start, kind in kinds.items() if value.lower().startswith(start)), None)
     return f"is --schedule.kind here: --schedule.kind {kind or 'plateau|steps|cosine'}"
-
-
-def _gpus_of_a_node(value: str) -> str:
-    """SLURM's `gpu:8`, `gpu:a100:8`, `a100:8` or `8`."""
-    found = re.fullmatch(r"(?:gpu:)?(?:([A-Za-z][\w-]*):)?(\d+)", value.strip(), re.IGNORECASE)
-    kind, count = (found[1], found[2]) if found else (None, "N")
-    text = f"is --gpus-per-node here: --gpus-per-node {count}"
-    return text + (f"; the kind of GPU ({kind}) is asked for by --constraint or --partition" if kind else "")
 
 
 def _memory(value: str) -> str:
@@ -121,11 +100,9 @@ _AMP = "--amp --fp16 --bf16 --half --mixed-precision --native-amp --apex-amp --a
 _DATA = "--data-path --data-dir --dataset --train-dir --root --train-data"
 
 MEANINGS: tuple[Meaning, ...] = (
-    # SLURM's own words first: in launch/slurm.py they mean what they mean to sbatch.
-    Meaning("--gres --gpus-per-task", SLURM, _gpus_of_a_node),
+    # SLURM's own words first: in launch/slurm.py, which takes others, they mean what they mean to sbatch.
     Meaning("--gpus -G", SLURM, "counts a whole job's GPUs: here give --nodes N and --gpus-per-node N, whose product it is"),
     Meaning("--mem", SLURM, _memory),
-    Meaning("--mem-per-cpu --mem-per-gpu", SLURM, "has no equal here: --mem-gb is the memory of a whole node"),
     Meaning("--ntasks -n", SLURM, "follows here from --nodes times --gpus-per-node (or --tasks-per-node)"),
     Meaning("--job-name -J", TRAINING, "is --name here, of run and job: --name {value}", "NAME"),
     Meaning("--signal", SLURM, "is --signal-delay here, the seconds that a job gets for saving"),
@@ -133,13 +110,6 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("--output -o --error -e", SLURM_TRAINING, "is not needed: logs go into slurm/ of the run folder"),
     Meaning("--test-only", SLURM_TRAINING, "is --dry-run here; to test a trained net, give --evaluate RUN"),
     Meaning("--array -a", SLURM_TRAINING, "has no equal here: submit each run by its own command (another --seed, --arch)"),
-    Meaning(
-        "--mail-type --mail-user --exclude -x --nodelist -w --reservation --exclusive --dependency -d --begin --licenses "
-        "--hint --switches --comment --wckey --nice --hold",
-        SLURM,
-        "is not passed on to sbatch; what is: --partition, --account, --qos, --constraint, --time, --mem-gb "
-        "(see configs/site.yaml)",
-    ),
     # Where to compute.
     Meaning(_RANKS, LOCAL, "is --procs here, one process per GPU: --procs {value}"),
     Meaning(_RANKS, SLURM, "is --nodes times --gpus-per-node here, one rank per GPU"),

@@ -34,6 +34,7 @@ def evaluate_options() -> CommandParser:
     add("--threads", type=positive, help="CPU threads per rank (default: the cores divided among the ranks)")
     add = parser.add_argument_group("weights from elsewhere, instead of RUN|CHECKPOINT").add_argument
     add("--weights-file", type=Path, metavar="FILE", help="a state dict in torchvision's naming")
+    add("--weights-key", metavar="NAME", help="which of its weights, where it holds several, such as model_ema")
     add("--arch", help="the net, such as resnet50; needs --data too")
     add("--shortcut", choices=["default", "A", "B", "C"], default="default")
     add("--stride", choices=["paper", "v1.5"], default="paper", help="v1.5 is torchvision's")

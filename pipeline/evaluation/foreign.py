@@ -1,39 +1,50 @@
-"""Loads third-party weights: state dicts with torchvision's names, with or without `module.` and `state_dict` wrappers."""
+"""Loads third-party weights: state dicts with torchvision's names, in whatever other programs save them in."""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import pickle
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy._core.multiarray import scalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.base.command import UserError
 from pipeline.evaluation.nets import TrainedNet, classes_of, digest, load_weights
+from pipeline.evaluation.wrappings import unwrap
 from pipeline.models.architecture import parse_arch
 from pipeline.models.resnet import Shortcut, Stride, build
 
-NESTINGS = ("state_dict", "model", "model_state_dict")
-WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # DataParallel and DDP, torch.compile
-# The public CIFAR reproductions name two layers differently.
-RENAMED = ((re.compile(r"^linear\."), "fc."), (re.compile(r"\.shortcut\."), ".downsample."))
+# What trainings save beside weights: their options (timm), and errors as NumPy's numbers. None of it runs anything.
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    (scalar, "numpy.core.multiarray.scalar"),
+    (scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")),
+]
 # (shorter side, crop) of the centre-crop test: sections 3.4 and 4.2.
 SIZES = {"imagenet": (256, 224), "cifar": (32, 32)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """A state dict in torchvision's naming, and the model that it belongs to. crop: pixels; None: its family's usual crop."""
+    """A state dict in torchvision's naming, and the model that it belongs to.
+
+    key: which of the file's weights, where it holds several. crop: pixels; None: its family's usual crop.
+    """
 
     file: Path
     arch: str
+    key: str | None = None
     shortcut: Shortcut = "default"
     stride: Stride = "paper"
     crop: int | None = None
@@ -46,7 +57,7 @@ def open_weights(source: WeightsFile, data: str | Path, short_side: int | None =
     or those of another model.
     """
     architecture = parse_arch(source.arch)
-    state = read_weights(source.file)
+    state = read_weights(source.file, source.key)
     net = build(source.arch, classes=classes_of(state, source.file), shortcut=source.shortcut, stride=source.stride)
     load_weights(net, state, source.file)
     usual_short_side, usual_crop = SIZES[architecture.family]
@@ -67,45 +78,42 @@ def open_weights(source: WeightsFile, data: str | Path, short_side: int | None =
     )
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """Read the state dict in a .safetensors or torch.save file: unwrapped, with torchvision's names, on the CPU.
 
-    Nothing in the file is executed. Raises UserError if it holds no state dict.
+    key: which one, where the file holds several (pipeline/evaluation/wrappings.py). Nothing in the file is executed. Raises
+    UserError if it holds no state dict.
     """
     if not path.is_file():
         raise UserError(f"there is no weights file {path}: give a state dict (.pt, .pth, .safetensors)")
-    loaded = _load(path)
-    for key in NESTINGS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    entries = loaded.items() if isinstance(loaded, Mapping) else ()
-    if not entries or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
-        raise UserError(f"{path} holds no state dict (a mapping of names to tensors): give one in torchvision's naming")
-    return {_usual_name(key): value for key, value in entries}
-
-
-def _usual_name(key: str) -> str:
-    key = WRAPPERS.sub("", key)
-    for pattern, name in RENAMED:
-        key = pattern.sub(name, key)
-    return key
+    return unwrap(_load(path), path, key)
 
 
 def _load(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file ({error}): download or save it again") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a truncated zip file
             raise
-        more = "Unsupported" in str(error) and _is_pickled(path)
-        reason = "it holds more than weights" if more else "it is damaged or of another format"
         raise UserError(
-            f"{path} cannot be read as weights ({reason}): save the state dict alone, with torch.save or as safetensors"
+            f"{path} cannot be read as weights ({_reason(str(error), path)}): save the state dict alone, with torch.save or "
+            "as safetensors"
         ) from None
+
+
+def _reason(error: str, path: Path) -> str:
+    """Why a file is not read, by torch's words. Its objects, beside tensors and plain values, would be code that runs here."""
+    if "TorchScript" in error:
+        return "it is a TorchScript program"
+    if "nsupported" in error and _is_pickled(path):
+        named = re.search(r"GLOBAL:? ([\w.]+) ", error)
+        return f"it holds more than weights: objects of {named[1]}" if named else "it holds more than weights"
+    return "it is damaged or of another format"
 
 
 def _is_pickled(path: Path) -> bool:

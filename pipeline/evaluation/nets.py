@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,11 @@ from pipeline.run.folder import trained_on
 from pipeline.run.options import load
 from pipeline.training.checkpoint import Checkpoints, read_verified
 
+# A name that some net here has.
+OF_A_RESNET = re.compile(
+    r"((layer\d+\.\d+\.)?(conv|bn)\d|layer\d+\.\d+\.downsample\.\d|fc)"
+    r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
+)
 FIND_ATTEMPTS = 5  # a training removes a checkpoint only after it has published a newer one
 MISSING = {  # the end of the message for a checkpoint without those weights
     "recomputed-bn": "holds no weights with recomputed batch normalization statistics: they are made at the end of a training",
@@ -149,6 +155,11 @@ def load_weights(net: ResNet, state: Mapping[str, Tensor], place: Path) -> None:
     unknown = [key for key in state if key not in wanted]
     misshapen = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     name = net.architecture.name
+    if foreign := [key for key in unknown if not OF_A_RESNET.fullmatch(key)]:
+        raise UserError(
+            f"the weights in {place} are not those of {name}, nor of another net here (it has {foreign[0]}): give those of a "
+            "net in torchvision's naming"
+        )
     if missing or unknown:
         what = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}"
         raise UserError(f"the weights in {place} are not those of {name} ({what}): give the net's own --arch")

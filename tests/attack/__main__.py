@@ -19,9 +19,10 @@ from pipeline.base.tables import print_json, print_table
 from tests.attack import mlflow
 from tests.attack.attack import Attack, Outcome
 from tests.attack.outputs import OUTPUTS
+from tests.attack.slurm_answers import SLURM_ANSWERS
 from tests.patience import set_patience
 
-ATTACKS: tuple[Attack, ...] = (OUTPUTS, mlflow.MISBEHAVING, mlflow.DAMAGED_FILES)
+ATTACKS: tuple[Attack, ...] = (OUTPUTS, mlflow.MISBEHAVING, mlflow.DAMAGED_FILES, SLURM_ANSWERS)
 SHOWN = 20  # failures of one attack in the terminal
 
 

@@ -31,6 +31,7 @@ from tests.patience import limit
 HERE = Path(tempfile.gettempdir()) / f"slurm-by-hand.{os.getuid()}"
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "runuser")
 NETWORK = "10.77.0"
+GPU_KIND, GPUS = "a100", ("/dev/zero", "/dev/full")  # of each node
 
 SLURM_CONF = """
 ClusterName=test
@@ -50,6 +51,8 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
+GresTypes=gpu
+MailProg=/bin/true
 SchedulerParameters=bf_interval=5,sched_interval=2,batch_sched_delay=0
 ReturnToService=2
 KillWait=5
@@ -289,7 +292,10 @@ class SlurmCluster:
         (folder / "hosts").write_text("".join(f"{address} {name}\n" for name, address in hosts.items()))
         # Without it slurmd dies inside `ip netns exec`.
         (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
-        lines = [f"NodeName={name} NodeAddr={where} CPUs={cpus} RealMemory=4000" for name, where in addresses.items()]
+        # SLURM wants a device for each GPU, of any kind: it counts them, and shows their numbers to jobs.
+        (folder / "gres.conf").write_text("".join(f"Name=gpu Type={GPU_KIND} File={file}\n" for file in GPUS))
+        resources = f"CPUs={cpus} RealMemory=4000 Gres=gpu:{GPU_KIND}:{len(GPUS)}"
+        lines = [f"NodeName={name} NodeAddr={where} {resources}" for name, where in addresses.items()]
         (folder / "slurm.conf").write_text(SLURM_CONF.format(folder=folder, nodes="\n".join(lines)))
 
     def _make_network(self) -> None:

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from launch.on_slurm.sbatch import OPTION, WORDS
 from pipeline.base.parsing import CommandParser
 from pipeline.base.words import ALIASES
 from pipeline.models.architecture import CIFAR_DEPTHS, net_names
@@ -183,6 +184,8 @@ def _names(parser: argparse.ArgumentParser) -> list[str]:
     """The long options of a parser, but jsonargparse's `--optimizer FILE` and `--augment.stages.help`."""
     sections = {f"--{key}" for key in key_names()} - {f"--{key}" for key in _leaves()}
     names = {name for action in parser._actions for name in action.option_strings if name.startswith("--")}
+    if OPTION in names:
+        names |= {word for word in WORDS if word.startswith("--")}
     return sorted(name for name in names - sections if not name.endswith((".help", "shtab")))
 
 

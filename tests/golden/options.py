@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from launch.on_slurm.sbatch import PREFIX, WORDS
 from launch.site import Site
 from pipeline.base.parsing import CommandParser
 from pipeline.base.words import ALIASES
@@ -30,6 +31,7 @@ def interface() -> list[str]:
     lines = [f"config: {line}" for line in _keys(Config)]
     lines += [f"a config's key: {word} is {key}" for word, key in ALIASES.items()]
     lines += [f"site file: {line}" for line in _keys(Site)]
+    lines += [f"a word of sbatch: {word} is {PREFIX}{key}" for word, key in WORDS.items()]
     for module in commands.commands():
         if module.partition(".")[0] not in ("bench", "tests"):
             for typed, parser in commands.parsers_of(module).items():

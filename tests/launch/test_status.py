@@ -37,6 +37,14 @@ def test_a_job_that_waits_is_not_over(run: Path) -> None:
     assert replace(found, iteration=8, iterations=8).over and not replace(found, iteration=7, iterations=8).over
 
 
+def test_what_was_asked_of_sbatch_is_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "slurm" / "7_submission.sh").write_text("#!/bin/bash\n#SBATCH --gres=gpu:a100:4\n#SBATCH --output=x\n")
+    found = status.read(run)
+    status.show_status(found)
+    assert "asked of sbatch: gres=gpu:a100:4\n" in capsys.readouterr().out
+    assert status.figures(found)["asked"] == ["gres=gpu:a100:4"]
+
+
 def test_without_a_job_the_lease_tells(run: Path) -> None:
     """As behind launch/local.py and launch/ray_train.py."""
     (run / "slurm" / "7_submission.sh").unlink()

@@ -45,3 +45,27 @@ def test_a_dict_for_each_line(commands: Path) -> None:
         {"NodeName": "n1", "NodeHostName": "h1", "Partitions": "a,b"},
         {"NodeName": "n2", "OS": "Linux", "6.1": ""},
     ]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("printf 'PartitionName=gpu MaxTime=Partition_Limit TotalNodes=(null)\\n'",),
+        ("printf 'Default=YES State=UP\\n'",),
+        ("printf 'PartitionName=gpu Comment=\\377\\n'",),
+    ],
+    ids=["no numbers", "no name", "another encoding"],
+)
+def test_what_slurm_does_not_tell_is_left_to_sbatch(commands: Path, lines: tuple[str, ...]) -> None:
+    scontrol(commands, *lines)
+    scheduler.check_partition(Allocation(partition="gpu", nodes=99))
+
+
+def test_a_scontrol_that_hangs_or_is_no_program_is_said(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "TIMEOUT_SECONDS", 0.1)
+    scontrol(commands, "while :; do :; done")
+    with pytest.raises(UserError, match="did not answer"):
+        scheduler.show("job", "7")
+    (commands / "scontrol").write_text("no program")
+    with pytest.raises(UserError, match="scontrol cannot be run"):
+        scheduler.show("job", "7")

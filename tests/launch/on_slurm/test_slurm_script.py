@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from launch import slurm, slurm_command
 from launch.on_slurm.allocation import Allocation, minutes, resolve
 from launch.site import read_site
 from pipeline.base.command import UserError
+from pipeline.models.resnet import build
 
 
 @pytest.mark.parametrize(
@@ -74,13 +78,14 @@ def test_allocations_that_cannot_be(options: dict[str, object]) -> None:
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory, and an sbatch that keeps the file it is handed as `received` or fails by `refusal`."""
+    """An empty working directory, and an sbatch that keeps the file it is handed as `received` and its environment as
+    `environment`, or fails by `refusal`."""
     commands, folder = tmp_path / "bin", tmp_path / "here"
     commands.mkdir()
     folder.mkdir()
     (commands / "sbatch").write_text(
         f"#!/bin/sh\n[ -e {folder}/refusal ] && {{ cat {folder}/refusal >&2; exit 1; }}\n"
-        f'cat "$1" >{folder}/received\necho Submitted batch job 77\n'
+        f'cat "$1" >{folder}/received\nenv >{folder}/environment\necho Submitted batch job 77\n'
     )
     (commands / "srun").write_text("#!/bin/sh\n")
     (commands / "scontrol").write_text("#!/bin/sh\n")  # knows of no partitions: the real one is asked by tests/cluster
@@ -147,10 +152,99 @@ def test_a_job_uses_gpus_where_it_asks_for_them_and_only_there(
     assert f"device: {device}" in capsys.readouterr().out.splitlines()
 
 
+def test_a_site_gets_what_it_demands(stand_in: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Written as it is typed to sbatch, in the site's file, and both together."""
+    (stand_in / "site.yaml").write_text(
+        "sbatch: {exclude: 'n[1-2]', mail-type: END, exclusive: true, reservation: old}\n"
+    )
+    words = ["--gpus-per-node", "a100:4", "--mem-per-cpu", "4G", "--reservation", "school", "--site", "site.yaml"]
+    assert slurm.main(["--arch", "resnet18", "--nodes", "2", *words, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    asked = [line.removeprefix("#SBATCH --") for line in printed.splitlines() if line.startswith("#SBATCH")]
+    wanted = [
+        "exclude='n[1-2]'",
+        "mail-type=END",
+        "exclusive",
+        "reservation=school",
+        "gpus-per-node=a100:4",
+        "mem-per-cpu=4G",
+    ]
+    assert set(wanted) <= set(asked)
+    assert "2 nodes, 8 ranks" in printed
+    assert not [line for line in asked if line.startswith(("mem=", "wckey", "gres"))]
+
+
+@pytest.mark.parametrize("command", ["training", "evaluation", "one command"])
+def test_a_job_is_submitted_from_inside_a_job(
+    stand_in: Path, tiny: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch gets nothing of the outer job, whatever is submitted, and this process keeps it."""
+    outer = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_MEM_PER_CPU": "4000",
+        "SLURM_CPU_BIND": "quiet,mask_cpu:0x1",
+        "SRUN_DEBUG": "3",
+    }
+    for name, value in {**outer, "SBATCH_PARTITION": "high", "SBATCH_TIMELIMIT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    common = ["--gpus-per-node", "1", "--assume-shared"]
+    if command == "one command":
+        assert slurm_command.main(["--name", "scores", "--folder", "scores", *common, "--", "true"]) == 0
+    elif command == "training":
+        assert slurm.main(["--config", str(tiny), *common]) == 0
+    else:
+        data = yaml.safe_load(tiny.read_text())["data"]
+        torch.save(build("resnet8", classes=10).state_dict(), "net.pt")
+        model = ["--weights-file", "net.pt", "--arch", "resnet8", "--data", data]
+        assert slurm.main([*common, "--evaluate", *model]) == 0
+    names = {line.partition("=")[0] for line in (stand_in / "environment").read_text().splitlines()}
+    assert [name for name in names if name.startswith(("SLURM", "SRUN", "SBATCH"))] == ["SBATCH_PARTITION"]
+    assert {name: os.environ[name] for name in outer} == outer
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_wait(stand_in: Path, tiny: Path) -> None:
+    data = yaml.safe_load(tiny.read_text())["data"]
+    torch.save(build("resnet8", classes=10).state_dict(), "net.pt")
+    for file, arch, sentence in (
+        ("none.pt", "resnet8", "no weights file"),
+        ("net.pt", "resnet14", "not those of resnet14"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            slurm.main(["--assume-shared", "--evaluate", "--weights-file", file, "--arch", arch, "--data", data])
+    assert not (stand_in / "received").exists()
+
+
+def test_without_slurm_there_is_no_sbatch_to_hand_on_to(stand_in: Path, tiny: Path) -> None:
+    with pytest.raises(UserError, match=r"asks nothing of sbatch.*reservation=school"):
+        slurm.main(["--config", str(tiny), "--cluster", "local", "--reservation", "school"])
+
+
+def test_a_folder_whose_name_sbatch_reads_otherwise(stand_in: Path) -> None:
+    for folder in ("a%j", "a\\b"):
+        with pytest.raises(UserError, match="which sbatch would read otherwise"):
+            slurm.main(["--runs", folder, "--dry-run"])
+
+
+def test_a_job_waits_for_others_by_one_option(stand_in: Path) -> None:
+    words = ["--name", "scores", "--folder", "scores", "--dependency", "singleton", "--assume-shared"]
+    with pytest.raises(UserError, match="leave sbatch's dependency out"):
+        slurm_command.main([*words, "--after", "77", "--", "true"])
+    assert slurm_command.main([*words, "--", "true"]) == 0
+    assert "#SBATCH --dependency=singleton" in (stand_in / "received").read_text().splitlines()
+
+
 def test_a_refusal_of_sbatch_is_shown(stand_in: Path, tiny: Path) -> None:
     (stand_in / "refusal").write_text("sbatch: error: invalid partition specified: nix\n")
     with pytest.raises(UserError, match="invalid partition specified: nix"):
         slurm.main(["--config", str(tiny), "--gpus-per-node", "1", "--partition", "nix", "--assume-shared"])
+
+
+def test_an_answer_without_a_job_is_not_called_a_refusal(stand_in: Path, tiny: Path) -> None:
+    for answer in ("welcome to the cluster", "\\377"):
+        (stand_in.parent / "bin" / "sbatch").write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+        with pytest.raises(UserError, match=r"did not answer with the number of a job.*squeue --me"):
+            slurm.main(["--config", str(tiny), "--gpus-per-node", "1", "--assume-shared"])
+    assert not list((stand_in / "runs").rglob("*.pkl"))
 
 
 def test_without_slurm_it_says_so(stand_in: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,3 +317,9 @@ def test_what_waits_for_a_job_that_fails_leaves_the_queue(stand_in: Path) -> Non
     assert slurm_command.main([*words, "--", "true"]) == 0
     lines = (stand_in / "received").read_text().splitlines()
     assert "#SBATCH --dependency=afterok:77:78" in lines and "#SBATCH --kill-on-invalid-dep=yes" in lines
+
+
+def test_help_of_one_task_shows_no_option_without_effect() -> None:
+    text = slurm_command.options().format_help()
+    assert "--partition" in text and "--gpus-per-node" in text
+    assert not [name for name in ("--nodes", "--tasks-per-node", "--network-gbits", "--rates") if name in text]

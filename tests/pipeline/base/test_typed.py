@@ -33,6 +33,8 @@ class Table:
     share: float = 1.0
     note: str | None = None
     axes: Axes | None = None
+    size: int | str = 0
+    marks: Mapping[str, str | bool] = field(default_factory=dict)
 
 
 def test_what_fits_comes_out_typed() -> None:
@@ -62,6 +64,8 @@ def test_what_fits_comes_out_typed() -> None:
         ({"title": "T", "nets": [], "axes": {"limit": 1}}, "unknown key 'axes.limit' in t.yaml: did you mean 'limits'?"),
         ({"title": "T", "nets": [], "axes": {"limits": [0]}}, "'axes.limits[1]' is missing in t.yaml: add it"),
         ({"title": "T", "nets": [], "axes": {"limits": [0, 1, 2]}}, "'axes.limits' in t.yaml is [0, 1, 2]: give fewer values"),
+        ({"title": "T", "nets": [], "size": True}, "'size' in t.yaml is True: give a whole number or some text"),
+        ({"title": "T", "nets": [], "marks": {"a": [1]}}, "'marks.a' in t.yaml is [1]: give some text or true or false"),
         ({"title": "T", "nets": [{"arch": "a", "shortcut": "C"}]}, "'nets[0].shortcut' in t.yaml is 'C': valid: A, B"),
     ],
 )  # fmt: skip

@@ -7,7 +7,6 @@ from functools import cache
 
 import pytest
 
-from pipeline.base.command import UserError
 from pipeline.base.words import ALIASES, MEANINGS, Meaning, meaning
 from pipeline.run.options import key_names
 from tests import commands
@@ -79,8 +78,6 @@ def test_an_alias_is_no_option_and_names_a_key() -> None:
 @pytest.mark.parametrize(
     ("word", "value", "command", "said"),
     [
-        ("--gres", "gpu:a100:4", "launch/slurm.py", "--gpus-per-node 4; the kind of GPU (a100)"),
-        ("--gres", "gpu:8", "launch/slurm.py", "--gres is --gpus-per-node here: --gpus-per-node 8"),
         ("--mem", "64G", "launch/slurm.py", "--mem-gb 64"),
         ("--mem", "128000", "launch/slurm.py", "--mem-gb 128"),
         ("--mem", "1T", "launch/slurm.py", "--mem-gb 1000"),
@@ -101,11 +98,3 @@ def test_the_answer_is_the_commands_own(word: str, value: str, command: str, sai
 def test_a_word_without_a_meaning_is_left_to_spelling() -> None:
     assert meaning("--nods", "", options_by_command()["python launch/slurm.py"]) is None
     assert meaning("--epochs", "", options_by_command()["python -m pipeline.evaluate"]) is None
-
-
-def test_a_typed_count_of_gpus_is_answered_by_both_parsers() -> None:
-    from launch import slurm, slurm_command
-
-    for main, words in ((slurm.main, ["--dry-run"]), (slurm_command.main, ["--name", "a", "--folder", "b", "--", "c"])):
-        with pytest.raises(UserError, match=r"--gpus-per-node 4, and ask for the kind \(a100\)"):
-            main(["--gpus-per-node", "a100:4", *words])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms import v2 as transforms
 
 from pipeline.base.command import UserError
@@ -113,6 +117,143 @@ def test_a_published_net_is_scored_without_a_run(
     assert scores.provenance.normalization == "mean 123.675,116.28,103.53 std 58.395,57.12,57.375"
 
 
+def torchvisions() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torchvision.models.resnet18(num_classes=5).eval()
+
+
+def prefixed(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def momentum(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of each parameter, by its name."""
+    return {key: value + 1 for key, value in state.items() if "running" not in key and "num_batches" not in key}
+
+
+WRAPPED = {
+    # By what wraps nets itself.
+    "DataParallel": lambda net: nn.DataParallel(net).state_dict(),
+    "AveragedModel": lambda net: AveragedModel(net).state_dict(),
+    "compile": lambda net: torch.compile(net).state_dict(),
+    "compiled in DataParallel": lambda net: nn.DataParallel(torch.compile(nn.DataParallel(net))).state_dict(),
+    "a module's attribute": lambda net: nn.ModuleDict({"backbone": net}).state_dict(),
+    "AveragedModel of DataParallel": lambda net: {"swa": AveragedModel(nn.DataParallel(net)).state_dict(), "epoch": 1},
+    # As programs save them.
+    "Lightning": lambda net: {
+        "epoch": 1,
+        "state_dict": prefixed("model.", net.state_dict()),
+        "optimizer_states": [{"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}],
+        "hyper_parameters": {"lr": 0.1},
+    },
+    "timm": lambda net: {
+        "state_dict": net.state_dict(),
+        "optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}},
+        "args": argparse.Namespace(model="resnet18", lr=0.1),
+        "metric": np.float64(70.0),
+    },
+    "Composer": lambda net: {
+        "state": {
+            "model": prefixed("module.", net.state_dict()),
+            "optimizers": {"SGD": {"state": {key: {"momentum_buffer": torch.ones(3)} for key in net.state_dict()}}},
+        }
+    },
+    "torchvision": lambda net: {"model": net.state_dict(), "best_acc1": torch.tensor(70.0), "epoch": 89},
+    "net": lambda net: {"net": prefixed("module.", net.state_dict()), "acc": 91.2},
+    "an average alone": lambda net: {"state_dict_ema": net.state_dict()},
+    "momentum by name": lambda net: {"model": net.state_dict(), "momentum": momentum(net.state_dict())},
+    "in a list": lambda net: {"models": [net.state_dict()]},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+def test_a_wrapped_net_answers_as_the_net_does(tmp_path: Path, wrapping: str) -> None:
+    net = torchvisions()
+    torch.save(WRAPPED[wrapping](net), tmp_path / "net.pth")
+    file = WeightsFile(file=tmp_path / "net.pth", arch="resnet18", stride="v1.5", shortcut="B")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(open_weights(file, tmp_path).net(images), net(images))
+
+
+SEVERAL = {
+    "beside": (lambda net, other: {"state_dict": net, "state_dict_ema": other}, "state_dict_ema"),
+    "in one": (lambda net, other: {**prefixed("model.", net), **prefixed("ema.module.", other)}, "ema.module"),
+    "one in the other": (lambda net, other: {**net, **prefixed("teacher.", other)}, "teacher"),
+    "with more": (lambda net, other: {**prefixed("model.", other), "loss.weight": torch.ones(5)}, "model"),
+    "in lists": (lambda net, other: {"models": [net, other]}, "models.1"),
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_of_several_sets_one_is_named(tmp_path: Path, kind: str) -> None:
+    make, key = SEVERAL[kind]
+    wanted = torchvision.models.resnet18(num_classes=5).state_dict()
+    torch.save(make(torchvisions().state_dict(), wanted), tmp_path / "net.pth")
+    with pytest.raises(UserError, match="--weights-key") as caught:
+        read_weights(tmp_path / "net.pth")
+    assert f"'{key}'" in str(caught.value)
+    assert digest(read_weights(tmp_path / "net.pth", key)) == digest(wanted)
+    with pytest.raises(UserError, match="holds no weights 'nothing'.*" + re.escape(key)):
+        read_weights(tmp_path / "net.pth", "nothing")
+
+
+def changed(name: str, other: str, value: Any = None) -> dict[str, Any]:
+    """A net's state dict with another name, or another value, in place of one."""
+    state = torchvisions().state_dict()
+    before = state.pop(name)
+    return {**state, other: before if value is None else value}
+
+
+REFUSED = {
+    "of another family": (
+        lambda: changed("fc.weight", "layer1.0.se.weight"),
+        "nor of another net here .it has layer1.0.se",
+    ),
+    "pruned": (
+        lambda: changed("conv1.weight", "conv1.weight_orig"),
+        "nor of another net here .it has conv1.weight_orig",
+    ),
+    "of another classifier": (lambda: changed("fc.bias", "fc.1.bias"), "have no fc.bias"),
+    "of whole numbers": (
+        lambda: changed("conv1.weight", "conv1.weight", torch.ones(64, 3, 7, 7).char()),
+        "whole numbers",
+    ),
+    "of another shape": (
+        lambda: changed("conv1.weight", "conv1.weight", torch.ones(64, 3, 3, 3)),
+        "is .64, 3, 3, 3. but",
+    ),
+    "deeper than it is looked for": (
+        lambda: {"a": {"b": {"c": {"d": {"e": changed("fc.bias", "fc.bias")}}}}},
+        "no state dict",
+    ),
+    "a module": (torchvisions, "objects of torchvision.models.resnet.ResNet"),
+    "with a path": (lambda: {"model": {}, "folder": Path("x")}, "it holds more than weights: objects of pathlib"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_refused_says_why(tmp_path: Path, kind: str) -> None:
+    make, sentence = REFUSED[kind]
+    torch.save(make(), tmp_path / "net.pth")
+    with pytest.raises(UserError, match=sentence):
+        open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet18", stride="v1.5", shortcut="B"), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")  # pickle looks through all modules for what a quantised tensor names
+def test_programs_and_quantised_nets_are_refused(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+    torch.jit.script(net).save(str(tmp_path / "script.pt"))
+    with pytest.raises(UserError, match="it is a TorchScript program"):
+        read_weights(tmp_path / "script.pt")
+    weights = torch.quantize_per_tensor(torch.randn(4, 3, 3, 3), 0.1, 0, torch.qint8)
+    torch.save(
+        {"conv1.weight": weights, "fc.weight": torch.ones(2, 4), "bn1.running_mean": torch.ones(4)}, tmp_path / "q.pt"
+    )
+    with pytest.raises(UserError, match=r"a quantised net .conv1.weight"):
+        read_weights(tmp_path / "q.pt")
+
+
 class Malicious:
     def __reduce__(self) -> tuple[Any, ...]:
         return (print, ("this must not be executed",))
@@ -168,6 +309,8 @@ def test_mistakes_get_one_sentence(
         (["--weights-file", good, *common, "--protocol", "center,ten-crop"], "give it with one --protocol"),
         (["--weights-file", good, *common, "--mean", "0,0,0", "--crop", "40", "--short-side", "36"], "crop of 40"),
         ([tmp_path, "--arch", "resnet8"], "go with --weights-file"),
+        ([tmp_path, "--weights-key", "model"], "--weights-key goes with --weights-file"),
+        (["--weights-file", good, *common, "--weights-key", "ema"], "good.pt holds no weights 'ema'"),
     ]
     for arguments, sentence in cases:
         code, output, errors = run_evaluate(*arguments)
