@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 from nvidia.nvimgcodec import CodeStream  # comes with DALI, which decodes with it
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _OTHERS = (b"BM", b"II*\0", b"MM\0*", b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")  # BMP, TIFF, WebP, JPEG 2000
 _PNM = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
+_TYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 _START_OF_SCAN = 0xDA  # T.81, Table B.1: the header's last marker, after the frame's size
 _END_OF_IMAGE = b"\xff\xd9"  # never part of coded data, where 0 follows 0xFF
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a segment
@@ -30,7 +32,9 @@ def header_fault(encoded: bytes, height: int, width: int) -> str | None:
     try:
         header = CodeStream(encoded)
         claimed = header.height % 2**32, header.width % 2**32  # unsigned, which the binding forgets
-    except RuntimeError:
+        if header.dtype not in _TYPES:
+            return f"its header says {header.dtype} values"
+    except (RuntimeError, TypeError):  # TypeError: of values that NumPy has no type for
         return "its header cannot be read"
     if claimed != (height, width):
         return f"its header says {claimed[0]} x {claimed[1]} pixels, the sample table {height} x {width}"
