@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -15,13 +16,26 @@ import webdataset
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.dataset import ClassInfo, Dataset, Manifest, ShardInfo, SplitInfo, Statistics, sample_dtype
+from pipeline.data.dataset import (
+    STATISTICS,
+    ClassInfo,
+    Dataset,
+    Manifest,
+    ShardInfo,
+    SplitInfo,
+    Statistics,
+    sample_dtype,
+)
 
 
 def write_dataset(
-    folder: Path, images: Sequence[bytes], labels: Sequence[int] | None = None, shard_size: int = 16
+    folder: Path,
+    images: Sequence[bytes],
+    labels: Sequence[int] | None = None,
+    shard_size: int = 16,
+    statistics: Statistics | None = None,
 ) -> Dataset:
-    """A dataset folder with one split "train" of the given encoded images."""
+    """A dataset folder with one split "train" of the given encoded images, and without an index."""
     labels = list(range(len(images))) if labels is None else labels
     (folder / "train").mkdir(parents=True)
     keys = [f"image{number:04d}" for number in range(len(images))]
@@ -50,7 +64,12 @@ def write_dataset(
     digest = save_table(folder / "train.samples.npy", table)
     split = SplitInfo(samples=len(images), table="train.samples.npy", table_sha256=digest, shards=tuple(shards))
     classes = tuple(ClassInfo(wnid=f"n{number:08d}") for number in range(max(labels) + 1))
-    (folder / "manifest.json").write_text(Manifest(seed=0, classes=classes, splits={"train": split}).to_json())
+    described = None
+    if statistics is not None:
+        np.savez(folder / STATISTICS, **dataclasses.asdict(statistics))
+        described = {"sha256": hashlib.sha256((folder / STATISTICS).read_bytes()).hexdigest()}
+    manifest = Manifest(seed=0, classes=classes, splits={"train": split}, statistics=described)
+    (folder / "manifest.json").write_text(manifest.to_json())
     return Dataset(folder)
 
 
