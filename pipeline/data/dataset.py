@@ -283,10 +283,10 @@ class Dataset:
                 f"{self.folder} is not a dataset folder (it has no {MANIFEST}): "
                 f"prepare it with 'python data_prep/shard_imagenet.py SOURCE {self.folder}'"
             )
-        text = manifest.read_bytes().decode(errors="replace")  # the parser or the checksum reports any damage
-        self.manifest = Manifest.from_json(text, manifest)
+        text = manifest.read_bytes()
+        self.manifest = Manifest.from_json(text.decode(errors="replace"), manifest)  # it reports any damage
         # This hash identifies the dataset: the manifest holds the hashes of everything else.
-        self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+        self.sha256 = hashlib.sha256(text).hexdigest()
 
     @property
     def classes(self) -> int:
