@@ -19,6 +19,7 @@ LAYERS: dict[str, list[str]] = {
     "dataset folders and the meter": [
         "pipeline.data.dataset",
         "pipeline.data.images",
+        "pipeline.data.shards",
         "pipeline.meter.*",
     ],
     "process": [
