@@ -17,9 +17,8 @@ LAYERS: dict[str, list[str]] = {
         "pipeline pipeline.base.*",
     ],
     "dataset folders and the meter": [
-        "pipeline.data.dataset",
+        "pipeline.data.dataset pipeline.data.shards",
         "pipeline.data.images",
-        "pipeline.data.shards",
         "pipeline.meter.*",
     ],
     "process": [

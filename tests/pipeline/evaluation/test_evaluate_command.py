@@ -87,8 +87,9 @@ def test_a_split_without_labels_is_scored(
     replace_table(folder, "train", table)
     code, output, errors = run_evaluate(made_run, "--data", folder, "--split", "train", "--json")
     assert code == 0, errors
-    assert figures(output)["results"][0]["top1_error"] is None
-    assert (load(made_run / "scores/center-train-00000100.npz").labels == -1).all()
+    (result,) = figures(output)["results"]
+    assert result["top1_error"] is None
+    assert (load(Path(result["scores"])).labels == -1).all()
     assert not (made_run / "metrics.jsonl").exists() or not read_metrics(made_run / "metrics.jsonl")
 
 
