@@ -46,8 +46,8 @@ LAST_ITERATION = 599_999  # of the paper's 60e4
 BATCH = 256
 
 
-def write_shard(path: Path, seed: int) -> list[tuple[int, int]]:
-    """Write a shard of tiny JPEG images; return (offset, size) of each."""
+def write_shard(path: Path, seed: int) -> list[tuple[int, int, str]]:
+    """Write a shard of tiny JPEG images; return (offset, size, key) of each."""
     import webdataset
 
     random = np.random.default_rng(seed)
@@ -56,27 +56,33 @@ def write_shard(path: Path, seed: int) -> list[tuple[int, int]]:
             buffer = io.BytesIO()
             coarse = Image.fromarray(random.integers(0, 256, (4, 5, 3), np.uint8))
             coarse.resize((40, 32), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-            writer.write({"__key__": f"n{seed:08d}_{number:05d}", "jpg": buffer.getvalue(), "cls": b"0"})
+            writer.write({"__key__": f"n{seed:08d}_{number:011d}", "jpg": buffer.getvalue(), "cls": b"0"})
     with tarfile.open(path) as tar:
-        return [(member.offset_data, member.size) for member in tar if member.name.endswith(".jpg")]
+        images = [member for member in tar if member.name.endswith(".jpg")]
+    return [(member.offset_data, member.size, member.name.removesuffix(".jpg")) for member in images]
 
 
 def write_dataset(folder: Path, samples: int) -> None:
     (folder / "train").mkdir(parents=True)
     written = [folder / f"written{number}.tar" for number in range(DISTINCT_SHARDS)]
-    places = np.array([write_shard(path, seed) for seed, path in enumerate(written)])
+    places, keys = [], []
+    for seed, path in enumerate(written):
+        members = write_shard(path, seed)
+        places.append([(offset, size) for offset, size, _ in members])
+        keys.append([key.encode() for *_, key in members])
     ids = np.arange(samples)
     shards, inside = np.divmod(ids, SHARD)
     table = np.zeros(samples, sample_dtype(len("n01440764_10026_12345")))
     table["shard"], table["label"], table["height"], table["width"] = shards, ids % 1000, 32, 40
-    table["offset"], table["size"] = places[shards % DISTINCT_SHARDS, inside].T
-    table["key"] = np.char.add("n01440764_", np.char.zfill(ids.astype("S8"), 8).astype(str)).astype("S")
+    table["offset"], table["size"] = np.array(places)[shards % DISTINCT_SHARDS, inside].T
+    table["key"] = np.array(keys)[shards % DISTINCT_SHARDS, inside]
     infos = []
     for number in range(-(-samples // SHARD)):
         name = f"train/imagenet-train-{number:06d}.tar"
         os.link(written[number % DISTINCT_SHARDS], folder / name)
         size = (folder / name).stat().st_size
-        infos.append(ShardInfo(file=name, samples=SHARD, bytes=size, sha256="0" * 64, index_sha256="0" * 64))
+        held = min(SHARD, samples - number * SHARD)
+        infos.append(ShardInfo(file=name, samples=held, bytes=size, sha256="0" * 64, index_sha256="0" * 64))
     np.save(folder / "train.samples.npy", table)
     digest = hashlib.sha256((folder / "train.samples.npy").read_bytes()).hexdigest()
     split = SplitInfo(samples=samples, table="train.samples.npy", table_sha256=digest, shards=tuple(infos))
@@ -87,7 +93,9 @@ def write_dataset(folder: Path, samples: int) -> None:
         eigenvalues=np.array([0.2175, 0.0188, 0.0045]),
         eigenvectors=np.eye(3),
     )
-    (folder / "manifest.json").write_text(Manifest(seed=0, classes=classes, splits={"train": split}).to_json())
+    statistics = {"size": 224, "sha256": hashlib.sha256((folder / STATISTICS).read_bytes()).hexdigest()}
+    manifest = Manifest(seed=0, classes=classes, splits={"train": split}, statistics=statistics)
+    (folder / "manifest.json").write_text(manifest.to_json())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ LAYERS: dict[str, list[str]] = {
         "pipeline pipeline.base.*",
     ],
     "dataset folders and the meter": [
-        "pipeline.data.dataset",
+        "pipeline.data.dataset pipeline.data.shards",
         "pipeline.data.images",
         "pipeline.meter.*",
     ],

@@ -102,6 +102,7 @@ def describe_os_error(error: OSError) -> str | None:
         errno.ENOSPC: "the disk is full: free some space and start the same command again",
         errno.EDQUOT: "the disk quota is used up: free some space and start the same command again",
         errno.EROFS: "the file system is read-only: choose a folder that can be written",
+        errno.EMFILE: "too many open files: raise their hard limit (ulimit -Hn) and start the same command again",
         errno.EACCES: "permission denied: choose a folder that this user can read and write",
     }
     if error.errno not in remedies:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -59,14 +59,29 @@ def _mappings(kind: type, values: Any, prefix: str) -> Iterator[tuple[str, Mappi
     """(prefix, mapping, its valid keys) of `values` and all within it that stands where a dataclass is expected."""
     if not isinstance(values, Mapping):
         return
-    types = get_type_hints(kind)
-    yield prefix, values, [one.name for one in dataclasses.fields(kind)]
+    types = _types(kind)
+    yield prefix, values, [*types]
     for key, value in values.items():
         for part in (types[key], *get_args(types[key])):  # X itself, or the X of `tuple[X, ...]` or `X | None`
             if isinstance(part, type) and dataclasses.is_dataclass(part):
-                items = {f"[{i}]": one for i, one in enumerate(value)} if isinstance(value, list) else {"": value}
-                for place, item in items.items():
+                for place, item in _items(types[key], value):
                     yield from _mappings(part, item, f"{prefix}{key}{place}.")
+
+
+@cache  # a manifest has thousands of shards and classes
+def _types(kind: type) -> dict[str, Any]:
+    """The fields of a dataclass, in order, with their types."""
+    hints = get_type_hints(kind)
+    return {one.name: hints[one.name] for one in dataclasses.fields(kind)}
+
+
+def _items(kind: Any, value: Any) -> list[tuple[str, Any]]:
+    """(place, item) of what a key of type `kind` holds: the value itself, or those of a list or of a `dict[str, X]`."""
+    if isinstance(value, list):
+        return [(f"[{number}]", item) for number, item in enumerate(value)]
+    if get_origin(kind) is dict and isinstance(value, Mapping):
+        return [(f".{name}", item) for name, item in value.items()]
+    return [("", value)]
 
 
 def _sentence(error: ValidationError, values: Any, place: str) -> str:

@@ -6,33 +6,37 @@
     SPLIT.samples.npy    one row per sample (see `sample_dtype`), in sample-id order
     SPLIT/NAME-SPLIT-000000.tar (+ .idx)   WebDataset: KEY.jpg + KEY.cls; the index is DALI's
 
-Its bytes do not depend on when or where it was made: equal sources and seeds give equal bytes.
+Its bytes do not depend on when or where it was made: equal sources and seeds give equal bytes. Sample table and statistics are
+checked against the manifest's hashes whenever they are opened. Shards, which are too large for that, are checked as they are
+read: each for its size, and each image for its own header in the tar.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
-import os
-import resource
-import threading
-import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.command import UserError
+from pipeline.base.typed import read_typed
+from pipeline.data.shards import OpenShards
 
 FORMAT = "imagenet-pipeline-dataset"
 VERSION = 1
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.npz"
 UNLABELLED = -1
+EXTENSIONS = ("jpg", "png")  # of images in shards
+BLOCK = 512  # bytes of a tar's header, which stands before each of its files
 
 
 def sample_dtype(key_bytes: int) -> np.dtype[Any]:
@@ -100,24 +104,33 @@ class Manifest:
     @staticmethod
     def from_json(text: str, place: Path) -> Manifest:
         """Read a manifest. Raises UserError if `text` is no manifest, or one of another version."""
+        again = "prepare the dataset with data_prep/shard_imagenet.py"
         try:
             fields = json.loads(text)
             if fields.pop("format") != FORMAT:
                 raise KeyError("format")
-            if (version := fields.pop("version")) != VERSION:
-                raise UserError(
-                    f"{place} has dataset format version {version}, this code reads version {VERSION}: "
-                    "prepare the dataset again with data_prep/shard_imagenet.py, or use the code that wrote it"
-                )
-            fields["classes"] = tuple(ClassInfo(**info) for info in fields["classes"])
-            for name, split in fields["splits"].items():
-                shards = tuple(ShardInfo(**info) for info in split.pop("shards"))
-                fields["splits"][name] = SplitInfo(**split, shards=shards)
-            return Manifest(**fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            version = fields.pop("version")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{place} is not a dataset's manifest ({error!r}): {again}") from None
+        if version != VERSION:
             raise UserError(
-                f"{place} is not a dataset's manifest ({error!r}): prepare the dataset with data_prep/shard_imagenet.py"
-            ) from None
+                f"{place} has dataset format version {version}, this code reads version {VERSION}: "
+                "prepare the dataset again with data_prep/shard_imagenet.py, or use the code that wrote it"
+            )
+        manifest = read_typed(Manifest, fields, str(place))
+        for fault in _faults(manifest):
+            raise UserError(f"{place} is damaged ({fault}): {again}")
+        return manifest
+
+
+def _faults(manifest: Manifest) -> Iterator[str]:
+    """What a manifest of the right types says that cannot be."""
+    if not manifest.classes:
+        yield "it lists no classes"
+    for split in manifest.splits.values():
+        for file in (split.table, *(shard.file for shard in split.shards)):
+            if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+                yield f"{file!r} lies outside the dataset"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,29 +145,78 @@ class Statistics:
     eigenvalues: NDArray[np.float64]
     eigenvectors: NDArray[np.float64]
 
+    @staticmethod
+    def of(data: bytes, size: int | None) -> Statistics:
+        """Read the arrays of a .npz file, with a mean image of `size` pixels square. Raises ValueError."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                statistics = Statistics(**{one.name: arrays[one.name] for one in dataclasses.fields(Statistics)})
+        except Exception as error:  # NumPy's and zipfile's readers raise many types
+            raise ValueError(str(error) or repr(error)) from None
+        mean, values, vectors = statistics.mean_image, statistics.eigenvalues, statistics.eigenvectors
+        side = len(mean) if size is None and mean.ndim else size
+        for name, array, shape, kind in (
+            ("mean_image", mean, (side, side, 3), np.float32),
+            ("eigenvalues", values, (3,), np.float64),
+            ("eigenvectors", vectors, (3, 3), np.float64),
+        ):
+            if array.shape != shape or array.dtype != kind:
+                raise ValueError(f"{name} is {array.dtype} {list(array.shape)}, not {np.dtype(kind)} {list(shape)}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds values that are not finite")
+        return statistics
+
     @property
     def mean_colour(self) -> NDArray[np.float32]:
         """float32 [3], 0..255: the mean over the mean image, for images of another size (fully convolutional tests)."""
         return self.mean_image.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
 
 
-class Split:
-    """The samples of one split; reading one is a single `pread`. Thread-safe. Keeps every shard open once it was read."""
+def read_table(data: bytes, info: SplitInfo, classes: int) -> NDArray[Any]:
+    """Return a split's sample table from the bytes of its file: `sample_dtype` [N], read-only.
 
-    def __init__(self, folder: Path, name: str, info: SplitInfo) -> None:
-        self.folder, self.name, self.info = folder, name, info
-        table = folder / info.table
-        try:
-            self.samples = np.load(table, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise UserError(f"the sample table {table} cannot be read ({error}): prepare the dataset again") from None
-        if len(self.samples) != info.samples:
-            raise UserError(
-                f"{table} has {len(self.samples)} rows but the manifest says {info.samples}: prepare the dataset again"
-            )
-        self._files: dict[int, int] = {}
-        self._lock = threading.Lock()
-        _allow_open_files(len(info.shards))
+    Raises ValueError if it does not fit the split or the number of classes.
+    """
+    file = io.BytesIO(data)
+    try:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("it is no .npy file of version 1.0")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        table: NDArray[Any] = np.frombuffer(data, dtype, offset=file.tell())  # no copy
+    except Exception as error:  # of many types, after NumPy's parser
+        raise ValueError(str(error) or repr(error)) from None
+    names = dtype.names or ()
+    if "key" not in names or dtype != sample_dtype(dtype["key"].itemsize):
+        raise ValueError("its columns are not those of a sample table")
+    if shape != table.shape or len(table) != info.samples:
+        raise ValueError(f"it has {len(table):,} rows, the manifest says {info.samples:,} samples")
+    for fault, rows in _table_faults(table, info, classes):
+        if rows.any():
+            raise ValueError(f"row {int(rows.argmax())} {fault}")
+    return table
+
+
+def _table_faults(table: NDArray[Any], info: SplitInfo, classes: int) -> Iterator[tuple[str, Any]]:
+    """What may be wrong with rows, and bool [N]: with which."""
+    yield "is of a shard that the manifest does not list", table["shard"] >= len(info.shards)
+    if not len(table):
+        return
+    ends, offsets = np.array([shard.bytes for shard in info.shards], np.uint64)[table["shard"]], table["offset"]
+    # Where an offset is too large by itself, its sum may overflow.
+    yield "lies outside its shard", (offsets < BLOCK) | (offsets > ends) | (offsets + table["size"] > ends)
+    yield f"has a label outside the {classes:,} classes", (table["label"] < UNLABELLED) | (table["label"] >= classes)
+    yield "is of an image without pixels", (table["height"] == 0) | (table["width"] == 0)
+    if not table["key"].tobytes().isascii():
+        yield "has a key that is not ASCII", np.array([not key.isascii() for key in table["key"].tolist()])
+
+
+class Split:
+    """The samples of one split; reading one is a single `pread`. Thread-safe."""
+
+    def __init__(self, folder: Path, name: str, info: SplitInfo, samples: NDArray[Any]) -> None:
+        """samples: the split's table (`read_table`), kept in memory: a mapped file that is cut off kills the process."""
+        self.folder, self.name, self.info, self.samples = folder, name, info, samples
+        self._shards = OpenShards(folder, [(shard.file, shard.bytes) for shard in info.shards])
 
     def __len__(self) -> int:
         return self.info.samples
@@ -165,18 +227,26 @@ class Split:
         return self.samples["label"].astype(np.int64)
 
     def read(self, sample: int) -> bytes:
-        """Return the encoded image of a sample id. Raises UserError, with key, shard and offset, if it cannot be read."""
+        """Return the encoded image of a sample id.
+
+        Raises UserError, with key, shard and offset, if it cannot be read, or if the shard holds something else there.
+        """
         row = self.samples[sample]
         shard, offset, size = int(row["shard"]), int(row["offset"]), int(row["size"])
         try:
-            data = self._read_range(shard, offset, size)
+            data = self._read_range(shard, offset - BLOCK, BLOCK + size)
         except OSError as error:
             raise UserError(f"{self.describe(sample)} cannot be read ({error.strerror}): check the storage") from error
-        if len(data) != size:
+        if len(data) != BLOCK + size:
             raise UserError(
                 f"{self.describe(sample)} ends early: the shard is truncated, prepare, copy or upload it again"
             )
-        return data
+        if not _announces(data, row["key"], size):
+            raise UserError(
+                f"{self.describe(sample)} is not there: the shard was replaced or damaged after the dataset was prepared, "
+                "check the dataset with data_prep/verify.py, and prepare, copy or upload that shard again"
+            )
+        return data[BLOCK:]
 
     def describe(self, sample: int) -> str:
         """Return `sample KEY (bytes A to B of SHARD)`: the place of an image, for messages."""
@@ -186,25 +256,20 @@ class Split:
         return f"sample {row['key'].decode()} (bytes {start} to {start + int(row['size'])} of {shard})"
 
     def _read_range(self, shard: int, offset: int, size: int) -> bytes:
-        return os.pread(self._file(shard), size, offset)
-
-    def _file(self, shard: int) -> int:
-        with self._lock:
-            if shard not in self._files:
-                path = self.folder / self.info.shards[shard].file
-                try:
-                    self._files[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise UserError(
-                        f"the shard {path} cannot be opened ({error.strerror}): check the dataset"
-                    ) from None
-            return self._files[shard]
+        return self._shards.read(shard, offset, size)
 
     def close(self) -> None:
-        with self._lock:
-            for file in self._files.values():
-                os.close(file)
-            self._files.clear()
+        """Close the shards' files; a later read opens them again."""
+        self._shards.close()
+
+
+def _announces(header: bytes, key: bytes, size: int) -> bool:
+    """Whether a tar's header, in front of its file, is that of the image `key` of `size` bytes (POSIX ustar)."""
+    name, octal = header[:100].rstrip(b"\0"), header[124:136]
+    return name.startswith(key) and name[len(key) :] in _ENDINGS and octal == b"%011o\0" % size
+
+
+_ENDINGS = tuple(f".{extension}".encode() for extension in EXTENSIONS)
 
 
 class Dataset:
@@ -218,10 +283,10 @@ class Dataset:
                 f"{self.folder} is not a dataset folder (it has no {MANIFEST}): "
                 f"prepare it with 'python data_prep/shard_imagenet.py SOURCE {self.folder}'"
             )
-        text = manifest.read_bytes().decode(errors="replace")  # the parser or the checksum reports any damage
-        self.manifest = Manifest.from_json(text, manifest)
+        text = manifest.read_bytes()
+        self.manifest = Manifest.from_json(text.decode(errors="replace"), manifest)  # it reports any damage
         # This hash identifies the dataset: the manifest holds the hashes of everything else.
-        self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+        self.sha256 = hashlib.sha256(text).hexdigest()
 
     @property
     def classes(self) -> int:
@@ -241,22 +306,44 @@ class Dataset:
         if name not in self.manifest.splits:
             splits = ", ".join(self.manifest.splits)
             raise UserError(f"the dataset {self.folder} has no split '{name}' (it has: {splits})")
-        return Split(self.folder, name, self.manifest.splits[name])
+        info = self.manifest.splits[name]
+        return Split(self.folder, name, info, self._table(info))
+
+    def _table(self, info: SplitInfo) -> NDArray[Any]:
+        data = self._small_file(info.table, info.table_sha256)
+        try:
+            return read_table(data, info, self.classes)
+        except ValueError as error:
+            place = self.folder / info.table
+            raise UserError(f"the sample table {place} cannot be read ({error}): prepare the dataset again") from None
 
     @cached_property
     def statistics(self) -> Statistics:
-        path = self.folder / STATISTICS
+        described = self.manifest.statistics
+        if described is None:
+            raise UserError(f"the dataset {self.folder} has no statistics: prepare the dataset again")
+        data = self._small_file(STATISTICS, described.get("sha256"))
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return Statistics(**{key: arrays[key] for key in ("mean_image", "eigenvalues", "eigenvectors")})
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"the statistics {path} cannot be read ({error}): prepare the dataset again") from None
+            return Statistics.of(data, described.get("size"))
+        except ValueError as error:
+            place = self.folder / STATISTICS
+            raise UserError(f"the statistics {place} cannot be read ({error}): prepare the dataset again") from None
+
+    def _small_file(self, name: str, sha256: str | None) -> bytes:
+        """Return the content of a file of the dataset. Raises UserError if it is not the one that the manifest describes."""
+        path = self.folder / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}): prepare or copy the dataset again") from None
+        check_hash(data, sha256, str(path))
+        return data
 
 
-def _allow_open_files(files: int) -> None:
-    """Raise the soft limit of open files: ImageNet at 1,000 samples per shard is 1,282 files, the usual limit 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = files + 512
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+def check_hash(data: bytes, sha256: str | None, place: str) -> None:
+    """Raise UserError, which names `place`, if the bytes of a file are not those whose hash the manifest has."""
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise UserError(
+            f"{place} does not match the SHA-256 in the manifest: it is damaged or another dataset's, "
+            "prepare, copy or upload the dataset again"
+        )

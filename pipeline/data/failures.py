@@ -2,10 +2,10 @@
 
 DALI reports that a batch failed, not which image, and its pipeline is unusable afterwards. So the images in question pass
 through the same graph one by one. The CPU's decoder has the last word: an image that it decodes is sound, and if the GPU
-fails on it, the GPU's decoder is to blame and nothing is substituted. An image with a doubtful header is judged by the CPU
-alone, also where the GPU would take it. Thus whether an image counts as damaged depends only on the image, its view and
-the rung of decoding; neither the batch nor the world size decides what is substituted. Where memory was exhausted, only an
-image is damaged whose header claims another size than the sample table has: any size, and as much memory.
+fails on it, the GPU's decoder is to blame and nothing is substituted. An image whose header cannot be read, or claims another
+size than the sample table has, is damaged without a trial (`data/headers.py`); a doubtful one is judged by the CPU alone, also
+where the GPU would take it. Thus whether an image counts as damaged depends only on the image, its view and the rung of
+decoding; neither the batch nor the world size decides what is substituted. Where memory was exhausted, no image is to blame.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipeline.base.command import UserError
-from pipeline.data.augment import Views
+from pipeline.data.augment import Int, Views
 from pipeline.data.batch import BatchRequest, BatchStream
+from pipeline.data.dataset import Split
 from pipeline.data.decoders import lower_rungs
 from pipeline.data.graphs import Graph, Inputs
-from pipeline.data.headers import is_doubtful, size_of
+from pipeline.data.headers import header_fault, is_doubtful
 from pipeline.data.order import Presentations
 
 _CPU = torch.device("cpu")
@@ -63,6 +64,17 @@ def failures(
     return reasons
 
 
+def header_faults(split: Split, ids: Int, encoded: Sequence[bytes], rows: Collection[int]) -> dict[int, str]:
+    """Return those of `rows` whose images' headers are not what the sample table says of them, each with a reason.
+
+    ids: int64 [N], the samples whose images are `encoded`.
+    """
+    table = split.samples[ids]
+    heights, widths = table["height"].tolist(), table["width"].tolist()
+    faults = {row: header_fault(encoded[row], heights[row], widths[row]) for row in rows}
+    return {row: fault for row, fault in faults.items() if fault is not None}
+
+
 @dataclass(frozen=True)
 class Judge:
     """Says which images of a stream's batches are damaged. `graph` decodes them for batches on `device`.
@@ -88,11 +100,13 @@ class Judge:
             raise
 
     def _damaged(self, request: BatchRequest, encoded: Sequence[bytes], rows: Collection[int]) -> dict[int, str]:
+        refused = header_faults(self.stream.split, request.presentations.ids, encoded, rows)
+        rows = [row for row in rows if row not in refused]
         on_cpu = replace(self.graph, rung="cpu", normalization=None)
         if self.graph.rung == "cpu":
-            return failures(on_cpu, encoded, request.views, _CPU, rows)
+            return refused | failures(on_cpu, encoded, request.views, _CPU, rows)
         doubtful = [row for row in rows if is_doubtful(encoded[row])]
-        refused = failures(on_cpu, encoded, request.views, _CPU, doubtful)
+        refused |= failures(on_cpu, encoded, request.views, _CPU, doubtful)
         on_gpu, others = replace(self.graph, normalization=None), [row for row in rows if row not in refused]
         try:
             suspects = failures(on_gpu, encoded, request.views, self.device, others)
@@ -107,16 +121,6 @@ class Judge:
             sample = self.stream.split.describe(int(request.presentations.ids[min(sound)]))
             raise self.gpu_failed(f" on {sample}, which the CPU decodes", suspects[min(sound)])
         return refused
-
-    def of_another_size(self, request: BatchRequest, encoded: Sequence[bytes]) -> dict[int, str]:
-        """Return the rows whose headers claim another size than the sample table has, with a reason."""
-        rows = self.stream.split.samples[request.presentations.ids]
-        sizes = zip(map(size_of, encoded), rows["height"].tolist(), rows["width"].tolist(), strict=True)
-        return {
-            row: f"its header says {claimed[0]} x {claimed[1]} pixels, the sample table {height} x {width}"
-            for row, (claimed, height, width) in enumerate(sizes)
-            if claimed is not None and claimed != (height, width)
-        }
 
     def gpu_failed(self, where: str, reason: BaseException | str) -> UserError:
         """Return what to raise where the GPU failed on no damaged image. where: ends the words "decoding failed"."""

@@ -1,25 +1,48 @@
 """Checks the headers of encoded images before DALI gets them.
 
-DALI (2.4, the CPU's decoder) may crash the process if one image of a batch has no readable header: it gives up while
-its threads still read the others. So images whose header looks wrong are first decoded one by one (`data/failures.py`).
-A GPU's decoder may take a JPEG whose end is missing; those are doubted too, so that the CPU judges them everywhere.
+DALI (2.4, the CPU's decoder) may crash the process where the header of one image of a batch cannot be read, or says a size in
+which the image's window does not lie: it gives up while its threads still read the other images' headers. (It does so in
+batches of more than 4 (threads + 1) images; what fails later, in the decoding itself, it reports in order.) So each header is
+read first, by nvImageCodec's parser, which is DALI's own: the two cannot disagree. Its size must be the sample table's, from
+which the windows are planned; an image where that is otherwise is damaged, and DALI never sees it.
+
+A GPU's decoder may take a JPEG whose end is missing; such images are doubtful, and the CPU judges them everywhere
+(`data/failures.py`).
 """
 
 from __future__ import annotations
 
 import struct
 
+import numpy as np
+from nvidia.nvimgcodec import CodeStream  # comes with DALI, which decodes with it
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 _OTHERS = (b"BM", b"II*\0", b"MM\0*", b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")  # BMP, TIFF, WebP, JPEG 2000
 _PNM = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
+_TYPES = (np.dtype(np.uint8), np.dtype(np.uint16))
 _START_OF_SCAN = 0xDA  # T.81, Table B.1: the header's last marker, after the frame's size
 _END_OF_IMAGE = b"\xff\xd9"  # never part of coded data, where 0 follows 0xFF
 _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a segment
 _NO_FRAME = (0xC4, 0xC8, 0xCC)  # of the markers C0 to CF, which else begin a frame (T.81, B.2.2)
 
 
+def header_fault(encoded: bytes, height: int, width: int) -> str | None:
+    """Return why DALI must not get an encoded image that the sample table calls `height` x `width` pixels; None if it may."""
+    try:
+        header = CodeStream(encoded)
+        claimed = header.height % 2**32, header.width % 2**32  # unsigned, which the binding forgets
+        if header.dtype not in _TYPES:
+            return f"its header says {header.dtype} values"
+    except (RuntimeError, TypeError):  # TypeError: of values that NumPy has no type for
+        return "its header cannot be read"
+    if claimed != (height, width):
+        return f"its header says {claimed[0]} x {claimed[1]} pixels, the sample table {height} x {width}"
+    return None
+
+
 def is_doubtful(encoded: bytes) -> bool:
-    """Return whether the header of an encoded image looks damaged, or the end of a JPEG is missing.
+    """Return whether the header of an encoded image looks damaged, or the end of a JPEG or PNG is missing.
 
     There may be false positives, but no false negatives. Other damage is left to the decoders.
     """
@@ -63,17 +86,6 @@ def kind_of(encoded: bytes) -> str:
         return encoded[:4].hex()
     factors = encoded[place + 11 : place + 11 + 3 * encoded[place + 9] : 3]
     return f"JPEG {encoded[place + 1]:02X} {factors.hex(' ')}"
-
-
-def size_of(encoded: bytes) -> tuple[int, int] | None:
-    """Return the (height, width) in pixels that the header of a JPEG or PNG claims; None for other formats, or without one."""
-    if encoded.startswith(_PNG) and len(encoded) >= 24:
-        width, height = struct.unpack_from(">II", encoded, 16)  # of IHDR, which comes first
-        return height, width
-    if (place := _jpeg_frame(encoded)) is None:
-        return None
-    height, width = struct.unpack_from(">HH", encoded, place + 5)  # T.81, B.2.2
-    return height, width
 
 
 def _jpeg_frame(encoded: bytes) -> int | None:

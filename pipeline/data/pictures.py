@@ -13,7 +13,7 @@ from pipeline.base.cores import available_cores
 from pipeline.data.augment import CenterCrop
 from pipeline.data.batch import LoaderConfig
 from pipeline.data.dataset import UNLABELLED, Split, SplitInfo, sample_dtype
-from pipeline.data.failures import failures
+from pipeline.data.failures import failures, header_faults
 from pipeline.data.graphs import Normalization
 from pipeline.data.images import LOSSLESS_ENOUGH, UnreadableImageError, decode, encode
 from pipeline.data.loader import evaluation_batches
@@ -94,7 +94,9 @@ def _refused(pictures: Sequence[Picture], view: CenterCrop) -> dict[int, str]:
     request = plan.stream.request(Presentations(np.zeros_like(ids), ids))
     cpu = torch.device("cpu")
     encoded = [picture.encoded for picture in pictures]
-    return failures(plan.graph(LOADER, cpu), encoded, request.views, cpu, range(len(pictures)))
+    faults = header_faults(split, ids, encoded, ids.tolist())
+    others = [place for place in ids.tolist() if place not in faults]
+    return faults | failures(plan.graph(LOADER, cpu), encoded, request.views, cpu, others)
 
 
 def centre_crops(pictures: Sequence[Picture], view: CenterCrop, normalization: Normalization) -> torch.Tensor:

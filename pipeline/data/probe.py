@@ -25,7 +25,7 @@ from pipeline.base.children import start_child
 from pipeline.data.batch import BatchStream
 from pipeline.data.decoders import Rung
 from pipeline.data.graphs import Graph
-from pipeline.data.headers import is_doubtful, kind_of
+from pipeline.data.headers import header_fault, is_doubtful, kind_of
 from pipeline.data.order import Presentations
 from pipeline.data.probing import Answer, Pixels, Question, Trial
 
@@ -166,8 +166,8 @@ def trial_of(stream: BatchStream, graph: Graph) -> Trial:
     )
     found: dict[str, list[tuple[int, bytes]]] = {"largest": []}
     for sample in dict.fromkeys([*largest.tolist(), *spread.tolist()]):
-        encoded = stream.split.read(sample)
-        if not is_doubtful(encoded):
+        encoded, table = stream.split.read(sample), samples[sample]
+        if not is_doubtful(encoded) and header_fault(encoded, int(table["height"]), int(table["width"])) is None:
             kind = "largest" if sample in largest else kind_of(encoded)
             found.setdefault(kind, []).append((sample, encoded))
     # One of each kind in turn, so that rare kinds are among them.

@@ -23,7 +23,7 @@ from pipeline.base.command import UserError
 from pipeline.data.augment import Int
 from pipeline.data.batch import Batch, BatchRequest, BatchStream, LoaderConfig
 from pipeline.data.decoders import decoder_name, device_index
-from pipeline.data.failures import DALI_ERRORS, Judge, is_of_memory
+from pipeline.data.failures import DALI_ERRORS, Judge, header_faults, is_of_memory
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs
 from pipeline.data.headers import is_doubtful
@@ -189,13 +189,22 @@ class DaliProducer(Producer):
         batch = self.reading.popleft()
         for part in batch.parts:
             part.result()
-        if not batch.cleared:  # DALI must not decode an image that looks damaged together with others
-            if doubtful := [row for row, image in enumerate(batch.encoded) if is_doubtful(image)]:
-                self._replace(batch, self.judge.damaged(batch.request, batch.encoded, doubtful))
-            batch.cleared = True
+        if not batch.cleared:
+            self._clear(batch)
         batch.inputs = self.graph.inputs(batch.encoded, batch.request.views)
         self.decoding.append(batch)
         return batch.inputs
+
+    def _clear(self, batch: _Reading) -> None:
+        """Replace the images that DALI must not decode, or not together with others; see `headers`."""
+        images, ids = batch.encoded, batch.request.presentations.ids
+        faulty = header_faults(self.stream.split, ids, images, range(len(images)))
+        if faulty:
+            self._replace(batch, faulty)
+        doubtful = [row for row, image in enumerate(images) if row not in faulty and is_doubtful(image)]
+        if doubtful:
+            self._replace(batch, self.judge.damaged(batch.request, images, doubtful))
+        batch.cleared = True
 
     def _read(self, request: BatchRequest) -> _Reading:
         """Start to read a batch in parallel parts; each part reads neighbouring samples in their order on the disk."""
@@ -212,22 +221,16 @@ class DaliProducer(Producer):
 
     def _mend(self, cause: BaseException) -> None:
         """Replace the damaged images on which DALI failed and put the batches in flight back; or raise the reason."""
-        of_memory = is_of_memory(cause)
+        if is_of_memory(cause):
+            raise self.judge.out_of_memory(cause) from cause
         for batch in self.decoding:  # DALI tells of failures in order, so it is the first; a GPU may tell late
             if self.stopping.is_set():
                 return
-            images, request = batch.encoded, batch.request
-            damaged = (
-                self.judge.of_another_size(request, images)
-                if of_memory
-                else self.judge.damaged(request, images, range(len(images)))
-            )
+            damaged = self.judge.damaged(batch.request, batch.encoded, range(len(batch.encoded)))
             if damaged:
                 self._replace(batch, damaged, cause)
                 break
         else:
-            if of_memory:
-                raise self.judge.out_of_memory(cause) from cause
             if self.graph.rung == "cpu":
                 raise cause
             raise self.judge.gpu_failed("", cause) from cause

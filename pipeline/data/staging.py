@@ -1,7 +1,7 @@
 """`stage_to`: copies a split's shards to a disk of this machine, once for all its processes.
 
-    FOLDER/NAME-TABLEHASH/NAME.samples.npy, NAME/*.tar     as in the dataset folder
-                          NAME/*.tar.checked               hash, size and modification time of the copy beside it
+    FOLDER/NAME-TABLEHASH/NAME/*.tar             as in the dataset folder
+                          NAME/*.tar.checked     hash, size and modification time of the copy beside it
 
 A copy is written under another name, checked against the SHA-256 in the manifest and renamed. Later it counts as sound
 while its size and time equal those in the .checked file, so that another start need not read it.
@@ -54,12 +54,11 @@ def staged(split: Split, folder: str | None) -> Split:
         missing = [file for file in _files(split) if not _is_sound(home, file)]
         if missing:
             _copy_all(split, home, missing)
-    return Split(home, split.name, split.info)
+    return Split(home, split.name, split.info, split.samples)
 
 
 def _files(split: Split) -> list[_File]:
-    table = _File(split.info.table, (split.folder / split.info.table).stat().st_size, split.info.table_sha256)
-    return [table, *(_File(shard.file, shard.bytes, shard.sha256) for shard in split.info.shards)]
+    return [_File(shard.file, shard.bytes, shard.sha256) for shard in split.info.shards]
 
 
 def _is_sound(home: Path, file: _File) -> bool:
@@ -117,7 +116,7 @@ def _copy(split: Split, home: Path, file: _File) -> None:
 
 
 def _open(split: Split, file: _File) -> IO[bytes]:
-    if isinstance(split, RemoteSplit) and file.name != split.info.table:
+    if isinstance(split, RemoteSplit):
         return split.open_shard(file.name)
     return open(split.folder / file.name, "rb")
 

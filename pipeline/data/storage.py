@@ -10,14 +10,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from pipeline.base.command import UserError, check_without_secrets
-from pipeline.base.files import file_sha256, replacing
-from pipeline.data.dataset import MANIFEST, STATISTICS, Dataset, Manifest, Split, SplitInfo
+from pipeline.base.files import replacing
+from pipeline.data.dataset import MANIFEST, Dataset, Split, SplitInfo, check_hash
 
 # Where they are to be given instead.
 SECRETS_OF_STORAGE = (
@@ -58,28 +60,22 @@ class RemoteDataset(Dataset):
         cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-on-clusters"
         folder = cache / hashlib.sha256(manifest).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
-        contents = Manifest.from_json(manifest.decode(errors="replace"), Path(f"{url}/{MANIFEST}"))
-        hashes = {split.table: split.table_sha256 for split in contents.splits.values()}
-        if contents.statistics is not None:
-            hashes[STATISTICS] = contents.statistics["sha256"]
-        for name, digest in hashes.items():
-            self._keep(folder / name, name, digest)
         with replacing(folder / MANIFEST) as file:
             file.write(manifest)
         super().__init__(folder)
 
     def split(self, name: str) -> Split:
         local = super().split(name)
-        return RemoteSplit(local.folder, name, local.info, self.filesystem, self.root, self.url)
+        return RemoteSplit(local.folder, name, local.info, local.samples, self.filesystem, self.root, self.url)
 
-    def _keep(self, path: Path, name: str, digest: str) -> None:
-        if path.is_file() and file_sha256(path) == digest:
-            return
+    def _small_file(self, name: str, sha256: str | None) -> bytes:
+        with suppress(UserError):  # not in the cache yet, or damaged there
+            return super()._small_file(name, sha256)
         data = self._fetch(name)
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise UserError(f"{self.url}/{name} does not match the SHA-256 in the manifest: upload the dataset again")
-        with replacing(path) as file:
+        check_hash(data, sha256, f"{self.url}/{name}")
+        with replacing(self.folder / name) as file:
             file.write(data)
+        return data
 
     def _fetch(self, name: str) -> bytes:
         try:
@@ -97,8 +93,10 @@ class RemoteDataset(Dataset):
 class RemoteSplit(Split):
     """A split whose shards are on object storage. Thread-safe: reads are independent ranged requests."""
 
-    def __init__(self, folder: Path, name: str, info: SplitInfo, filesystem: Any, root: str, url: str) -> None:
-        super().__init__(folder, name, info)
+    def __init__(
+        self, folder: Path, name: str, info: SplitInfo, samples: NDArray[Any], filesystem: Any, root: str, url: str
+    ) -> None:
+        super().__init__(folder, name, info, samples)
         self.filesystem, self.root, self.url = filesystem, root, url
 
     def _read_range(self, shard: int, offset: int, size: int) -> bytes:

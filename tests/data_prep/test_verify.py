@@ -154,7 +154,7 @@ def set_height(table):
     ("change", "fault"),
     [
         (set_label, "is not the sample table's label"),
-        (set_label_out_of_range, "is not one of the manifest's 3 classes"),
+        (set_label_out_of_range, "row 3 has a label outside the 3 classes"),
         (set_offset, "is not where the sample table says"),
         (set_key, "two samples have the same key"),
         (set_shard, "name another shard"),

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
+import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import webdataset
+from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.dataset import ClassInfo, Dataset, Manifest, ShardInfo, SplitInfo, Statistics, sample_dtype
+from pipeline.data.dataset import (
+    STATISTICS,
+    ClassInfo,
+    Dataset,
+    Manifest,
+    ShardInfo,
+    SplitInfo,
+    Statistics,
+    sample_dtype,
+)
 
 
 def write_dataset(
-    folder: Path, images: Sequence[bytes], labels: Sequence[int] | None = None, shard_size: int = 16
+    folder: Path,
+    images: Sequence[bytes],
+    labels: Sequence[int] | None = None,
+    shard_size: int = 16,
+    statistics: Statistics | None = None,
 ) -> Dataset:
-    """A dataset folder with one split "train" of the given encoded images."""
+    """A dataset folder with one split "train" of the given encoded images, and without an index."""
     labels = list(range(len(images))) if labels is None else labels
     (folder / "train").mkdir(parents=True)
     keys = [f"image{number:04d}" for number in range(len(images))]
@@ -44,12 +61,29 @@ def write_dataset(
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         name, size = str(path.relative_to(folder)), path.stat().st_size
         shards.append(ShardInfo(file=name, samples=len(members), bytes=size, sha256=digest, index_sha256=""))
-    np.save(folder / "train.samples.npy", table)
-    digest = hashlib.sha256((folder / "train.samples.npy").read_bytes()).hexdigest()
+    digest = save_table(folder / "train.samples.npy", table)
     split = SplitInfo(samples=len(images), table="train.samples.npy", table_sha256=digest, shards=tuple(shards))
     classes = tuple(ClassInfo(wnid=f"n{number:08d}") for number in range(max(labels) + 1))
-    (folder / "manifest.json").write_text(Manifest(seed=0, classes=classes, splits={"train": split}).to_json())
+    described = None
+    if statistics is not None:
+        np.savez(folder / STATISTICS, **dataclasses.asdict(statistics))
+        described = {"sha256": hashlib.sha256((folder / STATISTICS).read_bytes()).hexdigest()}
+    manifest = Manifest(seed=0, classes=classes, splits={"train": split}, statistics=described)
+    (folder / "manifest.json").write_text(manifest.to_json())
     return Dataset(folder)
+
+
+def save_table(path: Path, table: NDArray[Any]) -> str:
+    """Write a sample table; its hash, for the manifest."""
+    np.save(path, table)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def replace_table(folder: Path, split: str, table: NDArray[Any]) -> None:
+    """Give a split of a dataset folder another sample table, which the manifest describes."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["splits"][split]["table_sha256"] = save_table(folder / manifest["splits"][split]["table"], table)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def statistics_of_size(side: int) -> Statistics:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
+from tests.images import encode, photograph
+from tests.pipeline.data.small_datasets import replace_table
 
 
 @pytest.fixture
@@ -42,11 +47,52 @@ def test_another_format_version(copy: Path) -> None:
     assert str(copy) in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"format": "other", "version": 1}'])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"format": "other", "version": 1}', b"[" * 100_000], ids=range(6)
+)
 def test_a_file_that_is_no_manifest(copy: Path, damage: bytes) -> None:
     (copy / "manifest.json").write_bytes(damage)
     with pytest.raises(UserError, match=r"is not a dataset's manifest"):
         Dataset(copy)
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda manifest: manifest.update(classes=[]), r"is damaged \(it lists no classes\)"),
+        (lambda manifest: manifest.update(classes="cat"), "classes"),
+        (lambda manifest: manifest["classes"][0].update(wnid=3), "wnid"),
+        (lambda manifest: manifest["classes"][0].update(color="red"), r"unknown key 'classes\[0\].color'"),
+        (lambda manifest: manifest.update(seed="0"), "seed"),
+        (lambda manifest: manifest.pop("splits"), "'splits' is missing"),
+        (lambda manifest: manifest["splits"]["val"].update(samples=-1.5), "samples"),
+        (lambda manifest: manifest["splits"]["val"].update(table=None), "table"),
+        (lambda manifest: manifest["splits"]["val"].update(rows=3), r"unknown key 'splits.val.rows'"),
+        (
+            lambda manifest: manifest["splits"]["val"].update(table="../val.npy"),
+            "'../val.npy' lies outside the dataset",
+        ),
+        (
+            lambda manifest: manifest["splits"]["val"]["shards"][0].update(file="/etc/passwd"),
+            "lies outside the dataset",
+        ),
+        (lambda manifest: manifest["splits"]["val"]["shards"][0].update(bytes="many"), "bytes"),
+    ],
+    ids=range(12),
+)
+def test_a_manifest_that_says_what_cannot_be(
+    copy: Path, change: Callable[[dict[str, Any]], object], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence) as refused:
+        Dataset(changed(copy, change))
+    assert str(copy / "manifest.json") in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_parts_that_are_missing(copy: Path) -> None:
@@ -54,34 +100,132 @@ def test_parts_that_are_missing(copy: Path) -> None:
     with pytest.raises(UserError, match=r"no split 'test' \(it has: train, val\)"):
         dataset.split("test")
     (copy / dataset.manifest.splits["val"].table).unlink()
-    with pytest.raises(UserError, match="sample table"):
+    with pytest.raises(UserError, match=r"val.samples.npy cannot be read \(No such file"):
         dataset.split("val")
+    (copy / "statistics.npz").unlink()
+    with pytest.raises(UserError, match=r"statistics.npz cannot be read \(No such file"):
+        _ = dataset.statistics
     shard = dataset.manifest.splits["train"].shards[0].file
     (copy / shard).unlink()
     with pytest.raises(UserError, match=r"shard .* cannot be opened"):
         dataset.split("train").read(0)
+    with pytest.raises(UserError, match="has no statistics"):
+        _ = Dataset(changed(copy, lambda manifest: manifest.update(statistics=None))).statistics
 
 
-@pytest.mark.parametrize("damage", ["cut off", "changed", "nothing", "a bare array"])
-def test_damaged_statistics(copy: Path, damage: str) -> None:
-    path = copy / "statistics.npz"
+@pytest.mark.parametrize("name", ["train.samples.npy", "statistics.npz"])
+@pytest.mark.parametrize("damage", ["cut off", "one bit", "nothing"])
+def test_a_small_file_that_is_not_the_manifests(copy: Path, name: str, damage: str) -> None:
+    dataset, path = Dataset(copy), copy / name
     whole = path.read_bytes()
-    middle = len(whole) // 2
-    changed = whole[:middle] + b"spoilt" + whole[middle + 6 :]
-    path.write_bytes({"cut off": whole[:-100], "changed": changed}.get(damage, b""))
-    if damage == "a bare array":
-        with open(path, "wb") as file:
-            np.save(file, np.zeros(3))
-    with pytest.raises(UserError, match=r"the statistics .* cannot be read .* prepare the dataset again"):
+    place = len(whole) // 2
+    one_bit = whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :]
+    path.write_bytes({"cut off": whole[:-100], "one bit": one_bit, "nothing": b""}[damage])
+    with pytest.raises(UserError, match=rf"{name} does not match the SHA-256 in the manifest: .* again"):
+        _ = dataset.statistics if name == "statistics.npz" else dataset.split("train")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        (
+            {"mean_image": np.zeros((5, 32, 3), np.float32)},
+            r"mean_image is float32 \[5, 32, 3\], not float32 \[32, 32, 3\]",
+        ),
+        ({"mean_image": np.zeros((32, 32, 3))}, "mean_image is float64"),
+        ({"mean_image": np.full((32, 32, 3), np.nan, np.float32)}, "mean_image holds values that are not finite"),
+        ({"eigenvalues": np.float64(1)}, "eigenvalues is"),
+        ({"eigenvectors": np.full((3, 3), np.inf)}, "eigenvectors holds values that are not finite"),
+        ({"eigenvectors": np.array([{}], object)}, "pickle"),
+        (None, "cannot be read"),
+    ],
+    ids=range(7),
+)
+def test_statistics_of_another_form(copy: Path, arrays: dict[str, Any] | None, sentence: str) -> None:
+    with np.load(copy / "statistics.npz") as sound:
+        held = dict(sound)
+    with open(copy / "statistics.npz", "wb") as file:
+        np.save(file, np.zeros(3)) if arrays is None else np.savez(file, **held | arrays)
+    digest = hashlib.sha256((copy / "statistics.npz").read_bytes()).hexdigest()
+    changed(copy, lambda manifest: manifest["statistics"].update(sha256=digest))
+    with pytest.raises(UserError, match=sentence) as refused:
         _ = Dataset(copy).statistics
+    assert "statistics.npz" in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_a_shard_that_was_cut_off_names_the_sample(copy: Path) -> None:
+def with_rows(name: str, value: object) -> Callable[[np.ndarray], np.ndarray]:
+    def change(table: np.ndarray) -> np.ndarray:
+        table[name][7] = value
+        return table
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (with_rows("shard", 1 << 20), "row 7 is of a shard that the manifest does not list"),
+        (with_rows("offset", 0), "row 7 lies outside its shard"),
+        (with_rows("offset", 2**64 - 1), "row 7 lies outside its shard"),
+        (with_rows("size", 2**32 - 1), "row 7 lies outside its shard"),
+        (with_rows("label", 10), "row 7 has a label outside the 10 classes"),
+        (with_rows("label", -2), "row 7 has a label outside the 10 classes"),
+        (with_rows("width", 0), "row 7 is of an image without pixels"),
+        (with_rows("key", b"\xff"), "row 7 has a key that is not ASCII"),
+        (lambda table: table[:-1], "it has 1,441 rows, the manifest says 1,442 samples"),
+        (lambda table: table[["offset", "size"]], "its columns are not those of a sample table"),
+        (lambda table: table["label"], "its columns are not those of a sample table"),
+        (
+            lambda table: table.astype([(name, "<i8") for name in table.dtype.names[:-1]] + [("key", "S9")]),
+            "its columns",
+        ),
+        (lambda table: np.array([{}], object), "cannot be read"),
+    ],
+    ids=range(13),
+)
+def test_a_table_that_does_not_fit_the_manifest(
+    copy: Path, change: Callable[[np.ndarray], np.ndarray], sentence: str
+) -> None:
+    replace_table(copy, "train", change(np.load(copy / "train.samples.npy")))
+    with pytest.raises(UserError, match=sentence) as refused:
+        Dataset(copy).split("train")
+    assert str(copy / "train.samples.npy") in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_table_that_is_cut_off_while_it_is_open_changes_nothing(copy: Path) -> None:
+    """A mapped one would end the process by SIGBUS."""
     split = Dataset(copy).split("train")
-    shard = copy / split.info.shards[0].file
-    last = split.info.shards[0].samples - 1
+    before = split.samples.copy()
+    (copy / "train.samples.npy").write_bytes(b"")
+    np.testing.assert_array_equal(split.samples, before)
+
+
+def test_a_shard_that_was_cut_off_is_named(copy: Path) -> None:
+    """Before it is opened and, with the sample, after that."""
+    before, after = Dataset(copy).split("train"), Dataset(copy).split("train")
+    shard = copy / before.info.shards[0].file
+    last = before.info.shards[0].samples - 1
+    after.read(last)
     with open(shard, "r+b") as file:
-        file.truncate(int(split.samples[last]["offset"]) + 5)
-    with pytest.raises(UserError, match=split.samples[last]["key"].decode()) as refused:
-        split.read(last)
-    assert str(shard) in str(refused.value)
+        file.truncate(int(before.samples[last]["offset"]) + 5)
+    with pytest.raises(UserError, match=rf"the shard {shard} has [\d,]+ bytes, the manifest says [\d,]+"):
+        before.read(last)
+    key = before.samples[last]["key"].decode()
+    with pytest.raises(UserError, match=rf"sample {key} \(bytes \d+ to \d+ of {shard}\) ends early"):
+        after.read(last)
+
+
+@pytest.mark.parametrize("when", ["before it is opened", "while it is open"])
+def test_a_shard_that_was_replaced_by_one_of_its_size_is_named(make_dataset: Callable[..., Dataset], when: str) -> None:
+    """By another one's content: what stands at a sample's place has another name."""
+    images = [encode(photograph(number, 40, 50), "BMP") for number in range(8)]
+    dataset = make_dataset(images, shard_size=4)
+    split = dataset.split("train")
+    first, second = (dataset.folder / shard.file for shard in split.info.shards)
+    assert first.stat().st_size == second.stat().st_size
+    if when == "while it is open":
+        split.read(0)
+    with open(first, "r+b") as file:
+        file.write(second.read_bytes())
+    with pytest.raises(UserError, match=rf"sample image0001 \(.* of {first}\) is not there: .*replaced or damaged"):
+        split.read(1)

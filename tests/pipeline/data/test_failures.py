@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -10,10 +13,13 @@ import torch
 
 from bench import pillow_reference as reference
 from pipeline.base.command import UserError
-from pipeline.data.augment import AugmentConfig, CenterCrop, training_views
+from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop, training_views
 from pipeline.data.dataset import Dataset, Split
-from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches, training_batches
-from pipeline.data.order import Order
+from pipeline.data.finishing import Finish
+from pipeline.data.loader import Batch, BatchIterator, LoaderConfig, evaluation_batches, training_batches
+from pipeline.data.order import Order, Presentations
+from pipeline.data.plans import training_plan
+from pipeline.data.producer import DaliProducer
 from tests.images import encode, photograph
 from tests.pipeline.data.small_datasets import statistics_of_size
 
@@ -89,3 +95,61 @@ def test_a_dataset_that_is_damaged_throughout_stops(make_dataset: Callable[..., 
     split = make_dataset([b"not an image"] * 12).split("train")
     with pytest.raises(UserError, match="samples after it do not decode"):
         train(split, slice(0, 2))
+
+
+def with_height(image: bytes, height: int) -> bytes:
+    """The same JPEG or PNG, whose header claims another height."""
+    if image.startswith(b"\x89PNG"):
+        body = image[12:20] + struct.pack(">I", height) + image[24:29]
+        return image[:12] + body + struct.pack(">I", zlib.crc32(body)) + image[33:]
+    place = image.index(b"\xff\xc0") + 5
+    return image[:place] + struct.pack(">H", height) + image[place + 2 :]
+
+
+LARGE = 24  # with 2 threads, DALI reads the headers of more than 12 images in parallel
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("height", [16, 0, 4000])
+def test_an_image_of_another_size_than_the_table_says(
+    make_dataset: Callable[..., Dataset], kind: str, height: int
+) -> None:
+    """In the last rows of a large batch DALI would crash."""
+    images = [encode(photograph(number, 48, 56), kind) for number in range(LARGE)]
+    split = replaced(make_dataset, images, {22: with_height(images[22], height)})
+    reason = f"does not decode (its header says {height} x 56 pixels, the sample table 48 x 56)"
+    block, view = np.arange(LARGE), TenCrop(short_side=72, crop=64)
+    with (
+        pytest.raises(UserError, match=re.escape(reason)) as stopped,
+        evaluation_batches(split, view, STATISTICS, [block], CPU, SUBSTITUTE) as batches,
+    ):
+        list(batches)
+    assert "sample image0022 (bytes " in str(stopped.value)
+    plan = training_plan(split, SEED, AUGMENT, STATISTICS, LARGE, [Presentations(np.zeros_like(block), block)])
+    finish = Finish(plan.normalization, CPU, torch.float32)
+    with BatchIterator(DaliProducer(plan.stream, plan.graph(SUBSTITUTE, CPU), finish, SUBSTITUTE)) as made:
+        (batch,) = made
+    np.testing.assert_array_equal(batch.ids, [*range(22), 23, 23])
+    assert torch.equal(batch.images[22], batch.images[23])
+    (sentence,) = batch.substitutions
+    assert "sample image0022 (bytes " in sentence and f"{reason}, substituted by sample 23" in sentence
+
+
+def test_a_substitute_has_the_tables_size_too(make_dataset: Callable[..., Dataset]) -> None:
+    """Sample 2 decodes, in part, but is not what the table describes, and so the view is not that of its presentation."""
+    images = [encode(photograph(number, 90, 120)) for number in range(12)]
+    split = replaced(make_dataset, images, {1: bytes(len(images[1])), 2: with_height(images[2], 4000)})
+    for batch in train(split, slice(0, BATCH)):
+        assert len(batch.substitutions) == 2 and not {1, 2} & set(batch.ids.tolist())
+        assert all("substituted by sample 3" in sentence for sentence in batch.substitutions)
+
+
+def replaced(make_dataset: Callable[..., Dataset], images: list[bytes], by: dict[int, bytes]) -> Split:
+    """A split of sound images, of which some have other bytes in the shard afterwards."""
+    dataset = make_dataset(images, shard_size=len(images))
+    split = dataset.split("train")
+    with open(dataset.folder / split.info.shards[0].file, "r+b") as shard:
+        for sample, image in by.items():
+            shard.seek(int(split.samples[sample]["offset"]))
+            shard.write(image)
+    return split

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import io
+import struct
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from pipeline.data.augment import centre_views
 from pipeline.data.dataset import Dataset
-from pipeline.data.headers import is_doubtful, size_of
+from pipeline.data.failures import failures
+from pipeline.data.graphs import Graph
+from pipeline.data.headers import header_fault, is_doubtful
 from tests.images import encode, photograph
+
+CPU = torch.device("cpu")
+KINDS = ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"]
 
 
 def opens(data: bytes) -> bool:
@@ -20,7 +29,7 @@ def opens(data: bytes) -> bool:
     return True
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_sound_images_are_not_doubted(kind: str) -> None:
     for mode in ("RGB", "L"):
         assert not is_doubtful(encode(photograph(1, 40, 30).convert(mode), kind))
@@ -65,12 +74,56 @@ def test_what_is_no_image_is_doubted(data: bytes) -> None:
     assert not opens(data) and is_doubtful(data)
 
 
-def test_the_claimed_size_is_pillows(varied_jpegs: Dataset, real_imagenet: Dataset) -> None:
+def test_sound_headers_say_pillows_size(varied_jpegs: Dataset, real_imagenet: Dataset) -> None:
     split = real_imagenet.split("train")
     sound = [split.read(sample) for sample in range(len(split))]
-    sound += [encode(photograph(1, 40, 30).convert(mode), "PNG") for mode in ("RGB", "L")]
+    sound += [encode(photograph(1, 40, 30).convert(mode), kind) for mode in ("RGB", "L") for kind in KINDS]
     sound += [varied_jpegs.split("train").read(sample) for sample in range(8)]
     for data in sound:
         width, height = Image.open(io.BytesIO(data)).size
-        assert size_of(data) == (height, width)
-    assert size_of(encode(photograph(1, 40, 30), "BMP")) is None and size_of(b"\xff\xd8 nothing") is None
+        assert header_fault(data, height, width) is None
+        assert header_fault(data, height + 1, width) == (
+            f"its header says {height} x {width} pixels, the sample table {height + 1} x {width}"
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_headers_that_cannot_be_read(kind: str) -> None:
+    assert header_fault(encode(photograph(1, 40, 30), kind)[:8], 40, 30) == "its header cannot be read"
+
+
+HEIGHT, WIDTH = 48, 56
+
+
+def headers_changed() -> list[tuple[str, bytes]]:
+    """A JPEG and a PNG with each byte of their headers changed in several ways, and with parts removed, doubled and moved."""
+    jpeg, png = (encode(photograph(5, HEIGHT, WIDTH), kind) for kind in ("JPEG", "PNG"))
+    frame, scan = jpeg.index(b"\xff\xc0"), jpeg.index(b"\xff\xda")
+    segment, small = jpeg[frame : frame + 19], struct.pack(">HH", 8, 8)
+    smaller = segment[:5] + small + segment[9:]
+    changed = [
+        ("another frame behind", jpeg[:frame] + segment + smaller + jpeg[frame + 19 :]),
+        ("another frame in front", jpeg[:frame] + smaller + jpeg[frame:]),
+        ("the frame behind the scan", jpeg[:frame] + jpeg[frame + 19 : scan + 14] + segment + jpeg[scan + 14 :]),
+        ("a second header", png[:33] + png[8:16] + small + png[20:]),
+        ("another image behind", jpeg + png),
+    ]
+    for name, data, end in (("JPEG", jpeg, scan + 14), ("PNG", png, 60)):
+        for place in range(end):
+            for value in (0, 0xFF, data[place] ^ 1, data[place] ^ 0x80):
+                changed.append((f"{name} byte {place} = {value}", data[:place] + bytes([value]) + data[place + 1 :]))
+    return changed
+
+
+def test_what_has_a_sound_header_fails_in_the_decoding_alone() -> None:
+    """What DALI refuses before that may crash the process in a large batch, so `header_fault` must have refused it."""
+    views = centre_views(np.array([[HEIGHT, WIDTH]]), 40, 32)
+    changed = headers_changed()
+    trusted = [one for one in changed if header_fault(one[1], HEIGHT, WIDTH) is None]
+    assert len(trusted) < len(changed)
+    reasons = failures(
+        Graph("crop", 32), [data for _, data in trusted], views.rows(np.zeros(len(trusted), np.int64)), CPU,
+        range(len(trusted)),
+    )  # fmt: skip
+    early = {trusted[row][0]: reason for row, reason in reasons.items() if not reason.startswith("Failed to decode")}
+    assert reasons and not early

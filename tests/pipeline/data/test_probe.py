@@ -21,7 +21,7 @@ from pipeline.data.probe import CHILD, IMAGES, Ended, Probe, Trial, run_child, t
 from tests.images import encode, photograph
 from tests.patience import limit
 from tests.pipeline.data.emulated_decoders import CPU, REASON, Emulated, Fault
-from tests.pipeline.data.small_datasets import statistics_of_size
+from tests.pipeline.data.small_datasets import replace_table, statistics_of_size
 
 CUDA = torch.device("cuda", 0)
 STATISTICS = statistics_of_size(64)
@@ -91,13 +91,17 @@ def test_a_cpu_decoder_that_fails_does_not_take_the_gpu_away(trial: Trial) -> No
 
 
 def test_damaged_images_say_nothing(make_dataset: Callable[..., Dataset]) -> None:
-    """One has no header and is not even tried; one has a sound header and nothing that decodes behind it."""
+    """One has no header, one another size than the table says: neither is tried. One has nothing that decodes behind it."""
     images = [encode(photograph(number, 90, 120)) for number in range(6)]
     images[1] = b"not an image"
     images[4] = encode(photograph(4, 90, 120), "PNG")
     images[4] = images[4][:60] + bytes(len(images[4]) - 80) + images[4][-20:]
-    trial = trial_of(stream_of(make_dataset(images)), GRAPH)
-    assert len(trial.encoded) == 5
+    folder = make_dataset(images).folder
+    table = np.load(folder / "train.samples.npy")
+    table["height"][2] = 16
+    replace_table(folder, "train", table)
+    trial = trial_of(stream_of(Dataset(folder)), GRAPH)
+    assert [images.index(image) for image in trial.encoded] == [0, 3, 4, 5]
     verdict = emulated({}).choose([trial], CUDA, RUNGS)
     assert (verdict.rung, verdict.failed) == ("gpu", {})
 

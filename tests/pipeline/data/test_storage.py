@@ -128,19 +128,28 @@ def test_a_shard_that_is_gone_is_named(dataset: Dataset, http_url: str, tmp_path
 
 
 def test_small_files_are_kept_and_checked(dataset: Dataset, http_url: str, tmp_path: Path) -> None:
-    folder = open_dataset(http_url, tmp_path).folder
-    table = folder / "train.samples.npy"
+    remote = open_dataset(http_url, tmp_path)
+    table, expected = remote.folder / "train.samples.npy", dataset.split("train").samples
+    np.testing.assert_array_equal(remote.split("train").samples, expected)
     before = table.stat().st_mtime_ns
-    open_dataset(http_url, tmp_path)
+    open_dataset(http_url, tmp_path).split("train")
     assert table.stat().st_mtime_ns == before
     table.write_bytes(b"cut off")
-    open_dataset(http_url, tmp_path)
+    np.testing.assert_array_equal(open_dataset(http_url, tmp_path).split("train").samples, expected)
     assert table.read_bytes() == (dataset.folder / "train.samples.npy").read_bytes()
     with open(dataset.folder / "train.samples.npy", "ab") as original:
         original.write(b"x")
     table.unlink()
-    with pytest.raises(UserError, match="does not match the SHA-256 in the manifest"):
-        open_dataset(http_url, tmp_path)
+    with pytest.raises(UserError, match=rf"{http_url}/train.samples.npy does not match the SHA-256 in the manifest"):
+        open_dataset(http_url, tmp_path).split("train")
+
+
+def test_a_remote_shard_that_was_replaced_is_named(dataset: Dataset, http_url: str, tmp_path: Path) -> None:
+    split = open_dataset(http_url, tmp_path).split("train")
+    first, second = (dataset.folder / shard.file for shard in split.info.shards[:2])
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(UserError, match=rf"sample image0000 \(.* of {http_url}/train/.*\) is not there: .*replaced"):
+        split.read(0)
 
 
 def test_an_unknown_scheme_is_one_sentence(tmp_path: Path) -> None:

@@ -47,24 +47,13 @@ def run_evaluate(run_command: Run) -> Run:
     return lambda *arguments: run_command(evaluate.main, *arguments, "--threads", 1)
 
 
-def write_statistics(dataset: Dataset, side: int) -> Dataset:
-    statistics = statistics_of_size(side)
-    np.savez(
-        dataset.folder / "statistics.npz",
-        mean_image=statistics.mean_image,
-        eigenvalues=statistics.eigenvalues,
-        eigenvectors=statistics.eigenvectors,
-    )
-    return Dataset(dataset.folder)
-
-
 def small_images(count: int, folder: Path) -> Dataset:
     """Small JPEGs of several shapes in 10 classes."""
     random = np.random.default_rng(5)
     shapes = [(48, 64), (64, 48), (40, 40), *((int(a), int(b)) for a, b in random.integers(36, 90, (7, 2)))]
     images = [encode(photograph(number, *shapes[number % len(shapes)])) for number in range(count)]
     labels = [int(label) for label in random.permutation(np.arange(count) % CLASSES)]
-    return write_statistics(write_dataset(folder, images, labels, shard_size=60), 32)
+    return write_dataset(folder, images, labels, shard_size=60, statistics=statistics_of_size(32))
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +72,7 @@ def real(tmp_path_factory: pytest.TempPathFactory, every: int) -> Dataset:
     files = [data for _, data in real_images(every)]
     labels = [number % CLASSES for number in range(len(files))]  # few classes: scores far from zero
     folder = tmp_path_factory.mktemp(f"real-in-ten-classes-{every}") / "data"
-    return write_statistics(write_dataset(folder, files, labels, shard_size=50), 224)
+    return write_dataset(folder, files, labels, shard_size=50, statistics=statistics_of_size(224))
 
 
 @pytest.fixture(scope="session", params=[5, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"])

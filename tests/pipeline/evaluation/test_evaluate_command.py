@@ -21,6 +21,7 @@ from pipeline.tracking.state import Wanted
 from pipeline.training.checkpoint import publish
 from tests.helpers import ROOT
 from tests.patience import limit
+from tests.pipeline.data.small_datasets import replace_table
 from tests.pipeline.evaluation.nets_and_images import Run, figures, write_run
 from tests.pipeline.evaluation.scoring_ranks import evaluate_as_typed
 from tests.ranks import run_ranks
@@ -83,11 +84,12 @@ def test_a_split_without_labels_is_scored(
     shutil.copytree(ten_classes.folder, folder)
     table = np.load(folder / "train.samples.npy")
     table["label"] = -1
-    np.save(folder / "train.samples.npy", table)
+    replace_table(folder, "train", table)
     code, output, errors = run_evaluate(made_run, "--data", folder, "--split", "train", "--json")
     assert code == 0, errors
-    assert figures(output)["results"][0]["top1_error"] is None
-    assert (load(made_run / "scores/center-train-00000100.npz").labels == -1).all()
+    (result,) = figures(output)["results"]
+    assert result["top1_error"] is None
+    assert (load(Path(result["scores"])).labels == -1).all()
     assert not (made_run / "metrics.jsonl").exists() or not read_metrics(made_run / "metrics.jsonl")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.dataset import Dataset
+from tests.pipeline.data.small_datasets import replace_table
 from tests.pipeline.evaluation.nets_and_images import Run, changed_copy, name_data, write_run
 
 
@@ -60,7 +61,7 @@ def test_an_empty_split_is_one_sentence(
 ) -> None:
     none = {"samples": 0, "table": "none.samples.npy", "table_sha256": "", "shards": []}
     other = changed_copy(ten_classes, tmp_path / "other", lambda manifest: manifest["splits"].update(none=none))
-    np.save(other.folder / "none.samples.npy", np.load(other.folder / "train.samples.npy")[:0])
+    replace_table(other.folder, "none", np.load(other.folder / "train.samples.npy")[:0])
     code, _, errors = run_evaluate(made_run, "--split", "none", "--data", other.folder)
     said = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(said) == 1 and "Traceback" not in errors, errors

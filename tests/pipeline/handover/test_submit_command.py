@@ -12,9 +12,10 @@ import pytest
 
 from pipeline import submit
 from pipeline.base import command
-from pipeline.data.dataset import ClassInfo, Dataset, Manifest, SplitInfo, sample_dtype
+from pipeline.data.dataset import ClassInfo, Dataset, Manifest, ShardInfo, SplitInfo, sample_dtype
 from pipeline.evaluation.scores import Scores, load, save
 from pipeline.handover import submission
+from tests.pipeline.data.small_datasets import save_table
 from tests.pipeline.evaluation.nets_and_images import Run, provenance, random_softmax
 
 CLASSES = 30
@@ -37,8 +38,10 @@ def write_dataset(folder: Path, images: int, split: str = "val", names: Callable
     table = np.zeros(images, sample_dtype(40))
     table["key"] = [names(number).encode() for number in range(images)]
     table["label"] = labels(images) if split == "val" else -1
-    np.save(folder / f"{split}.samples.npy", table)
-    info = SplitInfo(samples=images, table=f"{split}.samples.npy", table_sha256="", shards=())
+    table["offset"], table["height"], table["width"] = 512, 1, 1
+    digest = save_table(folder / f"{split}.samples.npy", table)
+    shard = ShardInfo(file=f"{split}/missing.tar", samples=images, bytes=1024, sha256="", index_sha256="")
+    info = SplitInfo(samples=images, table=f"{split}.samples.npy", table_sha256=digest, shards=(shard,))
     classes = tuple(ClassInfo(wnid=f"n{i:08d}", ilsvrc2012_id=one) for i, one in enumerate(ilsvrc_ids()))
     (folder / "manifest.json").write_text(Manifest(seed=0, classes=classes, splits={split: info}).to_json())
     return Dataset(folder)
