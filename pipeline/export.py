@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 import re
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from pipeline.process.world import open_world
 from pipeline.run.folder import last_commit
 from pipeline.run.options import load
 from pipeline.tracking import is_delivered, log_evaluations, mlflow_run_id
-from pipeline.training.checkpoint import read_verified
+from pipeline.training.checkpoint import UnsoundError, read_verified
 
 ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")  # this and RESERVED: MLflow's own rules (mlflow/utils/validation.py)
 RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)  # these name versions
@@ -72,8 +73,8 @@ def write_missing_model(trained: TrainedNet, dataset: Dataset) -> None:
     config = load(trained.run / CONFIG)
     if has_model(trained.run) or trained.iteration != config.iterations:
         return
-    if (found := read_verified(trained.checkpoint)) is not None:
-        write_model(trained.run, config, dataset, found)
+    with suppress(UnsoundError):  # removed meanwhile
+        write_model(trained.run, config, dataset, read_verified(trained.checkpoint))
 
 
 def entry(trained: TrainedNet, data: TrainingData, results: Sequence[Scores], args: Namespace) -> Entry:

@@ -102,10 +102,10 @@ def train(
             closing(Trainer(config, dataset, world)) as trainer,
             open_run(config, dataset, world, threads) as (facts, check),
         ):
-            folder = config.run_folder / CHECKPOINTS
+            checkpoints = Checkpoints(config.run_folder / CHECKPOINTS, config.checkpoint, check)
             watchdog.publish(config.run_folder, world.rank, world.size)
             watchdog.note("restoring")
-            trainer.restore(Checkpoints(folder, config.checkpoint))
+            trainer.restore(checkpoints)
             already = trainer.progress.iteration == config.iterations
             if already and on_main(world, lambda: is_concluded(config.run_folder)):
                 return print_result(trainer, "was finished already", 0)
@@ -120,7 +120,8 @@ def train(
                     check()
                     tracker.fsync()  # no checkpoint without the metrics that led to it
 
-                with closing(Checkpoints(folder, config.checkpoint, before_publishing)) as checkpoints:
+                checkpoints.check = before_publishing
+                with closing(checkpoints):
                     try:
                         finished = already or update_to_the_end(trainer, checkpoints, tracker, stop, check, on_save)
                     except Exception:
@@ -231,8 +232,7 @@ def secure_last_checkpoint(trainer: Trainer, checkpoints: Checkpoints, tracker: 
             f"the last checkpoint could not be written to {checkpoints.folder}: free some space and start the same command "
             "again, which goes on from the checkpoint before it"
         )
-    newest = checkpoints.newest()
-    if finished and newest is not None:
+    if finished and (newest := checkpoints.newest()) is not None:
         tracker.artifact(newest.path, CHECKPOINTS)
         write_model(trainer.config.run_folder, trainer.config, trainer.dataset, newest)
     tracker.finish("FINISHED" if finished else "KILLED")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from pipeline.models.resnet import ResNet, build
 from pipeline.process.world import World, on_main, sum_over_ranks
 from pipeline.run.folder import trained_on
 from pipeline.run.options import load
-from pipeline.training.checkpoint import Checkpoints, read_verified
+from pipeline.training.checkpoint import Checkpoints, UnsoundError, read_verified
 
 FIND_ATTEMPTS = 5  # a training removes a checkpoint only after it has published a newer one
 MISSING = {  # the end of the message for a checkpoint without those weights
@@ -111,11 +112,13 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base:
     data: the dataset to test on; None is the one in the run's config. base: where relative locations of datasets begin.
     Raises UserError if the file is damaged or has no such weights.
     """
-    run, found = _run_of(path), read_verified(path)
-    if found is None and not path.exists():
-        return None
-    if found is None:
-        raise UserError(f"{path} is damaged (its digest differs): give another checkpoint of that run")
+    run = _run_of(path)
+    try:
+        found = read_verified(path)
+    except UnsoundError as error:
+        if not os.path.lexists(path):
+            return None
+        raise UserError(f"{path} is damaged ({error}): give another checkpoint of that run") from None
     config, key, state = load(run / CONFIG), STATE_KEYS[weights], found.state
     if key not in state:
         raise UserError(f"{path} {MISSING[weights]}; use --weights final")
