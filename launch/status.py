@@ -20,6 +20,7 @@ from launch.on_slurm.scheduler import show
 from launch.ranks.failure import Failure, cause, read_all_notes
 from pipeline.base import command
 from pipeline.base.command import UserError
+from pipeline.base.entries import check_entries
 from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, job_log, jobs_in, rank_log
 from pipeline.base.lease import is_held
 from pipeline.base.parsing import CommandParser
@@ -93,6 +94,7 @@ def read(folder: Path) -> Status:
     from pipeline.tracking.figures import seconds_left
     from pipeline.tracking.journal import read_metrics
 
+    check_entries(folder)
     config = load(folder / CONFIG) if (folder / CONFIG).exists() else None
     records = read_metrics(folder / METRICS) if (folder / METRICS).exists() else []
     training = [record for record in records if record.kind == "train"]

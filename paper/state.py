@@ -9,6 +9,7 @@ from typing import Literal
 
 from paper.spec import Experiment, RunSpec, resolve
 from pipeline.base.command import UserError
+from pipeline.base.entries import check_entries
 from pipeline.base.layout import CHECKPOINTS, CONFIG, METRICS, checkpoints_in
 from pipeline.base.lease import is_held
 from pipeline.data.dataset import MANIFEST, Dataset
@@ -59,6 +60,10 @@ def read_state(config: Config) -> RunState:
     alone.
     """
     folder = config.run_folder
+    try:
+        check_entries(folder)
+    except UserError as error:
+        return RunState(kind="conflicting", config=config, differences=(str(error),))
     if sentence := lost_config(folder):
         return RunState(kind="conflicting", config=config, differences=(sentence,))
     if not (folder / CONFIG).exists():
@@ -70,6 +75,7 @@ def read_state(config: Config) -> RunState:
 
 def state_in(folder: Path) -> RunState:
     """The state of whatever run stands in a folder, by its own config. Raises UserError where one of its files is damaged."""
+    check_entries(folder)
     config = load(folder / CONFIG)
     read_metrics(folder / METRICS)
     return _progress(config, folder)

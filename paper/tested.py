@@ -7,7 +7,6 @@ centre crop that was not tested.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from paper.evidence import Measured, measured_errors
 from paper.logged import VAL_KINDS, logged_errors
 from paper.state import RunState
 from pipeline.base.command import UserError
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import ENSEMBLE
 from pipeline.evaluation.ensemble import all_ranks, check_members
 from pipeline.evaluation.protocols import PROTOCOLS
@@ -100,7 +100,7 @@ def _recorded(folder: Path) -> Iterator[tuple[str, list[tuple[str, Path]]]]:
     """(protocol, (name, score file) of each member) in an ensemble's folder."""
     path = folder / ENSEMBLE
     try:
-        recorded = json.loads(path.read_text())["protocols"]
+        recorded = parse_json(path.read_text())["protocols"]
         for protocol, found in recorded.items():
             yield protocol, [(str(member["name"]), Path(member["scores"])) for member in found["members"]]
     except (ValueError, KeyError, TypeError, AttributeError):

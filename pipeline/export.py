@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline.base import command
 from pipeline.base.command import UserError
-from pipeline.base.files import replacing, write_text
+from pipeline.base.files import check_room, replacing, write_text
 from pipeline.base.layout import CONFIG
 from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import Dataset
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trained = open_target(args.target, args.weights, args.data, world)
     assert trained.run is not None
     args.out = args.out or Path("exported") / trained.name
+    check_room(args.out / CARD)
     dataset = training_dataset(trained)
     data = TrainingData.of(dataset, trained.crop)
     module = Deployed(trained.net, Normalization(data.mean), trained.crop, data.classes).eval()

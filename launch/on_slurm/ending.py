@@ -23,6 +23,7 @@ from launch.on_slurm.scheduler import scontrol
 from launch.ranks.failure import NO_RANK, Failure, cause, note, read_notes
 from pipeline.base import command
 from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import CHECKPOINTS, JOB_FAILURES, LOGS, job_log, newest_checkpoint
 from pipeline.base.parsing import CommandParser
 from pipeline.base.stopping import ASKING
@@ -101,7 +102,7 @@ def close_attempt(folder: Path, job: str, attempt: int, code: int, log_start: in
         requeue(job, attempt)
         return
     history = folder / f"{job}{JOB_FAILURES}"
-    earlier = [Ending(**json.loads(line)) for line in history.read_text().splitlines()] if history.exists() else []
+    earlier = [Ending(**parse_json(line)) for line in history.read_text().splitlines()] if history.exists() else []
     checkpoint, _ = newest_checkpoint(folder.parent / CHECKPOINTS) or (0, None)
     code, sentence = first.code, f"{first.who}: {first.sentence}"
     again = starts_again(code, checkpoint, earlier, limit)

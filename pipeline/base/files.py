@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +36,33 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+def check_room(*paths: Path, size: int = 1) -> None:
+    """Find out, before hours of work, whether files of `size` bytes can be written. Makes their folders; leaves no file.
+
+    Raises OSError as writing would (a read-only folder, a full disk, a folder of that name). What changes until then it
+    cannot know.
+    """
+    for path in paths:
+        _try_to_write(path, size)
+
+
+def _try_to_write(path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with suppress(_Tried), replacing(path) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system that cannot reserve
+                raise
+        raise _Tried
+
+
+class _Tried(Exception):  # noqa: N818 - no error
+    """Ends `replacing` without a file."""
+
+
 def write_text(path: Path, text: str) -> None:
     """Publish a small text file."""
     with replacing(path) as file:
@@ -58,11 +85,17 @@ def open_regular(path: Path) -> BufferedReader:
         if stat.S_ISDIR(mode := os.fstat(descriptor).st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "is a pipe or a device", str(path))
+            raise OSError(errno.ENXIO, "Is a pipe or a device", str(path))
         return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def read_regular(path: Path) -> bytes:
+    """The contents of a file. Raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def file_sha256(path: Path) -> str:
@@ -73,7 +106,9 @@ def file_sha256(path: Path) -> str:
 def read_yaml(path: Path, what: str, remedy: str = "give an existing file") -> Any:
     """The value of a YAML file that a user gave; `what` names the file in the message. Raises UserError if reading fails."""
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_bytes().decode())  # YAML is UTF-8, whatever this process's locale
+    except RecursionError:
+        raise UserError(f"the {what} {path} is nested too deeply: {remedy}") from None
     except OSError as error:
         raise UserError(f"the {what} {path} cannot be read ({error.strerror}): {remedy}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -23,6 +23,7 @@ LEASE = ".lease"  # which attempt of which job that process is
 
 # Metrics, and MLflow's copy of them (pipeline/tracking).
 METRICS = "metrics.jsonl"  # every metric of the run: a line of JSON each
+LOST_METRICS = "metrics.lost"  # made by a user: the run may go on without lines that are lost (pipeline/run/folder.py)
 TRACKING = "tracking.json"  # what MLflow is to know of the run beside its metrics
 DELIVERED = "mlflow.json"  # what MLflow knows of the run by now
 SYSTEM = "system"  # folder of HOST-ATTEMPT.jsonl: how busy a machine was, and its energy (pipeline/meter)
@@ -48,6 +49,10 @@ JOB_FAILURES = ".failures"  # suffix behind a job in slurm/: a line for each cra
 RAY = "ray"  # folder: what Ray Train stores of each launch
 RAY_STOP = "-stop"  # suffix behind a launch in logs/: the number of the signal that asks its workers to stop
 RAY_OUTCOME = "-outcome"  # suffix behind a launch in logs/: the exit code of rank 0
+
+# What a training makes under these names, and what every command on a run folder relies on (pipeline/base/entries.py).
+FILES = (CONFIG, RUN, NONFINITE, LOCK, LEASE, METRICS, TRACKING, DELIVERED)
+FOLDERS = (CHECKPOINTS, PROFILE, SYSTEM, SCORES, MODEL, EVALUATION, ACTIVITY, LOGS, SLURM, RAY)
 
 _SYSTEM_FILE = re.compile(r"(.+)-(\d{4,})\.jsonl")
 _CHECKPOINT = re.compile(r"(\d{8})-([0-9a-f]{16})\.pt")

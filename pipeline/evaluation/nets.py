@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.base.command import UserError
+from pipeline.base.entries import check_entries
 from pipeline.base.layout import CHECKPOINTS, CONFIG, checkpoint_parts
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.storage import location_in
@@ -72,6 +73,7 @@ class TrainedNet:
 
 def find_checkpoint(target: Path) -> Path:
     """Return the checkpoint `target`, or the newest sound one of the run folder `target`. Raises UserError if there is none."""
+    check_entries(target if target.is_dir() else _run_of(target))
     if target.is_dir():
         if not (target / CONFIG).is_file():
             raise UserError(f"{target} is not a run folder (it has no {CONFIG}): give one that a training wrote")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from pipeline.base.command import UserError
 from pipeline.base.files import write_text
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import RESPONSES
 from pipeline.base.progress import Progress
 from pipeline.data.dataset import Split
@@ -130,7 +131,7 @@ def save(responses: Responses, path: Path) -> None:
 def read(run: Path) -> Responses | None:
     """The responses of a run, None where they have not been measured. Raises UserError for a damaged file."""
     try:
-        values = json.loads((run / RESPONSES).read_text())
+        values = parse_json((run / RESPONSES).read_text())
         responses = Responses(**{field.name: values[field.name] for field in fields(Responses)})
         if len(responses.layers) != len(responses.std) or not all(isinstance(std, float) for std in responses.std):
             raise ValueError("std does not hold one number for each layer")

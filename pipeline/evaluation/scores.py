@@ -29,6 +29,7 @@ from torch import Tensor
 
 from pipeline.base.command import UserError
 from pipeline.base.files import replacing
+from pipeline.base.json_text import parse_json
 from pipeline.data.dataset import UNLABELLED
 
 FORMAT = "imagenet-pipeline-scores"
@@ -132,6 +133,11 @@ def save(scores: Scores, path: Path) -> None:
         np.savez(file, allow_pickle=False, **arrays, provenance=np.array(text))
 
 
+def score_bytes(samples: int, classes: int) -> int:
+    """The size of a score file, but for a few kilobytes: scores float16, ids and labels int64."""
+    return samples * (2 * classes + 8 + 8)
+
+
 def read_provenance(path: Path) -> tuple[Provenance, str]:
     """Read provenance and labels_sha256 of a score file, without its scores. Raises UserError as `load` does."""
     with _open(path) as arrays:
@@ -165,7 +171,7 @@ def _open(path: Path) -> Iterator[Any]:
 
 
 def _provenance(arrays: Any) -> tuple[Provenance, str]:
-    fields = json.loads(str(arrays["provenance"]))
+    fields = parse_json(str(arrays["provenance"]))
     if (fields.pop("format"), fields.pop("version")) != (FORMAT, VERSION):
         raise ValueError("another format or version")
     labels_sha256 = fields.pop("labels_sha256")

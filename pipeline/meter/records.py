@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import system_files
 
 TAIL_BYTES = 1 << 16  # holds more than one line of a machine with 16 GPUs
@@ -73,14 +74,14 @@ class Task:
 
     @classmethod
     def from_json(cls, text: str) -> Task:
-        values = json.loads(text)
+        values = parse_json(text)
         return cls(**values | {"gpus": tuple(values["gpus"]), "about": About(**values["about"])})
 
 
 def read_about(line: bytes) -> About | None:
     """None where the line is torn."""
     try:
-        values = json.loads(line)
+        values = parse_json(line)
         return About(**{key.name: values[key.name] for key in fields(About) if key.name in values})
     except (ValueError, TypeError):
         return None
@@ -89,7 +90,7 @@ def read_about(line: bytes) -> About | None:
 def read_sample(line: bytes) -> Sample | None:
     """None where the line is torn."""
     try:
-        values = json.loads(line)
+        values = parse_json(line)
         return Sample(**{key.name: values[key.name] for key in fields(Sample)})
     except (ValueError, TypeError, KeyError):
         return None

@@ -24,13 +24,17 @@ import torch
 
 from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.command import UserError
-from pipeline.base.files import sync_folder, write_text
-from pipeline.base.layout import CHECKPOINTS, CONFIG, RUN, checkpoints_in
+from pipeline.base.entries import check_entries
+from pipeline.base.files import read_regular, sync_folder, write_text
+from pipeline.base.json_text import parse_json
+from pipeline.base.layout import CHECKPOINTS, CONFIG, LOST_METRICS, METRICS, RUN, checkpoints_in
 from pipeline.base.lease import Lease
+from pipeline.base.stopping import say
 from pipeline.data.dataset import Dataset
 from pipeline.process.world import World, on_main
 from pipeline.run.config import TRAJECTORY, Config, differences, to_yaml, trajectory
 from pipeline.run.options import load
+from pipeline.tracking.journal import read_metrics
 from pipeline.training.checkpoint import is_sound
 
 # DALI's package is named after its CUDA version; one of the two is installed.
@@ -103,6 +107,7 @@ def check_same(config: Config, dataset: Dataset | None) -> None:
     `dataset`: None where it is not at hand; the data are not compared then.
     """
     folder = config.run_folder
+    check_entries(folder)
     if sentence := lost_config(folder):
         raise UserError(sentence)
     if not (folder / CONFIG).exists():
@@ -132,6 +137,26 @@ def lost_config(folder: Path) -> str | None:
         f"{folder / CONFIG} is missing, and the checkpoints of a run are there: "
         f"put the run's {CONFIG} back to continue it, or choose another --name"
     )
+
+
+def check_metrics(folder: Path, logged: Mapping[str, int]) -> None:
+    """Raise UserError where metrics.jsonl lacks lines that a run had written before its checkpoint.
+
+    logged: the last iteration of each kind of line, as the checkpoint states it. The updates behind those lines are never
+    computed again, so the lines would be lost for good: a warning is all where a file LOST_METRICS says that they are.
+    """
+    path, there = folder / METRICS, {(record.kind, record.iteration) for record in read_metrics(folder / METRICS)}
+    lost = [
+        f"{kind} of iteration {iteration:,}" for kind, iteration in logged.items() if (kind, iteration) not in there
+    ]
+    if not lost:
+        return
+    sentence = f"{path} lacks lines that stood there when the run's checkpoint was written ({', '.join(lost)})"
+    if not (folder / LOST_METRICS).exists():
+        raise UserError(
+            f"{sentence}: put the file back, or, to go on without them for good, make a file {folder / LOST_METRICS}"
+        )
+    say(f"warning: {sentence}; {LOST_METRICS} is there: the run goes on without them")
 
 
 def other_code(facts: dict[str, Any]) -> str | None:
@@ -174,7 +199,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / RUN
     try:
-        facts = json.loads(path.read_text()) if path.exists() else {}
+        facts = parse_json(read_regular(path)) if path.exists() else {}
     except ValueError:
         facts = None
     if not _are_facts(facts):

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.base.command import UserError
-from pipeline.base.files import sync_folder
+from pipeline.base.files import read_regular, sync_folder
+from pipeline.base.json_text import parse_json
 
 TAIL_BYTES = 1 << 14  # holds a few lines
 BYTES_PER_BATCH = 1 << 16  # a few hundred lines; at most so much is sent again after a crash
@@ -43,11 +44,11 @@ class Record:
     @classmethod
     def from_line(cls, line: bytes) -> Record:
         """Parse a line. Raises ValueError if the line is not a record."""
-        values = json.loads(line)
+        values = parse_json(line)
         try:
             kind, iteration, moment = (values.pop(name) for name in RESERVED)
             return cls(str(kind), int(iteration), int(moment), {name: float(value) for name, value in values.items()})
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"not a metrics record: {error}") from None
 
 
@@ -63,7 +64,7 @@ class Journal:
         self.pending: list[bytes] = []  # lines that the disk has refused so far
         self._writing = threading.Lock()
         self._entered = False  # whether the file's entry in its folder is on the disk
-        content = path.read_bytes() if path.exists() else b""
+        content = read_regular(path) if path.exists() else b""
         records, sound = _parse(path, content)
         self.descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         if repair and sound < len(content):
@@ -129,7 +130,7 @@ def read_metrics(path: Path) -> list[Record]:
 
     For each kind and iteration the last record counts; records are in the order of their first writing.
     """
-    content = path.read_bytes() if path.exists() else b""
+    content = read_regular(path) if path.exists() else b""
     return list({(record.kind, record.iteration): record for record in _parse(path, content)[0]}.values())
 
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pipeline.base.files import write_text
+from pipeline.base.command import UserError
+from pipeline.base.files import read_regular, write_text
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import DELIVERED, METRICS, ML_MODEL, MODEL, MODEL_FACTS, TRACKING
+from pipeline.base.typed import read_typed
 
 # Raise it when MLflow is to show more of a run than before (its tags, dataset, description, the experiment's view): a run that
 # is finished is then described anew by the next `open` or `sync`.
@@ -156,9 +160,12 @@ def mlflow_model_id(folder: Path) -> str | None:
 
 
 def _read(path: Path, kind: type[Wanted] | type[Delivered]) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        # Only a power cut on an unsafe file system leaves half a file, and its whole content can be made again.
-        return {}
-    return {key.name: values[key.name] for key in fields(kind) if key.name in values}
+    """The known values in the file; {} where there is no such file, or a damaged one."""
+    # A file that is damaged, by a power cut on an unsafe file system, say, counts as none: all of it can be made again.
+    with suppress(FileNotFoundError, ValueError, UserError):
+        found = parse_json(read_regular(path))
+        if isinstance(found, dict):
+            values = {key.name: found[key.name] for key in fields(kind) if key.name in found}
+            read_typed(kind, values, str(path))
+            return values
+    return {}
