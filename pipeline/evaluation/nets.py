@@ -20,7 +20,7 @@ from pipeline.data.storage import location_in
 from pipeline.evaluation.names import STATE_KEYS, Weights
 from pipeline.models.resnet import ResNet, build
 from pipeline.process.world import World, on_main, sum_over_ranks
-from pipeline.run.folder import trained_on
+from pipeline.run.folder import foreign, trained_on
 from pipeline.run.options import load
 from pipeline.training.checkpoint import Checkpoints, UnsoundError, read_verified
 
@@ -77,7 +77,8 @@ def find_checkpoint(target: Path) -> Path:
     if target.is_dir():
         if not (target / CONFIG).is_file():
             raise UserError(f"{target} is not a run folder (it has no {CONFIG}): give one that a training wrote")
-        newest = Checkpoints(target / CHECKPOINTS, load(target / CONFIG).checkpoint).newest()
+        config, data = load(target / CONFIG), trained_on(target)
+        newest = Checkpoints(target / CHECKPOINTS, config.checkpoint).newest(lambda state: foreign(state, config, data))
         if newest is None:
             raise UserError(f"the run {target} has no checkpoint yet: train it, or wait for its first checkpoint")
         return newest.path
@@ -112,7 +113,7 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base:
     """Open the net in one checkpoint file of a run; None if the file was removed after it was found.
 
     data: the dataset to test on; None is the one in the run's config. base: where relative locations of datasets begin.
-    Raises UserError if the file is damaged or has no such weights.
+    Raises UserError if the file is damaged, of another run, or has no such weights.
     """
     run = _run_of(path)
     try:
@@ -121,7 +122,9 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base:
         if not os.path.lexists(path):
             return None
         raise UserError(f"{path} is damaged ({error}): give another checkpoint of that run") from None
-    config, key, state = load(run / CONFIG), STATE_KEYS[weights], found.state
+    config, key, state, trained = load(run / CONFIG), STATE_KEYS[weights], found.state, trained_on(run)
+    if (other := foreign(state, config, trained)) is not None:
+        raise UserError(f"{path} is not of the run {run}: {other}; put it back into its own run folder")
     if key not in state:
         raise UserError(f"{path} {MISSING[weights]}; use --weights final")
     net = build(config.arch, classes=classes_of(state[key], path), shortcut=config.shortcut, stride=config.stride)
@@ -137,7 +140,7 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base:
         run=run,
         data=location_in(base, data or config.data),
         training_data=location_in(base, config.data),
-        training_sha256=trained_on(run),
+        training_sha256=trained,
         short_side=config.evaluation.short_side,
         crop=config.test_crop,
         loader=config.loader,

@@ -27,6 +27,7 @@ from pipeline.loop.validation import Validation
 from pipeline.models.resnet import build
 from pipeline.process.world import World, on_main, sum_over_ranks
 from pipeline.run.config import Config
+from pipeline.run.folder import foreign, origin_of
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.checkpoint import Checkpoint, Checkpoints, UnsoundError, read_verified
 from pipeline.training.precision import check_precision
@@ -229,6 +230,8 @@ class Trainer:
 
     def _misfit(self, state: Mapping[str, Any]) -> str | None:
         """Why the state of a sound checkpoint is none that this training can have saved; None where it may be."""
+        if (other := foreign(state, self.config, self.dataset.sha256)) is not None:
+            return other
         step = self.step
         wanted = {"model": step.model} | ({"model_ema": step.average.model} if step.average else {})
         for key, module in wanted.items():
@@ -248,7 +251,8 @@ class Trainer:
             "statistics": step.statistics.gather_into_model(iteration),
             **self.progress.state_dict(),
         }
-        state = {"iteration": iteration, "model": step.model.state_dict(), "training": training}
+        origin = origin_of(self.config, self.dataset.sha256)
+        state = {"iteration": iteration, "origin": origin, "model": step.model.state_dict(), "training": training}
         if average := step.average:
             training["ema_statistics"] = average.statistics.gather_into_model(iteration)
             state["model_ema"] = average.model.state_dict()

@@ -32,7 +32,7 @@ from pipeline.base.lease import Lease
 from pipeline.base.stopping import say
 from pipeline.data.dataset import Dataset
 from pipeline.process.world import World, on_main
-from pipeline.run.config import TRAJECTORY, Config, differences, to_yaml, trajectory
+from pipeline.run.config import TRAJECTORY, Config, changes, differences, to_yaml, trajectory
 from pipeline.run.options import load
 from pipeline.tracking.journal import read_metrics
 from pipeline.training.checkpoint import is_sound
@@ -127,6 +127,26 @@ def check_same(config: Config, dataset: Dataset | None) -> None:
             f"the run folder {folder} was started by code that computes something else ({other}): "
             f"{remedy} to continue it, or choose another --name"
         )
+
+
+def origin_of(config: Config, dataset_sha256: str) -> dict[str, Any]:
+    """What a checkpoint holds of the run that it belongs to: the values that decide what the run computes, and the data."""
+    return {"values": trajectory(config), "dataset_sha256": dataset_sha256}
+
+
+def foreign(state: Mapping[str, Any], config: Config, dataset_sha256: str | None) -> str | None:
+    """Why a checkpoint's state is of another run than that of `config`, as a clause; None where nothing says that it is.
+
+    dataset_sha256: None where it is not known. Values that only one of the two versions of the code has are not compared.
+    """
+    origin = state.get("origin")
+    if not isinstance(origin, Mapping) or not isinstance(origin.get("values"), Mapping):
+        return None  # of a version that did not record it
+    differing = changes(origin["values"], trajectory(config))
+    known = [f"{key}: {theirs} -> {ours}" for key, (theirs, ours) in differing.items() if None not in (theirs, ours)]
+    if dataset_sha256 is not None and origin.get("dataset_sha256") != dataset_sha256:
+        known.append("the dataset's content")
+    return f"it is of another run ({'; '.join(known)})" if known else None
 
 
 def lost_config(folder: Path) -> str | None:

@@ -17,9 +17,11 @@ from pipeline.base.command import UserError
 from pipeline.base.parsing import CommandParser, names_of, positive
 from pipeline.base.tables import print_json, print_table
 from tests.attack.attack import Attack, Outcome
+from tests.attack.checkpoints import CHECKPOINTS
+from tests.attack.run_folders import RUN_FOLDERS
 from tests.patience import set_patience
 
-ATTACKS: tuple[Attack, ...] = ()
+ATTACKS: tuple[Attack, ...] = (CHECKPOINTS, RUN_FOLDERS)
 SHOWN = 20  # failures of one attack in the terminal
 
 
