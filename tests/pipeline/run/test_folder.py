@@ -14,8 +14,9 @@ import torch
 
 from pipeline.base.command import UserError
 from pipeline.base.layout import checkpoints_in
+from pipeline.evaluation.nets import find_checkpoint, open_checkpoint
 from pipeline.run.config import Config, to_yaml
-from pipeline.run.folder import check_metrics, read_facts
+from pipeline.run.folder import check_metrics, foreign, read_facts
 from pipeline.training.checkpoint import publish, read_verified
 from tests.fleet import Fleet
 from tests.pipeline.small_runs import refusal, series, weights
@@ -133,6 +134,30 @@ def test_facts_of_attempts_that_are_no_list(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"attempts": {"a": 1}}')
     with pytest.raises(UserError, match="is damaged"):
         read_facts(tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_recognised(undisturbed: Config) -> None:
+    state = read_verified(checkpoints_in(undisturbed.run_folder / "checkpoints")[-1][1]).state
+    data = read_facts(undisturbed.run_folder)["dataset_sha256"]
+    assert foreign(state, undisturbed, data) is None
+    assert foreign(state, replace(undisturbed, name="elsewhere", threads=3), None) is None
+    assert foreign(state, replace(undisturbed, seed=9), data) == "it is of another run (seed: 0 -> 9)"
+    assert foreign(state, undisturbed, "0" * 64) == "it is of another run (the dataset's content)"
+    of_another_version = {**state["origin"]["values"], "a_key_of_another_version": 1}
+    assert foreign({"origin": {**state["origin"], "values": of_another_version}}, undisturbed, data) is None
+    assert foreign({"iteration": 3}, undisturbed, data) is None, "of a version that recorded nothing"
+
+
+def test_a_run_is_not_tested_on_anothers_checkpoint(copied: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copied.run_folder / "checkpoints"
+    newest = checkpoints_in(folder)[-1][1]
+    state = read_verified(newest).state
+    state["iteration"], state["origin"]["values"]["seed"] = 60, 9
+    other = publish(folder, 60, state)
+    assert find_checkpoint(copied.run_folder) == newest
+    assert f"{other.name} is passed over (it is of another run (seed: 9 -> 0))" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"is not of the run .*seed: 9 -> 0"):
+        open_checkpoint(other, "final")
 
 
 def remove_the_folder(rank: int) -> None:
