@@ -5,6 +5,7 @@ python launch/status.py resnet152-seed0
 
 from __future__ import annotations
 
+from pipeline.base.regular import open_regular
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take longer
@@ -133,7 +134,7 @@ def show_status(status: Status) -> None:
         print(f"{when} {failure.who}: {failure.sentence}  (log: {failure.log})")
     if status.log:
         print(f"\nThe end of {status.log}:")
-        with open(status.log, "rb") as file:
+        with open_regular(status.log) as file:
             file.seek(max(0, file.seek(0, 2) - LOG_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
         print("\n".join(f"  {line}" for line in lines[-LOG_LINES:]), flush=True)

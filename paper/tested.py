@@ -17,6 +17,7 @@ from paper.state import RunState
 from pipeline.base.command import UserError
 from pipeline.base.json_text import parse_json
 from pipeline.base.layout import ENSEMBLE
+from pipeline.base.regular import read_regular
 from pipeline.evaluation.ensemble import all_ranks, check_members
 from pipeline.evaluation.protocols import PROTOCOLS
 from pipeline.evaluation.score_files import canonical_scores
@@ -100,7 +101,7 @@ def _recorded(folder: Path) -> Iterator[tuple[str, list[tuple[str, Path]]]]:
     """(protocol, (name, score file) of each member) in an ensemble's folder."""
     path = folder / ENSEMBLE
     try:
-        recorded = parse_json(path.read_text())["protocols"]
+        recorded = parse_json(read_regular(path))["protocols"]
         for protocol, found in recorded.items():
             yield protocol, [(str(member["name"]), Path(member["scores"])) for member in found["members"]]
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -19,10 +19,10 @@ from typing import Self
 
 from pipeline.base.command import BEGINS_ANEW, UserError, describe_user_error
 from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_HUNG, EXIT_INTERRUPTED, EXIT_USER_ERROR
-from pipeline.base.files import read_regular
 from pipeline.base.json_text import parse_json
 from pipeline.base.layout import failure_note, failure_notes
 from pipeline.base.lease import FencedError
+from pipeline.base.regular import read_regular
 from pipeline.process.watchdog import Hang
 
 NO_RANK = -1

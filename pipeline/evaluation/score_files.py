@@ -28,6 +28,7 @@ from pipeline.base.layout import (
     score_path_in,
     weights_suffix,
 )
+from pipeline.base.regular import read_regular
 from pipeline.data.dataset import Dataset, Split, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.datasets import data_suffix
@@ -220,6 +221,6 @@ def _describe(normalization: Statistics | Normalization) -> str:
 
 def _read_speed(path: Path) -> Speed | None:
     try:
-        return Speed(**parse_json(path.with_suffix(SPEED).read_text()))
+        return Speed(**parse_json(read_regular(path.with_suffix(SPEED))))
     except (OSError, ValueError, TypeError):
         return None

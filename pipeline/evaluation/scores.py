@@ -30,6 +30,7 @@ from torch import Tensor
 from pipeline.base.command import UserError
 from pipeline.base.files import replacing
 from pipeline.base.json_text import parse_json
+from pipeline.base.regular import open_regular
 from pipeline.data.dataset import UNLABELLED
 
 FORMAT = "imagenet-pipeline-scores"
@@ -159,8 +160,11 @@ def _open(path: Path) -> Iterator[Any]:
     """The arrays in a score file. Raises UserError where they cannot be read, or the caller finds a fault (ValueError)."""
     try:
         # ZipFile refuses other formats. NumPy would take them for pickles, and its message would explain how to open those.
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
-            yield arrays
+        with open_regular(path) as file:
+            zipfile.ZipFile(file).close()
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                yield arrays
     except FileNotFoundError:
         raise UserError(f"there is no score file {path}: write one with 'python -m pipeline.evaluate'") from None
     except (KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:

@@ -21,6 +21,7 @@ from typing import Any
 
 from pipeline.base.json_text import parse_json
 from pipeline.base.layout import system_files
+from pipeline.base.regular import open_regular
 
 TAIL_BYTES = 1 << 16  # holds more than one line of a machine with 16 GPUs
 
@@ -99,7 +100,7 @@ def read_sample(line: bytes) -> Sample | None:
 def read_sums(folder: Path) -> Iterator[tuple[About, Sample]]:
     """What each file in system/ of a run folder is about, with its last sample; oldest attempt first."""
     for path in system_files(folder):
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             about = read_about(file.readline())
             start = file.tell()
             file.seek(max(start, file.seek(0, os.SEEK_END) - TAIL_BYTES))

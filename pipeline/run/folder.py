@@ -25,10 +25,11 @@ import torch
 from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.command import UserError
 from pipeline.base.entries import check_entries
-from pipeline.base.files import read_regular, sync_folder, write_text
+from pipeline.base.files import sync_folder, write_text
 from pipeline.base.json_text import parse_json
 from pipeline.base.layout import CHECKPOINTS, CONFIG, LOST_METRICS, METRICS, RUN, checkpoints_in
 from pipeline.base.lease import Lease
+from pipeline.base.regular import read_regular
 from pipeline.base.stopping import say
 from pipeline.data.dataset import Dataset
 from pipeline.process.world import World, on_main

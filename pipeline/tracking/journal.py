@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.base.command import UserError
-from pipeline.base.files import read_regular, sync_folder
+from pipeline.base.files import sync_folder
 from pipeline.base.json_text import parse_json
+from pipeline.base.regular import read_regular
 
 TAIL_BYTES = 1 << 14  # holds a few lines
 BYTES_PER_BATCH = 1 << 16  # a few hundred lines; at most so much is sent again after a crash

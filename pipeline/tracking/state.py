@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.base.command import UserError
-from pipeline.base.files import read_regular, write_text
+from pipeline.base.files import write_text
 from pipeline.base.json_text import parse_json
 from pipeline.base.layout import DELIVERED, METRICS, ML_MODEL, MODEL, MODEL_FACTS, TRACKING
+from pipeline.base.regular import read_regular
 from pipeline.base.typed import read_typed
 
 # Raise it when MLflow is to show more of a run than before (its tags, dataset, description, the experiment's view): a run that

@@ -25,8 +25,9 @@ from typing import Any
 import torch
 
 from pipeline.base.command import UserError, check_at_least, describe_os_error
-from pipeline.base.files import TEMPORARY_SUFFIX, open_regular, replacing, sync_folder
+from pipeline.base.files import TEMPORARY_SUFFIX, replacing, sync_folder
 from pipeline.base.layout import checkpoint_name, checkpoint_parts, checkpoints_in, set_aside_name
+from pipeline.base.regular import open_regular
 from pipeline.base.stopping import say
 from pipeline.training.snapshot import Snapshots
 

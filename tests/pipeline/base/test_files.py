@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.command import UserError, describe_os_error
-from pipeline.base.files import check_room, read_regular, read_yaml
+from pipeline.base.files import check_room, read_yaml
+from pipeline.base.regular import read_regular
 
 
 def stand(kind: str, path: Path) -> None:
