@@ -73,7 +73,7 @@ def delete(path: Path, draw: Random) -> None:
 
 
 def swap(path: Path, draw: Random) -> None:
-    other = draw.choice([one for _, one in checkpoints_in(path.parent) if one.is_file()])
+    other = draw.choice([one for _, one in checkpoints_in(path.parent) if content_of(one) is not None])
     mine, theirs = path.read_bytes(), other.read_bytes()
     path.write_bytes(theirs)
     other.write_bytes(mine)
