@@ -14,10 +14,9 @@ from pipeline.base.layout import CHECKPOINTS, CONFIG, METRICS, checkpoints_in
 from pipeline.base.lease import is_held
 from pipeline.data.dataset import MANIFEST, Dataset
 from pipeline.run.config import Config, differences, trajectory
-from pipeline.run.folder import lost_config, other_code, read_facts, trained_on
+from pipeline.run.folder import is_own, lost_config, other_code, read_facts, trained_on
 from pipeline.run.options import load
 from pipeline.tracking.journal import read_metrics
-from pipeline.training.checkpoint import is_sound
 
 Kind = Literal["not run", "running", "interrupted", "finished", "conflicting"]
 
@@ -90,7 +89,8 @@ def _progress(config: Config, place: Path | None) -> RunState:
     """How far the run in a folder is: in `place`, else in that of its config."""
     folder = place or config.run_folder
     state = RunState(kind="interrupted", config=config, place=place)
-    newest = next((pair for pair in reversed(checkpoints_in(folder / CHECKPOINTS)) if is_sound(pair[1])), None)
+    listed, data = checkpoints_in(folder / CHECKPOINTS), trained_on(folder)
+    newest = next((pair for pair in reversed(listed) if is_own(pair[1], config, data)), None)
     saved = newest[0] if newest else 0
     if newest and saved == config.iterations:
         return replace(state, kind="finished", iteration=saved, checkpoint=newest[1].name)

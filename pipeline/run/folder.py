@@ -36,7 +36,7 @@ from pipeline.process.world import World, on_main
 from pipeline.run.config import TRAJECTORY, Config, changes, differences, to_yaml, trajectory
 from pipeline.run.options import load
 from pipeline.tracking.journal import read_metrics
-from pipeline.training.checkpoint import is_sound
+from pipeline.training.checkpoint import UnsoundError, read_verified
 
 # DALI's package is named after its CUDA version; one of the two is installed.
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
@@ -209,8 +209,16 @@ def _last_code(facts: dict[str, Any]) -> tuple[str, str]:
 
 def is_finished(config: Config) -> bool:
     """Whether all is computed: a sound checkpoint of the last iteration is there. Reads that checkpoint."""
-    checkpoints = checkpoints_in(config.run_folder / CHECKPOINTS)
-    return any(iteration == config.iterations and is_sound(path) for iteration, path in checkpoints)
+    checkpoints, data = checkpoints_in(config.run_folder / CHECKPOINTS), trained_on(config.run_folder)
+    return any(iteration == config.iterations and is_own(path, config, data) for iteration, path in checkpoints)
+
+
+def is_own(checkpoint: Path, config: Config, dataset_sha256: str | None) -> bool:
+    """Whether a file is a sound checkpoint of the run of `config`. For the others as `foreign`."""
+    try:
+        return foreign(read_verified(checkpoint).state, config, dataset_sha256) is None
+    except UnsoundError:
+        return False
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

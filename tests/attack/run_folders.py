@@ -201,7 +201,7 @@ def one_try(
     damage(config.run_folder / what, way, other / what, draw)
     before = kept(config.run_folder)
     ended = isolated(command, config)
-    told = f"try {number}: {command} of a{'' if finished else 'n un'}finished run whose {what} is {way}"
+    told = f"try {number}: {command} of {'a finished' if finished else 'an unfinished'} run whose {what} is {way}"
     if ended.how == "refused":
         lost = [name for name, content in before.items() if kept(config.run_folder).get(name) != content]
         if lost or "\n" in ended.said:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from paper.state import state_in
 from pipeline.base.command import UserError
 from pipeline.base.layout import checkpoints_in
 from pipeline.evaluation.nets import find_checkpoint, open_checkpoint
@@ -155,6 +156,7 @@ def test_a_run_is_not_tested_on_anothers_checkpoint(copied: Config, capsys: pyte
     state["iteration"], state["origin"]["values"]["seed"] = 60, 9
     other = publish(folder, 60, state)
     assert find_checkpoint(copied.run_folder) == newest
+    assert (state_in(copied.run_folder).kind, state_in(copied.run_folder).iteration) == ("finished", 50)
     assert f"{other.name} is passed over (it is of another run (seed: 9 -> 0))" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"is not of the run .*seed: 9 -> 0"):
         open_checkpoint(other, "final")
