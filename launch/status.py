@@ -5,6 +5,7 @@ python launch/status.py resnet152-seed0
 
 from __future__ import annotations
 
+from pipeline.base.regular import open_regular
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take longer
@@ -21,6 +22,7 @@ from launch.on_slurm.scheduler import number, show
 from launch.ranks.failure import Failure, cause, read_all_notes
 from pipeline.base import command
 from pipeline.base.command import UserError
+from pipeline.base.entries import check_entries
 from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, job_log, job_script, jobs_in, rank_log
 from pipeline.base.lease import is_held
 from pipeline.base.output import reader_has_gone
@@ -97,6 +99,7 @@ def read(folder: Path) -> Status:
     from pipeline.tracking.figures import seconds_left
     from pipeline.tracking.journal import read_metrics
 
+    check_entries(folder)
     config = load(folder / CONFIG) if (folder / CONFIG).exists() else None
     records = read_metrics(folder / METRICS) if (folder / METRICS).exists() else []
     training = [record for record in records if record.kind == "train"]
@@ -138,7 +141,7 @@ def show_status(status: Status) -> None:
         print(f"{when} {failure.who}: {failure.sentence}  (log: {failure.log})")
     if status.log:
         print(f"\nThe end of {status.log}:")
-        with open(status.log, "rb") as file:
+        with open_regular(status.log) as file:
             file.seek(max(0, file.seek(0, 2) - LOG_BYTES))
             lines = file.read().decode(errors="replace").splitlines()
         print("\n".join(f"  {line}" for line in lines[-LOG_LINES:]), flush=True)

@@ -29,7 +29,7 @@ from paper.section import Section
 from paper.spec import Experiment, RunSpec
 from paper.state import RunState, find_state, scales_of
 from pipeline.base.command import UserError
-from pipeline.base.files import write_text
+from pipeline.base.files import check_room, write_text
 from pipeline.base.layout import CONFIG
 from pipeline.base.progress import Progress
 from pipeline.base.tables import print_json, print_table
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_runs(args.runs)
     wanted = [name for text in args.experiments or names() for name in text.split(",") if name]
     experiments = [find(name) for name in dict.fromkeys(wanted)]
+    check_room(args.out)
     sections = read_sections(experiments, args.runs)
     others = read_others(experiments, sections, args.runs)
     cards = cards_of((row for section in sections for row in section.rows), others.runs)
@@ -60,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings=warnings_of(experiments, args.runs),
         origin=f"Made {moment} from {', '.join(map(str, args.runs))} by commit {git_commit()[:10]}",
     )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.out, render(page, args.out))
     if not args.no_tracking:
         track(page, args)

@@ -9,14 +9,14 @@ from typing import Literal
 
 from paper.spec import Experiment, RunSpec, resolve
 from pipeline.base.command import UserError
+from pipeline.base.entries import check_entries
 from pipeline.base.layout import CHECKPOINTS, CONFIG, METRICS, checkpoints_in
 from pipeline.base.lease import is_held
 from pipeline.data.dataset import MANIFEST, Dataset
 from pipeline.run.config import Config, differences, trajectory
-from pipeline.run.folder import lost_config, other_code, read_facts, trained_on
+from pipeline.run.folder import is_own, lost_config, other_code, read_facts, trained_on
 from pipeline.run.options import load
 from pipeline.tracking.journal import read_metrics
-from pipeline.training.checkpoint import is_sound
 
 Kind = Literal["not run", "running", "interrupted", "finished", "conflicting"]
 
@@ -59,6 +59,10 @@ def read_state(config: Config) -> RunState:
     alone.
     """
     folder = config.run_folder
+    try:
+        check_entries(folder)
+    except UserError as error:
+        return RunState(kind="conflicting", config=config, differences=(str(error),))
     if sentence := lost_config(folder):
         return RunState(kind="conflicting", config=config, differences=(sentence,))
     if not (folder / CONFIG).exists():
@@ -70,6 +74,7 @@ def read_state(config: Config) -> RunState:
 
 def state_in(folder: Path) -> RunState:
     """The state of whatever run stands in a folder, by its own config. Raises UserError where one of its files is damaged."""
+    check_entries(folder)
     config = load(folder / CONFIG)
     read_metrics(folder / METRICS)
     return _progress(config, folder)
@@ -84,7 +89,8 @@ def _progress(config: Config, place: Path | None) -> RunState:
     """How far the run in a folder is: in `place`, else in that of its config."""
     folder = place or config.run_folder
     state = RunState(kind="interrupted", config=config, place=place)
-    newest = next((pair for pair in reversed(checkpoints_in(folder / CHECKPOINTS)) if is_sound(pair[1])), None)
+    listed, data = checkpoints_in(folder / CHECKPOINTS), trained_on(folder)
+    newest = next((pair for pair in reversed(listed) if is_own(pair[1], config, data)), None)
     saved = newest[0] if newest else 0
     if newest and saved == config.iterations:
         return replace(state, kind="finished", iteration=saved, checkpoint=newest[1].name)

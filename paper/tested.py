@@ -7,7 +7,6 @@ centre crop that was not tested.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,9 @@ from paper.evidence import Measured, measured_errors
 from paper.logged import VAL_KINDS, logged_errors
 from paper.state import RunState
 from pipeline.base.command import UserError
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import ENSEMBLE
+from pipeline.base.regular import read_regular
 from pipeline.evaluation.ensemble import all_ranks, check_members
 from pipeline.evaluation.protocols import PROTOCOLS
 from pipeline.evaluation.score_files import canonical_scores
@@ -100,7 +101,7 @@ def _recorded(folder: Path) -> Iterator[tuple[str, list[tuple[str, Path]]]]:
     """(protocol, (name, score file) of each member) in an ensemble's folder."""
     path = folder / ENSEMBLE
     try:
-        recorded = json.loads(path.read_text())["protocols"]
+        recorded = parse_json(read_regular(path))["protocols"]
         for protocol, found in recorded.items():
             yield protocol, [(str(member["name"]), Path(member["scores"])) for member in found["members"]]
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -19,6 +19,7 @@ import math
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ import torch
 
 from pipeline.base import command
 from pipeline.base.command import UserError
-from pipeline.base.files import write_text
+from pipeline.base.files import check_room, write_text
 from pipeline.base.layout import CONFIG, ENSEMBLE
 from pipeline.base.tables import print_json, print_table
 from pipeline.evaluation import ensemble as ensembles
@@ -69,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(args.members) < 2:
         raise UserError(f"an ensemble needs at least two members, here is one ({args.members[0]}): name more of them")
     members, protocols = chosen_members(args, args.members)
+    if not args.no_tracking:
+        check_room(ensemble_folder(members, args) / ENSEMBLE)
     results = [average(members, protocol, args.search, 1 if args.by == "top-1" else 5) for protocol in protocols]
     print_result(results)
     figures = {result.protocol: to_json(result) for result in results}
@@ -184,6 +187,22 @@ def to_json(result: Result) -> dict[str, Any]:
     }
 
 
+def first_run(members: Sequence[Member]) -> Path | None:
+    """The first run folder among the members."""
+    return next((member.run for member in members if member.run is not None), None)
+
+
+def ensemble_folder(members: Sequence[Member], args: Namespace) -> Path:
+    """The ensemble's run folder. Raises UserError where a training has it."""
+    first = first_run(members)
+    folder = (first.parent if first else args.runs) / (
+        args.name or _default_name([member.name for member in members], args)
+    )
+    if (folder / CONFIG).exists():
+        raise UserError(f"{folder} is the run folder of a training: give the ensemble another --name")
+    return folder
+
+
 def track(
     members: Sequence[Member], results: Sequence[Result], figures: dict[str, Any], args: Namespace, started: int
 ) -> None:
@@ -191,12 +210,7 @@ def track(
 
     started: when the command began, in ms since 1970.
     """
-    first = next((member.run for member in members if member.run is not None), None)
-    name = args.name or _default_name([member.name for member in members], args)
-    folder = (first.parent if first else args.runs) / name
-    if (folder / CONFIG).exists():
-        raise UserError(f"{folder} is the run folder of a training: give the ensemble another --name")
-    folder.mkdir(parents=True, exist_ok=True)
+    first, folder = first_run(members), ensemble_folder(members, args)
     write_text(folder / ENSEMBLE, json.dumps({"protocols": figures}, indent=1) + "\n")
     tags = {"arch": "ensemble", "candidates": ", ".join(member.name for member in members)}
     chosen = [member for member in members if any(member.name in result.members for result in results)]
@@ -215,7 +229,7 @@ def track(
     log_result_run(
         folder,
         load(first / CONFIG).tracking if first else TrackingConfig(),
-        name=name,
+        name=folder.name,
         kind="ensemble",
         params={"size": len(results[0].members), "split": split},
         metrics=metrics,

@@ -13,13 +13,14 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 import re
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.base import command
 from pipeline.base.command import UserError
-from pipeline.base.files import replacing, write_text
+from pipeline.base.files import check_room, replacing, write_text
 from pipeline.base.layout import CONFIG
 from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import Dataset
@@ -35,7 +36,7 @@ from pipeline.process.world import open_world
 from pipeline.run.folder import last_commit
 from pipeline.run.options import load
 from pipeline.tracking import is_delivered, log_evaluations, mlflow_run_id
-from pipeline.training.checkpoint import read_verified
+from pipeline.training.checkpoint import UnsoundError, read_verified
 
 ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}")  # this and RESERVED: MLflow's own rules (mlflow/utils/validation.py)
 RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)  # these name versions
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trained = open_target(args.target, args.weights, args.data, world)
     assert trained.run is not None
     args.out = args.out or Path("exported") / trained.name
+    check_room(args.out / CARD)
     dataset = training_dataset(trained)
     data = TrainingData.of(dataset, trained.crop)
     module = Deployed(trained.net, Normalization(data.mean), trained.crop, data.classes).eval()
@@ -72,8 +74,8 @@ def write_missing_model(trained: TrainedNet, dataset: Dataset) -> None:
     config = load(trained.run / CONFIG)
     if has_model(trained.run) or trained.iteration != config.iterations:
         return
-    if (found := read_verified(trained.checkpoint)) is not None:
-        write_model(trained.run, config, dataset, found)
+    with suppress(UnsoundError):  # removed meanwhile
+        write_model(trained.run, config, dataset, read_verified(trained.checkpoint))
 
 
 def entry(trained: TrainedNet, data: TrainingData, results: Sequence[Scores], args: Namespace) -> Entry:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from pipeline.base import command
-from pipeline.base.files import write_text
+from pipeline.base.files import check_room, write_text
 from pipeline.base.layout import CONFIG, RESPONSES, RESPONSES_FIGURE
 from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import Dataset
@@ -32,7 +32,7 @@ from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.protocols import find
 from pipeline.evaluation.responses import Responses, measure, save
 from pipeline.evaluation.scoring import EvaluationSettings
-from pipeline.process.world import World, open_world, set_threads
+from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.options import load
 from pipeline.tracking import log_evaluations
 
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         set_threads(world, args.threads)
         trained = open_target(args.target, args.weights, args.data, world)
         datasets = open_datasets(trained)
+        on_main(world, lambda: check_room(*written_files(trained, datasets.tested)))
         responses = responses_of(trained, datasets, args.split, world)
         if responses is not None:
             print_result(trained, responses, track(trained, datasets.tested, responses), args)
@@ -80,16 +81,21 @@ def responses_of(trained: TrainedNet, datasets: Datasets, split: str, world: Wor
     )
 
 
-def track(trained: TrainedNet, dataset: Dataset, responses: Responses) -> list[Path]:
-    """Write responses.json and its figure into the run folder and add both to the run's MLflow run.
+def written_files(trained: TrainedNet, dataset: Dataset) -> list[Path]:
+    """Where responses.json and its figure go, in the run folder.
 
     Responses on another dataset than the net's training dataset are a trial: its files have other names, as a trial's
     score files do.
     """
-    run = trained.run
-    assert run is not None, "responses are measured on a checkpoint of a run"
+    assert trained.run is not None, "responses are measured on a checkpoint of a run"
     trial = data_suffix(trained, dataset)
-    measured, figure = (run / f"{kind.stem}{trial}{kind.suffix}" for kind in (Path(RESPONSES), Path(RESPONSES_FIGURE)))
+    return [trained.run / f"{kind.stem}{trial}{kind.suffix}" for kind in (Path(RESPONSES), Path(RESPONSES_FIGURE))]
+
+
+def track(trained: TrainedNet, dataset: Dataset, responses: Responses) -> list[Path]:
+    """Write the `written_files` and add them to the run's MLflow run."""
+    assert trained.run is not None, "responses are measured on a checkpoint of a run"
+    run, (measured, figure) = trained.run, written_files(trained, dataset)
     save(responses, measured)
     title = "Standard deviation of the responses of each 3x3 layer"
     write_text(figure, standalone(response_panels({responses.arch: responses.std}), title, "responses"))

@@ -41,7 +41,7 @@ from pipeline.process.stop import StopRequest
 from pipeline.process.watchdog import Hang, watching
 from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.config import Config, to_plain, to_yaml
-from pipeline.run.folder import note_attempt, open_run
+from pipeline.run.folder import check_metrics, note_attempt, open_run
 from pipeline.run.metering import metered
 from pipeline.run.options import parse, parser
 from pipeline.run.summary import summary
@@ -103,10 +103,11 @@ def train(
             closing(Trainer(config, dataset, world)) as trainer,
             open_run(config, dataset, world, threads) as (facts, check),
         ):
-            folder = config.run_folder / CHECKPOINTS
+            checkpoints = Checkpoints(config.run_folder / CHECKPOINTS, config.checkpoint, check)
             watchdog.publish(config.run_folder, world.rank, world.size)
             watchdog.note("restoring")
-            trainer.restore(Checkpoints(folder, config.checkpoint))
+            trainer.restore(checkpoints)
+            on_main(world, lambda: check_metrics(config.run_folder, trainer.progress.logged))
             already = trainer.progress.iteration == config.iterations
             if already and on_main(world, lambda: is_concluded(config.run_folder)):
                 return print_result(trainer, "was finished already", 0)
@@ -121,7 +122,8 @@ def train(
                     check()
                     tracker.fsync()  # no checkpoint without the metrics that led to it
 
-                with closing(Checkpoints(folder, config.checkpoint, before_publishing)) as checkpoints:
+                checkpoints.check = before_publishing
+                with closing(checkpoints):
                     try:
                         finished = already or update_to_the_end(trainer, checkpoints, tracker, stop, check, on_save)
                     except Exception:
@@ -153,6 +155,7 @@ def update_to_the_end(
     def log(kind: str, values: dict[str, float]) -> None:
         check()
         tracker.log(kind, progress.iteration, values)
+        progress.logged[kind] = progress.iteration
 
     def evaluate() -> bool:
         """Log the val errors that are due; False where a request to stop came before the last of them."""
@@ -232,8 +235,7 @@ def secure_last_checkpoint(trainer: Trainer, checkpoints: Checkpoints, tracker: 
             f"the last checkpoint could not be written to {checkpoints.folder}: free some space and start the same command "
             "again, which goes on from the checkpoint before it"
         )
-    newest = checkpoints.newest()
-    if finished and newest is not None:
+    if finished and (newest := checkpoints.newest()) is not None:
         tracker.artifact(newest.path, CHECKPOINTS)
         write_model(trainer.config.run_folder, trainer.config, trainer.dataset, newest)
     tracker.finish("FINISHED" if finished else "KILLED")

@@ -89,7 +89,6 @@ class Run:
         """Return everything that the last checkpoint holds of the model and the optimizer, float32 [n]."""
         path = checkpoints_in(self.folder / CHECKPOINTS)[-1][1]
         found = read_verified(path)
-        assert found is not None, f"{path} is damaged"
         moments = (one["momentum_buffer"] for one in found.state["training"]["optimizer"]["state"].values())
         return torch.cat([value.float().flatten() for value in (*found.state["model"].values(), *moments)])
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from launch.on_slurm.scheduler import scontrol
 from launch.ranks.failure import NO_RANK, Failure, cause, note, read_notes
 from pipeline.base import command
 from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USER_ERROR
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import CHECKPOINTS, JOB_FAILURES, LOGS, job_log, newest_checkpoint
 from pipeline.base.parsing import CommandParser
 from pipeline.base.stopping import ASKING
@@ -101,7 +103,7 @@ def close_attempt(folder: Path, job: str, attempt: int, code: int, log_start: in
         requeue(job, attempt)
         return
     history = folder / f"{job}{JOB_FAILURES}"
-    earlier = [Ending(**json.loads(line)) for line in history.read_text().splitlines()] if history.exists() else []
+    earlier = read_endings(history)
     checkpoint, _ = newest_checkpoint(folder.parent / CHECKPOINTS) or (0, None)
     code, sentence = first.code, f"{first.who}: {first.sentence}"
     again = starts_again(code, checkpoint, earlier, limit)
@@ -113,6 +115,15 @@ def close_attempt(folder: Path, job: str, attempt: int, code: int, log_start: in
     print(f"error: attempt {attempt} failed, {sentence}; {outcome}", file=sys.stderr, flush=True)
     if again:
         requeue(job, attempt)
+
+
+def read_endings(history: Path) -> list[Ending]:
+    """The attempts that ended so far. A line that is torn, by a kill or a full disk, counts as none."""
+    endings = []
+    for line in history.read_bytes().splitlines() if history.exists() else []:
+        with suppress(ValueError, TypeError):
+            endings.append(Ending(**parse_json(line)))
+    return endings
 
 
 def explain(logs: Path, attempt_name: str, log: Path, start: int, code: int) -> Failure:

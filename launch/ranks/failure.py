@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -19,10 +20,12 @@ from typing import Self
 from pipeline.base.command import BEGINS_ANEW, UserError, describe_user_error
 from pipeline.base.exits import EXIT_FAILED, EXIT_FENCED, EXIT_HUNG, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from pipeline.base.files import write_text
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import failure_note, failure_notes
 from pipeline.base.lease import FencedError
 from pipeline.base.output import prepare
 from pipeline.base.redaction import without_secrets
+from pipeline.base.regular import read_regular
 from pipeline.process.watchdog import Hang
 
 NO_RANK = -1
@@ -47,7 +50,7 @@ class Failure:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        return cls(**json.loads(text))
+        return cls(**parse_json(text))
 
     @property
     def who(self) -> str:
@@ -105,13 +108,18 @@ def note(failure: Failure, logs: Path, attempt_name: str, log: str) -> None:
 
 
 def read_notes(logs: Path, attempt_name: str) -> list[Failure]:
-    """The failures that the ranks of one attempt noted."""
-    return [Failure.from_json(path.read_text()) for _, path in failure_notes(logs, attempt_name)]
+    """The failures that the ranks of one attempt noted; a damaged note counts as none."""
+    found = []
+    for _, path in failure_notes(logs, attempt_name):
+        with suppress(ValueError, TypeError):
+            found.append(Failure.from_json(read_regular(path).decode()))
+    return found
 
 
 def read_all_notes(logs: Path) -> dict[str, list[Failure]]:
     """The failures of every attempt that had any, by the attempt's name."""
-    return {attempt_name: read_notes(logs, attempt_name) for attempt_name in {name for name, _ in failure_notes(logs)}}
+    names = {name for name, _ in failure_notes(logs)}
+    return {name: failures for name in names if (failures := read_notes(logs, name))}
 
 
 def print_cause(failures: Iterable[Failure]) -> int:

@@ -6,12 +6,13 @@ Where one launcher works inside another's job (Ray inside SLURM), each variable 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import LEASE
+from pipeline.base.regular import read_regular
 
 LAUNCHER_VARIABLE = "PIPELINE_LAUNCHER"  # recorded with each attempt of the run
 JOB_VARIABLE = "PIPELINE_JOB"  # the same text for every attempt of a job: "SLURM_JOB_ID=17"
@@ -61,7 +62,7 @@ def read_holder(folder: Path) -> Holder:
     """
     try:
         # A network file system asks its server only when a file is opened, so each call opens the file anew.
-        values = json.loads((folder / LEASE).read_text())
+        values = parse_json(read_regular(folder / LEASE))
         attempts = {str(job): int(number) for job, number in values.get("attempts", {}).items()}
         return Holder(str(values["token"]), str(values["host"]), attempts)
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):

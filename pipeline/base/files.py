@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +34,33 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+def check_room(*paths: Path, size: int = 1) -> None:
+    """Find out, before hours of work, whether files of `size` bytes can be written. Makes their folders; leaves no file.
+
+    Raises OSError as writing would (a read-only folder, a full disk, a folder of that name). What changes until then it
+    cannot know.
+    """
+    for path in paths:
+        _try_to_write(path, size)
+
+
+def _try_to_write(path: Path, size: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with suppress(_Tried), replacing(path) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system that cannot reserve
+                raise
+        raise _Tried
+
+
+class _Tried(Exception):  # noqa: N818 - no error
+    """Ends `replacing` without a file."""
+
+
 def write_text(path: Path, text: str) -> None:
     """Publish a small text file, in UTF-8. The bytes of a name that is not UTF-8 are written as `\\udcff`, as JSON has them."""
     with replacing(path) as file:
@@ -56,7 +84,9 @@ def file_sha256(path: Path) -> str:
 def read_yaml(path: Path, what: str, remedy: str = "give an existing file") -> Any:
     """The value of a YAML file that a user gave; `what` names the file in the message. Raises UserError if reading fails."""
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_bytes().decode())  # YAML is UTF-8, whatever this process's locale
+    except RecursionError:
+        raise UserError(f"the {what} {path} is nested too deeply: {remedy}") from None
     except OSError as error:
         raise UserError(f"the {what} {path} cannot be read ({error.strerror}): {remedy}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -5,13 +5,17 @@ What a file holds is described by the module that its comment names. Imports the
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 # Written by a training (pipeline/run/folder.py), by rank 0 alone.
 CONFIG = "config.yaml"  # the resolved config
 RUN = "run.json"  # what the run is made from, and the attempts so far
 CHECKPOINTS = "checkpoints"  # folder of ITERATION-DIGEST.pt (pipeline/training/checkpoint.py)
+SET_ASIDE = ".damaged"  # behind the name of a checkpoint that was passed over; nothing reads it, its user may remove it
 PROFILE = "profile"  # folder of the traces of `--profile`, named by `profile_trace` (pipeline/loop/profiling.py)
 NONFINITE = "nonfinite.jsonl"  # updates whose loss or gradient was not a number (pipeline/loop/trainer.py)
 LOCK = ".lock"  # held by the process that writes the run (pipeline/base/lease.py)
@@ -19,6 +23,7 @@ LEASE = ".lease"  # which attempt of which job that process is
 
 # Metrics, and MLflow's copy of them (pipeline/tracking).
 METRICS = "metrics.jsonl"  # every metric of the run: a line of JSON each
+LOST_METRICS = "metrics.lost"  # made by a user: the run may go on without lines that are lost (pipeline/run/folder.py)
 TRACKING = "tracking.json"  # what MLflow is to know of the run beside its metrics
 DELIVERED = "mlflow.json"  # what MLflow knows of the run by now
 SYSTEM = "system"  # folder of HOST-ATTEMPT.jsonl: how busy a machine was, and its energy (pipeline/meter)
@@ -45,6 +50,10 @@ RAY = "ray"  # folder: what Ray Train stores of each launch
 RAY_STOP = "-stop"  # suffix behind a launch in logs/: the number of the signal that asks its workers to stop
 RAY_OUTCOME = "-outcome"  # suffix behind a launch in logs/: the exit code of rank 0
 
+# What a training makes under these names, and what every command on a run folder relies on (pipeline/base/entries.py).
+FILES = (CONFIG, RUN, NONFINITE, LOCK, LEASE, METRICS, TRACKING, DELIVERED)
+FOLDERS = (CHECKPOINTS, PROFILE, SYSTEM, SCORES, MODEL, EVALUATION, ACTIVITY, LOGS, SLURM, RAY)
+
 _SYSTEM_FILE = re.compile(r"(.+)-(\d{4,})\.jsonl")
 _CHECKPOINT = re.compile(r"(\d{8})-([0-9a-f]{16})\.pt")
 
@@ -61,14 +70,30 @@ def checkpoint_parts(path: Path) -> tuple[int, str] | None:
 
 
 def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
-    """(iteration, file) of every checkpoint in a run's checkpoints folder, oldest first."""
-    files = [(parts, path) for path in folder.glob("*.pt") if (parts := checkpoint_parts(path))]
+    """(iteration, file) of every checkpoint in a run's checkpoints folder, oldest first, by name alone; [] without a folder.
+
+    Raises OSError where the folder cannot be read: it may hold checkpoints.
+    """
+    names: list[str] = []
+    with suppress(FileNotFoundError):
+        names = os.listdir(folder)
+    files = [(parts, path) for path in map(folder.joinpath, names) if (parts := checkpoint_parts(path))]
     return [(iteration, path) for (iteration, _), path in sorted(files)]
 
 
 def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """The last of `checkpoints_in`, by name alone; None where there is none."""
-    return max(checkpoints_in(folder), default=None)
+    """The last of `checkpoints_in`, by name alone; None where there is none, or the folder cannot be read."""
+    try:
+        return max(checkpoints_in(folder), default=None)
+    except OSError:
+        return None
+
+
+def set_aside_name(checkpoint: Path) -> Path:
+    """A free name beside a checkpoint that is not to be used: ITERATION-DIGEST.pt.damaged, or with a number behind it."""
+    names = itertools.chain([SET_ASIDE], (f"{SET_ASIDE}-{number}" for number in itertools.count(2)))
+    places = (checkpoint.with_name(checkpoint.name + name) for name in names)
+    return next(place for place in places if not os.path.lexists(place))
 
 
 def profile_trace(run: Path, first: int, last: int) -> Path:

@@ -16,7 +16,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from pipeline.base.attempt import ATTEMPT_VARIABLE, JOB_VARIABLE, Attempts, Holder, attempts_of, is_later, read_holder
+from pipeline.base.attempt import (
+    ATTEMPT_VARIABLE,
+    JOB_VARIABLE,
+    NOBODY,
+    Attempts,
+    Holder,
+    attempts_of,
+    is_later,
+    read_holder,
+)
 from pipeline.base.command import UserError
 from pipeline.base.files import write_text
 from pipeline.base.layout import LEASE, LOCK
@@ -62,6 +71,11 @@ class Lease:
         a third job out.
         """
         holder = read_holder(self.folder)
+        if holder is NOBODY:
+            raise FencedError(
+                f"{self.folder / LEASE} is gone or damaged (was the run folder moved or removed?): "
+                "this attempt stops and writes nothing more"
+            )
         if holder.token != self.token:
             raise FencedError(
                 f"another attempt of this run (on {holder.host}) has taken {self.folder} over: "

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.base.command import UserError
+from pipeline.base.entries import check_entries
 from pipeline.base.layout import CONFIG
 from pipeline.data.dataset import Dataset
 from pipeline.data.storage import open_dataset
@@ -88,6 +89,7 @@ def dataset_of(members: Sequence[Member], data: str | None, sha256: str) -> Data
 def _find(text: str, runs: Path, split: str, weights: str) -> Member:
     path = Path(text)
     if path.is_dir():
+        check_entries(path)
         if not (path / CONFIG).is_file():
             raise UserError(f"{path} is not a run folder (it has no {CONFIG}): give runs/NAME or a score file")
         return Member(name=path.resolve().name, run=path, files=newest(path, split, weights))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,15 +14,16 @@ import torch
 from torch import Tensor
 
 from pipeline.base.command import UserError
+from pipeline.base.entries import check_entries
 from pipeline.base.layout import CHECKPOINTS, CONFIG, checkpoint_parts
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.storage import location_in
 from pipeline.evaluation.names import STATE_KEYS, Weights
 from pipeline.models.resnet import ResNet, build
 from pipeline.process.world import World, on_main, sum_over_ranks
-from pipeline.run.folder import trained_on
+from pipeline.run.folder import foreign, trained_on
 from pipeline.run.options import load
-from pipeline.training.checkpoint import Checkpoints, read_verified
+from pipeline.training.checkpoint import Checkpoints, UnsoundError, read_verified
 
 # A name that some net here has.
 OF_A_RESNET = re.compile(
@@ -77,10 +79,12 @@ class TrainedNet:
 
 def find_checkpoint(target: Path) -> Path:
     """Return the checkpoint `target`, or the newest sound one of the run folder `target`. Raises UserError if there is none."""
+    check_entries(target if target.is_dir() else _run_of(target))
     if target.is_dir():
         if not (target / CONFIG).is_file():
             raise UserError(f"{target} is not a run folder (it has no {CONFIG}): give one that a training wrote")
-        newest = Checkpoints(target / CHECKPOINTS, load(target / CONFIG).checkpoint).newest()
+        config, data = load(target / CONFIG), trained_on(target)
+        newest = Checkpoints(target / CHECKPOINTS, config.checkpoint).newest(lambda state: foreign(state, config, data))
         if newest is None:
             raise UserError(f"the run {target} has no checkpoint yet: train it, or wait for its first checkpoint")
         return newest.path
@@ -115,14 +119,18 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base:
     """Open the net in one checkpoint file of a run; None if the file was removed after it was found.
 
     data: the dataset to test on; None is the one in the run's config. base: where relative locations of datasets begin.
-    Raises UserError if the file is damaged or has no such weights.
+    Raises UserError if the file is damaged, of another run, or has no such weights.
     """
-    run, found = _run_of(path), read_verified(path)
-    if found is None and not path.exists():
-        return None
-    if found is None:
-        raise UserError(f"{path} is damaged (its digest differs): give another checkpoint of that run")
-    config, key, state = load(run / CONFIG), STATE_KEYS[weights], found.state
+    run = _run_of(path)
+    try:
+        found = read_verified(path)
+    except UnsoundError as error:
+        if not os.path.lexists(path):
+            return None
+        raise UserError(f"{path} is damaged ({error}): give another checkpoint of that run") from None
+    config, key, state, trained = load(run / CONFIG), STATE_KEYS[weights], found.state, trained_on(run)
+    if (other := foreign(state, config, trained)) is not None:
+        raise UserError(f"{path} is not of the run {run}: {other}; put it back into its own run folder")
     if key not in state:
         raise UserError(f"{path} {MISSING[weights]}; use --weights final")
     net = build(config.arch, classes=classes_of(state[key], path), shortcut=config.shortcut, stride=config.stride)
@@ -138,7 +146,7 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base:
         run=run,
         data=location_in(base, data or config.data),
         training_data=location_in(base, config.data),
-        training_sha256=trained_on(run),
+        training_sha256=trained,
         short_side=config.evaluation.short_side,
         crop=config.test_crop,
         loader=config.loader,

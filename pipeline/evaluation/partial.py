@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.files import replacing
+from pipeline.base.regular import open_regular
 
 WRITE_SECONDS = 30.0  # between two writes; a kill loses at most so much
 
@@ -62,7 +63,7 @@ class PartialScores:
 
     def _take_over(self, path: Path) -> None:
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
                 if str(arrays["fingerprint"]) != self.fingerprint:
                     return
                 ids = arrays["ids"]

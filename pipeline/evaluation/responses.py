@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from pipeline.base.command import UserError
 from pipeline.base.files import write_text
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import RESPONSES
 from pipeline.base.progress import Progress
+from pipeline.base.regular import read_regular
 from pipeline.data.dataset import Split
 from pipeline.data.loader import evaluation_batches
 from pipeline.evaluation.protocols import channels_first, find
@@ -130,7 +132,7 @@ def save(responses: Responses, path: Path) -> None:
 def read(run: Path) -> Responses | None:
     """The responses of a run, None where they have not been measured. Raises UserError for a damaged file."""
     try:
-        values = json.loads((run / RESPONSES).read_text())
+        values = parse_json(read_regular(run / RESPONSES))
         responses = Responses(**{field.name: values[field.name] for field in fields(Responses)})
         if len(responses.layers) != len(responses.std) or not all(isinstance(std, float) for std in responses.std):
             raise ValueError("std does not hold one number for each layer")

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from pipeline.base.command import UserError
-from pipeline.base.files import write_text
+from pipeline.base.files import check_room, write_text
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import (
     PARTIAL_SCORES,
     SCORES,
@@ -27,13 +28,14 @@ from pipeline.base.layout import (
     score_path_in,
     weights_suffix,
 )
+from pipeline.base.regular import read_regular
 from pipeline.data.dataset import Dataset, Split, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.datasets import data_suffix
 from pipeline.evaluation.decoding import with_working_decoder
 from pipeline.evaluation.nets import TrainedNet
 from pipeline.evaluation.protocols import PROTOCOLS, Protocol
-from pipeline.evaluation.scores import Provenance, Scores, load, read_provenance, save
+from pipeline.evaluation.scores import Provenance, Scores, load, read_provenance, save, score_bytes
 from pipeline.evaluation.scoring import EvaluationSettings, score_split
 from pipeline.process.world import World, on_main
 
@@ -118,6 +120,7 @@ def make(
 ) -> ScoreFile | None:  # fmt: skip
     """Score `split` and write the score file `path`; None on ranks other than 0. A collective: every rank calls it.
 
+    Whether there is room for the file is tried first (`check_room`, with the errors that it raises).
     If `path` holds the same scores already, they are read, unless `again`. guarded: if it holds others (another
     fingerprint), raise UserError instead of replacing them, unless `again`. give_up: as in `score_split`.
     """
@@ -131,6 +134,7 @@ def make(
 
     if on_main(world, exists):
         return existing
+    on_main(world, lambda: check_room(path, size=score_bytes(len(split), trained.classes)))
     views = protocol.views(settings.short_side, settings.crop)
     settings = with_working_decoder(settings, split, views, trained.run, world)
     partial = path.with_suffix(PARTIAL_SCORES)
@@ -217,6 +221,6 @@ def _describe(normalization: Statistics | Normalization) -> str:
 
 def _read_speed(path: Path) -> Speed | None:
     try:
-        return Speed(**json.loads(path.with_suffix(SPEED).read_text()))
+        return Speed(**parse_json(read_regular(path.with_suffix(SPEED))))
     except (OSError, ValueError, TypeError):
         return None

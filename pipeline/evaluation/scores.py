@@ -29,6 +29,8 @@ from torch import Tensor
 
 from pipeline.base.command import UserError
 from pipeline.base.files import replacing
+from pipeline.base.json_text import parse_json
+from pipeline.base.regular import open_regular
 from pipeline.data.dataset import UNLABELLED
 
 FORMAT = "imagenet-pipeline-scores"
@@ -132,6 +134,11 @@ def save(scores: Scores, path: Path) -> None:
         np.savez(file, allow_pickle=False, **arrays, provenance=np.array(text))
 
 
+def score_bytes(samples: int, classes: int) -> int:
+    """The size of a score file, but for a few kilobytes: scores float16, ids and labels int64."""
+    return samples * (2 * classes + 8 + 8)
+
+
 def read_provenance(path: Path) -> tuple[Provenance, str]:
     """Read provenance and labels_sha256 of a score file, without its scores. Raises UserError as `load` does."""
     with _open(path) as arrays:
@@ -153,8 +160,11 @@ def _open(path: Path) -> Iterator[Any]:
     """The arrays in a score file. Raises UserError where they cannot be read, or the caller finds a fault (ValueError)."""
     try:
         # ZipFile refuses other formats. NumPy would take them for pickles, and its message would explain how to open those.
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
-            yield arrays
+        with open_regular(path) as file:
+            zipfile.ZipFile(file).close()
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                yield arrays
     except FileNotFoundError:
         raise UserError(f"there is no score file {path}: write one with 'python -m pipeline.evaluate'") from None
     except (KeyError, ValueError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
@@ -165,7 +175,7 @@ def _open(path: Path) -> Iterator[Any]:
 
 
 def _provenance(arrays: Any) -> tuple[Provenance, str]:
-    fields = json.loads(str(arrays["provenance"]))
+    fields = parse_json(str(arrays["provenance"]))
     if (fields.pop("format"), fields.pop("version")) != (FORMAT, VERSION):
         raise ValueError("another format or version")
     labels_sha256 = fields.pop("labels_sha256")

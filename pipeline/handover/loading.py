@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from pipeline.base.command import UserError
-from pipeline.base.files import file_sha256
+from pipeline.base.files import file_sha256, read_yaml
 from pipeline.base.layout import CHECKPOINTS, ML_MODEL
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.names import STATE_KEYS
@@ -73,7 +72,8 @@ def _places(folder: Path, model: Model) -> Iterator[Path]:
         path = run / CHECKPOINTS / model.checkpoint
         if path.is_file():
             yield path
-    run_id = yaml.safe_load((folder / ML_MODEL).read_text()).get("run_id")
+    described = read_yaml(folder / ML_MODEL, "model's description", "put a copy of it back")
+    run_id = described.get("run_id") if isinstance(described, dict) else None
     if run_id is not None:
         from mlflow.artifacts import download_artifacts  # here: it takes seconds
         from mlflow.exceptions import MlflowException

@@ -24,7 +24,9 @@ import yaml
 
 from pipeline.base.command import UserError, describe_user_error
 from pipeline.base.files import replacing, write_text
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import CHECKPOINTS, ML_MODEL, MODEL, MODEL_FACTS
+from pipeline.base.regular import read_regular
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.nets import digest
 from pipeline.handover.training_data import TrainingData
@@ -150,7 +152,7 @@ def has_model(run: Path) -> bool:
 def read_model(folder: Path) -> tuple[Model, TrainingData]:
     """The model in a model folder. Raises UserError where it cannot be read."""
     try:
-        facts = json.loads((folder / MODEL_FACTS).read_text())
+        facts = parse_json(read_regular(folder / MODEL_FACTS))
         if (version := facts.pop("version")) != VERSION:
             raise ValueError(f"its version is {version}, not {VERSION}")
         model = Model(**{**facts, "classes": tuple(facts["classes"]), "wnids": tuple(facts["wnids"])})

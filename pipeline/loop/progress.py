@@ -22,6 +22,7 @@ class RunProgress:
     iteration: updates done, skipped ones included. interval: loss and wrong predictions of each update since the last log
     point, skipped ones left out. errors: the latest error of each name, percent. best: `error` (val top-1 of the weights,
     percent) and `iteration` of the best evaluation so far. evaluated: the iteration of the last evaluation of each kind.
+    logged: the iteration of the last line of each kind in metrics.jsonl.
     """
 
     iteration: int = 0
@@ -29,6 +30,7 @@ class RunProgress:
     errors: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     evaluated: dict[str, int] = field(default_factory=dict)
+    logged: dict[str, int] = field(default_factory=dict)
 
     @property
     def best_iteration(self) -> int | None:
@@ -52,13 +54,15 @@ class RunProgress:
     def state_dict(self) -> dict[str, Any]:
         """All but the iteration, which a checkpoint holds elsewhere."""
         interval = torch.from_numpy(self.interval)
-        return {"interval": interval, "errors": self.errors, "best": self.best, "evaluated": self.evaluated}
+        noted = {"errors": self.errors, "best": self.best, "evaluated": self.evaluated, "logged": self.logged}
+        return {"interval": interval, **noted}
 
     def load_state_dict(self, iteration: int, state: dict[str, Any]) -> None:
         self.iteration = iteration
         self.interval, self.errors, self.best = state["interval"].numpy(), state["errors"], state["best"]
         # Earlier versions, which did not save `evaluated`, made a checkpoint after the evaluations of its iteration.
         self.evaluated = state.get("evaluated", dict.fromkeys((WEIGHTS, AVERAGE), iteration))
+        self.logged = state.get("logged", {})  # earlier versions did not save it
 
 
 class Clock:

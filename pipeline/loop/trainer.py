@@ -27,8 +27,9 @@ from pipeline.loop.validation import Validation
 from pipeline.models.resnet import build
 from pipeline.process.world import World, on_main, sum_over_ranks
 from pipeline.run.config import Config
+from pipeline.run.folder import foreign, origin_of
 from pipeline.training.batchnorm import plan_groups
-from pipeline.training.checkpoint import Checkpoints, read_verified
+from pipeline.training.checkpoint import Checkpoint, Checkpoints, UnsoundError, read_verified
 from pipeline.training.precision import check_precision
 from pipeline.training.replay import cuda_graphs
 from pipeline.training.schedule import Schedule
@@ -199,17 +200,47 @@ class Trainer:
                 self.stalled = max(self.stalled, time.monotonic() - started)
 
     def restore(self, checkpoints: Checkpoints) -> None:
-        """Go back to the newest sound checkpoint, where there is one. A collective: every rank calls it."""
-        newest = on_main(self.world, lambda: found.path.name if (found := checkpoints.newest()) else None)
+        """Go back to the newest sound checkpoint of this net, where there is one. A collective: every rank calls it.
+
+        Raises UserError where there are checkpoints, and none is.
+        """
+        found: Checkpoint | None = None
+
+        def find() -> str | None:
+            nonlocal found
+            found = checkpoints.newest(self._misfit)
+            if found is None:
+                return None
+            checkpoints.go_on_from(found)
+            return found.path.name
+
+        newest = on_main(self.world, find)
         if newest is None:
             return
-        path = checkpoints.folder / newest
-        found = read_verified(path)
-        if found is None:
-            raise UserError(
-                f"rank {self.world.rank} cannot read {path}: the run folder must be the same for every rank"
-            )
+        if not self.world.is_main:
+            try:
+                found = read_verified(checkpoints.folder / newest)
+            except UnsoundError as error:
+                raise UserError(
+                    f"rank {self.world.rank} cannot read {checkpoints.folder / newest} ({error}): "
+                    "the run folder must be the same for every rank"
+                ) from None
+        assert found is not None
         self._load_state_dict(found.state)
+
+    def _misfit(self, state: Mapping[str, Any]) -> str | None:
+        """Why the state of a sound checkpoint is none that this training can have saved; None where it may be."""
+        if (other := foreign(state, self.config, self.dataset.sha256)) is not None:
+            return other
+        step = self.step
+        wanted = {"model": step.model} | ({"model_ema": step.average.model} if step.average else {})
+        for key, module in wanted.items():
+            if misfit := _misfit_of(state.get(key), module.state_dict()):
+                return f"it holds another net: {misfit}"
+        training, needed = state.get("training"), ["optimizer", "schedule", "statistics", "interval", "errors", "best"]
+        needed += ["ema_statistics"] if step.average else []
+        missing = [key for key in needed if not isinstance(training, Mapping) or key not in training]
+        return f"it holds no {missing[0]} of a training" if missing else None
 
     def _state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds. A collective: every rank calls it."""
@@ -220,7 +251,8 @@ class Trainer:
             "statistics": step.statistics.gather_into_model(iteration),
             **self.progress.state_dict(),
         }
-        state = {"iteration": iteration, "model": step.model.state_dict(), "training": training}
+        origin = origin_of(self.config, self.dataset.sha256)
+        state = {"iteration": iteration, "origin": origin, "model": step.model.state_dict(), "training": training}
         if average := step.average:
             training["ema_statistics"] = average.statistics.gather_into_model(iteration)
             state["model_ema"] = average.model.state_dict()
@@ -273,3 +305,16 @@ class Trainer:
                 f"the loss or gradient of iteration {iteration} is not a number (see {record}): nothing of it was "
                 "saved; start another run with a smaller optimizer.lr or a warm-up, or go on with on_nonfinite: skip"
             )
+
+
+def _misfit_of(found: Any, wanted: Mapping[str, torch.Tensor]) -> str | None:
+    """The first difference in names and shapes of two state dicts; None where there is none."""
+    if not isinstance(found, Mapping):
+        return "it has no weights"
+    for name in sorted({*found, *wanted}):
+        if name not in found or name not in wanted:
+            return f"it {'has' if name in found else 'lacks'} {name}"
+        shapes = [list(getattr(weights[name], "shape", ())) for weights in (found, wanted)]
+        if shapes[0] != shapes[1]:
+            return f"its {name} is {shapes[0]}, not {shapes[1]}"
+    return None

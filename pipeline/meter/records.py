@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import system_files
+from pipeline.base.regular import open_regular
 
 TAIL_BYTES = 1 << 16  # holds more than one line of a machine with 16 GPUs
 
@@ -73,14 +75,14 @@ class Task:
 
     @classmethod
     def from_json(cls, text: str) -> Task:
-        values = json.loads(text)
+        values = parse_json(text)
         return cls(**values | {"gpus": tuple(values["gpus"]), "about": About(**values["about"])})
 
 
 def read_about(line: bytes) -> About | None:
     """None where the line is torn."""
     try:
-        values = json.loads(line)
+        values = parse_json(line)
         return About(**{key.name: values[key.name] for key in fields(About) if key.name in values})
     except (ValueError, TypeError):
         return None
@@ -89,7 +91,7 @@ def read_about(line: bytes) -> About | None:
 def read_sample(line: bytes) -> Sample | None:
     """None where the line is torn."""
     try:
-        values = json.loads(line)
+        values = parse_json(line)
         return Sample(**{key.name: values[key.name] for key in fields(Sample)})
     except (ValueError, TypeError, KeyError):
         return None
@@ -98,7 +100,7 @@ def read_sample(line: bytes) -> Sample | None:
 def read_sums(folder: Path) -> Iterator[tuple[About, Sample]]:
     """What each file in system/ of a run folder is about, with its last sample; oldest attempt first."""
     for path in system_files(folder):
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             about = read_about(file.readline())
             start = file.tell()
             file.seek(max(start, file.seek(0, os.SEEK_END) - TAIL_BYTES))

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from pipeline.base.exits import EXIT_HUNG
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import activity_of
 from pipeline.base.output import is_read, write_now
 
@@ -63,7 +64,7 @@ class Note:
     def read(cls, path: Path) -> Self | None:
         """Return the note in the file; None if there is no file or it is being written."""
         try:
-            return cls(**json.loads(path.read_text()))
+            return cls(**parse_json(path.read_text()))
         except (OSError, ValueError, TypeError):
             return None
 

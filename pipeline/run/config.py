@@ -47,6 +47,7 @@ TRAJECTORY = 1
 SURROUNDINGS = {"surroundings": True}
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LONGEST_NAME = 200  # letters: file systems take 255, and some files have the run's name and more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +167,14 @@ class Config:
             raise UserError(
                 f"the run name '{self.run_name}' may hold only letters, digits and . _ -: choose another --name"
             )
+        if len(self.run_name) > LONGEST_NAME:
+            raise UserError(
+                f"the run name is {len(self.run_name)} letters long ({self.run_name[:20]}...): choose a --name of at most "
+                f"{LONGEST_NAME}"
+            )
+        for key in ("data", "runs"):
+            if "\0" in getattr(self, key):
+                raise UserError(f"{key} holds a character that no file's name may hold (NUL): give another --{key}")
 
     @property
     def run_name(self) -> str:

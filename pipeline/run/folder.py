@@ -24,14 +24,19 @@ import torch
 
 from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.command import UserError
+from pipeline.base.entries import check_entries
 from pipeline.base.files import sync_folder, write_text
-from pipeline.base.layout import CHECKPOINTS, CONFIG, RUN, checkpoints_in
+from pipeline.base.json_text import parse_json
+from pipeline.base.layout import CHECKPOINTS, CONFIG, LOST_METRICS, METRICS, RUN, checkpoints_in
 from pipeline.base.lease import Lease
+from pipeline.base.regular import read_regular
+from pipeline.base.stopping import say
 from pipeline.data.dataset import Dataset
 from pipeline.process.world import World, on_main
-from pipeline.run.config import TRAJECTORY, Config, differences, to_yaml, trajectory
+from pipeline.run.config import TRAJECTORY, Config, changes, differences, to_yaml, trajectory
 from pipeline.run.options import load
-from pipeline.training.checkpoint import is_sound
+from pipeline.tracking.journal import read_metrics
+from pipeline.training.checkpoint import UnsoundError, read_verified
 
 # DALI's package is named after its CUDA version; one of the two is installed.
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
@@ -103,6 +108,7 @@ def check_same(config: Config, dataset: Dataset | None) -> None:
     `dataset`: None where it is not at hand; the data are not compared then.
     """
     folder = config.run_folder
+    check_entries(folder)
     if sentence := lost_config(folder):
         raise UserError(sentence)
     if not (folder / CONFIG).exists():
@@ -124,6 +130,26 @@ def check_same(config: Config, dataset: Dataset | None) -> None:
         )
 
 
+def origin_of(config: Config, dataset_sha256: str) -> dict[str, Any]:
+    """What a checkpoint holds of the run that it belongs to: the values that decide what the run computes, and the data."""
+    return {"values": trajectory(config), "dataset_sha256": dataset_sha256}
+
+
+def foreign(state: Mapping[str, Any], config: Config, dataset_sha256: str | None) -> str | None:
+    """Why a checkpoint's state is of another run than that of `config`, as a clause; None where nothing says that it is.
+
+    dataset_sha256: None where it is not known. Values that only one of the two versions of the code has are not compared.
+    """
+    origin = state.get("origin")
+    if not isinstance(origin, Mapping) or not isinstance(origin.get("values"), Mapping):
+        return None  # of a version that did not record it
+    differing = changes(origin["values"], trajectory(config))
+    known = [f"{key}: {theirs} -> {ours}" for key, (theirs, ours) in differing.items() if None not in (theirs, ours)]
+    if dataset_sha256 is not None and origin.get("dataset_sha256") != dataset_sha256:
+        known.append("the dataset's content")
+    return f"it is of another run ({'; '.join(known)})" if known else None
+
+
 def lost_config(folder: Path) -> str | None:
     """The sentence for a run folder with checkpoints and no config.yaml: nothing says of which values they are. Else None."""
     if (folder / CONFIG).exists() or not checkpoints_in(folder / CHECKPOINTS):
@@ -132,6 +158,26 @@ def lost_config(folder: Path) -> str | None:
         f"{folder / CONFIG} is missing, and the checkpoints of a run are there: "
         f"put the run's {CONFIG} back to continue it, or choose another --name"
     )
+
+
+def check_metrics(folder: Path, logged: Mapping[str, int]) -> None:
+    """Raise UserError where metrics.jsonl lacks lines that a run had written before its checkpoint.
+
+    logged: the last iteration of each kind of line, as the checkpoint states it. The updates behind those lines are never
+    computed again, so the lines would be lost for good: a warning is all where a file LOST_METRICS says that they are.
+    """
+    path, there = folder / METRICS, {(record.kind, record.iteration) for record in read_metrics(folder / METRICS)}
+    lost = [
+        f"{kind} of iteration {iteration:,}" for kind, iteration in logged.items() if (kind, iteration) not in there
+    ]
+    if not lost:
+        return
+    sentence = f"{path} lacks lines that stood there when the run's checkpoint was written ({', '.join(lost)})"
+    if not (folder / LOST_METRICS).exists():
+        raise UserError(
+            f"{sentence}: put the file back, or, to go on without them for good, make a file {folder / LOST_METRICS}"
+        )
+    say(f"warning: {sentence}; {LOST_METRICS} is there: the run goes on without them")
 
 
 def other_code(facts: dict[str, Any]) -> str | None:
@@ -163,8 +209,16 @@ def _last_code(facts: dict[str, Any]) -> tuple[str, str]:
 
 def is_finished(config: Config) -> bool:
     """Whether all is computed: a sound checkpoint of the last iteration is there. Reads that checkpoint."""
-    checkpoints = checkpoints_in(config.run_folder / CHECKPOINTS)
-    return any(iteration == config.iterations and is_sound(path) for iteration, path in checkpoints)
+    checkpoints, data = checkpoints_in(config.run_folder / CHECKPOINTS), trained_on(config.run_folder)
+    return any(iteration == config.iterations and is_own(path, config, data) for iteration, path in checkpoints)
+
+
+def is_own(checkpoint: Path, config: Config, dataset_sha256: str | None) -> bool:
+    """Whether a file is a sound checkpoint of the run of `config`. For the others as `foreign`."""
+    try:
+        return foreign(read_verified(checkpoint).state, config, dataset_sha256) is None
+    except UnsoundError:
+        return False
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -174,7 +228,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / RUN
     try:
-        facts = json.loads(path.read_text()) if path.exists() else {}
+        facts = parse_json(read_regular(path)) if path.exists() else {}
     except ValueError:
         facts = None
     if not _are_facts(facts):

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from pipeline.base.command import UserError
 from pipeline.base.files import sync_folder
+from pipeline.base.json_text import parse_json
 
 TAIL_BYTES = 1 << 14  # holds a few lines
 BYTES_PER_BATCH = 1 << 16  # a few hundred lines; at most so much is sent again after a crash
@@ -44,10 +45,10 @@ class Record:
     def from_line(cls, line: bytes) -> Record:
         """Parse a line. Raises ValueError if the line is not a record."""
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             kind, iteration, moment = (values.pop(name) for name in RESERVED)
             return cls(str(kind), int(iteration), int(moment), {name: float(value) for name, value in values.items()})
-        except (AttributeError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        except (AttributeError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"not a metrics record: {error}") from None
 
 

@@ -17,7 +17,9 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pipeline.base.command import UserError
 from pipeline.base.files import write_text
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import DELIVERED, METRICS, ML_MODEL, MODEL, MODEL_FACTS, TRACKING
+from pipeline.base.regular import read_regular
 from pipeline.base.typed import read_typed
 
 # Raise it when MLflow is to show more of a run than before (its tags, dataset, description, the experiment's view): a run that
@@ -181,16 +183,14 @@ def _read(path: Path, kind: type[T]) -> T | None:
     if not path.exists():
         return None
     try:
-        if not path.is_file():  # reading a pipe would wait for a writer
-            raise ValueError
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(read_regular(path))
         if not isinstance(values, dict):
             raise ValueError
         known = {key.name: values[key.name] for key in fields(kind) if key.name in values}  # type: ignore[arg-type]
         return read_typed(kind, known, str(path))
     except FileNotFoundError:  # it was removed just now
         return None
-    except (OSError, ValueError, RecursionError, UserError):
+    except (OSError, ValueError, UserError):
         _warn(path)
         return None
 

@@ -2,29 +2,44 @@
 
 A checkpoint is `checkpoints/ITERATION-DIGEST.pt`: DIGEST is the start of the file's SHA-256. So one rename publishes the
 contents together with their checksum, and neither is ever there without the other.
+
+A file of such a name is sound where its digest is right and torch reads a state of that iteration from it. Whoever reads
+passes over what is not; the process that writes the run also gives it another name (`.damaged` behind it), once it goes on
+from an earlier one. So it never counts as the newest again, and never as one of those that are kept.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
-import sys
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.base.command import check_at_least, describe_os_error
-from pipeline.base.files import TEMPORARY_SUFFIX, file_sha256, replacing, sync_folder
-from pipeline.base.layout import checkpoint_name, checkpoint_parts, checkpoints_in
+from pipeline.base.command import UserError, check_at_least, describe_os_error
+from pipeline.base.files import TEMPORARY_SUFFIX, replacing, sync_folder
+from pipeline.base.layout import checkpoint_name, checkpoint_parts, checkpoints_in, set_aside_name
+from pipeline.base.regular import open_regular
+from pipeline.base.stopping import say
 from pipeline.training.snapshot import Snapshots
 
 # A run that failed waits this long for its last checkpoint: the storage, or the GPU that it is copied from, may hang.
 CLOSE_SECONDS = 60.0
+# What this process lacks, and no file is to blame for.
+_LACKING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_NAMED = 3  # files that a refusal lists
+
+
+class UnsoundError(Exception):
+    """A checkpoint file that is not to be used: why, as a clause without a subject, such as "its digest differs"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +65,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint whose digest is right.
+    """A sound checkpoint.
 
     iteration: updates done. sha256: of the file. state: as it was given to `Checkpoints.save`.
     """
@@ -69,8 +84,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, check: Callable[[], None] = lambda: None) -> None:
-        """check: called before a file is written or removed; what it raises, `save` and `wait` raise."""
+        """check: called before a file is written, renamed or removed; what it raises, `save` and `wait` raise."""
         self.folder, self.config, self.check = folder, config, check
+        self._sound: dict[str, _Stamp] = {}  # by name: what this process wrote or found sound
         self._snapshots = Snapshots()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._last: tuple[int, dict[str, Any], int | None] | None = None
@@ -108,39 +124,113 @@ class Checkpoints:
             wait([self._saved], CLOSE_SECONDS)
         self._thread.shutdown(wait=False)
 
-    def newest(self) -> Checkpoint | None:
-        """The newest checkpoint whose digest is right; a warning names each damaged one that is newer."""
-        for _, path in reversed(checkpoints_in(self.folder)):
-            if (found := read_verified(path)) is not None:
+    def newest(self, misfit: Callable[[dict[str, Any]], str | None] = lambda state: None) -> Checkpoint | None:
+        """The newest sound checkpoint; None where the run has none yet. A warning names each that was passed over.
+
+        misfit: why a sound state is none of this run, as a clause like that of UnsoundError, else None.
+        Raises UserError where the files that are there cannot be used, not one of them, or the folder cannot be read.
+        """
+        while True:
+            passed_over: dict[Path, str] = {}
+            listed = checkpoints_in(self.folder)
+            for _, path in reversed(listed):
+                try:
+                    found = read_verified(path)
+                    if reason := misfit(found.state):
+                        raise UnsoundError(reason)
+                except UnsoundError as error:
+                    if os.path.lexists(path):  # else the run's writer has removed it
+                        passed_over[path] = str(error)
+                    continue
+                for other, reason in passed_over.items():
+                    say(f"warning: {other} is passed over ({reason}): using the checkpoint before it")
+                self._note_sound(path)
                 return found
-            print(f"warning: {path} is damaged (its digest differs): using the checkpoint before it", file=sys.stderr)
-        return None
+            if passed_over:
+                raise UserError(_none_is_sound(self.folder, passed_over))
+            if not listed:
+                return None
+
+    def go_on_from(self, found: Checkpoint) -> None:
+        """Call this, where the run is written, before it goes on from a checkpoint that `newest` gave.
+
+        The checkpoints that were passed over get another name.
+        """
+        self.check()
+        for iteration, path in checkpoints_in(self.folder):
+            if (iteration, path.name) > (found.iteration, found.path.name):
+                self._set_aside(path)
 
     def _write(self, iteration: int, state: dict[str, Any], best_iteration: int | None) -> bool:
         try:
             self._snapshots.wait()
             self.check()
-            publish(self.folder, iteration, state)
-            self._prune(best_iteration)
+            written = publish(self.folder, iteration, state)
         except OSError as error:
             reason = describe_os_error(error) or str(error)
-            print(f"warning: checkpoint {iteration} was not saved ({reason}); it is tried again", file=sys.stderr)
+            say(f"warning: checkpoint {iteration} was not saved ({reason}); it is tried again")
             return False
+        self._note_sound(written)
+        try:
+            self._prune(iteration, written, best_iteration)
+        except OSError as error:
+            say(f"warning: older checkpoints than {written} were not removed ({describe_os_error(error) or error})")
         return True
 
-    def _prune(self, best_iteration: int | None) -> None:
-        """Remove the checkpoints that the config does not keep, and the leftovers of writes that were killed."""
+    def _prune(self, iteration: int, written: Path, best_iteration: int | None) -> None:
+        """Remove the checkpoints that the config does not keep, and the leftovers of writes that were killed.
+
+        `written`, the checkpoint of `iteration`, stays. A file of a later iteration is none that this run led to: it stays
+        and counts for nothing.
+        """
         for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
-            leftover.unlink(missing_ok=True)
-        every = self.config.keep_every
-        for iteration, path in checkpoints_in(self.folder)[: -max(1, self.config.keep_last)]:
-            kept = (every and iteration % every == 0) or (self.config.keep_best and iteration == best_iteration)
-            if not kept:
-                path.unlink(missing_ok=True)
+            self._remove(leftover)
+        every, kept = self.config.keep_every, 1
+        for other, path in reversed(checkpoints_in(self.folder)):
+            if other > iteration or path.name == written.name:
+                continue
+            if other < iteration and kept < self.config.keep_last:
+                if self._is_sound(path):
+                    kept += 1
+                else:
+                    self._set_aside(path)
+                continue
+            asked = (every and other % every == 0) or (self.config.keep_best and other == best_iteration)
+            if other == iteration or not asked:  # of one iteration the last that was written
+                self._remove(path)
+
+    def _is_sound(self, path: Path) -> bool:
+        """`is_sound`, which reads a file of this name only where it is not the one that was written or read before."""
+        if path.name not in self._sound or self._sound[path.name] != _stamp(path):
+            if not is_sound(path):
+                return False
+            self._note_sound(path)
+        return True
+
+    def _note_sound(self, path: Path) -> None:
+        if stamp := _stamp(path):
+            self._sound[path.name] = stamp
+
+    def _remove(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except IsADirectoryError:
+            self._set_aside(path)
+
+    def _set_aside(self, path: Path) -> None:
+        """Give a file that is not to be used another name. Where that fails the file stays as it is, with a warning."""
+        try:
+            aside = set_aside_name(path)
+            path.rename(aside)
+        except OSError as error:
+            say(f"warning: {path}, which is not used, was not renamed ({describe_os_error(error) or error})")
+        else:
+            say(f"warning: {path} is not used: it is now {aside.name}, which you may remove")
 
 
 def publish(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
     """Write one checkpoint, whole or not at all, also if the power fails. Returns its path."""
+    assert state["iteration"] == iteration, "a checkpoint holds the iteration of its name"
     if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         sync_folder(folder.parent)
@@ -155,29 +245,66 @@ def publish(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a checkpoint file has the bytes that were written; False for a missing file and for another kind of name."""
+    """Whether a checkpoint file is sound, as the module says; False for a missing file and for another kind of name."""
     try:
-        return _verified(path) is not None
-    except FileNotFoundError:
+        read_verified(path)
+    except UnsoundError:
         return False
+    return True
 
 
-def read_verified(path: Path) -> Checkpoint | None:
-    """The checkpoint in a file; None where the file is damaged or missing, or has another kind of name."""
-    try:
-        if (verified := _verified(path)) is None:
-            return None
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        return None
-    iteration, sha256 = verified
+def read_verified(path: Path) -> Checkpoint:
+    """The checkpoint in a file. Raises UnsoundError where it is not sound, missing, or has another kind of name."""
+    with _verified(path) as (file, iteration, sha256):
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # torch has no common class for what it cannot read
+            raise UnsoundError(f"torch cannot read it: {type(error).__name__}") from None
+    if not isinstance(state, dict) or "iteration" not in state:
+        raise UnsoundError("it holds no training state")
+    if state["iteration"] != iteration:
+        raise UnsoundError(f"it holds iteration {state['iteration']}, unlike its name")
     return Checkpoint(path=path, iteration=iteration, sha256=sha256, state=state)
 
 
-def _verified(path: Path) -> tuple[int, str] | None:
-    """(iteration, SHA-256) of a checkpoint file; None where its name has another digest, or none."""
+@contextmanager
+def _verified(path: Path) -> Iterator[tuple[io.BufferedReader, int, str]]:
+    """(the open file, iteration, SHA-256) of a checkpoint file whose digest is right. Raises as `read_verified`."""
     if (parts := checkpoint_parts(path)) is None:
-        return None
+        raise UnsoundError("its name is not that of a checkpoint")
     iteration, start = parts
-    sha256 = file_sha256(path)
-    return (iteration, sha256) if sha256.startswith(start) else None
+    try:
+        with open_regular(path) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            if not sha256.startswith(start):
+                raise UnsoundError("its digest differs")
+            file.seek(0)
+            yield file, iteration, sha256
+    except OSError as error:
+        if error.errno in _LACKING:
+            raise
+        raise UnsoundError((error.strerror or str(error)).lower()) from None
+
+
+# Size, time of the last change in ns and inode: what tells a file from another, without reading it.
+_Stamp = tuple[int, int, int]
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _none_is_sound(folder: Path, passed_over: Mapping[Path, str]) -> str:
+    named = [f"{path.name}: {reason}" for path, reason in list(passed_over.items())[:_NAMED]]
+    more = len(passed_over) - len(named)
+    listed = "; ".join([*named, *([f"and {more} more"] if more else [])])
+    return (
+        f"none of the checkpoints in {folder} can be used ({listed}): put a copy of one back, or remove that folder, "
+        "and the run begins anew"
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from launch.on_slurm import ending
 from launch.ranks.failure import Failure, cause, note, read_all_notes, read_notes
+from pipeline.base.layout import failure_note
 
 KILLED = """\
 srun: error: node2: task 1: Killed
@@ -175,3 +177,19 @@ def test_a_request_to_stop_is_no_crash(tmp_path: Path, batch: Path, words: str) 
     assert ending.run([str(batch), "--code", "143", "--limit", "0"]) == 0
     assert "requeue" in asked(tmp_path)
     assert not (batch / "7.failures").exists() and read_notes(batch.parent / "logs", "7.0") == []
+
+
+def test_torn_lines_of_earlier_attempts_hold_nothing_up(tmp_path: Path) -> None:
+    history = tmp_path / "7.failures"
+    assert ending.read_endings(history) == []
+    whole = past(0, 20)
+    lines = [json.dumps(asdict(one)) for one in whole]
+    torn = [lines[0][:20].encode(), b'{"attempt": 3}', b"\0\xff", lines[1][:-3].encode()]
+    history.write_bytes(b"\n".join([lines[0].encode(), *torn[:3], lines[1].encode(), torn[3]]))
+    assert ending.read_endings(history) == whole
+
+
+def test_a_damaged_note_counts_as_none(tmp_path: Path) -> None:
+    for rank, text in enumerate(("", "[", "[1]", "[" * 100_000, '{"rank": 1}')):
+        failure_note(tmp_path, "7.1", rank).write_text(text)
+    assert read_notes(tmp_path, "7.1") == [] and read_all_notes(tmp_path) == {}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 
 from pipeline.base import command
-from pipeline.base.command import UserError, nearest
+from pipeline.base.command import UserError, describe_os_error, nearest
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,19 @@ def test_exit_codes(raised: BaseException, code: int, sentence: str, capsys: pyt
     captured = capsys.readouterr()
     assert ended.value.code == code and sentence in captured.err and captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_what_stands_in_the_way_of_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for act in (
+        (tmp_path / "file" / "a").touch,
+        (tmp_path / "file").mkdir,
+        (tmp_path / ("a" * 300)).touch,
+        tmp_path.read_bytes,
+    ):
+        with pytest.raises(OSError) as raised:
+            act()
+        assert (sentence := describe_os_error(raised.value)) and str(tmp_path) in sentence
 
 
 def test_programming_errors_keep_their_traceback() -> None:

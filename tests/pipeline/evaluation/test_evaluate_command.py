@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -140,7 +141,11 @@ def test_mistakes_get_one_sentence(made_run: Path, ten_classes: Dataset, run_eva
     damaged = write_run(tmp_path / "runs", "damaged", ten_classes)
     checkpoint = next((damaged / "checkpoints").iterdir())
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1])
+    only_damaged = write_run(tmp_path / "runs", "only-damaged", ten_classes)
+    (one,) = (only_damaged / "checkpoints").iterdir()
+    os.truncate(one, 100)
     cases: list[tuple[list[object], str]] = [
+        ([only_damaged], "none of the checkpoints in .*its digest differs"),
         ([tmp_path / "absent"], "there is no run folder or checkpoint"),
         ([tmp_path / "nothing"], "is not a run folder"),
         ([without], "has no checkpoint yet"),
@@ -168,7 +173,7 @@ def test_a_diverged_net_is_refused_and_writes_no_scores(made_run: Path, run_eval
     checkpoint = next((made_run / "checkpoints").iterdir())
     state = torch.load(checkpoint, weights_only=True)
     state["model"]["fc.bias"][0] = float("nan")
-    publish(made_run / "checkpoints", 300, state)
+    publish(made_run / "checkpoints", 300, {**state, "iteration": 300})
     code, _, errors = run_evaluate(made_run, "--split", "train")
     assert code == 2 and "is not a softmax" in errors
     assert not list((made_run / "scores").glob("*.npz"))

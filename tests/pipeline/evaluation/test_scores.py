@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.base.command import UserError
+from pipeline.evaluation.partial import PartialScores
 from pipeline.evaluation.scores import Scores, load, ranks, read_provenance, save
 from tests.pipeline.evaluation.nets_and_images import provenance, random_softmax
 
@@ -146,6 +148,19 @@ def test_damage_and_absence_are_told(tmp_path: Path) -> None:
     np.savez(path, other=np.zeros(3))
     with pytest.raises(UserError, match="is not a readable score file"):
         load(path)
+    path.unlink()
+    os.mkfifo(path)  # nobody writes into it
+    with pytest.raises(UserError, match="is not a readable score file"):
+        load(path)
+
+
+def test_unfinished_scores_that_cannot_be_read_are_begun_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "one.partial.npz"
+    os.mkfifo(path)
+    assert not PartialScores(5, 3, "fingerprint", path).has(np.arange(1))
+    assert "evaluating from the start" in capsys.readouterr().err
 
 
 def test_a_file_of_the_version_before_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,9 +48,7 @@ def runs(tmp_path: Path, empty_store: Path) -> Path:
 
 
 def sound(path: Path) -> Checkpoint:
-    checkpoint = read_verified(path)
-    assert checkpoint is not None
-    return checkpoint
+    return read_verified(path)
 
 
 @pytest.fixture

@@ -1,0 +1,36 @@
+"""What stands under the names of a run folder: each a file or a folder, as a training makes them, or nothing.
+
+A command that opens a run checks that first. What else may stand there (a pipe, a link that leads nowhere) would make a
+reader wait for ever, or a writer write elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from pipeline.base.command import UserError
+from pipeline.base.layout import FILES, FOLDERS
+
+
+def check_entries(run: Path) -> None:
+    """Raise UserError where something else than the run's own file or folder stands under one of its names."""
+    for name in (*FILES, *FOLDERS):
+        path, is_folder = run / name, name in FOLDERS
+        if (found := _found(path)) not in (None, "a folder" if is_folder else "a file"):
+            wanted = "a folder" if is_folder else "a file"
+            raise UserError(f"{path} is {found}, where a run has {wanted}: move it away, and put the run's own back")
+
+
+def _found(path: Path) -> str | None:
+    """What `path` is, in words; None where nothing stands there. Raises PermissionError."""
+    try:
+        mode = os.stat(path).st_mode
+    except PermissionError:
+        raise
+    except OSError:
+        return "a link that leads to no file" if os.path.islink(path) else None
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a file" if stat.S_ISREG(mode) else "a pipe, a socket or a device"

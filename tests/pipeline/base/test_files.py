@@ -1,0 +1,77 @@
+"""Files: what is none is never waited for, and whether there is room is known before the work."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+
+from pipeline.base.command import UserError, describe_os_error
+from pipeline.base.files import check_room, read_yaml
+from pipeline.base.regular import read_regular
+
+
+def stand(kind: str, path: Path) -> None:
+    """Make what is no file under a name: a folder, a pipe ..."""
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made, chdir(path.parent):
+            made.bind(path.name)
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": path.name, "bad disk": "/proc/self/mem"}[kind])
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "device", "loop", "bad disk"])
+def test_reading_what_is_no_file_ends_at_once_with_a_sentence(tmp_path: Path, kind: str) -> None:
+    stand(kind, tmp_path / "a")
+    with pytest.raises(OSError) as raised:
+        read_regular(tmp_path / "a")
+    assert describe_os_error(raised.value), raised.value
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\0\xff")
+    (tmp_path / "link").symlink_to("a")
+    assert read_regular(tmp_path / "link") == b"\0\xff"
+
+
+@pytest.mark.parametrize("content", [b"[" * 10_000, b"a: \xff", b"a: ["])
+def test_yaml_that_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"the config file .*a\.yaml is"):
+        read_yaml(tmp_path / "a.yaml", "config file")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("needs root and mount to make a small file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_room_is_tried_and_nothing_is_left(tmp_path: Path, small_disk: Path) -> None:
+    check_room(small_disk / "new" / "a", small_disk / "b", size=1 << 19)
+    assert [path.name for path in small_disk.rglob("*")] == ["new"]
+    with pytest.raises(OSError) as raised:
+        check_room(small_disk / "a", size=1 << 21)
+    assert raised.value.errno == errno.ENOSPC and [path.name for path in small_disk.rglob("*")] == ["new"]
+    (small_disk / "a").mkdir()
+    with pytest.raises(IsADirectoryError):
+        check_room(small_disk / "a")
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(OSError) as raised:
+        check_room(small_disk / "b")
+    assert raised.value.errno == errno.EROFS
