@@ -32,7 +32,7 @@ from pipeline.base.stopping import (
     heeded,
     say,
 )
-from pipeline.process.watchdog import Note
+from pipeline.process.notes import Note
 
 # The file descriptor, inherited by a rank, that `tell_launcher` writes to; the ranks themselves need not know of it.
 REPORT_VARIABLE = "PIPELINE_REPORT_FD"

@@ -19,12 +19,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores, cores_together, share_of_cores
 from pipeline.base.leaving import skip_cleanup
 from pipeline.process import gpus
+from pipeline.process.meeting import MeetingPlace, stay_on_this_machine
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS, Watchdog
 
 T = TypeVar("T")
@@ -115,8 +115,11 @@ def open_world(
 def _open_group(world: World, wanted: str, timeout: timedelta) -> None:
     """Open the group of all ranks. Raises UserError, on every rank, where two share one GPU or only some have one."""
     options: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "timeout": timeout}
-    store, *_ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
-    store.set_timeout(timeout)
+    if world.size == world.local_size:
+        stay_on_this_machine()
+    place = MeetingPlace(world.rank, world.size, timeout)
+    store = place.store
+    world.watchdog.share(place.board())
     if wanted != "cpu":
         # Before the group: torch 2.15 makes NCCL's communicator with it, and NCCL refuses a shared GPU in words of its own.
         gpus.check_places(_places(dist.PrefixStore("places", store), world))

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.base.layout import checkpoint_name
 from pipeline.base.stopping import COMMAND_VARIABLE
-from pipeline.process.watchdog import Note
+from pipeline.process.notes import Note
 from tests.helpers import ROOT, alive, wait_for
 from tests.patience import limit
 

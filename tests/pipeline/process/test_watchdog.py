@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.exits import EXIT_HUNG
-from pipeline.process.watchdog import Hang, Note, name_the_hung, watching
+from pipeline.process.notes import Note
+from pipeline.process.watchdog import Hang, name_the_hung, watching
 from pipeline.run.config import Config
 from tests.fleet import Fleet
 from tests.helpers import wait_for
