@@ -20,7 +20,6 @@ from launch.ranks.supervisor import supervise
 from pipeline.base import command
 from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.command import UserError
-from pipeline.base.loopback import loopback
 from pipeline.base.starting import begin, with_targets
 from pipeline.base.stopping import say
 from pipeline.run.help import HELP_ALL
@@ -64,12 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
-    """This process's environment with torchrun's names for rank `rank` of `size` on this machine alone. Raises UserError."""
+    """This process's environment with torchrun's names for rank `rank` of `size` on this machine alone."""
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     names = {name: str(number) for name, number in numbers.items()}
     # Ranks of one machine need no network: no host name to resolve, no port open to others (pipeline/process/meeting.py).
-    address = loopback() if size > 1 else "127.0.0.1"
-    names |= {"MASTER_ADDR": address, LAUNCHER_VARIABLE: "local", **slurm_variables()}
+    names |= {"MASTER_ADDR": "127.0.0.1", LAUNCHER_VARIABLE: "local", **slurm_variables()}
     return {**os.environ, **names}
 
 

@@ -11,11 +11,12 @@ import socket
 import sys
 import time
 from datetime import timedelta
+from functools import partial
 
 import torch.distributed as dist
 
 from pipeline.base.command import UserError
-from pipeline.base.loopback import INTERFACE, is_loopback, listener
+from pipeline.base.loopback import INTERFACE, is_loopback, listener, loopback
 from pipeline.base.stopping import say
 from pipeline.process.notes import StoreBoard
 from pipeline.process.waiting import Reminder, listed
@@ -35,18 +36,14 @@ class MeetingPlace:
     store: for what ranks tell one another before they have a group.
     """
 
-    def __init__(self, rank: int, size: int, timeout: timedelta) -> None:
-        """Returns on rank 0 when all have come, on the others when rank 0 has.
+    def __init__(self, rank: int, size: int, timeout: timedelta, *, one_machine: bool) -> None:
+        """Returns on rank 0 when all have come, on the others when rank 0 has. one_machine: all ranks are on this machine.
 
         Raises UserError where the environment gives no place, torch's DistError where one does not come within `timeout`.
         """
-        self.address, self.port = os.environ.get("MASTER_ADDR", ""), _port()
-        if not self.address:
-            raise UserError(
-                "RANK is set but MASTER_ADDR is not: start ranks with a launcher (launch/local.py, torchrun)"
-            )
-        self.rank, self.size, self.timeout = rank, size, timeout
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)  # torchrun's agent serves the store
+        self.address, self.port = _address(one_machine and not agent), _port()
+        self.rank, self.size, self.timeout = rank, size, timeout
         self.store: dist.Store = self._serve() if rank == 0 and not agent else self._connect()
         self.store.set(f"host of {rank}", socket.gethostname())
         if rank == 0:
@@ -57,11 +54,18 @@ class MeetingPlace:
         return StoreBoard(dist.PrefixStore("notes", self._client()), self.size)
 
     def _serve(self) -> dist.TCPStore:
-        common = {"is_master": True, "timeout": self.timeout, "wait_for_workers": False}
-        if not is_loopback(self.address):  # torch's own socket listens on every interface: other machines may use any
-            return dist.TCPStore(self.address, self.port, self.size, multi_tenant=True, **common)
-        place = listener(self.address, self.port)
-        return dist.TCPStore(self.address, self.port, self.size, master_listen_fd=place.detach(), **common)
+        make = partial(
+            dist.TCPStore,
+            self.address,
+            self.port,
+            self.size,
+            is_master=True,
+            timeout=self.timeout,
+            wait_for_workers=False,
+        )
+        if is_loopback(self.address):
+            return make(master_listen_fd=listener(self.address, self.port).detach())
+        return make(multi_tenant=True)  # by torch's own socket, at every interface: other machines may come by any
 
     def _connect(self) -> dist.TCPStore:
         started, reminder = time.monotonic(), Reminder()
@@ -94,6 +98,13 @@ class MeetingPlace:
                 what = "it has" if len(missing) == 1 else "they have"
                 say(f"waiting for {listed(missing)} of {self.size} for {waited:.0f} s: {what} not come yet")
             time.sleep(_LOOK_SECONDS)
+
+
+def _address(one_machine: bool) -> str:
+    given = os.environ.get("MASTER_ADDR")
+    if not given:
+        raise UserError("RANK is set but MASTER_ADDR is not: start ranks with a launcher (launch/local.py, torchrun)")
+    return loopback() if one_machine else given
 
 
 def _port() -> int:

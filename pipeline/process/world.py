@@ -113,9 +113,10 @@ def open_world(
 def _open_group(world: World, wanted: str, timeout: timedelta) -> None:
     """Open the group of all ranks. Raises UserError, on every rank, where two share one GPU or only some have one."""
     options: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "timeout": timeout}
-    if world.size == world.local_size:
+    one_machine = world.size == world.local_size
+    if one_machine:
         stay_on_this_machine()
-    place = MeetingPlace(world.rank, world.size, timeout)
+    place = MeetingPlace(world.rank, world.size, timeout, one_machine=one_machine)
     store = place.store
     world.watchdog.share(place.board())
     if wanted != "cpu":
