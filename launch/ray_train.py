@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,10 +40,12 @@ from pipeline.base import command
 from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_FAILED, EXIT_USER_ERROR
 from pipeline.base.layout import CHECKPOINTS, LOGS, RAY, RAY_OUTCOME, RAY_STOP, rank_log
+from pipeline.base.lock import NoLocksError, lock
 from pipeline.base.stopping import NOTHING_TO_SAVE, end_now, ended_at_once, exit_code, going_on, say, typed_command
 from pipeline.base.temporary import short_temporary_folder
 
-SESSION_ROOM = 90  # bytes: /ray-XXXXXXXX/session_YYYY-MM-DD_HH-MM-SS_XXXXXX_PROCESS/sockets/plasma_store
+SESSION, SESSION_LOCK = "resnet-ray-", "launcher"
+SESSION_ROOM = 98  # bytes: /resnet-ray-XXXXXXXX/session_YYYY-MM-DD_HH-MM-SS_XXXXXX_PROCESS/sockets/plasma_store
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,10 +145,20 @@ def ray_cluster(address: str | None, workers: tuple[int, int] | None, cpus: int)
 
 @contextmanager
 def session_folder() -> Iterator[str]:
-    """A folder for the sockets and logs of the Ray that is started here; it stays only where the block fails."""
-    folder = tempfile.mkdtemp(prefix="ray-", dir=short_temporary_folder(SESSION_ROOM))
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    """A folder for the sockets and logs of the Ray that is started here. Those of launchers that were killed are removed."""
+    place = short_temporary_folder(SESSION_ROOM)
+    for old in place.glob(f"{SESSION}*/{SESSION_LOCK}"):
+        with suppress(OSError, NoLocksError), open(old, "a") as file:  # OSError: another user's
+            if lock(file):
+                shutil.rmtree(old.parent, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=SESSION, dir=place)
+    with open(Path(folder, SESSION_LOCK), "a") as held:
+        with suppress(NoLocksError):
+            lock(held)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def protect_token(create: bool) -> None:

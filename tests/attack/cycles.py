@@ -31,7 +31,8 @@ WORKING = 0.5  # share of the ends that come once the ranks have trained; the ot
 STARTING = 4.0
 ENDS_WITHIN, GONE_WITHIN = 60.0, 20.0  # seconds on a quiet machine
 SEGMENTS = Path("/dev/shm")
-CACHES = ("torchinductor_", "ray")  # in the temporary folder: kept on purpose
+# In the temporary folder: caches, and what the next start of launch/ray_train.py removes where one was killed.
+CACHES = ("torchinductor_", "resnet-ray-")
 
 
 def cycles(random: Random, tries: int, folder: Path, outcome: Outcome) -> None:
