@@ -66,9 +66,9 @@ def rank_environment(rank: int, size: int, port: int) -> dict[str, str]:
     """This process's environment with torchrun's names for rank `rank` of `size` on this machine alone."""
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     names = {name: str(number) for name, number in numbers.items()}
+    # Ranks of one machine need no network: no host name to resolve, no port open to others (pipeline/process/meeting.py).
     names |= {"MASTER_ADDR": "127.0.0.1", LAUNCHER_VARIABLE: "local", **slurm_variables()}
-    # Ranks of one machine need no network: no host name to resolve, no port open to others.
-    return {"GLOO_SOCKET_IFNAME": "lo", **os.environ, **names}
+    return {**os.environ, **names}
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def reserve_port() -> Iterator[int]:
 
     Rank 0 needs seconds until it listens there; a port that is merely free can be another program's by then. The socket
     here is bound to every address and never listens. A server that asks for this very port still gets it if the server
-    sets SO_REUSEADDR too, as torch's TCPStore and Python's servers do.
+    sets SO_REUSEADDR too, as rank 0, torch's TCPStore and Python's servers do.
     """
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -18,14 +18,16 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from launch.local import gpus
 from launch.on_ray.worker import train
@@ -38,9 +40,12 @@ from pipeline.base import command
 from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_FAILED, EXIT_USER_ERROR
 from pipeline.base.layout import CHECKPOINTS, LOGS, RAY, RAY_OUTCOME, RAY_STOP, rank_log
+from pipeline.base.lock import NoLocksError, lock
 from pipeline.base.stopping import NOTHING_TO_SAVE, end_now, ended_at_once, exit_code, going_on, say, typed_command
-from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS
-from pipeline.run.config import Config
+from pipeline.base.temporary import short_temporary_folder
+
+SESSION, SESSION_LOCK = "resnet-ray-", "launcher"
+SESSION_ROOM = 98  # bytes: /resnet-ray-XXXXXXXX/session_YYYY-MM-DD_HH-MM-SS_XXXXXX_PROCESS/sockets/plasma_store
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,6 +111,9 @@ def ray_cluster(address: str | None, workers: tuple[int, int] | None, cpus: int)
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS": "0",
     }
+    if address is None:
+        # Its servers listen at the loopback address alone. (Ray named the variable after the systems where it is the default.)
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
     if os.environ["RAY_AUTH_MODE"] == "token":
@@ -113,40 +121,66 @@ def ray_cluster(address: str | None, workers: tuple[int, int] | None, cpus: int)
     import ray
 
     devices = 0 if address else gpus()
-    try:
-        if address is None:
-            assert workers, "read_workers counts this machine's GPUs"
-            # Workers and their GPUs by one count, torch's: Ray's own, by NVML, differs from it for slices of a GPU (MIG).
-            here = {"num_cpus": max(workers[1] * cpus, 1), "num_gpus": devices}
-            ray.init(**here, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        raise UserError(
-            f"no Ray cluster answers at '{address or 'this machine'}' ({' '.join(str(error).split())[:300]}): "
-            "check --address, RAY_AUTH_MODE and the token in ~/.ray/auth_token"
-        ) from None
-    try:
-        yield int(ray.cluster_resources().get("GPU", 0)) if address else devices
-    finally:
-        ray.shutdown()
+    quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with ExitStack() as folders:
+        try:
+            if address is None:
+                assert workers, "read_workers counts this machine's GPUs"
+                # Workers and their GPUs by one count, torch's: Ray's own, by NVML, differs from it for slices of a GPU (MIG).
+                here = {"num_cpus": max(workers[1] * cpus, 1), "num_gpus": devices}
+                folder = folders.enter_context(session_folder())
+                ray.init(**here, **quietly, include_dashboard=False, _temp_dir=folder)
+            else:
+                ray.init(**quietly, address=address)
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            raise UserError(
+                f"no Ray cluster answers at '{address or 'this machine'}' ({' '.join(str(error).split())[:300]}): "
+                "check --address, RAY_AUTH_MODE and the token in ~/.ray/auth_token"
+            ) from None
+        try:
+            yield int(ray.cluster_resources().get("GPU", 0)) if address else devices
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def session_folder() -> Iterator[str]:
+    """A folder for the sockets and logs of the Ray that is started here. Those of launchers that were killed are removed."""
+    place = short_temporary_folder(SESSION_ROOM)
+    for old in place.glob(f"{SESSION}*/{SESSION_LOCK}"):
+        with suppress(OSError, NoLocksError), open(old, "a") as file:  # OSError: another user's
+            if lock(file):
+                shutil.rmtree(old.parent, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=SESSION, dir=place)
+    with open(Path(folder, SESSION_LOCK), "a") as held:
+        with suppress(NoLocksError):
+            lock(held)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def protect_token(create: bool) -> None:
-    """Make sure that the token exists and that only its owner can read it: its reader can run code on the cluster.
+    """Make sure that there is a token and that only its owner can read it: its reader can run code on the cluster.
 
-    Ray itself writes the file with mode 0644.
+    Ray itself writes the file with mode 0644. Where no file can be written (a home folder that is read-only), a token that is
+    to be created lasts as long as this process.
     """
     if os.environ.get("RAY_AUTH_TOKEN"):
         return
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path("~/.ray/auth_token").expanduser())
     if path.exists():
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
     elif create:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
+        token = secrets.token_hex(32)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(token)
+        except OSError:
+            os.environ["RAY_AUTH_TOKEN"] = token
     else:
         raise UserError(f"there is no token in {path}: copy the cluster's there (mode 0600), or set RAY_AUTH_TOKEN")
 
@@ -156,12 +190,10 @@ def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpu
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from launch.on_ray.group import WITH_GPUS, GroupConfig
+    from launch.on_ray.group import GroupConfig
 
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    seconds = work.config.timeout_seconds if isinstance(work, Training) else Config.timeout_seconds
-    timeout = int(seconds + COLLECTIVE_GRACE_SECONDS)
     use_gpu = work.device != "cpu" and devices > 0
     if use_gpu:
         work = work.settled("cuda")  # workers that Ray gave a GPU do not fall back to the CPU
@@ -171,7 +203,7 @@ def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpu
         train,
         train_loop_config={"work": work, "attempt": launch, "command": typed_command()},
         scaling_config=ScalingConfig(num_workers=count, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}),
-        torch_config=GroupConfig(backend=WITH_GPUS if use_gpu else "gloo", timeout_s=timeout),
+        torch_config=GroupConfig(),
         run_config=RunConfig(
             name=launch,
             storage_path=str(work.folder / RAY),

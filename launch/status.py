@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before the imports below, which take longer
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,13 @@ from launch.ranks.failure import Failure, cause, read_all_notes
 from pipeline.base import command
 from pipeline.base.command import UserError
 from pipeline.base.entries import check_entries
-from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, job_log, job_script, jobs_in, rank_log
+from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, activity_of, job_log, job_script, jobs_in, rank_log
 from pipeline.base.lease import is_held
 from pipeline.base.output import reader_has_gone
 from pipeline.base.parsing import CommandParser
 from pipeline.base.tables import print_json, print_table
 from pipeline.meter.usage import Usage, usage_of
+from pipeline.process.notes import Note
 
 FOLLOW_SECONDS = 10.0
 LOG_BYTES, LOG_LINES = 4000, 10
@@ -39,8 +40,8 @@ ACTIVE = {"PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUE
 class Status:
     """One run, as its folder and SLURM show it.
 
-    `images_per_second`: in the last log interval; `left_seconds`: at that rate. None where unknown. `asked`: what the latest
-    job's script asks of sbatch.
+    `images_per_second`: in the last log interval; `left_seconds`: at that rate; `slowest`: the rank that held the others up
+    most in it, in words. None where unknown. `asked`: what the latest job's script asks of sbatch.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Status:
     iterations: int
     images_per_second: float | None
     left_seconds: float | None
+    slowest: str | None
     errors: list[Failure]  # the cause of each attempt that failed, oldest first
     log: Path | None
     usage: Usage | None  # None where nothing was sampled
@@ -118,6 +120,7 @@ def read(folder: Path) -> Status:
         iterations=config.iterations if config else 0,
         images_per_second=rate,
         left_seconds=left,
+        slowest=_slowest(folder, training[-1].values) if training else None,
         errors=[cause(failures) for _, failures in sorted(notes.items(), key=lambda item: item[1][0].time)],
         log=max(logs, key=lambda path: path.stat().st_mtime, default=None),
         usage=usage_of(folder),
@@ -134,6 +137,8 @@ def show_status(status: Status) -> None:
     print_table(status.name, columns, [(status.name, job, status.restarts, progress, rate, left)])
     if status.asked:
         print(f"asked of sbatch: {' '.join(status.asked)}")
+    if status.slowest and not status.over:
+        print(f"slowest: {status.slowest}")
     if status.usage:
         print(f"energy: {status.usage}")
     for failure in status.errors[-3:]:
@@ -158,6 +163,17 @@ def duration(seconds: float) -> str:
     days, rest = divmod(round(seconds), 86400)
     clock = f"{rest // 3600}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
     return f"{days} d {clock}" if days else clock
+
+
+def _slowest(folder: Path, values: Mapping[str, float]) -> str | None:
+    """In words, from the metrics of a log point; None where there was one rank."""
+    if "slowest_rank" not in values:
+        return None
+    rank, ratio = int(values["slowest_rank"]), values["slowest_rank_ratio"]
+    note = Note.read(activity_of(folder, rank))
+    host = f" ({note.host})" if note else ""
+    share = 100 * values["slowest_rank_data_wait_share"]
+    return f"rank {rank}{host}, {ratio:.2f} times the others' time for an update, {share:.0f}% of it waiting for data"
 
 
 def _jobs(folder: Path) -> tuple[dict[str, str], int]:

@@ -33,6 +33,7 @@ class Fleet:
         self.logs = [logs / f"rank-{rank}.txt" for rank in range(size)]
         self.ranks: list[BaseProcess] = []
         for rank, log in enumerate(self.logs):
+            log.touch()  # read before the rank has begun
             environment = rank_environment(rank, size, port)
             process = CONTEXT.Process(target=_rank, args=(config, environment, log, sabotage), daemon=True)
             process.start()

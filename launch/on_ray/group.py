@@ -1,31 +1,53 @@
-"""The process group that Ray opens for its workers. Imports Ray."""
+"""How Ray's workers come to their group: they get torchrun's names, and open the group themselves. Imports Ray.
+
+Ray's own way opens the group before our code begins: its store listens on every interface, and what goes wrong there is
+told in words that name no cause.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+import socket
+from dataclasses import dataclass
 from typing import Any
 
 from ray.train.torch import TorchConfig
 
-from pipeline.process.gpus import usable
-
-WITH_GPUS = "cpu:gloo,cuda:nccl"
-
 
 @dataclass
 class GroupConfig(TorchConfig):
-    """Opens a group with NCCL only where torch can use the GPUs that Ray gave the workers.
-
-    NCCL would fail where it cannot, with words that name no cause. In a group of gloo alone the worker itself comes to
-    say why it refuses (pipeline/process/gpus.py).
-    """
+    """Names the ranks and their meeting place; pipeline/process/world.py opens the group, as under every launcher."""
 
     @property
     def backend_cls(self) -> type:
         class Backend(super().backend_cls):  # type: ignore[misc]
             def on_start(self, worker_group: Any, config: TorchConfig) -> None:
-                if config.backend == WITH_GPUS and not all(worker_group.execute(usable)):
-                    config = replace(config, backend="gloo")
-                super().on_start(worker_group, config)
+                address, port = worker_group.execute_single(0, _meeting_place)
+                worker_group.execute(_name_rank, address, port)
 
         return Backend
+
+
+def _meeting_place() -> tuple[str, int]:
+    """In rank 0: its node's address in the cluster, and a port that is free there."""
+    import ray.util
+
+    address = ray.util.get_node_ip_address()
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind((address, 0))
+        return address, int(probe.getsockname()[1])
+
+
+def _name_rank(address: str, port: int) -> None:
+    """In every worker: set torchrun's names."""
+    import ray.train
+
+    context = ray.train.get_context()
+    os.environ |= {
+        "RANK": str(context.get_world_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }

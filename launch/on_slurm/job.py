@@ -97,7 +97,6 @@ def export_environment(environment: JobEnvironment) -> None:
         restore_visible_gpus()
     if environment.cluster != "slurm":
         names.master_addr = "127.0.0.1"  # one machine, whose own name may not resolve
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     names.export(overwrite=True, set_cuda_visible_devices=False)
     os.environ[LAUNCHER_VARIABLE] = "slurm" if environment.cluster == "slurm" else f"submitit-{environment.cluster}"
     os.environ |= slurm_variables()

@@ -32,7 +32,7 @@ from pipeline.base.stopping import (
     heeded,
     say,
 )
-from pipeline.process.watchdog import Note
+from pipeline.process.notes import Note
 
 # The file descriptor, inherited by a rank, that `tell_launcher` writes to; the ranks themselves need not know of it.
 REPORT_VARIABLE = "PIPELINE_REPORT_FD"
@@ -53,6 +53,7 @@ class _Rank:
     process: subprocess.Popen[bytes]
     output: IO[bytes] | None  # what it wrote before it opened its log; None: it writes to the terminal
     messages: IO[bytes]  # what it told this launcher
+    ended_before: int | None  # processes that the kernel had ended for want of memory when this one started
 
     def failure(self, asked: Collection[signal.Signals]) -> Failure | None:
         """Why the rank ended; None where it ended well: finished, or saved and stopped on request.
@@ -67,12 +68,24 @@ class _Rank:
             return Failure.from_json(failures[0])
         reason = f"ended with exit code {code}"
         if code < 0:
-            memory = " (the kernel does that when memory runs out: see dmesg)" if code == -signal.SIGKILL else ""
-            code, reason = 128 - code, f"was killed by {signal.Signals(-code).name}{memory}"
+            why = self._why_killed() if code == -signal.SIGKILL else ""
+            code, reason = 128 - code, f"was killed by {signal.Signals(-code).name}{why}"
         note = Note.read(Path(lines[0])) if lines else None
         if note and note.process == self.process.pid:
             reason += f", its last word: {note}"
         return Failure(rank=self.number, time=time.time(), code=code, sentence=reason, detail=self._tail())
+
+    def _why_killed(self) -> str:
+        """What the kernel's count says; where it has none, what may be."""
+        now = ended_for_memory()
+        if now is None or self.ended_before is None:
+            return " (the kernel does that when memory runs out: see dmesg)"
+        if now == self.ended_before:
+            return ""
+        return (
+            ": memory ran out, of this machine or of the job's share, and the kernel ended it (give the job more memory, or "
+            "start fewer processes or loader threads)"
+        )
 
     @property
     def checkpoints(self) -> Path | None:
@@ -130,6 +143,18 @@ def supervise(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[
     return exit_code(requests.first)
 
 
+def ended_for_memory() -> int | None:
+    """How many processes this machine's kernel has ended since its start because memory ran out, its own or a container's.
+
+    None where the kernel does not say.
+    """
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
+
 def tell_launcher(failure: Failure) -> None:
     """Called in a rank: say why this rank ends; its connections to the other ranks close when its process ends."""
     _write_message(failure.to_json())
@@ -157,6 +182,7 @@ def _start(number: int, command: Sequence[str], environment: Mapping[str, str]) 
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED - {signal.SIGINT})
         signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # for programs that do not show their stacks on SIGQUIT
 
+    ended_before = ended_for_memory()
     output = None if number == 0 else tempfile.TemporaryFile()  # noqa: SIM115
     messages = tempfile.TemporaryFile()  # noqa: SIM115
     process = subprocess.Popen(
@@ -169,7 +195,7 @@ def _start(number: int, command: Sequence[str], environment: Mapping[str, str]) 
         process_group=0,  # a new one: the terminal's Ctrl-C reaches the launcher alone, which passes it on once
         preexec_fn=become_rank,
     )
-    return _Rank(number, process, output, messages)
+    return _Rank(number, process, output, messages, ended_before)
 
 
 def _wait(ranks: Sequence[_Rank], requests: Requests) -> list[Failure]:

@@ -1,7 +1,9 @@
 """How a process ends: as Python ends it, or at once where what is open must not be closed.
 
-Closing NCCL's communicators takes every rank of the host: a rank that failed alone would wait in Python's clean-up for ranks
-that wait for it in a kernel (NVIDIA/nccl#863 and #1777), and nobody would read why it failed.
+A process that has had a process group ends at once. Closing NCCL's communicators takes every rank of the host: a rank that
+failed alone would wait in Python's clean-up for ranks that wait for it in a kernel (NVIDIA/nccl#863 and #1777), and nobody
+would read why it failed. With gloo the clean-up destroys threads that may still run, and aborts the process ("terminate
+called without an active exception"): a finished run would end with exit code 134.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from pipeline.data.tuned import with_queues
 from pipeline.loop.progress import RECOMPUTED_BN, WEIGHTS, Clock, RunProgress
 from pipeline.loop.validation import Validation
 from pipeline.models.resnet import build
-from pipeline.process.world import World, on_main, sum_over_ranks
+from pipeline.process.stragglers import Slowest, Watch, slowest
+from pipeline.process.world import World, gather_from_ranks, on_main, sum_over_ranks
 from pipeline.run.config import Config
 from pipeline.run.folder import foreign, origin_of
 from pipeline.training.batchnorm import plan_groups
@@ -74,6 +75,7 @@ class Trainer:
         self.skipped = 0  # consecutive skipped updates
         self.figures: dict[str, str] = {}
         self.clock = Clock()
+        self.watch = Watch(world.hosts)
         self.stalled = 0.0  # seconds of the longest save since the last log point, on the main rank
 
     def _warn(self) -> None:
@@ -139,21 +141,36 @@ class Trainer:
         self._collect()
         means = self.progress.take_interval()
         if means is None:
-            return {"lr": lr}  # every update was skipped
+            return {"lr": lr}  # every update was skipped, on every rank
         loss, wrong = means
         error = 100 * wrong / self.config.batch
         self.progress.errors["train_error"] = error
         self.schedule.observe_train_error(error)
         seconds, updates, waited = self.clock.take(batches.wait_seconds)
+        found = self._find_slowest(seconds, waited)
         rate = updates * self.config.batch / seconds
         self.figures |= {"images/s": f"{rate:,.0f}", "lr": f"{lr:g}", "loss": f"{loss:.4f}", "error": f"{error:.2f}%"}
         metrics = {"loss": loss, "top1_error": error, "lr": lr}
         metrics |= {"images_per_second": rate, "data_wait_share": waited / seconds}
+        metrics |= found.metrics() if found else {}
         if self.stalled:
             metrics["checkpoint_stall_seconds"], self.stalled = self.stalled, 0.0
         if self.config.loader.on_decode_error == "substitute":
             metrics["substituted_images"] = sum_over_ranks(self.world, batches.substituted)
         return metrics
+
+    def _find_slowest(self, seconds: float, waited: float) -> Slowest | None:
+        """The slowest rank since the last log point; None where there is one rank. A collective: every rank calls it.
+
+        seconds: spent on updates; waited: for data. Warns on the main rank where one holds the others up.
+        """
+        if self.world.size == 1:
+            return None
+        own = torch.tensor([seconds - self.step.reducer.waits.take(), waited], dtype=torch.float64)
+        found = slowest(*zip(*(values.tolist() for values in gather_from_ranks(own)), strict=True))
+        if (sentence := self.watch.see(found, seconds)) and self.world.is_main:
+            print(f"warning: {sentence}", file=sys.stderr)
+        return found
 
     def evaluations(self, give_up: Callable[[], bool]) -> Iterator[tuple[str, dict[str, float]]]:
         """(kind, val errors) of each evaluation that is due at this iteration. A collective: every rank calls it.

@@ -15,21 +15,21 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from pipeline.base.exits import EXIT_HUNG
-from pipeline.base.json_text import parse_json
 from pipeline.base.layout import activity_of
 from pipeline.base.output import is_read, write_now
+from pipeline.process.notes import Board, FileBoard, Note
+from pipeline.process.waiting import WAITED_SECONDS, Reminder, waits_for
 
 # Collectives time out this much later than the watchdog, because the watchdog can say more.
 COLLECTIVE_GRACE_SECONDS = 30.0
@@ -38,35 +38,6 @@ _BEAT_SECONDS = 1.0
 _BEATS_PER_TIMEOUT = 20  # at least, where the time-out is short
 _STORAGE_SECONDS = 5.0  # how long the final report waits for a file system that does not answer
 _STANDARD_ERROR = 2  # the descriptor, because launchers redirect it to the rank's log
-
-
-@dataclass(frozen=True, kw_only=True)
-class Note:
-    """The latest note of a rank, as its file states it. `beat` counts the writes, `position` the notes (alike on every rank).
-
-    `standing`: seconds without a new note. `time`: of the writing, Unix seconds by that host's clock.
-    """
-
-    rank: int
-    beat: int
-    position: int
-    iteration: int
-    activity: str
-    standing: float
-    time: float
-    host: str
-    process: int
-
-    def __str__(self) -> str:
-        return f"iteration {self.iteration:,}, {self.activity}"
-
-    @classmethod
-    def read(cls, path: Path) -> Self | None:
-        """Return the note in the file; None if there is no file or it is being written."""
-        try:
-            return cls(**parse_json(path.read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +73,9 @@ class Watchdog:
         """Report that the activity makes progress: at any time, and not necessarily equally often on every rank."""
         self.state = self.state._replace(since=time.monotonic())
 
+    def share(self, board: Board) -> None:
+        """Leave this rank's notes on `board`, and look there for those of the others, until `publish` is called."""
+
     def publish(self, folder: Path, rank: int, size: int) -> None:
         """Write this rank's notes to the run `folder` from now on, and look there for those of the other `size` - 1 ranks."""
 
@@ -111,7 +85,7 @@ class _Watching(Watchdog):
         super().__init__()
         self.timeout, self.on_hang = timeout_seconds, on_hang
         self.interval = min(_BEAT_SECONDS, timeout_seconds / _BEATS_PER_TIMEOUT)
-        self.files: list[Path] = []
+        self.board: Board | None = None
         self.rank, self.beat = int(os.environ.get("RANK", "0")), 0
         self.over = threading.Event()
         self._arm()
@@ -123,18 +97,22 @@ class _Watching(Watchdog):
         for thread in self.threads:
             thread.start()
 
+    def share(self, board: Board) -> None:
+        self.board = board
+
     def publish(self, folder: Path, rank: int, size: int) -> None:
-        file = activity_of(folder, rank)
+        board = FileBoard([activity_of(folder, number) for number in range(size)])
+        file = board.paths[rank]
         self.rank = rank
         try:
             file.parent.mkdir(exist_ok=True)
-            self._write_note(file)
+            self._write_note(board)
         except OSError as error:
             print(
                 f"warning: {file.parent} cannot be written ({error.strerror}): hang reports will say less",
                 file=sys.stderr,
             )
-        self.files = [activity_of(folder, number) for number in range(size)]
+        self.board = board
 
     def close(self) -> None:
         self.over.set()
@@ -144,18 +122,17 @@ class _Watching(Watchdog):
 
     def _write(self) -> None:
         while not self.over.wait(self.interval):
-            if self.files:
-                with contextlib.suppress(OSError):  # a full disk must not end the run
-                    self._write_note(self.files[self.rank])
+            if (board := self.board) is not None:
+                with contextlib.suppress(
+                    OSError, RuntimeError
+                ):  # a full disk, a store that is gone, must not end the run
+                    self._write_note(board)
 
-    def _write_note(self, path: Path) -> None:
-        """Overwrite the file in place, padded, so that it always exists. A reader that finds no JSON tries again."""
+    def _write_note(self, board: Board) -> None:
         self.beat += 1
-        text = json.dumps(asdict(self._own_note()))
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as file:
-            file.write(text.ljust(400).encode() + b"\n")
+        board.write(self.own_note())
 
-    def _own_note(self) -> Note:
+    def own_note(self) -> Note:
         state = self.state
         return Note(
             rank=self.rank,
@@ -172,18 +149,20 @@ class _Watching(Watchdog):
     def _keep_time(self) -> None:
         seen, standing, last = self.state, 0.0, time.monotonic()
         before: dict[int, Note | None] | None = None
+        teller = _Teller(self)
         while not self.over.wait(self.interval):
             self._arm()
             now = time.monotonic()
             elapsed, last = now - last, now
             if self.state is not seen or not seen.limited:
-                seen, standing, before = self.state, 0.0, None
+                seen, standing, before, teller = self.state, 0.0, None, _Teller(self)
                 continue
             standing += min(elapsed, 2 * self.interval)  # the time for which a job was paused (Ctrl-Z) does not count
             if standing > self.timeout / 2 and before is None:
-                before = self._others()
+                before = self.others()
             if standing > self.timeout:
-                self._end(name_the_hung(self._own_note(), standing, before or {}, self._others()))
+                self._end(name_the_hung(self.own_note(), standing, before or {}, self.others()))
+            teller.look(standing)
 
     def _arm(self) -> None:
         """Make faulthandler print the stacks and exit, unless the clock thread calls this again in time.
@@ -193,12 +172,16 @@ class _Watching(Watchdog):
         """
         faulthandler.dump_traceback_later(self.timeout + 5 * self.interval, exit=True, file=_STANDARD_ERROR)
 
-    def _others(self) -> dict[int, Note | None]:
-        """Return the notes of the other ranks; {} if storage does not answer."""
+    def others(self, ranks: Iterable[int] | None = None) -> dict[int, Note | None]:
+        """Return the notes of the other ranks, or of these; {} if storage or the store does not answer."""
         notes: dict[int, Note | None] = {}
+        board = self.board
 
         def read() -> None:
-            notes.update({number: _patient_read(path) for number, path in enumerate(self.files) if number != self.rank})
+            with contextlib.suppress(RuntimeError):  # a store that is gone
+                if board is not None:
+                    asked = range(board.size) if ranks is None else ranks
+                    notes.update({rank: board.read(rank) for rank in asked if rank != self.rank})
 
         _bounded(read)
         return dict(notes)
@@ -210,6 +193,30 @@ class _Watching(Watchdog):
             faulthandler.dump_traceback(_STANDARD_ERROR)
         _bounded(lambda: self.on_hang(hang))
         os._exit(EXIT_HUNG)
+
+
+class _Teller:
+    """Tells, while a rank stands still at one note, for whom it waits: on standard error, rank 0's being the job's.
+
+    Rank 0 looks at the notes of all; the others look at rank 0's alone, so that a thousand ranks do not read a million.
+    """
+
+    def __init__(self, watching: _Watching) -> None:
+        self.watching, self.reminder = watching, Reminder()
+        self.looked = False
+        self.before: dict[int, Note | None] = {}
+
+    def look(self, standing: float) -> None:
+        """standing: seconds since this rank's latest note."""
+        if not self.looked and standing > WAITED_SECONDS / 2:
+            self.looked, self.before = True, self._others()
+        if self.reminder.due(standing) and (now := self._others()):
+            if sentence := waits_for(self.watching.own_note(), self.before, now):
+                os.write(_STANDARD_ERROR, f"{sentence}\n".encode())
+            self.before = now
+
+    def _others(self) -> dict[int, Note | None]:
+        return self.watching.others(None if self.watching.rank == 0 else [0])
 
 
 @contextlib.contextmanager
@@ -256,14 +263,6 @@ def name_the_hung(asker: Note, standing: float, before: dict[int, Note | None], 
     if asker.rank not in hung:
         sentence += f"; rank {asker.rank} waits at {asker}"
     return Hang(ranks=tuple(hung), sentence=sentence)
-
-
-def _patient_read(path: Path) -> Note | None:
-    for _ in range(3):
-        if (note := Note.read(path)) is not None:
-            return note
-        time.sleep(0.02)
-    return None
 
 
 def _bounded(call: Callable[[], object]) -> None:

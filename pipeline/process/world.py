@@ -19,12 +19,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores, cores_together, share_of_cores
 from pipeline.base.leaving import skip_cleanup
 from pipeline.process import gpus
+from pipeline.process.meeting import MeetingPlace, stay_on_this_machine
 from pipeline.process.watchdog import COLLECTIVE_GRACE_SECONDS, Watchdog
 
 T = TypeVar("T")
@@ -46,6 +46,7 @@ class World:
     """This process: `rank` of `size` in all, `local_rank` of `local_size` on this host, computing on `device`.
 
     `cores`: this rank's share of the host's. `machine`: what this rank and the others of its machine have together.
+    `hosts`: the names of all ranks' hosts, by rank; empty where there is one rank.
     `watchdog` keeps the notes of what this rank does.
     """
 
@@ -56,6 +57,7 @@ class World:
     device: torch.device
     cores: int = field(default_factory=available_cores)
     machine: Machine = field(default_factory=Machine)
+    hosts: tuple[str, ...] = ()
     watchdog: Watchdog = field(default_factory=Watchdog, compare=False, repr=False)
 
     @property
@@ -70,8 +72,9 @@ def open_world(
 ) -> Iterator[World]:
     """Open (or adopt) the process group; close it at the end if it was opened here and the block ended well.
 
-    After a failure the group stays open, and the process must end by `pipeline.base.leaving.leave`: the other ranks see no
-    broken connection before the launcher knows the cause, and this rank does not wait for them, as NCCL's closing does.
+    After a failure the group stays open: the other ranks see no broken connection before the launcher knows the cause, and
+    this rank does not wait for them, as NCCL's closing does. A process that has opened a group here ends by
+    `pipeline.base.leaving.leave`, at once.
 
     `device`: "auto" takes the GPU of this local rank, or the CPU where this process is given no GPU; "cpu" and "cuda" insist.
     `timeout_seconds`: how long a rank waits for another before the watchdog, if there is one, ends the job; the collective
@@ -97,17 +100,12 @@ def open_world(
         return
     world.watchdog.note("meeting the other ranks")
     opened = not dist.is_initialized()
-    try:
-        if opened:
-            _open_group(world, device, timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
-        assert dist.get_rank() == rank and dist.get_world_size() == size, "environment and group disagree"
-        wait_for_all_ranks()
-        cores, machine = _share_of_machine(world)
-        yield replace(world, cores=cores, machine=machine)
-    except BaseException:
-        if opened:
-            skip_cleanup()
-        raise
+    if opened:
+        skip_cleanup()
+        _open_group(world, device, timedelta(seconds=timeout_seconds + COLLECTIVE_GRACE_SECONDS))
+    assert dist.get_rank() == rank and dist.get_world_size() == size, "environment and group disagree"
+    wait_for_all_ranks()
+    yield _with_machine(world)
     if opened:
         dist.destroy_process_group()
 
@@ -115,8 +113,12 @@ def open_world(
 def _open_group(world: World, wanted: str, timeout: timedelta) -> None:
     """Open the group of all ranks. Raises UserError, on every rank, where two share one GPU or only some have one."""
     options: dict[str, Any] = {"rank": world.rank, "world_size": world.size, "timeout": timeout}
-    store, *_ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
-    store.set_timeout(timeout)
+    one_machine = world.size == world.local_size
+    if one_machine:
+        stay_on_this_machine()
+    place = MeetingPlace(world.rank, world.size, timeout, one_machine=one_machine)
+    store = place.store
+    world.watchdog.share(place.board())
     if wanted != "cpu":
         # Before the group: torch 2.15 makes NCCL's communicator with it, and NCCL refuses a shared GPU in words of its own.
         gpus.check_places(_places(dist.PrefixStore("places", store), world))
@@ -137,16 +139,21 @@ def _places(store: dist.Store, world: World) -> list[tuple[str, str]]:
     return [(gpu, host) for gpu, host in places]
 
 
-def _share_of_machine(world: World) -> tuple[int, Machine]:
-    """This rank's share of the cores of its host, and what the ranks there have together. A collective: all ranks call it."""
+def _with_machine(world: World) -> World:
+    """`world` with this rank's share of the cores of its host, what the ranks there have together, and the names of all hosts.
+
+    A collective: every rank calls it.
+    """
     boot = Path("/proc/sys/kernel/random/boot_id")  # names the machine, also inside containers of equal host names
-    host, mine = boot.read_text() if boot.exists() else socket.gethostname(), frozenset(os.sched_getaffinity(0))
-    everyone: list[tuple[str, frozenset[int], str]] = [("", mine, "")] * world.size
-    dist.all_gather_object(everyone, (host, mine, gpus.identity(world.device)))
-    here = [(rank, mask, gpu) for rank, (place, mask, gpu) in enumerate(everyone) if place == host]
+    name, mine = socket.gethostname(), frozenset(os.sched_getaffinity(0))
+    host = boot.read_text() if boot.exists() else name
+    everyone: list[tuple[str, str, frozenset[int], str]] = [("", "", mine, "")] * world.size
+    dist.all_gather_object(everyone, (host, name, mine, gpus.identity(world.device)))
+    here = [(rank, mask, gpu) for rank, (place, _, mask, gpu) in enumerate(everyone) if place == host]
     ranks, masks, identities = zip(*here, strict=True)
     machine = Machine(ranks=ranks, gpus=_known(*identities), cores=cores_together(mine, masks))
-    return share_of_cores(mine, masks), machine
+    hosts = tuple(name for _, name, _, _ in everyone)
+    return replace(world, cores=share_of_cores(mine, masks), machine=machine, hosts=hosts)
 
 
 def _known(*identities: str) -> tuple[str, ...]:

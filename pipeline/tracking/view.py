@@ -123,7 +123,9 @@ def _charts() -> Iterator[dict[str, Any]]:
     for k in (1, 5):
         for kind in (*EVALUATIONS, "val_recomputed_bn"):
             yield _chart(EVALUATED, BAR, f"{kind}/top{k}_error")  # a line would show a single point
-    for name in ("images_per_second", "data_wait_share", "checkpoint_stall_seconds", "substituted_images"):
+    for name in ("images_per_second", "data_wait_share", "slowest_rank_ratio", "slowest_rank"):
+        yield _chart(TIMING, LINE, f"train/{name}")
+    for name in ("checkpoint_stall_seconds", "substituted_images"):
         yield _chart(TIMING, LINE, f"train/{name}")
     for name in ("seconds_left", "epoch"):
         yield _chart(TIMING, LINE, name)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.base.command import UserError
+from pipeline.process.stragglers import SumWaits
 from pipeline.process.world import World, wait_for_all_ranks
 from pipeline.training.flat import FlatGradients
 from pipeline.training.spans import span
@@ -27,7 +28,7 @@ class GradientReducer:
     mode: see `choose_mode`. compression: bf16 halves the traffic and needs mode allreduce. It rounds each rank's sum and the
     sums of ranks to bfloat16, so the result depends on the number of ranks. A tree that rounds would have to round every
     addition within a rank too, and would lose digits where nothing travels.
-    flat: where the gradients lie for `sum_over_ranks`; None with DDP, and with one rank.
+    flat: where the gradients lie for `sum_over_ranks`; None with DDP, and with one rank. waits: for the other ranks.
     """
 
     def __init__(
@@ -43,8 +44,8 @@ class GradientReducer:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.index = {id(parameter): number for number, parameter in enumerate(self.parameters)}
         self.mode, self.device, self.compression = mode, world.device, compression
-        # Noted when this rank's sums are computed and the wait for the other ranks begins.
-        self.arrived = partial(world.watchdog.note, "gradient reduction")
+        self.note = partial(world.watchdog.note, "gradient reduction")
+        self.waits = SumWaits(world.device)
         self.accumulator = TreeAccumulator()
         on_gpu = world.device.type == "cuda"
         # Separate groups: their collectives interleave with no others. Every rank makes them at the same place.
@@ -89,9 +90,15 @@ class GradientReducer:
         """
         if self.flat is None:
             return
-        self.arrived()
+        self._arrive()
         with span("sum gradients over ranks"):
             self._sum(self.flat.buffer)
+        self.waits.end()
+
+    def _arrive(self) -> None:
+        """This rank's sums are computed, and its wait for the other ranks begins."""
+        self.note()
+        self.waits.begin()
 
     def hook(self, state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         """DDP communication hook (see torch.nn.parallel.DistributedDataParallel.register_comm_hook)."""
@@ -103,29 +110,34 @@ class GradientReducer:
             gradient = place.as_strided(parameter.shape, parameter.stride())
             self.accumulator.add_last(self.index[id(parameter)], gradient)
             offset += parameter.numel()
-        if bucket.is_last():
-            self.arrived()
+        last = bucket.is_last()
+        if last:
+            self._arrive()
             self.accumulator = TreeAccumulator()
         # Not by the collective's own future: torch 2.15 has NCCL's make the backward pass wait for the collective.
         if self._stream is not None:
-            return self._sum_on_stream(buffer, self._stream)
+            return self._sum_on_stream(buffer, self._stream, last)
         future: torch.futures.Future[Tensor] = torch.futures.Future()
-        self._thread.submit(self._sum_in_thread, buffer, future)
+        self._thread.submit(self._sum_in_thread, buffer, future, last)
         return future
 
-    def _sum_in_thread(self, buffer: Tensor, future: torch.futures.Future[Tensor]) -> None:
+    def _sum_in_thread(self, buffer: Tensor, future: torch.futures.Future[Tensor], last: bool) -> None:
         try:
             self._sum(buffer)
+            if last:
+                self.waits.end()
             future.set_result(buffer)
         except Exception as error:
             future.set_exception(error)  # type: ignore[arg-type]
 
-    def _sum_on_stream(self, buffer: Tensor, stream: torch.cuda.Stream) -> torch.futures.Future[Tensor]:
+    def _sum_on_stream(self, buffer: Tensor, stream: torch.cuda.Stream, last: bool) -> torch.futures.Future[Tensor]:
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=[self.device])
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
             buffer.record_stream(stream)
             self._sum(buffer)
+            if last:
+                self.waits.end()
             future.set_result(buffer)
         return future
 

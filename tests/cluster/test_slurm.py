@@ -22,6 +22,7 @@ from tests.cluster.conftest import ENDLESS, Run, Trainings
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.helpers import ROOT, wait_for
 from tests.launch.launchers import environment, final_checkpoint
+from tests.listening import documented, places
 
 pytestmark = pytest.mark.cluster
 
@@ -181,6 +182,17 @@ def test_sigint_saves_and_ends_for_good(trainings: Trainings) -> None:
     assert "was interrupted; the job ends here" in run.log() and "saved at iteration" in run.log()
     assert int(final_checkpoint(run.folder)[:8]) >= 20
     assert run.restarts() == 0 and not list((run.folder / "slurm").glob("*.failures"))
+
+
+def test_what_listens(trainings: Trainings) -> None:
+    """Exactly what docs/clusters.md says."""
+    cluster, run = trainings.cluster, trainings.submit("listening", "--nodes", "2", *ENDLESS)
+    run.wait_for_iteration(20)
+    found = [pid for node in nodes_of(cluster, run.job) for pid in cluster.processes(node, "submitit.core._submit")]
+    ranks = [pid for pid in found if "srun" not in Path(f"/proc/{pid}/comm").read_text()]
+    seen = places(ranks)
+    cluster.run(["scancel", run.job])
+    assert seen == documented("launch/slurm.py --nodes 4")
 
 
 def test_cancelled_is_cancelled(trainings: Trainings) -> None:

@@ -21,7 +21,7 @@ from launch.ranks.failure import Failure
 from launch.ranks.supervisor import REPORT_VARIABLE
 from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_HUNG, EXIT_USER_ERROR
-from pipeline.process.watchdog import Note
+from pipeline.process.notes import Note
 from pipeline.run.options import load
 from tests.fleet import Fleet
 from tests.helpers import alive, stopped_or_dead, wait_for, without_gloo

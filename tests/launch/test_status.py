@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from launch import status
 from pipeline.base.lease import Lease
 from pipeline.meter.records import About
+from pipeline.process.notes import FileBoard, Note
 from tests.pipeline.meter.test_usage import write
 
 
@@ -65,3 +67,19 @@ def test_energy_is_shown_as_far_as_it_is_known(run: Path, capsys: pytest.Capture
     assert "energy: 1 kWh (GPUs; CPUs not measured), 0.5 EUR" in capsys.readouterr().out
     figures = status.figures(found)
     assert (figures["energy_kwh"], figures["cost"]) == (1.0, 0.5) and "co2_g" not in figures and "usage" not in figures
+
+
+def test_the_slowest_rank_is_shown_with_its_host(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "slurm" / "7_submission.sh").unlink()
+    line = {"kind": "train", "iteration": 8, "loss": 1.0, "slowest_rank": 1, "slowest_rank_ratio": 1.5}
+    (run / "metrics.jsonl").write_text(json.dumps({**line, "slowest_rank_data_wait_share": 0.25, "time": 0.0}) + "\n")
+    (run / "activity").mkdir()
+    note = Note(
+        rank=1, beat=1, position=1, iteration=8, activity="saving", standing=0.0, time=0.0, host="node7", process=1
+    )
+    FileBoard([run / "activity" / f"rank-{rank}.json" for rank in range(2)]).write(note)
+    lease = Lease(run, {})
+    status.show_status(status.read(run))
+    lease.release()
+    words = "slowest: rank 1 (node7), 1.50 times the others' time for an update, 25% of it waiting for data"
+    assert words in capsys.readouterr().out

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.base.layout import checkpoint_name
 from pipeline.base.stopping import COMMAND_VARIABLE
-from pipeline.process.watchdog import Note
+from pipeline.process.notes import Note
 from tests.helpers import ROOT, alive, wait_for
 from tests.patience import limit
 
@@ -126,7 +127,30 @@ def test_killed_rank_is_the_cause(tmp_path: Path) -> None:
     code, _, err = finish(start(victim, culprit))
     assert code == 128 + signal.SIGKILL
     assert "rank 1 failed first: was killed by SIGKILL" in err
-    assert "connection reset" not in err
+    assert "connection reset" not in err and "memory ran out" not in err
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group of 200 MB, made by root."""
+    parent = Path("/sys/fs/cgroup/memory")
+    group = parent / f"small-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(f"{200 << 20}")
+    except OSError as error:
+        pytest.skip(f"no control group of memory can be made in {parent}: {error.strerror}")
+    yield group
+    group.rmdir()
+
+
+def test_a_rank_that_the_kernel_ended_for_want_of_memory_is_told_so(small_group: Path) -> None:
+    greedy = rank(
+        f"Path({str(small_group / 'cgroup.procs')!r}).write_text(str(os.getpid()))", "held = b'x' * (1 << 30)"
+    )
+    code, _, err = finish(start(rank(f"time.sleep({FOR_EVER})"), greedy, before=IMPATIENT))
+    assert code == 128 + signal.SIGKILL
+    assert "error: rank 1 failed first: was killed by SIGKILL: memory ran out, " in err.splitlines()[-1]
 
 
 def test_a_killed_rank_is_named_with_its_last_word(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.exits import EXIT_HUNG
-from pipeline.process.watchdog import Hang, Note, name_the_hung, watching
+from pipeline.process.notes import Note
+from pipeline.process.watchdog import Hang, name_the_hung, watching
 from pipeline.run.config import Config
 from tests.fleet import Fleet
 from tests.helpers import wait_for
@@ -93,6 +94,10 @@ def test_stopped_rank(digits: Path, tmp_path: Path, culprit: int) -> None:
     within = re.search(rf"rank {culprit} did not arrive within ([\d.]+) s", said)
     assert within is not None and float(within[1]) >= round(timeout(), 1), said
     assert "stopped responding" in said and str(note) in said
+    # Long before that it said for whom it waits.
+    assert re.search(
+        rf"^waiting for rank {culprit} \(\S+\) for 1\d s: does not respond, its last note: ", said, re.M
+    ), said
     fleet.kill()
 
 

@@ -19,6 +19,7 @@ from pipeline.tracking.browser import main as show_in_browser
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.opening import elsewhere, in_order
 from tests.conftest import skip_without
+from tests.listening import documented, family, places
 from tests.patience import limit
 from tests.pipeline.tracking.mlflow_server import server
 from tests.pipeline.tracking.mlflow_store import runs_in, store_uri
@@ -51,10 +52,11 @@ def test_open_shows_a_copied_folder_and_leaves_the_old_one_alone(runs: Path, tmp
     train(runs / "b")  # which no MLflow has
     new = Path(shutil.copytree(runs, tmp_path / "r%20?x #1"))
     before = content(runs)
-    with server(new, port):
+    with server(new, port) as started:
         for name in "ab":
             found = get(port, f"artifacts/list?run_id={mlflow_run_id(new / name)}")
             assert [file["path"] for file in found["files"]] == ["config.yaml"]
+        assert places(family(started.pid)) == documented("python -m pipeline.tracking open")
     assert content(runs) == before
     said = (new / "server.log").read_text()
     assert f"These runs were copied or moved from {runs}: MLflow's store here now shows them here\n" in said
