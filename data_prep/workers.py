@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -12,14 +13,16 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from ctypes import c_bool, c_int64
 from itertools import islice
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from typing import TypeVar
 
 from pipeline.base.command import UserError
 from pipeline.base.progress import Progress
 from pipeline.base.stopping import blocked
+from pipeline.base.temporary import short_temporary_folder
 
 POLL_SECONDS = 0.2
+SOCKET_ROOM = len("/pymp-12345678/listener-12345678")  # multiprocessing's names below the temporary folder
 
 Advance = Callable[[int, int], None]  # counts (images, bytes) of work done
 Task = TypeVar("Task")
@@ -145,9 +148,20 @@ def _start_server() -> None:
     This process stops its workers. One that ended by itself would break the pool, which would then kill the others in the
     middle of a shard.
     """
+    _make_socket_folder()
     resource_tracker.ensure_running()  # first: its start unblocks the signal
     with blocked({signal.SIGINT}):
         forkserver.ensure_running()
+
+
+def _make_socket_folder() -> None:
+    """Have multiprocessing make its folder for sockets, once for this process, where their paths are short enough."""
+    usual = tempfile.tempdir
+    tempfile.tempdir = str(short_temporary_folder(SOCKET_ROOM))
+    try:
+        util.get_temp_dir()
+    finally:
+        tempfile.tempdir = usual
 
 
 def _show(progress: Progress, images: int, size: int) -> None:
