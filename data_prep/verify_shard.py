@@ -17,6 +17,7 @@ from pipeline.base.command import UserError
 from pipeline.base.files import file_sha256
 from pipeline.data.dataset import UNLABELLED, ShardInfo
 from pipeline.data.images import UnreadableImageError, decode
+from pipeline.data.whole import check_with_loaders_decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,7 @@ def check_images(check: ShardCheck, descriptor: int, advance: Advance) -> Iterat
             image = decode(data)
             if (image.height, image.width) != (int(row["height"]), int(row["width"])):
                 yield f"{check.path}: {row['key'].decode()} does not have the sample table's height and width"
+            check_with_loaders_decoder(data, image.height, image.width)
         except UnreadableImageError as error:
             yield f"{check.path}: {row['key'].decode()} does not decode: {error}"
         advance(1, len(data))
