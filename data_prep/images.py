@@ -1,7 +1,7 @@
 """Prepares one image for a shard: decodes it in full, so that size, mode and soundness are known.
 
-The image keeps its bytes, unless a decoder on the path cannot read them (see `prepare_image`). Pillow decodes it for the
-statistics; DALI decodes what goes into the shard, because that is what decodes it in training.
+The image keeps its bytes, unless a decoder on the path cannot read them (see `prepare_image`). Pillow decodes it, and
+DALI, which decodes in training, is asked whether it takes what goes into the shard.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.images import LOSSLESS_ENOUGH, MAX_SIDE, UnreadableImageError, decode, encode
-from pipeline.data.whole import check_with_loaders_decoder
+from pipeline.data.whole import check_loader_takes
 
 SHRUNK = {"format": "JPEG", "quality": 95}
 
@@ -78,7 +78,7 @@ def prepare_image(data: bytes, name: str, rules: ImageRules) -> PreparedImage:
         data = encode(image, {"format": "PNG"} if keep_png else LOSSLESS_ENOUGH if change else SHRUNK)
         if not keep_png:
             image = decode(data)  # as readers of the shard will get it
-    check_with_loaders_decoder(data, image.height, image.width)
+    check_loader_takes(data, image.height, image.width)
     return PreparedImage(data=data, extension="png" if keep_png else "jpg", pixels=image, change=change, shrunk=shrunk)
 
 
