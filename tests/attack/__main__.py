@@ -17,9 +17,10 @@ from pipeline.base.command import UserError
 from pipeline.base.parsing import CommandParser, names_of, positive
 from pipeline.base.tables import print_json, print_table
 from tests.attack.attack import Attack, Outcome
+from tests.attack.mutants import MUTANTS
 from tests.patience import set_patience
 
-ATTACKS: tuple[Attack, ...] = ()
+ATTACKS: tuple[Attack, ...] = (MUTANTS,)
 SHOWN = 20  # failures of one attack in the terminal
 
 
