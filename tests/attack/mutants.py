@@ -86,14 +86,14 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 def _flip(random: Random, data: bytes, _: bytes) -> bytes:
     changed = bytearray(data)
-    for _ in range(random.choice((1, 1, 1, 4, 30))):
+    for _time in range(random.choice((1, 1, 1, 4, 30))):
         changed[_place(random, data)] ^= 1 << random.randrange(8)
     return bytes(changed)
 
 
 def _set(random: Random, data: bytes, _: bytes) -> bytes:
     changed = bytearray(data)
-    for _ in range(random.choice((1, 2, 8))):
+    for _time in range(random.choice((1, 2, 8))):
         changed[_place(random, data)] = random.choice((0, 1, 0x7F, 0x80, 0xD8, 0xD9, 0xDA, 0xFE, 0xFF))
     return bytes(changed)
 
