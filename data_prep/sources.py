@@ -26,9 +26,9 @@ LISTING_THREADS = 16  # more than cores, because listing a shared file system mo
 MAX_CLASSES = np.iinfo(np.int16).max  # the sample table's labels are int16
 NAMED = 3  # of the entries that are passed over
 
-OTHER_KIND = "no JPEG or PNG by their names"
+OTHER_KIND = "not named as JPEG or PNG"
 BESIDE = "beside the class folders"
-LOOPS = "folders above themselves"
+LOOPS = "leading back up"
 
 
 class ImageRow(NamedTuple):
@@ -138,13 +138,13 @@ def _entries(top: Path, loops: list[str]) -> Iterator[tuple[os.DirEntry[str], st
     """
     waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [
         ("", ())
-    ]  # paths, and the folders on the way, by their inodes
+    ]  # paths, and the folders above them, by their inodes
     while waiting:
         below, way = waiting.pop()
         folder = top / below
         try:
-            status = folder.stat()
-            if (inode := (status.st_dev, status.st_ino)) in way:
+            way = way or tuple(map(_inode, top.absolute().parents))
+            if (inode := _inode(folder)) in way:
                 loops.append(below)
                 continue
             with os.scandir(folder) as entries:
@@ -160,6 +160,11 @@ def _entries(top: Path, loops: list[str]) -> Iterator[tuple[os.DirEntry[str], st
             raise UserError(
                 f"the folder {folder} cannot be read ({error.strerror}): make it readable or take it away"
             ) from None
+
+
+def _inode(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
