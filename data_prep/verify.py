@@ -17,7 +17,7 @@ import numpy as np
 from data_prep.arguments import add_workers_option
 from data_prep.assemble import MANIFEST_CHECKSUM, checksum_line
 from data_prep.prepare import SHOWN, with_list
-from data_prep.verify_shard import ShardCheck, check_shard, damage
+from data_prep.verify_shard import ShardCheck, check_shard, damage, unreadable
 from data_prep.workers import run_tasks
 from pipeline.base.checkout import DATA
 from pipeline.base.command import UserError, run
@@ -68,12 +68,14 @@ def verify(folder: Path, *, fast: bool, workers: int) -> Audit:
 
 
 def check_manifest(folder: Path) -> str | None:
-    digest = file_sha256(folder / MANIFEST)
-    checksum = folder / MANIFEST_CHECKSUM
+    manifest, checksum = folder / MANIFEST, folder / MANIFEST_CHECKSUM
     if not checksum.is_file():
         return f"{checksum} is missing"
-    if checksum.read_bytes() != checksum_line(digest):
-        return f"{folder / MANIFEST} does not match {checksum.name}: one of them is damaged"
+    try:
+        if checksum.read_bytes() != checksum_line(file_sha256(manifest)):
+            return f"{manifest} does not match {checksum.name}: one of them is damaged"
+    except OSError as error:
+        return unreadable(Path(error.filename or manifest), error)
     return None
 
 
@@ -166,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
         print_json({"samples": audit.samples, "shards": audit.shards, "problems": list(audit.problems[:SHOWN])})
     if audit.problems:
         faults = "1 fault" if len(audit.problems) == 1 else f"{len(audit.problems):,} faults"
-        heading = f"{options.dataset} is damaged ({faults}): copy or prepare it again"
+        heading = f"{options.dataset} is damaged ({faults}): copy it again, or remove it and prepare it again"
         raise UserError(with_list(heading, audit.problems))
     how = "not decoded" if options.fast else "each decoded"
     print(f"{options.dataset} is whole: {sum(audit.samples.values()):,} images, {how}")

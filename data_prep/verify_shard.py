@@ -37,23 +37,33 @@ def check_shard(check: ShardCheck, advance: Advance) -> list[str]:
     if problems := list(check_checksums(check)):
         advance(len(check.rows), check.info.bytes)
         return problems
-    with open_for_ranges(check.path) as (descriptor, size):
-        try:
-            problems += check_members(check, descriptor, size)
-        except UserError as error:
-            problems.append(str(error))
-        if check.fast:
-            advance(len(check.rows), check.info.bytes)
-        else:
-            problems += check_images(check, descriptor, advance)
+    try:
+        with open_for_ranges(check.path) as (descriptor, size):
+            try:
+                problems += check_members(check, descriptor, size)
+            except UserError as error:
+                problems.append(str(error))
+            if check.fast:
+                advance(len(check.rows), check.info.bytes)
+            else:
+                problems += check_images(check, descriptor, advance)
+    except OSError as error:
+        problems.append(unreadable(check.path, error))
     return problems
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    return f"{path} cannot be read ({error.strerror})"
 
 
 def damage(path: Path, sha256: str) -> str | None:
     """Return what is wrong with a file that should have this SHA-256; None if nothing is."""
     if not path.is_file():
         return f"{path} is missing"
-    return None if file_sha256(path) == sha256 else f"{path} does not match the SHA-256 in the manifest"
+    try:
+        return None if file_sha256(path) == sha256 else f"{path} does not match the SHA-256 in the manifest"
+    except OSError as error:
+        return unreadable(path, error)
 
 
 def check_checksums(check: ShardCheck) -> Iterator[str]:
