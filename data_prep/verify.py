@@ -7,6 +7,7 @@ from pipeline.base.starting import begin
 if __name__ == "__main__":  # before the imports below, which take longer
     begin("verifying", "a dataset")
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from data_prep.verify_shard import ShardCheck, check_shard, damage, unreadable
 from data_prep.workers import run_tasks
 from pipeline.base.checkout import DATA
 from pipeline.base.command import UserError, run
-from pipeline.base.files import file_sha256
 from pipeline.base.parsing import CommandParser
 from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import MANIFEST, STATISTICS, UNLABELLED, Dataset, SplitInfo, Statistics
@@ -71,11 +71,14 @@ def check_manifest(folder: Path) -> str | None:
     manifest, checksum = folder / MANIFEST, folder / MANIFEST_CHECKSUM
     if not checksum.is_file():
         return f"{checksum} is missing"
-    try:
-        if checksum.read_bytes() != checksum_line(file_sha256(manifest)):
-            return f"{manifest} does not match {checksum.name}: one of them is damaged"
-    except OSError as error:
-        return unreadable(Path(error.filename or manifest), error)
+    read = []
+    for path in (manifest, checksum):
+        try:
+            read.append(path.read_bytes())
+        except OSError as error:
+            return unreadable(path, error)
+    if checksum_line(hashlib.sha256(read[0]).hexdigest()) != read[1]:
+        return f"{manifest} does not match {checksum.name}: one of them is damaged"
     return None
 
 
