@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.images import LOSSLESS_ENOUGH, MAX_SIDE, UnreadableImageError, decode, encode
-from pipeline.data.whole import check_loader_takes
 
 SHRUNK = {"format": "JPEG", "quality": 95}
 
@@ -57,6 +56,10 @@ def prepare_image(data: bytes, name: str, rules: ImageRules) -> PreparedImage:
     CMYK and YCCK JPEGs, and PNGs with a JPEG's file name, are re-encoded as RGB JPEGs: GPU decoders, and the loader, which
     goes by the name, could not read them. All others keep their bytes, unless they are shrunk.
     """
+    from pipeline.data.whole import (
+        check_loader_takes,
+    )  # only workers import DALI, before they are forked: WORKER_MODULES
+
     image = decode(data)
     if rules.exact_side and image.size != (rules.exact_side, rules.exact_side):
         needed = f"{rules.exact_side} x {rules.exact_side}"

@@ -18,7 +18,7 @@ import numpy as np
 from data_prep.arguments import add_workers_option
 from data_prep.assemble import MANIFEST_CHECKSUM, checksum_line
 from data_prep.prepare import SHOWN, with_list
-from data_prep.verify_shard import ShardCheck, check_shard, damage, unreadable
+from data_prep.verify_shard import WORKER_MODULES, ShardCheck, check_shard, damage, unreadable
 from data_prep.workers import run_tasks
 from pipeline.base.checkout import DATA
 from pipeline.base.command import UserError, run
@@ -57,7 +57,7 @@ def verify(folder: Path, *, fast: bool, workers: int) -> Audit:
         workers=workers,
         total=sum(len(check.rows) for check in checks),
         description="verifying",
-        preload=["data_prep.verify_shard"],
+        preload=WORKER_MODULES,
     )
     problems += sorted(problem for shard_problems in results for problem in shard_problems)
     return Audit(

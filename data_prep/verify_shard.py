@@ -17,7 +17,8 @@ from pipeline.base.command import UserError
 from pipeline.base.files import file_sha256
 from pipeline.data.dataset import UNLABELLED, ShardInfo
 from pipeline.data.images import UnreadableImageError, decode
-from pipeline.data.whole import decoded_size
+
+WORKER_MODULES = ["data_prep.verify_shard", "pipeline.data.whole"]  # imported once, before the workers are forked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,8 @@ def read_index(path: Path) -> dict[str, tuple[int, int]] | None:
 
 
 def check_images(check: ShardCheck, descriptor: int, advance: Advance) -> Iterator[str]:
+    from pipeline.data.whole import decoded_size  # only workers import DALI, before they are forked: WORKER_MODULES
+
     for row in check.rows:
         data = os.pread(descriptor, int(row["size"]), int(row["offset"]))
         try:
