@@ -269,7 +269,7 @@ def test_a_disk_that_becomes_full(started, source, uninterrupted, small_disk, tm
 def test_a_destination_that_vanishes(started, source, uninterrupted, tmp_path, hashes):
     destination = tmp_path / "dataset"
     process = started(destination, 3)
-    shutil.rmtree(destination)
+    destination.rename(tmp_path / "moved away")
     (tmp_path / "go").touch()
     _, errors = process.communicate(timeout=limit(200))
     assert process.returncode == 2, errors
