@@ -78,8 +78,8 @@ def make_dataset(
         workers=args.workers,
     )
     for split, listing in listings.items():
-        ignored = f"; {listing.ignored:,} other files ignored" if listing.ignored else ""
-        print(f"{split}: {len(listing):,} images, {listing.kind}{ignored}", file=sys.stderr)
+        passed_over = f"; passed over: {', '.join(map(str, listing.passed_over))}" if listing.passed_over else ""
+        print(f"{split}: {len(listing):,} images, {listing.kind}{passed_over}", file=sys.stderr)
     started = time.monotonic()
     already = prepare(listings, classes, args.destination, settings)
     seconds, size = time.monotonic() - started, sum(listing.bytes for listing in listings.values())

@@ -62,7 +62,7 @@ def hold_out(listings: dict[str, Listing], count: int, seed: int) -> dict[str, L
     drawn[permutation(len(rows), seed)[:count]] = True
     return {
         "train": replace(whole, rows=rows[~drawn]),
-        "val": replace(whole, rows=rows[drawn], kind=f"held out of {whole.kind}", ignored=0),
+        "val": replace(whole, rows=rows[drawn], kind=f"held out of {whole.kind}", passed_over=()),
         "test": listings["val"],
     }
 

@@ -16,7 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.order import stem
-from data_prep.sources import LISTING_THREADS, ImageRow, Listing, is_image_name, list_folder, pack_rows
+from data_prep.sources import (
+    LISTING_THREADS,
+    OTHER_KIND,
+    ImageRow,
+    Listing,
+    PassedOver,
+    is_image_name,
+    list_folder,
+    pack_rows,
+)
 from data_prep.tars import Member, members, open_for_ranges
 from pipeline.base.command import UserError
 from pipeline.base.progress import Progress
@@ -94,23 +103,35 @@ def train_tar(path: Path) -> Listing:
         if not inner or any(not tar.name.endswith(".tar") for tar in inner):
             raise UserError(f"{path} is not the training tar (a tar of one tar per class): get it again")
 
-        def index(tar: Member) -> list[Member]:
-            files = members(descriptor, tar.offset, tar.size, f"{path}: {tar.name}", marked=False)
-            return [file for file in files if is_image_name(file.name)]
+        def index(tar: Member) -> tuple[list[Member], tuple[PassedOver, ...]]:
+            return _images(members(descriptor, tar.offset, tar.size, f"{path}: {tar.name}", marked=False))
 
-        rows = []
+        rows, passed_over = [], []
         with (
             Progress(len(inner), f"indexing {path.name}", "classes") as progress,
             ThreadPoolExecutor(LISTING_THREADS) as pool,
         ):
-            for label, (tar, images) in enumerate(zip(inner, pool.map(index, inner), strict=True)):
+            for label, (tar, (images, others)) in enumerate(zip(inner, pool.map(index, inner), strict=True)):
                 if not images:
                     raise UserError(f"{path}: {tar.name} has no images: get it again")
                 rows.append(_tar_rows(images, stamp, label))
+                passed_over += [one.inside(tar.name) for one in others]
                 progress.advance()
     classes = tuple(tar.name.removesuffix(".tar") for tar in inner)
     kind = f"tar of class tars {path}"
-    return Listing(kind=kind, classes=classes, containers=(str(path),), rows=np.concatenate(rows))
+    return Listing(
+        kind=kind,
+        classes=classes,
+        containers=(str(path),),
+        rows=np.concatenate(rows),
+        passed_over=PassedOver.merged(passed_over),
+    )
+
+
+def _images(files: list[Member]) -> tuple[list[Member], tuple[PassedOver, ...]]:
+    images = [file for file in files if is_image_name(file.name)]
+    others = [file.name for file in files if not is_image_name(file.name)]
+    return images, PassedOver.of(OTHER_KIND, others)
 
 
 def _tar_rows(images: list[Member], stamp: int, label: int) -> NDArray[Any]:
@@ -120,20 +141,20 @@ def _tar_rows(images: list[Member], stamp: int, label: int) -> NDArray[Any]:
 def flat_tar(path: Path) -> Listing:
     """List a tar of images without classes (val, whose labels are elsewhere, and test, which has none)."""
     with open_for_ranges(path) as (descriptor, size):
-        images = [file for file in members(descriptor, 0, size, str(path), marked=True) if is_image_name(file.name)]
+        images, passed_over = _images(members(descriptor, 0, size, str(path), marked=True))
     if not images:
         raise UserError(f"{path} has no images: get it again")
     rows = _tar_rows(images, path.stat().st_mtime_ns, UNLABELLED)
-    return Listing(kind=f"tar {path}", classes=(), containers=(str(path),), rows=rows)
+    return Listing(kind=f"tar {path}", classes=(), containers=(str(path),), rows=rows, passed_over=passed_over)
 
 
 def flat_folder(folder: Path) -> Listing:
     """List a folder of images without classes."""
-    rows, ignored = list_folder(folder, 0, UNLABELLED)
+    rows, passed_over = list_folder(folder, 0, UNLABELLED)
     if not len(rows):
         raise UserError(f"{folder} has no images: put them there or remove the folder")
     kind = f"images without classes {folder}"
-    return Listing(kind=kind, classes=(), containers=(str(folder),), rows=rows, ignored=ignored)
+    return Listing(kind=kind, classes=(), containers=(str(folder),), rows=rows, passed_over=passed_over)
 
 
 def labelled(listing: Listing, wnids: dict[str, str], truth: str) -> Listing:

@@ -1,6 +1,7 @@
-"""Prepares one image for a shard: decodes it once in full, so that size, mode and soundness are known.
+"""Prepares one image for a shard: decodes it in full, so that size, mode and soundness are known.
 
-The image keeps its bytes, unless a decoder on the path cannot read them (see `prepare_image`).
+The image keeps its bytes, unless a decoder on the path cannot read them (see `prepare_image`). Pillow decodes it, and
+DALI, which decodes in training, is asked whether it takes what goes into the shard.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ def prepare_image(data: bytes, name: str, rules: ImageRules) -> PreparedImage:
     CMYK and YCCK JPEGs, and PNGs with a JPEG's file name, are re-encoded as RGB JPEGs: GPU decoders, and the loader, which
     goes by the name, could not read them. All others keep their bytes, unless they are shrunk.
     """
+    from pipeline.data.whole import (
+        check_loader_takes,
+    )  # only workers import DALI, before they are forked: WORKER_MODULES
+
     image = decode(data)
     if rules.exact_side and image.size != (rules.exact_side, rules.exact_side):
         needed = f"{rules.exact_side} x {rules.exact_side}"
@@ -76,6 +81,7 @@ def prepare_image(data: bytes, name: str, rules: ImageRules) -> PreparedImage:
         data = encode(image, {"format": "PNG"} if keep_png else LOSSLESS_ENOUGH if change else SHRUNK)
         if not keep_png:
             image = decode(data)  # as readers of the shard will get it
+    check_loader_takes(data, image.height, image.width)
     return PreparedImage(data=data, extension="png" if keep_png else "jpg", pixels=image, change=change, shrunk=shrunk)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.order import by_class_and_name, by_stem, permutation, sample_key, unique_keys
-from data_prep.reading import SourceImage
+from data_prep.reading import MAX_BYTES, SourceImage
 from data_prep.shard import ShardTask
 from data_prep.sources import WHOLE_FILE, ImageRow, Listing, labels_among
 from data_prep.tars import BLOCK
@@ -130,6 +130,7 @@ def bytes_needed(orders: list[SplitOrder], settings: Settings) -> int:
     total = 0
     for order in orders:
         sizes = order.listing.rows["size"]
+        sizes = sizes[sizes <= MAX_BYTES]
         total += int((-(-sizes // BLOCK) * BLOCK).sum()) + 3 * BLOCK * len(order)  # two headers, the label
         total += len(order) * 4 * order.keys.dtype.itemsize  # the index, the sample table and its pieces
         total += len(shard_files(order, settings)) * tarfile.RECORDSIZE  # a tar is filled up to 10,240 bytes

@@ -14,7 +14,7 @@ from data_prep.record import RECORDS
 from data_prep.shard import WORKER_MODULES, ShardTask, Unreadable, UnreadableImagesError, is_finished, make_shard
 from data_prep.sources import Listing
 from data_prep.workers import Advance, run_tasks
-from data_prep.workspace import PARTIAL, check_destination, locked_workspace, publish, recover
+from data_prep.workspace import PARTIAL, check_destination, locked_workspace, publish, recover, writing_into
 from pipeline.base.command import UserError
 from pipeline.data.dataset import MANIFEST, STATISTICS, ClassInfo, Dataset
 
@@ -36,7 +36,7 @@ def prepare(
     prepared = preparation(orders, settings)
     already = already_prepared(destination, prepared, classes)
     if not already or (destination / PARTIAL).exists():  # or the last run was interrupted while it cleaned up
-        with locked_workspace(destination) as workspace:
+        with writing_into(destination), locked_workspace(destination) as workspace:
             already = already_prepared(destination, prepared, classes)  # by the process that held the lock until now
             if not already:
                 published = published_names(orders)

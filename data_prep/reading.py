@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,8 +13,10 @@ from typing import NamedTuple
 
 from data_prep.sources import WHOLE_FILE
 from data_prep.tars import open_for_ranges
+from pipeline.base.command import UserError
 
 READ_AHEAD = 8  # images being read while one is decoded, which hides the latency of shared storage
+MAX_BYTES = 2**30  # of an encoded image: Pillow decodes 179 million pixels at most
 
 
 class SourceImage(NamedTuple):
@@ -38,7 +41,12 @@ def read_all(images: Iterable[SourceImage]) -> Generator[tuple[SourceImage, byte
     with ExitStack() as opened, ThreadPoolExecutor(READ_AHEAD) as pool:
         for image in images:
             if image.offset != WHOLE_FILE and image.path not in tars:
-                tars[image.path], _ = opened.enter_context(open_for_ranges(Path(image.path)))
+                try:
+                    tars[image.path], _ = opened.enter_context(open_for_ranges(Path(image.path)))
+                except OSError as error:
+                    raise UserError(
+                        f"{image.path} cannot be opened any more ({error.strerror}): check the source"
+                    ) from None
             waiting.append((image, pool.submit(_read, image, tars.get(image.path))))
             if len(waiting) > READ_AHEAD:
                 done, future = waiting.popleft()
@@ -49,10 +57,31 @@ def read_all(images: Iterable[SourceImage]) -> Generator[tuple[SourceImage, byte
 
 def _read(image: SourceImage, tar: int | None) -> bytes | OSError:
     """Return the encoded image, or the error of reading it. tar: the descriptor; None reads the whole file."""
+    if image.size > MAX_BYTES:
+        return OSError(f"it has {image.size:,} bytes, more than any image that Pillow decodes")
     try:
-        data = Path(image.path).read_bytes() if tar is None else os.pread(tar, image.size, image.offset)
+        data = _read_file(image) if tar is None else os.pread(tar, image.size, image.offset)
     except OSError as error:
         return error
     if tar is not None and len(data) != image.size:
         return OSError(f"the tar ends after {len(data)} of its {image.size} bytes")
     return data
+
+
+def _read_file(image: SourceImage) -> bytes:
+    """Read a file. Raises OSError if it is no regular file, which might never end, or has changed since it was listed."""
+    _check_regular(os.stat(image.path).st_mode)  # first, because opening a device may do something
+    descriptor = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO put there since would block
+    with open(descriptor, "rb") as file:
+        _check_regular(os.fstat(descriptor).st_mode)
+        data = file.read(image.size + 1)
+    if len(data) != image.size:
+        raise OSError("its size has changed since it was listed")
+    return data
+
+
+def _check_regular(mode: int) -> None:
+    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket"}
+    if not stat.S_ISREG(mode):
+        what = next((what for is_one, what in kinds.items() if is_one(mode)), "a device")
+        raise OSError(f"it is {what}, not a file")

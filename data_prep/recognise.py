@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep import ilsvrc
-from data_prep.sources import Listing, class_folders
+from data_prep.sources import NAMED, Listing, class_folders, is_folder
 from pipeline.base.command import UserError
 from pipeline.data.dataset import ClassInfo
 
 SPLITS = ("train", "val", "test")
+VAL_NAMES = ("validation", "valid")  # other names of val, where there is none of that name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ def recognise(source: Path) -> Source:
             f"the source {source} has no training images: looked for train/CLASS/, {ilsvrc.TRAIN_TAR} and "
             f"{ilsvrc.KAGGLE_IMAGES}/train"
         )
+    tell_of_other_folders(source, places)
     devkit = ilsvrc.read_devkit(source)
     listings = {split: list_split(source, split, path, devkit) for split, path in places.items() if path}
     names: dict[str, ClassInfo] = {}
@@ -53,9 +56,27 @@ def split_in(source: Path, split: str) -> Path | None:
     tars = {"train": ilsvrc.TRAIN_TAR, "val": ilsvrc.VAL_TAR, "test": ilsvrc.TEST_TARS}
     candidates = [source / split, source / ilsvrc.KAGGLE_IMAGES / split]
     paths = [path for path in candidates if path.is_dir()] + sorted(source.glob(tars[split]))
+    if split == "val" and not paths:
+        paths = [source / name for name in VAL_NAMES if (source / name).is_dir()]
     if len(paths) > 1:
         raise UserError(f"the source {source} holds {split} twice, {paths[0]} and {paths[1]}: move one of them away")
     return paths[0] if paths else None
+
+
+def tell_of_other_folders(source: Path, places: dict[str, Path | None]) -> None:
+    """Say which folders of `source` hold no split that was recognised, and whether there is no val split."""
+    known = {path.relative_to(source).parts[0] for path in places.values() if path} | {ilsvrc.DEVKIT}
+    with os.scandir(source) as entries:
+        others = sorted(one.name for one in entries if not one.name.startswith(".") and is_folder(one))
+    if others := [name for name in others if name not in known]:
+        more = ", ..." if len(others) > NAMED else ""
+        print(f"not looked at in {source}: {', '.join(f'{name}/' for name in others[:NAMED])}{more}", file=sys.stderr)
+    if places["val"] is None:
+        looked = f"val/, {', '.join(f'{name}/' for name in VAL_NAMES)} and {ilsvrc.VAL_TAR}"
+        print(
+            f"there is no val split in {source} (looked for {looked}): training will measure no val error",
+            file=sys.stderr,
+        )
 
 
 def list_split(source: Path, split: str, path: Path, devkit: ilsvrc.Devkit | None) -> Listing:
@@ -76,7 +97,7 @@ def list_split(source: Path, split: str, path: Path, devkit: ilsvrc.Devkit | Non
 
 def has_folders(folder: Path) -> bool:
     with os.scandir(folder) as entries:
-        return any(entry.is_dir() and not entry.name.startswith(".") for entry in entries)
+        return any(is_folder(entry) and not entry.name.startswith(".") for entry in entries)
 
 
 def val_labels(source: Path, devkit: ilsvrc.Devkit | None, listing: Listing) -> tuple[dict[str, str], str]:

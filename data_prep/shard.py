@@ -24,7 +24,11 @@ from pipeline.base.files import file_sha256, replacing
 from pipeline.data.dataset import sample_dtype
 from pipeline.data.images import UnreadableImageError
 
-WORKER_MODULES = ["data_prep.tar_writer", "data_prep.shard"]  # imported once, before the workers are forked
+WORKER_MODULES = [
+    "data_prep.tar_writer",
+    "data_prep.shard",
+    "pipeline.data.whole",
+]  # imported once, before the workers are forked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,10 @@ so that they give byte-identical datasets.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,10 +24,15 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 WHOLE_FILE = -1
 LISTING_THREADS = 16  # more than cores, because listing a shared file system mostly waits for it
 MAX_CLASSES = np.iinfo(np.int16).max  # the sample table's labels are int16
+NAMED = 3  # of the entries that are passed over
+
+OTHER_KIND = "not named as JPEG or PNG"
+BESIDE = "beside the class folders"
+LOOPS = "leading back up"
 
 
 class ImageRow(NamedTuple):
-    """One listed image. `offset` is WHOLE_FILE if the image is the file `name` in the folder `container`."""
+    """One listed image. `offset` is WHOLE_FILE if the image is the file `name` below the folder `container`."""
 
     container: int
     offset: int
@@ -36,21 +42,54 @@ class ImageRow(NamedTuple):
     name: bytes
 
 
+@dataclass(frozen=True)
+class PassedOver:
+    """Entries of a source that are not taken, for one reason: how many, and the first of their names."""
+
+    why: str
+    count: int
+    names: tuple[str, ...]
+
+    @staticmethod
+    def of(why: str, names: Sequence[str]) -> tuple[PassedOver, ...]:
+        return (PassedOver(why, len(names), tuple(nsmallest(NAMED, names))),) if names else ()
+
+    @staticmethod
+    def merged(several: Iterable[PassedOver]) -> tuple[PassedOver, ...]:
+        """One for each reason, in the order of the reasons."""
+        by_reason: dict[str, list[PassedOver]] = {}
+        for one in several:
+            by_reason.setdefault(one.why, []).append(one)
+        return tuple(
+            PassedOver(
+                why, sum(one.count for one in parts), tuple(nsmallest(NAMED, [n for p in parts for n in p.names]))
+            )
+            for why, parts in sorted(by_reason.items())
+        )
+
+    def inside(self, folder: str) -> PassedOver:
+        return replace(self, names=tuple(f"{folder}/{name}" for name in self.names))
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.names) else ""
+        return f"{self.count:,} {self.why} ({', '.join(self.names)}{more})"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Listing:
     """The images of one split.
 
     kind: what was recognised, in words. classes: names, sorted; () for an unlabelled split. containers: folders and tars.
-    rows: one per image: container u4, offset i8 (WHOLE_FILE: the file `name` in the folder `container`), size i8 (bytes),
-    stamp i8 (modification time of the file, ns), label i2 (index into `classes`, or UNLABELLED), name (file name, bytes).
-    ignored: number of files skipped because their names are not those of images.
+    rows: one per image: container u4, offset i8 (WHOLE_FILE: the file `name` below the folder `container`), size i8 (bytes),
+    stamp i8 (modification time of the file, ns), label i2 (index into `classes`, or UNLABELLED), name (file name, or path
+    below the container, bytes). passed_over: the other files, without hidden ones.
     """
 
     kind: str
     classes: tuple[str, ...]
     containers: tuple[str, ...]
     rows: NDArray[Any]
-    ignored: int = 0
+    passed_over: tuple[PassedOver, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,29 +110,77 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def list_folder(folder: Path, container: int, label: int) -> tuple[NDArray[Any], int]:
-    """List the images directly in `folder`, and count the other files there (without hidden ones)."""
+def list_folder(folder: Path, container: int, label: int) -> tuple[NDArray[Any], tuple[PassedOver, ...]]:
+    """List the images in `folder` and in the folders below it, named by their paths from there, and what is passed over.
+
+    Hidden files and folders are left out, links are followed. Raises UserError if a folder cannot be read.
+    """
     rows: list[ImageRow] = []
-    ignored = 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
+    others: list[str] = []
+    loops: list[str] = []
+    for entry, path in _entries(folder, loops):
+        if not is_image_name(entry.name):
+            others.append(path)
+            continue
+        try:
+            status = entry.stat()
+            size, stamp = status.st_size, status.st_mtime_ns
+        except OSError:  # a dangling link is listed, so that it is reported as an unreadable image
+            size, stamp = 0, 0
+        rows.append(ImageRow(container, WHOLE_FILE, size, stamp, label, os.fsencode(path)))
+    return pack_rows(rows), (*PassedOver.of(OTHER_KIND, others), *PassedOver.of(LOOPS, loops))
+
+
+def _entries(top: Path, loops: list[str]) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """Yield every entry in `top` and below that is no folder, and folders with an image's name, each with its path from `top`.
+
+    The paths of links to a folder above themselves, which would never end, are added to `loops`.
+    """
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [
+        ("", ())
+    ]  # paths, and the folders above them, by their inodes
+    while waiting:
+        below, way = waiting.pop()
+        folder = top / below
+        try:
+            way = way or tuple(map(_inode, top.absolute().parents))
+            if (inode := _inode(folder)) in way:
+                loops.append(below)
                 continue
-            if not is_image_name(entry.name):
-                ignored += entry.is_file()
-                continue
-            try:
-                status = entry.stat()
-                size, stamp = status.st_size, status.st_mtime_ns
-            except OSError:  # a dangling link is listed, so that it is reported as an unreadable image
-                size, stamp = 0, 0
-            rows.append(ImageRow(container, WHOLE_FILE, size, stamp, label, os.fsencode(entry.name)))
-    return pack_rows(rows), ignored
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    path = os.path.join(below, entry.name)
+                    if entry.name.startswith("."):
+                        continue
+                    if is_image_name(entry.name) or not is_folder(entry):
+                        yield entry, path
+                    else:
+                        waiting.append((path, (*way, inode)))
+        except OSError as error:
+            raise UserError(
+                f"the folder {folder} cannot be read ({error.strerror}): make it readable or take it away"
+            ) from None
+
+
+def _inode(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one; a link that leads nowhere is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def class_folders(folder: Path) -> Listing:
     """List images in one folder per class, as torchvision's ImageFolder does. Labels are ranks of the sorted names."""
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        names = sorted(entry.name for entry in visible if is_folder(entry))
+        beside = [entry.name for entry in visible if not is_folder(entry)]
     if not names:
         raise UserError(f"{folder} has no class folders: put each class's images into a folder of its own there")
     if len(names) > MAX_CLASSES:
@@ -104,7 +191,7 @@ def class_folders(folder: Path) -> Listing:
     for path, (rows, _) in zip(paths, contents, strict=True):
         if not len(rows):
             raise UserError(
-                f"the class folder {path} has no images ({', '.join(IMAGE_SUFFIXES)}) directly in it: "
+                f"the class folder {path} has no images ({', '.join(IMAGE_SUFFIXES)}) in it: "
                 "put the class's images there or remove the folder"
             )
     return Listing(
@@ -112,7 +199,12 @@ def class_folders(folder: Path) -> Listing:
         classes=tuple(names),
         containers=tuple(str(path) for path in paths),
         rows=np.concatenate([rows for rows, _ in contents]),
-        ignored=sum(ignored for _, ignored in contents),
+        passed_over=PassedOver.merged(
+            [
+                *PassedOver.of(BESIDE, beside),
+                *(one.inside(name) for name, (_, several) in zip(names, contents, strict=True) for one in several),
+            ]
+        ),
     )
 
 

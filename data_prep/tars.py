@@ -70,8 +70,9 @@ def members(descriptor: int, start: int, size: int, place: str, *, marked: bool)
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined] # else tarfile would keep every header in memory
-                    if member.islnk() or member.issym() or member.issparse():
-                        raise UserError(f"{place} holds a link or a sparse file ({member.name}): pack its files whole")
+                    if member.issparse() or not (member.isreg() or member.isdir()):
+                        what = "a sparse file, a link or a device"
+                        raise UserError(f"{place} holds {what} ({member.name}): pack its files whole")
                     if member.isreg():
                         files.append(Member(os.path.basename(member.name), start + member.offset_data, member.size))
                         if member.offset_data + member.size > size:

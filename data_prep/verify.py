@@ -7,6 +7,7 @@ from pipeline.base.starting import begin
 if __name__ == "__main__":  # before the imports below, which take longer
     begin("verifying", "a dataset")
 
+import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +18,10 @@ import numpy as np
 from data_prep.arguments import add_workers_option
 from data_prep.assemble import MANIFEST_CHECKSUM, checksum_line
 from data_prep.prepare import SHOWN, with_list
-from data_prep.verify_shard import ShardCheck, check_shard, damage
+from data_prep.verify_shard import WORKER_MODULES, ShardCheck, check_shard, damage, unreadable
 from data_prep.workers import run_tasks
 from pipeline.base.checkout import DATA
 from pipeline.base.command import UserError, run
-from pipeline.base.files import file_sha256
 from pipeline.base.parsing import CommandParser
 from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import MANIFEST, STATISTICS, UNLABELLED, Dataset, SplitInfo, Statistics
@@ -57,7 +57,7 @@ def verify(folder: Path, *, fast: bool, workers: int) -> Audit:
         workers=workers,
         total=sum(len(check.rows) for check in checks),
         description="verifying",
-        preload=["data_prep.verify_shard"],
+        preload=WORKER_MODULES,
     )
     problems += sorted(problem for shard_problems in results for problem in shard_problems)
     return Audit(
@@ -68,12 +68,17 @@ def verify(folder: Path, *, fast: bool, workers: int) -> Audit:
 
 
 def check_manifest(folder: Path) -> str | None:
-    digest = file_sha256(folder / MANIFEST)
-    checksum = folder / MANIFEST_CHECKSUM
+    manifest, checksum = folder / MANIFEST, folder / MANIFEST_CHECKSUM
     if not checksum.is_file():
         return f"{checksum} is missing"
-    if checksum.read_bytes() != checksum_line(digest):
-        return f"{folder / MANIFEST} does not match {checksum.name}: one of them is damaged"
+    read = []
+    for path in (manifest, checksum):
+        try:
+            read.append(path.read_bytes())
+        except OSError as error:
+            return unreadable(path, error)
+    if checksum_line(hashlib.sha256(read[0]).hexdigest()) != read[1]:
+        return f"{manifest} does not match {checksum.name}: one of them is damaged"
     return None
 
 
@@ -167,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
         print_json({"samples": audit.samples, "shards": audit.shards, "problems": list(audit.problems[:SHOWN])})
     if audit.problems:
         faults = "1 fault" if len(audit.problems) == 1 else f"{len(audit.problems):,} faults"
-        heading = f"{options.dataset} is damaged ({faults}): copy or prepare it again"
+        heading = f"{options.dataset} is damaged ({faults}): copy it again, or remove it and prepare it again"
         raise UserError(with_list(heading, audit.problems))
     how = "not decoded" if options.fast else "each decoded"
     print(f"{options.dataset} is whole: {sum(audit.samples.values()):,} images, {how}")

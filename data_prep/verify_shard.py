@@ -18,6 +18,8 @@ from pipeline.base.files import file_sha256
 from pipeline.data.dataset import UNLABELLED, ShardInfo
 from pipeline.data.images import UnreadableImageError, decode
 
+WORKER_MODULES = ["data_prep.verify_shard", "pipeline.data.whole"]  # imported once, before the workers are forked
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardCheck:
@@ -36,23 +38,33 @@ def check_shard(check: ShardCheck, advance: Advance) -> list[str]:
     if problems := list(check_checksums(check)):
         advance(len(check.rows), check.info.bytes)
         return problems
-    with open_for_ranges(check.path) as (descriptor, size):
-        try:
-            problems += check_members(check, descriptor, size)
-        except UserError as error:
-            problems.append(str(error))
-        if check.fast:
-            advance(len(check.rows), check.info.bytes)
-        else:
-            problems += check_images(check, descriptor, advance)
+    try:
+        with open_for_ranges(check.path) as (descriptor, size):
+            try:
+                problems += check_members(check, descriptor, size)
+            except UserError as error:
+                problems.append(str(error))
+            if check.fast:
+                advance(len(check.rows), check.info.bytes)
+            else:
+                problems += check_images(check, descriptor, advance)
+    except OSError as error:
+        problems.append(unreadable(check.path, error))
     return problems
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    return f"{path} cannot be read ({error.strerror})"
 
 
 def damage(path: Path, sha256: str) -> str | None:
     """Return what is wrong with a file that should have this SHA-256; None if nothing is."""
     if not path.is_file():
         return f"{path} is missing"
-    return None if file_sha256(path) == sha256 else f"{path} does not match the SHA-256 in the manifest"
+    try:
+        return None if file_sha256(path) == sha256 else f"{path} does not match the SHA-256 in the manifest"
+    except OSError as error:
+        return unreadable(path, error)
 
 
 def check_checksums(check: ShardCheck) -> Iterator[str]:
@@ -106,12 +118,22 @@ def read_index(path: Path) -> dict[str, tuple[int, int]] | None:
 
 
 def check_images(check: ShardCheck, descriptor: int, advance: Advance) -> Iterator[str]:
+    from pipeline.data.whole import decoded_size  # only workers import DALI, before they are forked: WORKER_MODULES
+
     for row in check.rows:
         data = os.pread(descriptor, int(row["size"]), int(row["offset"]))
         try:
-            image = decode(data)
-            if (image.height, image.width) != (int(row["height"]), int(row["width"])):
+            if decoded_size(data) != (int(row["height"]), int(row["width"])):
                 yield f"{check.path}: {row['key'].decode()} does not have the sample table's height and width"
         except UnreadableImageError as error:
-            yield f"{check.path}: {row['key'].decode()} does not decode: {error}"
+            yield f"{check.path}: {row['key'].decode()} does not decode: {plainer(error, data)}"
         advance(1, len(data))
+
+
+def plainer(refused: UnreadableImageError, data: bytes) -> UnreadableImageError:
+    """Return Pillow's reason for not decoding an image that DALI refuses; where it decodes it, DALI's."""
+    try:
+        decode(data)
+    except UnreadableImageError as error:
+        return error
+    return refused

@@ -89,12 +89,18 @@ def run_tasks(
 
     One worker runs the tasks in this process; with several, at most two tasks per worker are held at once. `total`: images
     in the progress bar. `preload`: modules that the workers share from their start. An exception of `work` ends the run,
-    after the other workers have stopped.
+    after the other workers have stopped; UserError where the memory ran out.
     """
     with Progress(total, description, "images") as progress:
-        if workers == 1:
-            return _in_this_process(work, tasks, progress)
-        return _in_a_pool(work, tasks, workers, preload, progress)
+        try:
+            if workers == 1:
+                return _in_this_process(work, tasks, progress)
+            return _in_a_pool(work, tasks, workers, preload, progress)
+        except BrokenProcessPool:
+            problem = "a worker process was killed, probably because the memory ran out"
+        except MemoryError:
+            problem = "the memory ran out"
+    raise UserError(f"{problem}: start the same command again with fewer --workers")
 
 
 def _in_this_process(
@@ -134,11 +140,6 @@ def _in_a_pool(
             finished, running = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             _show(progress, counters.images.value, counters.bytes.value)
             results += [future.result() for future in finished]
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process was killed, probably because the memory ran out: "
-            "start the same command again with fewer --workers"
-        ) from None
     finally:
         counters.stop.value = True
         pool.shutdown(wait=True, cancel_futures=True)

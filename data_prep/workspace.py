@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.base.command import UserError
+from pipeline.base.command import UserError, describe_os_error
 from pipeline.base.files import TEMPORARY_SUFFIX, sync_folder
 from pipeline.base.lock import NoLocksError, lock
 from pipeline.data.dataset import MANIFEST
@@ -34,6 +34,20 @@ def check_destination(destination: Path) -> None:
             f"the destination {destination} holds other files (for example '{min(names)}') and no dataset: "
             "give an empty or a new folder"
         )
+
+
+@contextmanager
+def writing_into(destination: Path) -> Iterator[None]:
+    """Raise a UserError in place of an OSError that no command explains (a failing disk, a folder that has vanished)."""
+    try:
+        yield
+    except OSError as error:
+        if describe_os_error(error) is not None:
+            raise
+        raise UserError(
+            f"{error.filename or destination} cannot be read or written ({error.strerror}): "
+            f"look after {destination}, then start the same command again"
+        ) from error
 
 
 @contextmanager

@@ -18,7 +18,7 @@ LAYERS: dict[str, list[str]] = {
     ],
     "dataset folders and the meter": [
         "pipeline.data.dataset pipeline.data.shards",
-        "pipeline.data.images",
+        "pipeline.data.images pipeline.data.whole pipeline.data.dali_errors",  # one image, without torch
         "pipeline.meter.*",
     ],
     "process": [

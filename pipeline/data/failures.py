@@ -10,7 +10,6 @@ decoding; neither the batch nor the world size decides what is substituted. Wher
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +18,7 @@ import torch
 from pipeline.base.command import UserError
 from pipeline.data.augment import Int, Views
 from pipeline.data.batch import BatchRequest, BatchStream
+from pipeline.data.dali_errors import DALI_ERRORS, is_of_memory, reason_of
 from pipeline.data.dataset import Split
 from pipeline.data.decoders import lower_rungs
 from pipeline.data.graphs import Graph, Inputs
@@ -27,12 +27,6 @@ from pipeline.data.order import Presentations
 
 _CPU = torch.device("cpu")
 _TRIES = 100  # so many neighbours do not all fail by accident
-
-DALI_ERRORS = (RuntimeError, MemoryError)  # what DALI raises; it has the second where memory is exhausted in a build
-# In the words of DALI 2.4, CUDA, nvImageCodec 0.9 with nvJPEG, and the C++ library.
-_MEMORY = re.compile(
-    r"out of memory|bad_alloc|(can't|cannot|failed to) allocate|alloca(tion|tor)[ _]fail", re.IGNORECASE
-)
 
 
 def failures(
@@ -155,16 +149,3 @@ class Judge:
             f"{split.describe(int(original.ids[row]))} and the {_TRIES} samples after it do not decode: "
             "check the dataset with data_prep/verify.py"
         )
-
-
-def is_of_memory(error: BaseException) -> bool:
-    """Whether an error of DALI says that memory, of the host or of a GPU, was exhausted."""
-    return isinstance(error, MemoryError) or _MEMORY.search(str(error)) is not None
-
-
-def reason_of(error: BaseException) -> str:
-    """Return the informative lines of a DALI error, without the operator's place in DALI's graph and C++ sources."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    start = lines.index("encountered:") + 1 if "encountered:" in lines else 0
-    kept = [line for line in lines[start:] if line and not line.startswith(("C++ context", "Current pipeline"))]
-    return " ".join(kept)[:300] or "no reason given"

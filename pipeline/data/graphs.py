@@ -26,6 +26,7 @@ from nvidia.dali.tensors import TensorCPU, TensorListCPU
 from pipeline.data.augment import Int, Views, five_crop_starts
 from pipeline.data.dataset import Statistics
 from pipeline.data.decoders import Rung, device_index
+from pipeline.data.whole import DECODING
 
 # Threads of DALI at most where a GPU decodes: for each of them DALI allocates ahead two page-locked buffers of 8 MB, and
 # 16 MB on the GPU (2 GB there for the 128 threads of a large host).
@@ -121,7 +122,7 @@ class Graph:
 
     def _views_of(self, encoded: DataNode, views: Sequence[DataNode], batch: int, decoder: str) -> DataNode:
         """Return the uint8 images, on the device that decodes them."""
-        decoding: dict[str, Any] = {"device": decoder, "output_type": types.RGB, "adjust_orientation": False}
+        decoding: dict[str, Any] = {"device": decoder, **DECODING}
         if decoder == "mixed":
             decoding["hw_decoder_load"] = self.hw_decoder_load
             decoding["jpeg_fancy_upsampling"] = self.fancy_upsampling  # as libjpeg-turbo: closer to the CPU's pixels

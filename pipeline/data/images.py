@@ -19,7 +19,7 @@ class UnreadableImageError(Exception):
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode an image in full, to mode L, RGB, CMYK or a PNG's own. Raises UnreadableImageError."""
+    """Decode an image in full, to mode L, RGB, CMYK or a PNG's own. Raises UnreadableImageError, and MemoryError."""
     if not data:
         raise UnreadableImageError("it has no bytes")
     try:
@@ -29,6 +29,8 @@ def decode(data: bytes) -> Image.Image:
             image.load()
     except Image.UnidentifiedImageError:
         raise UnreadableImageError("it is neither JPEG nor PNG") from None
+    except MemoryError:  # says nothing about the image
+        raise
     # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, ValueError, struct.error, ...).
     except Exception as error:
         raise UnreadableImageError(str(error) or type(error).__name__) from None

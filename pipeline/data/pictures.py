@@ -85,6 +85,8 @@ def _read(place: Path | bytes) -> Picture | str:
         return error.strerror or str(error)
     except UnreadableImageError as error:
         return str(error)
+    except MemoryError:
+        return "it needs more memory than there is"
 
 
 def _refused(pictures: Sequence[Picture], view: CenterCrop) -> dict[int, str]:

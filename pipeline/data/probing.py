@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.data.augment import Views
-from pipeline.data.failures import DALI_ERRORS, reason_of
+from pipeline.data.dali_errors import DALI_ERRORS, reason_of
 from pipeline.data.graphs import Graph, Inputs
 
 _BATCHES = 2  # of the same images: a pipeline that works on one batch while another waits

@@ -22,8 +22,9 @@ import torch
 from pipeline.base.command import UserError
 from pipeline.data.augment import Int
 from pipeline.data.batch import Batch, BatchRequest, BatchStream, LoaderConfig
+from pipeline.data.dali_errors import DALI_ERRORS, is_of_memory
 from pipeline.data.decoders import decoder_name, device_index
-from pipeline.data.failures import DALI_ERRORS, Judge, header_faults, is_of_memory
+from pipeline.data.failures import Judge, header_faults
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs
 from pipeline.data.headers import is_doubtful

@@ -16,13 +16,29 @@ from pipeline.base import command
 from pipeline.base.command import UserError
 from pipeline.base.parsing import CommandParser, names_of, positive
 from pipeline.base.tables import print_json, print_table
-from tests.attack import mlflow
 from tests.attack.attack import Attack, Outcome
+from tests.attack.checkpoints import CHECKPOINTS
+from tests.attack.cycles import CYCLES, RAY_CYCLES
+from tests.attack.images import IMAGES
+from tests.attack.mlflow import DAMAGED_FILES, MISBEHAVING
+from tests.attack.mutants import MUTANTS
 from tests.attack.outputs import OUTPUTS
+from tests.attack.run_folders import RUN_FOLDERS
 from tests.attack.slurm_answers import SLURM_ANSWERS
 from tests.patience import set_patience
 
-ATTACKS: tuple[Attack, ...] = (OUTPUTS, mlflow.MISBEHAVING, mlflow.DAMAGED_FILES, SLURM_ANSWERS)
+ATTACKS: tuple[Attack, ...] = (
+    IMAGES,
+    MUTANTS,
+    CHECKPOINTS,
+    RUN_FOLDERS,
+    OUTPUTS,
+    MISBEHAVING,
+    DAMAGED_FILES,
+    SLURM_ANSWERS,
+    CYCLES,
+    RAY_CYCLES,
+)
 SHOWN = 20  # failures of one attack in the terminal
 
 

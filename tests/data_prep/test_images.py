@@ -1,4 +1,5 @@
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -105,6 +106,45 @@ def test_what_decoders_cannot_read_is_reencoded_without_a_visible_change(data, n
 def test_unreadable_images(data, reason):
     with pytest.raises(UnreadableImageError, match=reason):
         decode(data)
+
+
+def with_bytes_between_segments(jpeg):
+    """The JPEG, whose first segment says that it is two bytes shorter than it is: its last two belong to none."""
+    assert jpeg[2:6] == b"\xff\xe0\0\x10"
+    return jpeg[:5] + b"\x0e" + jpeg[6:]
+
+
+def with_unknown_chunk(png):
+    """The PNG with a chunk of an unknown kind, which is marked as one that a decoder must know."""
+    return png[:33] + bytes(4) + b"ABCD" + zlib.crc32(b"ABCD").to_bytes(4, "big") + png[33:]
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (with_bytes_between_segments(encode(picture())), "a.jpg"),
+        (with_bytes_between_segments(encode(picture().convert("L"), "JPEG", progressive=True)), "grey.jpg"),
+        (with_unknown_chunk(encode(picture(), "PNG")), "a.png"),
+    ],
+)
+def test_what_pillow_reads_and_dali_does_not_is_unreadable(data, name, capfd):
+    decode(data)
+    with pytest.raises(RuntimeError):
+        dali_decode(data)
+    capfd.readouterr()
+    for _ in range(2):  # the decoder is of use after an error
+        with pytest.raises(UnreadableImageError, match="DALI, with which training decodes, does not take it"):
+            prepare_image(data, name, UNCHANGED)
+        prepare_image(encode(picture(), "PNG"), "sound.png", UNCHANGED)
+        prepare_image(encode(picture()), "sound.jpg", UNCHANGED)
+    assert capfd.readouterr().err == ""  # libraries' lines would spoil the progress line
+
+
+def test_what_is_written_must_decode_and_not_what_was_read():
+    shrunk = prepare_image(with_bytes_between_segments(encode(picture())), "a.jpg", ImageRules(max_short_side=30))
+    assert dali_decode(shrunk.data).shape == (30, 40, 3)
+    called_jpeg = prepare_image(with_unknown_chunk(encode(picture(), "PNG")), "a.jpg", UNCHANGED)
+    assert dali_decode(called_jpeg.data).shape == (60, 80, 3)
 
 
 def test_sixteen_bit_greyscale_is_scaled():

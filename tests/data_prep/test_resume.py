@@ -1,5 +1,6 @@
 """A preparation that is interrupted at any moment and started again gives the bytes of one that was not interrupted."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -223,3 +224,60 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_work(source, tmp_path, m
     with pytest.raises(UserError, match=r"needs 0\.\d\d GB and the disk of .*dataset has 0\.00 GB"):
         shard_imagenet.main([str(source), str(tmp_path / "dataset"), *ALONE])
     assert not list(tmp_path.rglob("*.tar"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, 20 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "none", folder], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here: that needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def fill(disk):
+    """Write a file that takes all of the disk but a few blocks."""
+    with open(disk / "of others", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    return disk / "of others"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_becomes_full(started, source, uninterrupted, small_disk, tmp_path, hashes, workers):
+    destination, options = small_disk / "dataset", [*OPTIONS, str(workers)]
+    process = started(destination, 3, options)
+    of_others = fill(small_disk)
+    (tmp_path / "go").touch()
+    _, errors = process.communicate(timeout=limit(200))
+    assert process.returncode == 2, errors
+    assert "the disk is full: free some space and start the same command again" in errors
+    assert "Traceback" not in errors
+    assert not half_written(destination) and [path.name for path in destination.iterdir()] == [".partial"]
+    kept = finished_shards(destination)
+    assert len(kept) >= 3
+    of_others.unlink()
+    shard_imagenet.main([str(source), str(destination), *options])
+    assert hashes(destination) == uninterrupted
+    for name, inode in kept.items():  # they were not made again
+        assert next(destination.rglob(name)).stat().st_ino == inode
+
+
+def test_a_destination_that_vanishes(started, source, uninterrupted, tmp_path, hashes):
+    destination = tmp_path / "dataset"
+    process = started(destination, 3)
+    destination.rename(tmp_path / "moved away")
+    (tmp_path / "go").touch()
+    _, errors = process.communicate(timeout=limit(200))
+    assert process.returncode == 2, errors
+    assert f"look after {destination}, then start the same command again" in errors and "Traceback" not in errors
+    shard_imagenet.main([str(source), str(destination), *PAIR])
+    assert hashes(destination) == uninterrupted
+
+
+def test_a_read_only_destination(source, small_disk, command):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    done = command("data_prep/shard_imagenet.py", source, small_disk / "dataset", *ALONE)
+    assert done.returncode == 2 and "the file system is read-only" in done.stderr and "Traceback" not in done.stderr

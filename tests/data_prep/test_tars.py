@@ -70,12 +70,13 @@ def test_not_a_tar(tmp_path):
         listed(tmp_path / "empty.tar")
 
 
-def test_links_are_refused(tmp_path):
+@pytest.mark.parametrize("kind", ["SYMTYPE", "LNKTYPE", "CHRTYPE", "BLKTYPE", "FIFOTYPE"])
+def test_what_is_no_file_is_refused(tmp_path, kind):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        link = tarfile.TarInfo("passwd.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
-    with pytest.raises(UserError, match="holds a link"):
+        member = tarfile.TarInfo("passwd.jpg")
+        member.type, member.linkname = getattr(tarfile, kind), "/etc/passwd"
+        tar.addfile(member)
+    with pytest.raises(UserError, match="a link or a device"):
         listed(tmp_path / "a.tar")
 
 

@@ -12,6 +12,7 @@ from data_prep.verify import check_manifest, main, shard_checks, verify
 from data_prep.verify_shard import check_shard
 from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
+from pipeline.data.images import decode
 
 OPTIONS = ["--samples-per-shard", "12", "--statistics-size", "8", "--statistics-short-side", "16", "--workers", "1"]
 
@@ -222,3 +223,40 @@ def test_an_image_that_does_not_decode(copy):
     change_shard(copy, spoiled, lambda index: index)
     assert problems(copy) == ()  # without decoding, an image is only bytes of the right checksum
     assert f"{row['key'].decode()} does not decode" in "\n".join(problems(copy, fast=False))
+
+
+def test_an_image_that_pillow_reads_and_the_loader_does_not(copy):
+    row = Dataset(copy).split("train").samples[2]
+    place = int(row["offset"]) + 5
+
+    def spoiled(tar):
+        assert tar[place - 3 : place + 1] == b"\xff\xe0\0\x10"
+        return tar[:place] + b"\x0e" + tar[place + 1 :]  # its first segment seems to be two bytes shorter
+
+    change_shard(copy, spoiled, lambda index: index)
+    decode(Dataset(copy).split("train").read(2))
+    assert problems(copy) == ()
+    (problem,) = problems(copy, fast=False)
+    assert f"{row['key'].decode()} does not decode: DALI, with which training decodes" in problem
+
+
+@pytest.mark.parametrize(
+    "name", ["train.samples.npy", "statistics.npz", "manifest.json", "manifest.json.sha256", "a shard", "an index"]
+)
+def test_a_file_that_cannot_be_read(copy, name):
+    shard = copy / Dataset(copy).manifest.splits["train"].shards[0].file
+    path = {"a shard": shard, "an index": shard.with_suffix(".idx")}.get(name, copy / name)
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # reading it fails as a bad block does
+    assert str(path) in "\n".join(problems(copy))
+
+
+def test_a_manifest_that_lists_many_missing_shards(copy):
+    def more(manifest):
+        shards = manifest.splits["train"].shards
+        missing = (dataclasses.replace(shards[0], file=f"train/no-{number}.tar", samples=0) for number in range(500))
+        return with_split(manifest, "train", shards=(*shards, *missing))
+
+    rewrite(copy, more)
+    found = problems(copy)
+    assert len(found) == 1000 and all("is missing" in problem for problem in found)

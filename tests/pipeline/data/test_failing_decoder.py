@@ -17,9 +17,9 @@ from pipeline.base.command import UserError
 from pipeline.data import failures
 from pipeline.data.augment import Views
 from pipeline.data.batch import Batch, LoaderConfig
+from pipeline.data.dali_errors import reason_of
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.decoders import decoder_version
-from pipeline.data.failures import reason_of
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs, Normalization
 from tests.images import encode, photograph
