@@ -145,7 +145,7 @@ def protect_token(create: bool) -> None:
             path.chmod(0o600)
     elif create:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(secrets.token_hex(32))
     else:
         raise UserError(f"there is no token in {path}: copy the cluster's there (mode 0600), or set RAY_AUTH_TOKEN")
@@ -184,7 +184,7 @@ def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpu
 
     def ask(number: signal.Signals) -> None:
         logs.mkdir(parents=True, exist_ok=True)
-        stop.write_text(f"{int(number)}\n")
+        stop.write_text(f"{int(number)}\n", encoding="utf-8")
 
     def end() -> NoReturn:
         end_now(signal.SIGINT, ended_at_once(work.folder / CHECKPOINTS))
@@ -203,7 +203,7 @@ def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpu
     if requests.first is not None and not outcome.exists():
         say(going_on(NOTHING_TO_SAVE))
         return exit_code(requests.first)
-    return int(outcome.read_text())
+    return int(outcome.read_text(encoding="utf-8"))
 
 
 def in_a_thread(call: Callable[[], object]) -> None:

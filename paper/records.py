@@ -77,7 +77,7 @@ def _facts(run: Path) -> str:
 
 def _ensemble(run: Path) -> str:
     """ensemble.json with the members' score files as RUN/scores/FILE."""
-    recorded = json.loads((run / ENSEMBLE).read_text())
+    recorded = json.loads((run / ENSEMBLE).read_text(encoding="utf-8"))
     for result in recorded["protocols"].values():
         for member in result["members"]:
             member["scores"] = "/".join(Path(member["scores"]).parts[-3:])

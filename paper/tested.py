@@ -100,7 +100,7 @@ def _recorded(folder: Path) -> Iterator[tuple[str, list[tuple[str, Path]]]]:
     """(protocol, (name, score file) of each member) in an ensemble's folder."""
     path = folder / ENSEMBLE
     try:
-        recorded = json.loads(path.read_text())["protocols"]
+        recorded = json.loads(path.read_text(encoding="utf-8"))["protocols"]
         for protocol, found in recorded.items():
             yield protocol, [(str(member["name"]), Path(member["scores"])) for member in found["members"]]
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -101,13 +101,18 @@ def close_attempt(folder: Path, job: str, attempt: int, code: int, log_start: in
         requeue(job, attempt)
         return
     history = folder / f"{job}{JOB_FAILURES}"
-    earlier = [Ending(**json.loads(line)) for line in history.read_text().splitlines()] if history.exists() else []
+    earlier = (
+        [Ending(**json.loads(line)) for line in history.read_text(encoding="utf-8").splitlines()]
+        if history.exists()
+        else []
+    )
     checkpoint, _ = newest_checkpoint(folder.parent / CHECKPOINTS) or (0, None)
     code, sentence = first.code, f"{first.who}: {first.sentence}"
     again = starts_again(code, checkpoint, earlier, limit)
     now = time.time()
     ending = Ending(attempt=attempt, time=now, code=code, sentence=sentence, checkpoint=checkpoint, requeued=again)
-    with open(history, "a") as file:  # first: the requeueing ends the batch script, and this process with it
+    # First: the requeueing ends the batch script, and this process with it.
+    with open(history, "a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(ending)) + "\n")
     outcome = "the job is requeued" if again else "the job ends here"
     print(f"error: attempt {attempt} failed, {sentence}; {outcome}", file=sys.stderr, flush=True)

@@ -60,7 +60,15 @@ def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
     """One call of scontrol; return code NO_ANSWER where it does not end within TIMEOUT_SECONDS."""
     command = ["scontrol", *words]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
+        )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, NO_ANSWER, "", f"no answer within {TIMEOUT_SECONDS:g} s")
 

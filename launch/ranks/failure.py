@@ -99,7 +99,7 @@ def note(failure: Failure, logs: Path, attempt_name: str, log: str) -> None:
 
 def read_notes(logs: Path, attempt_name: str) -> list[Failure]:
     """The failures that the ranks of one attempt noted."""
-    return [Failure.from_json(path.read_text()) for _, path in failure_notes(logs, attempt_name)]
+    return [Failure.from_json(path.read_text(encoding="utf-8")) for _, path in failure_notes(logs, attempt_name)]
 
 
 def read_all_notes(logs: Path) -> dict[str, list[Failure]]:

@@ -61,7 +61,7 @@ def read_holder(folder: Path) -> Holder:
     """
     try:
         # A network file system asks its server only when a file is opened, so each call opens the file anew.
-        values = json.loads((folder / LEASE).read_text())
+        values = json.loads((folder / LEASE).read_text(encoding="utf-8"))
         attempts = {str(job): int(number) for job, number in values.get("attempts", {}).items()}
         return Holder(str(values["token"]), str(values["host"]), attempts)
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):

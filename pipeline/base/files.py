@@ -56,7 +56,7 @@ def file_sha256(path: Path) -> str:
 def read_yaml(path: Path, what: str, remedy: str = "give an existing file") -> Any:
     """The value of a YAML file that a user gave; `what` names the file in the message. Raises UserError if reading fails."""
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"the {what} {path} cannot be read ({error.strerror}): {remedy}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -103,7 +103,12 @@ def typed_command() -> str:
     words = sys.orig_argv
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started this process
         with contextlib.suppress(OSError):
-            words = Path(f"/proc/{os.getppid()}/cmdline").read_text().rstrip("\0").split("\0")
+            words = (
+                Path(f"/proc/{os.getppid()}/cmdline")
+                .read_text(encoding="utf-8", errors="surrogateescape")
+                .rstrip("\0")
+                .split("\0")
+            )
     return shlex.join(words)
 
 

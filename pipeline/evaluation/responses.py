@@ -130,7 +130,7 @@ def save(responses: Responses, path: Path) -> None:
 def read(run: Path) -> Responses | None:
     """The responses of a run, None where they have not been measured. Raises UserError for a damaged file."""
     try:
-        values = json.loads((run / RESPONSES).read_text())
+        values = json.loads((run / RESPONSES).read_text(encoding="utf-8"))
         responses = Responses(**{field.name: values[field.name] for field in fields(Responses)})
         if len(responses.layers) != len(responses.std) or not all(isinstance(std, float) for std in responses.std):
             raise ValueError("std does not hold one number for each layer")

@@ -217,6 +217,6 @@ def _describe(normalization: Statistics | Normalization) -> str:
 
 def _read_speed(path: Path) -> Speed | None:
     try:
-        return Speed(**json.loads(path.with_suffix(SPEED).read_text()))
+        return Speed(**json.loads(path.with_suffix(SPEED).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None

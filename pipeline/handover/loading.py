@@ -73,7 +73,7 @@ def _places(folder: Path, model: Model) -> Iterator[Path]:
         path = run / CHECKPOINTS / model.checkpoint
         if path.is_file():
             yield path
-    run_id = yaml.safe_load((folder / ML_MODEL).read_text()).get("run_id")
+    run_id = yaml.safe_load((folder / ML_MODEL).read_text(encoding="utf-8")).get("run_id")
     if run_id is not None:
         from mlflow.artifacts import download_artifacts  # here: it takes seconds
         from mlflow.exceptions import MlflowException

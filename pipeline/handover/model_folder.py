@@ -150,7 +150,7 @@ def has_model(run: Path) -> bool:
 def read_model(folder: Path) -> tuple[Model, TrainingData]:
     """The model in a model folder. Raises UserError where it cannot be read."""
     try:
-        facts = json.loads((folder / MODEL_FACTS).read_text())
+        facts = json.loads((folder / MODEL_FACTS).read_text(encoding="utf-8"))
         if (version := facts.pop("version")) != VERSION:
             raise ValueError(f"its version is {version}, not {VERSION}")
         model = Model(**{**facts, "classes": tuple(facts["classes"]), "wnids": tuple(facts["wnids"])})

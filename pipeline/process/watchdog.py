@@ -63,7 +63,7 @@ class Note:
     def read(cls, path: Path) -> Self | None:
         """Return the note in the file; None if there is no file or it is being written."""
         try:
-            return cls(**json.loads(path.read_text()))
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 

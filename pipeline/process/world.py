@@ -140,7 +140,10 @@ def _places(store: dist.Store, world: World) -> list[tuple[str, str]]:
 def _share_of_machine(world: World) -> tuple[int, Machine]:
     """This rank's share of the cores of its host, and what the ranks there have together. A collective: all ranks call it."""
     boot = Path("/proc/sys/kernel/random/boot_id")  # names the machine, also inside containers of equal host names
-    host, mine = boot.read_text() if boot.exists() else socket.gethostname(), frozenset(os.sched_getaffinity(0))
+    host, mine = (
+        boot.read_text(encoding="utf-8") if boot.exists() else socket.gethostname(),
+        frozenset(os.sched_getaffinity(0)),
+    )
     everyone: list[tuple[str, frozenset[int], str]] = [("", mine, "")] * world.size
     dist.all_gather_object(everyone, (host, mine, gpus.identity(world.device)))
     here = [(rank, mask, gpu) for rank, (place, mask, gpu) in enumerate(everyone) if place == host]

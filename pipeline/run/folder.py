@@ -174,7 +174,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / RUN
     try:
-        facts = json.loads(path.read_text()) if path.exists() else {}
+        facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError:
         facts = None
     if not _are_facts(facts):
@@ -231,6 +231,15 @@ def git_commit() -> str:
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         here = Path(__file__).resolve().parent
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command,
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+            encoding="utf-8",
+            errors="replace",
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"

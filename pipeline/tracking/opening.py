@@ -100,7 +100,7 @@ def deliver_all(folders: Sequence[Path], store: Store) -> None:
     for folder in lacking:
         try:
             (folder / FEEDER_LOG).parent.mkdir(exist_ok=True)
-            with open(folder / FEEDER_LOG, "a", buffering=1) as log, _output_into(log):
+            with open(folder / FEEDER_LOG, "a", buffering=1, encoding="utf-8") as log, _output_into(log):
                 _deliver(folder, store, log)
         except Exception as error:  # of MLflow, or a folder that this user may only read: the other runs are shown
             print(f"MLflow lacks a part of {folder.name} ({sentence(error)})", file=sys.stderr)

@@ -77,7 +77,7 @@ class FeederProcess:
         command = [sys.executable, "-P", "-m", "pipeline.tracking.feeder"]
         command += [str(self.folder), str(self.close_seconds), str(os.getpid())]
         command += [self.uri] if self.uri else []
-        with open(log, "a") as errors:
+        with open(log, "a", encoding="utf-8") as errors:
             self.process = start_child(command, stdout=PIPE, stderr=errors)
         assert self.process.stdout is not None
         self.reader = threading.Thread(target=_pass_on, args=(self.process.stdout,), daemon=True)

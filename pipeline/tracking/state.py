@@ -157,7 +157,7 @@ def mlflow_model_id(folder: Path) -> str | None:
 
 def _read(path: Path, kind: type[Wanted] | type[Delivered]) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         # Only a power cut on an unsafe file system leaves half a file, and its whole content can be made again.
         return {}
