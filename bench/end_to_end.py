@@ -163,7 +163,7 @@ class Alternating(Trainer):
         full, bare = zip(*self.times[FILL:], strict=True)
         figures = {"full": [moment.wall for moment in full], "bare": [moment.wall for moment in bare]}
         figures |= {"full, CPU": [moment.cpu for moment in full], "bare, CPU": [moment.cpu for moment in bare]}
-        Path(self.config.runs, "times.json").write_text(json.dumps(figures))
+        Path(self.config.runs, "times.json").write_text(json.dumps(figures), encoding="utf-8")
 
 
 class Turns(Iterator[Batch]):
@@ -218,13 +218,15 @@ def measure_stack(config: Config, options: argparse.Namespace) -> dict[str, list
     """Return the seconds of updates of the full stack under launch/local.py's supervisor, and of the bare updates."""
     file = Path(config.runs).with_suffix(".yaml")
     # The loader makes batches for both; each takes every other batch.
-    file.write_text(to_yaml(replace(config, iterations=FILL + options.rounds * options.updates, name="stack")))
+    file.write_text(
+        to_yaml(replace(config, iterations=FILL + options.rounds * options.updates, name="stack")), encoding="utf-8"
+    )
     command = [sys.executable, str(Path(__file__)), "--worker", str(file)]
     with reserve_port() as port:
         code = supervise([command], [rank_environment(0, 1, port)])
     if code:
         raise UserError(f"the training ended with exit code {code}")
-    return json.loads(Path(config.runs, "times.json").read_text())
+    return json.loads(Path(config.runs, "times.json").read_text(encoding="utf-8"))
 
 
 def measure_checkpoint(config: Config, options: argparse.Namespace, folder: Path) -> dict[str, float]:

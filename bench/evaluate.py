@@ -207,7 +207,9 @@ def time_ensemble(folder: Path, images: int, members: int) -> tuple[float, float
     script = "import sys; from pipeline import ensemble; ensemble.main(sys.argv[1:]); print(open('/proc/self/status').read())"
     started = time.perf_counter()
     command = [sys.executable, "-c", script, *map(str, files), "--no-tracking"]
-    output = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    output = subprocess.run(
+        command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8", errors="replace"
+    ).stdout
     seconds = time.perf_counter() - started
     (kilobytes,) = (line.split()[1] for line in output.splitlines() if line.startswith("VmHWM:"))
     return seconds, int(kilobytes) / 1e6

@@ -70,7 +70,7 @@ def cpu_seconds() -> float:
     """Return the CPU time of this process and of its live workers."""
     total = time.process_time()
     for child in multiprocessing.active_children():
-        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{child.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system time
     return total
 

@@ -157,14 +157,21 @@ def measure(folder: Path, iteration: int, iterations: int) -> Figures:
 
 def memory() -> tuple[float, float]:
     """Return the resident and the private memory of this process in MB."""
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     resident, private = (int(lines[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "RssAnon"))
     return resident, private
 
 
 def in_own_process(folder: Path, iteration: int, iterations: int) -> Figures:
     command = [sys.executable, __file__, "--measure", folder, "--iteration", iteration, "--iterations", iterations]
-    output = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True).stdout
+    output = subprocess.run(
+        [str(part) for part in command],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    ).stdout
     return Figures(**json.loads(output.splitlines()[-1]))
 
 

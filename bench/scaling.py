@@ -78,7 +78,7 @@ def work(options: argparse.Namespace) -> None:
                         times.setdefault(f"{way} {size}{CPU}", []).append(cpu)
         for step in steps.values():
             step.close()
-    options.worker.joinpath(f"{world.rank}.json").write_text(json.dumps(times))
+    options.worker.joinpath(f"{world.rank}.json").write_text(json.dumps(times), encoding="utf-8")
 
 
 def sum_seconds(way: str, size: int) -> tuple[float, float]:
@@ -105,7 +105,7 @@ def measure(options: argparse.Namespace, size: int) -> list[Figures]:
                 rank.kill()
         if any(codes):
             raise UserError(f"a rank of {size} failed: see its error above")
-        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(size)]
+        return [json.loads(Path(folder, f"{rank}.json").read_text(encoding="utf-8")) for rank in range(size)]
 
 
 def step_seconds(ranks: list[Figures], way: str) -> list[float]:

@@ -64,7 +64,7 @@ def read_limit(folder: Path, megabytes_per_second: float) -> Iterator[list[str] 
     try:
         group.mkdir()
         limit = f"{os.major(device)}:{os.minor(device)} {int(megabytes_per_second * 1e6)}"
-        (group / "blkio.throttle.read_bps_device").write_text(limit)
+        (group / "blkio.throttle.read_bps_device").write_text(limit, encoding="utf-8")
     except OSError as error:
         if group.exists():
             group.rmdir()
@@ -86,7 +86,7 @@ def seconds_of(command: list[str], source: Path, output: Path) -> float:
     """Return the wall-clock seconds of a cold run of `command`; its output is removed."""
     forget(source)
     started = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
     seconds = time.monotonic() - started
     if done.returncode != 0:
         raise UserError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")

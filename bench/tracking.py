@@ -170,7 +170,15 @@ def main() -> None:
             for way in options.ways:  # each in a process of its own, because a process pays for an import only once
                 command = [sys.executable, __file__, "--way", way]
                 command += ["--seconds", str(options.seconds), "--every", str(options.every)]
-                done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+                done = subprocess.run(
+                    command,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
+                    check=True,
+                    encoding="utf-8",
+                    errors="replace",
+                )
                 results[way].append(json.loads(done.stdout.splitlines()[-1]))
                 progress.advance()
     medians = {

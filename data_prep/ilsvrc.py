@@ -194,7 +194,7 @@ def check_val_folders(val: Listing, devkit: Devkit) -> None:
 def kaggle_labels(path: Path) -> dict[str, str]:
     """Read the classes of the val images by file stem, from LOC_val_solution.csv: `ImageId,CLASS x y x y CLASS ...`."""
     try:
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
     except (KeyError, IndexError, AttributeError, UnicodeDecodeError, csv.Error):
         raise UserError(f"{path} is not Kaggle's list of val labels (ImageId,PredictionString): get it again") from None

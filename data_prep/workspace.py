@@ -55,7 +55,7 @@ def locked_workspace(destination: Path) -> Iterator[Path]:
     """Lock DEST/.partial for this process and yield it; it is kept for the next run. Raises UserError if it is locked."""
     workspace = destination / PARTIAL
     workspace.mkdir(parents=True, exist_ok=True)
-    with open(workspace / LOCK, "w") as file:
+    with open(workspace / LOCK, "w", encoding="utf-8") as file:
         try:
             if not lock(file):
                 raise UserError(f"another process is preparing {destination}: wait for it or choose another folder")

@@ -148,11 +148,11 @@ def session_folder() -> Iterator[str]:
     """A folder for the sockets and logs of the Ray that is started here. Those of launchers that were killed are removed."""
     place = short_temporary_folder(SESSION_ROOM)
     for old in place.glob(f"{SESSION}*/{SESSION_LOCK}"):
-        with suppress(OSError, NoLocksError), open(old, "a") as file:  # OSError: another user's
+        with suppress(OSError, NoLocksError), open(old, "a", encoding="utf-8") as file:  # OSError: another user's
             if lock(file):
                 shutil.rmtree(old.parent, ignore_errors=True)
     folder = tempfile.mkdtemp(prefix=SESSION, dir=place)
-    with open(Path(folder, SESSION_LOCK), "a") as held:
+    with open(Path(folder, SESSION_LOCK), "a", encoding="utf-8") as held:
         with suppress(NoLocksError):
             lock(held)
         try:
@@ -177,7 +177,7 @@ def protect_token(create: bool) -> None:
         token = secrets.token_hex(32)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
                 file.write(token)
         except OSError:
             os.environ["RAY_AUTH_TOKEN"] = token
@@ -216,7 +216,7 @@ def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpu
 
     def ask(number: signal.Signals) -> None:
         logs.mkdir(parents=True, exist_ok=True)
-        stop.write_text(f"{int(number)}\n")
+        stop.write_text(f"{int(number)}\n", encoding="utf-8")
 
     def end() -> NoReturn:
         end_now(signal.SIGINT, ended_at_once(work.folder / CHECKPOINTS))
@@ -235,7 +235,7 @@ def fit(work: Training | Evaluation, workers: tuple[int, int], devices: int, cpu
     if requests.first is not None and not outcome.exists():
         say(going_on(NOTHING_TO_SAVE))
         return exit_code(requests.first)
-    return int(outcome.read_text())
+    return int(outcome.read_text(encoding="utf-8"))
 
 
 def in_a_thread(call: Callable[[], object]) -> None:

@@ -145,7 +145,7 @@ def call(command: Sequence[str]) -> int:
 
 def ask(command: Sequence[str]) -> dict[str, Any]:
     """Run a command with --json; its JSON. Raises UserError with the command's last message where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8", errors="replace")
     if done.returncode:
         messages = done.stderr.strip().splitlines() or ["it gave no reason"]
         raise UserError(f"'{text_of(command)}' failed: {messages[-1].removeprefix('error: ')}")

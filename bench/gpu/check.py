@@ -59,7 +59,8 @@ class Check:
         """Add a line to the results. `failed` and `left_out` among the values are sentences about what was not measured."""
         dry = {"dry": True} if self.dry else {}
         line = json.dumps({"stage": self.stage, "what": what, **dry, **values}, default=str)
-        with open(self.results, "a") as file:  # one write of less than a page: lines of several processes do not mix
+        # One write of less than a page: lines of several processes do not mix.
+        with open(self.results, "a", encoding="utf-8") as file:
             file.write(line + "\n")
         print(line, flush=True)
 

@@ -68,7 +68,9 @@ def shard(folder: Path, name: str, side: int, short_side: int) -> Path:
     sizes = ["--statistics-size", str(side), "--statistics-short-side", str(short_side)]
     places = [str(folder / "images"), str(folder / "dataset")]
     command = [sys.executable, "data_prep/shard_imagenet.py", *places, "--name", name, *sizes]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
         raise RuntimeError(f"data_prep/shard_imagenet.py ended with {done.returncode}: {done.stdout[-400:]}")
     return folder / "dataset"

@@ -15,14 +15,16 @@ HEADS = ("stage", "what", "dry")
 
 def read(files: Iterable[Path]) -> list[Line]:
     """Return the lines of these files of results, in their order."""
-    return [json.loads(text) for file in files if file.exists() for text in file.read_text().splitlines()]
+    return [
+        json.loads(text) for file in files if file.exists() for text in file.read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def write(out: Path, files: Sequence[Path]) -> list[Line]:
     """Write OUT/summary.txt and OUT/table.md of these files of results; return their lines."""
     lines = read(files)
-    (out / "summary.txt").write_text(summary(lines))
-    (out / "table.md").write_text(tables(lines))
+    (out / "summary.txt").write_text(summary(lines), encoding="utf-8")
+    (out / "table.md").write_text(tables(lines), encoding="utf-8")
     return lines
 
 

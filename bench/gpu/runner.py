@@ -61,7 +61,7 @@ class Runner:
         if left < self.least:
             check.note("stage", left_out=NO_TIME)
             return
-        with open(self.log, "a") as log:
+        with open(self.log, "a", encoding="utf-8") as log:
             log.write(f"\n===== {stage.name}\n")
             log.flush()
             process = subprocess.Popen(

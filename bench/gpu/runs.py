@@ -43,8 +43,16 @@ class Run:
         words = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", _typed(value))]
         command = [sys.executable, "launch/local.py", "--config", self.config, "--procs", "1", *words]
         self.runs.mkdir(parents=True, exist_ok=True)
-        with open(self.output, "a") as output:
-            return subprocess.Popen(command, start_new_session=True, stdout=output, stderr=subprocess.STDOUT, text=True)
+        with open(self.output, "a", encoding="utf-8") as output:
+            return subprocess.Popen(
+                command,
+                start_new_session=True,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+            )
 
     @property
     def output(self) -> Path:
@@ -58,7 +66,9 @@ class Run:
 
     def expect_end(self, process: subprocess.Popen[str]) -> None:
         if code := process.wait():
-            raise RuntimeError(f"run {self.name} ended with {code}: {self.output.read_text()[-600:]}")
+            raise RuntimeError(
+                f"run {self.name} ended with {code}: {self.output.read_text(encoding='utf-8', errors='replace')[-600:]}"
+            )
 
     def kill_after(self, lines: int) -> None:
         """Start the command and kill all its processes as soon as it has written so many lines of metrics."""
@@ -66,7 +76,9 @@ class Run:
         while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < lines):
             time.sleep(0.01)
         if process.poll() is not None:
-            raise RuntimeError(f"run {self.name} ended before it could be killed: {self.output.read_text()[-600:]}")
+            raise RuntimeError(
+                f"run {self.name} ended before it could be killed: {self.output.read_text('utf-8', 'replace')[-600:]}"
+            )
         end(process, signal.SIGKILL)
         process.wait()
 
@@ -76,7 +88,7 @@ class Run:
 
     def attempts(self) -> list[dict[str, Any]]:
         """Return what run.json holds of each attempt: where it ran, and how it decoded."""
-        attempts: list[dict[str, Any]] = json.loads((self.folder / RUN).read_text())["attempts"]
+        attempts: list[dict[str, Any]] = json.loads((self.folder / RUN).read_text(encoding="utf-8"))["attempts"]
         return attempts
 
     def latest(self) -> dict[str, float]:

@@ -64,7 +64,7 @@ def train(arguments: Arguments) -> None:
     def asked() -> int | None:
         path = logs / f"{launch}{RAY_STOP}"
         with suppress(OSError, ValueError):
-            return int(path.read_text())
+            return int(path.read_text(encoding="utf-8"))
         return None
 
     def on_save() -> None:
@@ -78,7 +78,7 @@ def train(arguments: Arguments) -> None:
     if failure and code == EXIT_FENCED:  # the notes and the outcome of this launch are now those of other workers
         raise RuntimeError(failure.sentence)
     if rank == 0:
-        (logs / f"{launch}{RAY_OUTCOME}").write_text(str(code))
+        (logs / f"{launch}{RAY_OUTCOME}").write_text(str(code), encoding="utf-8")
     if failure and not (code == EXIT_USER_ERROR and _found_by_all(logs, launch, size)):
         raise RuntimeError(f"rank {rank} failed: {failure.sentence}")
 
@@ -95,7 +95,9 @@ def report_newest(checkpoints: Path, rank: int) -> None:
         storage = checkpoints.parent / RAY
         if rank == 0 and (newest := newest_checkpoint(checkpoints)) and _takes_a_pointer(storage):
             iteration, path = newest
-            Path(folder, POINTER).write_text(json.dumps({"checkpoint": str(path), "iteration": iteration}) + "\n")
+            Path(folder, POINTER).write_text(
+                json.dumps({"checkpoint": str(path), "iteration": iteration}) + "\n", encoding="utf-8"
+            )
             pointer = ray.train.Checkpoint.from_directory(folder)
         ray.train.report({"iteration": iteration}, checkpoint=pointer)
 

@@ -109,7 +109,8 @@ def close_attempt(folder: Path, job: str, attempt: int, code: int, log_start: in
     again = starts_again(code, checkpoint, earlier, limit)
     now = time.time()
     ending = Ending(attempt=attempt, time=now, code=code, sentence=sentence, checkpoint=checkpoint, requeued=again)
-    with open(history, "a") as file:  # first: the requeueing ends the batch script, and this process with it
+    # First: the requeueing ends the batch script, and this process with it.
+    with open(history, "a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(ending)) + "\n")
     outcome = "the job is requeued" if again else "the job ends here"
     print(f"error: attempt {attempt} failed, {sentence}; {outcome}", file=sys.stderr, flush=True)

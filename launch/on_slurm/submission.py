@@ -206,13 +206,14 @@ def outcome(work: Work, job: submitit.Job[int], requests: Requests) -> int:
         say(ended_at_once(work.folder / CHECKPOINTS))
         return exit_code(signal.SIGINT)
     if all(task.paths.result_pickle.exists() for task in map(job.task, range(job.num_tasks))):
-        lines = job.task(0).paths.stdout.read_text().splitlines()
+        lines = job.task(0).paths.stdout.read_text(encoding="utf-8", errors="replace").splitlines()
         print("\n".join(line for line in lines if not line.startswith("submitit ")))
         return 0
     failures = read_notes(work.folder / LOGS, f"{job.job_id}.0")
     if not failures and requests.first is not None:
         log = job.task(0).paths.stderr
-        if TO_GO_ON not in (log.read_text() if log.exists() else ""):  # it ended before it could speak
+        said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        if TO_GO_ON not in said:  # it ended before it could speak
             say(going_on(NOTHING_TO_SAVE))
         return exit_code(requests.first)
     if not failures:

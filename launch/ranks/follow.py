@@ -14,7 +14,7 @@ INTERVAL_SECONDS = 0.3
 
 def send_output_to(log: Path) -> None:
     """Send this process's output, also that of machine code, to its log from now on."""
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8") as file:
         point_output_at(file.fileno(), file.fileno())
 
 
@@ -35,7 +35,7 @@ def following(log: Path) -> Iterator[None]:
         while not last:
             last = over.wait(INTERVAL_SECONDS)
             if log.exists():
-                with open(log, errors="replace") as file:
+                with open(log, errors="replace", encoding="utf-8") as file:
                     file.seek(position)
                     sys.stderr.write(file.read())
                     sys.stderr.flush()

@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         leave_nothing(log, made)
     if failure:
         if log and failure.detail:
-            with suppress(OSError), open(log, "a") as file:  # the launcher is told all the same
+            with suppress(OSError), open(log, "a", encoding="utf-8") as file:  # the launcher is told all the same
                 file.write(failure.detail)
         tell_launcher(replace(failure, log=str(log or "")))
     return code

@@ -27,7 +27,7 @@ def available_cores() -> int:
     cores = len(os.sched_getaffinity(0))
     quota_file = Path("/sys/fs/cgroup/cpu.max")
     if quota_file.is_file():
-        quota, period = quota_file.read_text().split()
+        quota, period = quota_file.read_text(encoding="utf-8").split()
         if quota != "max":
             cores = min(cores, max(1, int(quota) // int(period)))
     return cores

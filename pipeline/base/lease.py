@@ -45,7 +45,7 @@ class Lease:
         """Take the lease of `folder`. Raises UserError where a process holds the lease that this attempt must not replace."""
         self.folder, self.token = folder, uuid.uuid4().hex
         attempts = _attempts(environment)
-        self._lock: IO[str] = open(folder / LOCK, "w")  # noqa: SIM115 - held as long as the run
+        self._lock: IO[str] = open(folder / LOCK, "w", encoding="utf-8")  # noqa: SIM115 - held as long as the run
         try:
             self._locked = self._try_lock()
             if not self._locked:  # `is_held`, in another process, takes the lock for a moment

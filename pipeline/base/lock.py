@@ -38,7 +38,7 @@ def lock(file: IO[Any], *, wait: bool = False, elsewhere: str = "use another fol
 def is_locked(path: Path) -> bool:
     """Whether a process holds the exclusive lock of a file. False where there is no such file, or where it has no locks."""
     try:
-        with open(path) as file:
+        with open(path, encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         return isinstance(error, BlockingIOError)

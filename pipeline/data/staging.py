@@ -63,7 +63,7 @@ def _files(split: Split) -> list[_File]:
 
 def _is_sound(home: Path, file: _File) -> bool:
     try:
-        return (home / (file.name + _CHECKED)).read_text() == _note(home, file)
+        return (home / (file.name + _CHECKED)).read_text(encoding="utf-8") == _note(home, file)
     except OSError:
         return False
 
@@ -112,7 +112,7 @@ def _copy(split: Split, home: Path, file: _File) -> None:
                 f"{split.folder / file.name} does not match the SHA-256 in the manifest: "
                 "check the dataset with data_prep/verify.py, and prepare or copy that shard again"
             )
-    (home / (file.name + _CHECKED)).write_text(_note(home, file))
+    (home / (file.name + _CHECKED)).write_text(_note(home, file), encoding="utf-8")
 
 
 def _open(split: Split, file: _File) -> IO[bytes]:
@@ -124,7 +124,7 @@ def _open(split: Split, file: _File) -> IO[bytes]:
 @contextmanager
 def _only_process(path: Path) -> Iterator[None]:
     """Hold a lock among the processes of this machine; the kernel frees it even if its holder is killed."""
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         if not lock(file, elsewhere="choose another loader.stage_to"):
             print(f"waiting for another process to stage the shards in {path.parent}", file=sys.stderr)
             lock(file, wait=True)

@@ -78,7 +78,7 @@ def write(path: Path, members: Sequence[Scores], ids: NDArray[np.int64], lines: 
 def read(path: Path, lines: int, valid: set[int]) -> list[list[int]]:
     """Read the answers in a submission file, best first. Raises UserError, with the line, if the file is no submission."""
     try:
-        rows = path.read_text().splitlines()
+        rows = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the submission {path} cannot be read ({error})") from None
     if len(rows) != lines:
@@ -96,7 +96,7 @@ def read(path: Path, lines: int, valid: set[int]) -> list[list[int]]:
 def read_ground_truth(path: Path, lines: int) -> list[int]:
     """Read the development kit's ILSVRC2012_validation_ground_truth.txt, one class id per image. Raises UserError."""
     try:
-        ids = [int(line) for line in path.read_text().split()]
+        ids = [int(line) for line in path.read_text(encoding="utf-8").split()]
     except (OSError, ValueError) as error:
         raise UserError(f"the ground truth {path} cannot be read ({error}): give one class id per line") from None
     if len(ids) != lines:

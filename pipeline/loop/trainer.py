@@ -313,7 +313,7 @@ class Trainer:
         if self.world.is_main:
             lr, samples = self.schedule.lr(iteration), self.order.minibatch(iteration).ids.tolist()
             line = json.dumps({"iteration": iteration, "lr": lr, "loss": str(loss), "samples": samples})
-            with open(record, "a+") as file:
+            with open(record, "a+", encoding="utf-8") as file:
                 file.seek(0)
                 if line not in file.read().splitlines():  # a continued run repeats the updates after its checkpoint
                     file.write(line + "\n")

@@ -42,7 +42,7 @@ def _start(folder: Path, about: About, every: float, gpus: tuple[str, ...]) -> P
     file = system_file(folder, about.host, about.attempt)
     task = Task(folder=str(folder), file=str(file), parent=os.getpid(), every=every, gpus=gpus, about=about)
     command = [sys.executable, "-P", "-m", "pipeline.meter.sampler", json.dumps(asdict(task))]
-    with open(log, "a") as errors:
+    with open(log, "a", encoding="utf-8") as errors:
         return start_child(command, stdout=DEVNULL, stderr=errors)
 
 

@@ -26,7 +26,7 @@ class Zone:
 
     def read(self) -> float:
         """Joules. Raises OSError or ValueError."""
-        return int(self.file.read_text()) / 1e6
+        return int(self.file.read_text(encoding="utf-8")) / 1e6
 
 
 def zones(root: Path = POWERCAP) -> list[Zone]:
@@ -42,8 +42,8 @@ def _zones(root: Path) -> Iterator[Zone]:
         if not _ZONE.fullmatch(folder.name):
             continue
         try:
-            name = (folder / "name").read_text().strip()
-            range_joules = int((folder / "max_energy_range_uj").read_text()) / 1e6
+            name = (folder / "name").read_text(encoding="utf-8").strip()
+            range_joules = int((folder / "max_energy_range_uj").read_text(encoding="utf-8")) / 1e6
         except (OSError, ValueError):
             continue
         if name.startswith("package-"):

@@ -234,7 +234,7 @@ def _nvml() -> Iterator[None]:
 
 def _driver_of_kernel() -> str | None:
     try:
-        found = re.search(r"\b\d{3,}\.\d+(\.\d+)*\b", DRIVER_VERSION.read_text())
+        found = re.search(r"\b\d{3,}\.\d+(\.\d+)*\b", DRIVER_VERSION.read_text(encoding="utf-8"))
     except OSError:
         return None
     return found[0] if found else None
@@ -250,7 +250,7 @@ def _has_nvidia_gpu() -> bool:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 

@@ -54,7 +54,7 @@ class Note:
     def read(cls, path: Path) -> Self | None:
         """Return the note in the file; None if there is no file or it is being written."""
         try:
-            return cls.from_json(path.read_text())
+            return cls.from_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 

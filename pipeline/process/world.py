@@ -146,7 +146,7 @@ def _with_machine(world: World) -> World:
     """
     boot = Path("/proc/sys/kernel/random/boot_id")  # names the machine, also inside containers of equal host names
     name, mine = socket.gethostname(), frozenset(os.sched_getaffinity(0))
-    host = boot.read_text() if boot.exists() else name
+    host = boot.read_text(encoding="utf-8") if boot.exists() else name
     everyone: list[tuple[str, str, frozenset[int], str]] = [("", "", mine, "")] * world.size
     dist.all_gather_object(everyone, (host, name, mine, gpus.identity(world.device)))
     here = [(rank, mask, gpu) for rank, (place, _, mask, gpu) in enumerate(everyone) if place == host]

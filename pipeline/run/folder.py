@@ -285,6 +285,15 @@ def git_commit() -> str:
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         here = Path(__file__).resolve().parent
-        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command,
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+            encoding="utf-8",
+            errors="replace",
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"

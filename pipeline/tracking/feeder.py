@@ -69,7 +69,7 @@ def main(folder: Path, close_seconds: float, parent: int, uri: str | None = None
 
 def _claim_stdout() -> Callable[[str], None]:
     """Reserve standard output for messages to the user; send what libraries print to the log, which is standard error."""
-    stdout = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    stdout = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1, encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def notify(text: str) -> None:

@@ -36,7 +36,7 @@ def send_model(client: Any, folder: Path, delivered: Delivered, key: str) -> str
     from mlflow.exceptions import MlflowException
 
     version = model_version(folder)  # first: what changes meanwhile is sent by the next call
-    facts = json.loads((folder / MODEL / MODEL_FACTS).read_text())
+    facts = json.loads((folder / MODEL / MODEL_FACTS).read_text(encoding="utf-8"))
     try:
         found = _find(client, delivered, key)
     except MlflowException as error:
@@ -78,8 +78,11 @@ def _upload(client: Any, source: Path, run_id: str, model_id: str) -> None:
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / MODEL
         shutil.copytree(source, copy)
-        described = yaml.safe_load((copy / ML_MODEL).read_text()) | {"run_id": run_id, "model_id": model_id}
-        (copy / ML_MODEL).write_text(yaml.safe_dump(described, sort_keys=False, width=120))
+        described = yaml.safe_load((copy / ML_MODEL).read_text(encoding="utf-8")) | {
+            "run_id": run_id,
+            "model_id": model_id,
+        }
+        (copy / ML_MODEL).write_text(yaml.safe_dump(described, sort_keys=False, width=120), encoding="utf-8")
         client.log_model_artifacts(model_id, str(copy))
     client.finalize_logged_model(model_id, "READY")
 

@@ -87,7 +87,7 @@ def open_log(folder: Path) -> IO[str]:
     """Open the log of the run's feeder to append to it. Its owner alone can read it: libraries print into it, too."""
     path = folder / FEEDER_LOG
     path.parent.mkdir(exist_ok=True)
-    log = open(path, "a", buffering=1, opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115
+    log = open(path, "a", encoding="utf-8", buffering=1, opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115
     with suppress(OSError):  # of another user
         os.fchmod(log.fileno(), 0o600)
     return log

@@ -63,7 +63,7 @@ def device(check: Check) -> None:
         cudnn=torch.backends.cudnn.version(),
         cuda=torch.version.cuda,
     )
-    print(subprocess.run(["nvidia-smi"], capture_output=True, text=True).stdout)
+    print(subprocess.run(["nvidia-smi"], capture_output=True, text=True, encoding="utf-8", errors="replace").stdout)
 
 
 def ceilings(check: Check) -> None:

@@ -62,5 +62,7 @@ def until_end(check: Check, runs: list[Run]) -> None:
         whole = process.returncode == 0
         facts = {"seconds": seconds, "ended": whole, "nets_at_once": len(runs), **run.latest()}
         if process.returncode not in (0, EXIT_PREEMPTED):
-            facts["failed"] = f"exit code {process.returncode}: {run.output.read_text()[-400:]}"
+            facts["failed"] = (
+                f"exit code {process.returncode}: {run.output.read_text(encoding='utf-8', errors='replace')[-400:]}"
+            )
         check.note("run", name=run.name, **facts)

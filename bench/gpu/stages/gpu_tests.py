@@ -20,7 +20,9 @@ PYTEST = (
 
 
 def run(check: Check) -> None:
-    files = [file for file in sorted(Path("tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
+    files = [
+        file for file in sorted(Path("tests").rglob("test_*.py")) if "mark.gpu" in file.read_text(encoding="utf-8")
+    ]
     for file in files:
         check.part(str(file), partial(test, check, [sys.executable, *PYTEST, str(file)]), seconds=10)
 

@@ -50,6 +50,8 @@ def tune(check: Check, data: Path) -> dict[str, Any]:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            encoding="utf-8",
+            errors="replace",
         )
         try:
             output, _ = process.communicate(timeout=max(5.0, check.left - 30))
