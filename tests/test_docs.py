@@ -87,7 +87,10 @@ def test_the_examples_of_every_help_fit() -> None:
 def test_the_commands_of_configs_and_of_the_makefile_fit() -> None:
     comments = "\n".join(file.read_text() for file in sorted(ROOT.glob("configs/**/*.yaml")))
     lines = re.findall(r"^# +(python (?:\S| (?! ))+)", comments, re.MULTILINE)  # up to two spaces: explanations follow
-    recipes = joined((ROOT / "Makefile").read_text().replace("$(BIN)/", "").replace("$(KILLS)", "50"))
+    makefile = (ROOT / "Makefile").read_text()
+    for name, default in re.findall(r"^(\w+) \?= (\d+)$", makefile, re.MULTILINE):
+        makefile = makefile.replace(f"$({name})", default)
+    recipes = joined(makefile.replace("$(BIN)/", ""))
     recipes = [
         re.sub(r"\$\(if \$\(\w+\),(--[^)]*?)( \$\(\w+\))?\)", lambda found: found[1] + (" X" if found[2] else ""), line)
         for line in recipes
