@@ -256,8 +256,8 @@ def _attack_small_files(random: Random, tries: int, folder: Path, outcome: Outco
     place = folder / "small"
     whole = _write_small(place)
     with Isolated(open_damaged, 60) as isolated:
-        for _ in range(0, tries, ROUND):
-            damaged = [_damaged(random, whole) for _ in range(min(ROUND, tries))]
+        for number in range(0, tries, ROUND):
+            damaged = [_damaged(random, whole) for _ in range(min(ROUND, tries - number))]
             ended = isolated(place, whole, [(name, data) for name, data, _ in damaged])
             if ended.how != "returned":
                 outcome.wrong(f"{ended.how} {ended.said}, after one of: {[harm for *_, harm in damaged]}")
