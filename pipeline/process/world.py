@@ -1,7 +1,7 @@
 """Reads torchrun's environment variables into a `World` (rank, size, device) and opens the process group.
 
 Every launcher (torchrun, launch/local.py, submitit, Ray Train) sets the same variables: RANK, WORLD_SIZE, LOCAL_RANK,
-LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. A process group that is already open (Ray opens one) is adopted, not replaced.
+LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT. A process group that is already open is adopted, not replaced.
 """
 
 from __future__ import annotations

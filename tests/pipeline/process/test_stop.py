@@ -117,13 +117,13 @@ def meet_nobody(rank: int, waiting: Path) -> None:
     if rank == 1:
         os._exit(0)
     stopping.MEETING_SECONDS = 1.0
-    rendezvous = world.rendezvous
+    meet = world.MeetingPlace
 
     def announced(*arguments: object, **options: object) -> object:
         waiting.touch()
-        return rendezvous(*arguments, **options)
+        return meet(*arguments, **options)
 
-    world.rendezvous = announced
+    world.MeetingPlace = announced
 
 
 def test_while_waiting_for_ranks_that_do_not_come(digits: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def meet_one_that_has_ended(rank: int) -> None:
         signal.raise_signal(signal.SIGTERM)
         raise RuntimeError("Connection closed by peer")
 
-    world.rendezvous = cut_off
+    world.MeetingPlace = cut_off
 
 
 def test_while_other_ranks_end_on_request(digits: Path, tmp_path: Path) -> None:
