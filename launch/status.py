@@ -5,7 +5,6 @@ python launch/status.py resnet152-seed0
 
 from __future__ import annotations
 
-from pipeline.base.regular import open_regular
 from pipeline.base.starting import begin
 
 if __name__ == "__main__":  # before the imports below, which take longer
@@ -27,6 +26,7 @@ from pipeline.base.layout import CONFIG, LOGS, METRICS, SLURM, activity_of, job_
 from pipeline.base.lease import is_held
 from pipeline.base.output import reader_has_gone
 from pipeline.base.parsing import CommandParser
+from pipeline.base.regular import open_regular
 from pipeline.base.tables import print_json, print_table
 from pipeline.meter.usage import Usage, usage_of
 from pipeline.process.notes import Note

@@ -20,7 +20,6 @@ from pipeline.base.files import write_text
 from pipeline.base.json_text import parse_json
 from pipeline.base.layout import DELIVERED, METRICS, ML_MODEL, MODEL, MODEL_FACTS, TRACKING
 from pipeline.base.regular import read_regular
-from pipeline.base.typed import read_typed
 
 # Raise it when MLflow is to show more of a run than before (its tags, dataset, description, the experiment's view): a run that
 # is finished is then described anew by the next `open` or `sync`.
@@ -180,6 +179,8 @@ def _read(path: Path, kind: type[T]) -> T | None:
 
     A power cut on an unsafe file system leaves half a file, and its whole content can be made again: nobody has to mend it.
     """
+    from pipeline.base.typed import read_typed  # here: metrics are read without pydantic, too (bench/gpu)
+
     if not path.exists():
         return None
     try:

@@ -14,11 +14,15 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from pipeline.base.command import UserError
 from pipeline.base.layout import profile_trace
 from pipeline.loop.profiling import print_profile
+from pipeline.loop.trainer import Trainer
+from pipeline.process.world import World
 from pipeline.run.config import Config, trajectory
+from pipeline.training.checkpoint import CheckpointConfig
 from pipeline.training.spans import span
-from tests.pipeline.small_runs import ITERATIONS, ONE_STAGE, config_of, series, train_rank, weights
+from tests.pipeline.small_runs import ITERATIONS, ONE_STAGE, config_of, refusal, series, train_rank, weights
 from tests.ranks import run_ranks
 
 
@@ -83,17 +87,26 @@ def test_the_terminal_shows_the_largest_operators_and_the_parts(capsys: pytest.C
     assert span("forward") is span("optimizer"), "without a profiler, a span costs an object each"
 
 
+def cut_off(world: World, config: Config, iteration: int) -> str:
+    """Train up to an iteration alone."""
+    update = Trainer.update
+
+    def cut(trainer: Trainer, *batch: Any) -> None:
+        if trainer.progress.iteration == iteration:
+            raise UserError("cut off")
+        update(trainer, *batch)
+
+    Trainer.update = cut  # type: ignore[method-assign, assignment]
+    return refusal(world, config)
+
+
 @pytest.mark.costly("two trainings of two processes, the second of which continues the first")
 def test_a_continued_run_of_two_ranks_is_profiled_by_the_first(digits: Path, tmp_path: Path) -> None:
-    config = small(digits, tmp_path, "two", 0, 4)
-    assert run_ranks(2, train_rank, config) == [0, 0]
-    (tmp_path / "two" / "config.yaml").write_text(
-        (tmp_path / "two" / "config.yaml").read_text().replace("iterations: 4", "iterations: 8")
-    )
-    longer = replace(config, iterations=8, profile=3)
-    assert run_ranks(2, train_rank, longer) == [0, 0]
-    (trace,) = (longer.run_folder / "profile").iterdir()
-    assert trace == profile_trace(longer.run_folder, 5, 8)
+    config = replace(small(digits, tmp_path, "two", 0, 8), checkpoint=CheckpointConfig(every=4))
+    assert run_ranks(2, cut_off, config, 4) == ["cut off"] * 2
+    assert run_ranks(2, train_rank, replace(config, profile=3)) == [0, 0]
+    (trace,) = (config.run_folder / "profile").iterdir()
+    assert trace == profile_trace(config.run_folder, 5, 8)
     found = annotations(trace)
     assert found["optimizer"] == 3 and any(
         "reduce" in name or "all" in name for name in found

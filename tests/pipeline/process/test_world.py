@@ -92,7 +92,7 @@ def machine_among_two(world: World, port: int) -> Machine:
     os.environ["MASTER_PORT"] = str(port)
     dist.destroy_process_group()
     read = Path.read_text
-    Path.read_text = lambda path: f"{world.rank % 2}" if path.name == "boot_id" else read(path)  # type: ignore
+    Path.read_text = lambda path, **how: f"{world.rank % 2}" if path.name == "boot_id" else read(path, **how)  # type: ignore
     gpus.identity = lambda device: f"GPU-{world.rank}"
     os.sched_getaffinity = lambda _: set(range(4 * world.rank, 4 * world.rank + 4))
     with open_world("cpu") as again:

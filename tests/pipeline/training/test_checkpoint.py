@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import multiprocessing
@@ -11,6 +10,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from pipeline.base.layout import checkpoint_name, checkpoints_in
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import CheckpointConfig, Checkpoints, is_sound, publish
 from tests.fleet import Fleet
+from tests.helpers import ROOT
 from tests.patience import limit
 from tests.pipeline.small_runs import config_of
 from tests.ranks import CONTEXT, start_server
@@ -247,25 +249,33 @@ def test_a_file_is_read_again_only_where_it_has_changed(tmp_path: Path, monkeypa
     assert checkpoints.wait() and numbers(tmp_path) == [10, 20, 40, 50]
 
 
-def test_warnings_that_nobody_takes_end_no_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+WARNS = """
+import errno, os
+from pathlib import Path
+from pipeline.base.output import prepare
+from pipeline.training import checkpoint
+prepare()
+reading, writing = os.pipe()
+os.close(reading)
+os.dup2(writing, 2)
+publish = checkpoint.publish
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+checkpoint.publish = full
+checkpoints = checkpoint.Checkpoints(Path(), checkpoint.CheckpointConfig())
+checkpoints.save(1, {"iteration": 1})
+assert not checkpoints.wait()
+checkpoint.publish = publish
+checkpoints.save(2, {"iteration": 2})
+assert checkpoints.wait()
+"""
+
+
+def test_warnings_that_nobody_takes_end_no_save(tmp_path: Path) -> None:
     """Standard error is a pipe without a reader, and the disk has no room."""
-    reading, writing = os.pipe()
-    os.close(reading)
-
-    def full(*_: object) -> Path:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with open(writing, "w", buffering=1) as broken, monkeypatch.context() as patched:
-        patched.setattr("sys.stderr", broken)
-        patched.setattr(checkpoint, "publish", full)
-        checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-        checkpoints.save(1, {"iteration": 1})
-        assert not checkpoints.wait()
-        patched.undo()
-        checkpoints.save(2, {"iteration": 2})
-        assert checkpoints.wait()
-        with contextlib.suppress(BrokenPipeError):
-            broken.close()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", WARNS], cwd=tmp_path, env=environment).returncode == 0
+    assert numbers(tmp_path) == [2]
 
 
 def test_full_disk_leaves_the_last_one_and_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
