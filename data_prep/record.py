@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from data_prep.image_statistics import PixelSums
 from pipeline.base.files import replacing
+from pipeline.base.json_text import parse_json
 
 RECORDS = "records"  # folder in the working folder, not published
 
@@ -62,7 +63,7 @@ def read_record(path: Path) -> ShardRecord:
     """Read the record of a finished shard. Raises NoRecordError."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            fields = json.loads(arrays["facts"].tobytes())
+            fields = parse_json(arrays["facts"].tobytes())
             for name in ("changed", "left_out"):
                 fields[name] = tuple((key, why) for key, why in fields[name])
             sums = None

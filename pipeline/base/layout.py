@@ -173,9 +173,8 @@ def job_log(job: str, rank: int = 0) -> str:
 
 def jobs_in(folder: Path) -> list[str]:
     """The ids of the jobs ever submitted for a run, by the scripts that submitit left in slurm/."""
-    return sorted(
-        {path.name.partition("_")[0] for path in (folder / SLURM).glob(job_script(Path(), "*").name)}, key=int
-    )
+    names = {path.name.partition("_")[0] for path in (folder / SLURM).glob(job_script(Path(), "*").name)}
+    return sorted((name for name in names if name.isdecimal()), key=int)
 
 
 def job_script(folder: Path, job: str) -> Path:

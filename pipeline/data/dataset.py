@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.command import UserError
+from pipeline.base.json_text import parse_json
 from pipeline.base.typed import read_typed
 from pipeline.data.shards import OpenShards
 
@@ -106,11 +107,11 @@ class Manifest:
         """Read a manifest. Raises UserError if `text` is no manifest, or one of another version."""
         again = "prepare the dataset with data_prep/shard_imagenet.py"
         try:
-            fields = json.loads(text)
+            fields = parse_json(text)
             if fields.pop("format") != FORMAT:
                 raise KeyError("format")
             version = fields.pop("version")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{place} is not a dataset's manifest ({error!r}): {again}") from None
         if version != VERSION:
             raise UserError(

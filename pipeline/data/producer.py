@@ -246,7 +246,8 @@ class DaliProducer(Producer):
             sentence = f"{split.describe(sample)} does not decode ({reason})"
             if self.config.on_decode_error == "stop":
                 raise UserError(
-                    f"{sentence}: check the dataset with data_prep/verify.py, and prepare or copy that shard again "
+                    f"{sentence}: check the dataset with data_prep/verify.py; copy that shard again if it differs from its "
+                    "checksum, else remove the dataset and prepare it again, which names such images "
                     "(to train without it, set loader.on_decode_error: substitute)"
                 ) from cause
             batch.request = self.judge.substitute(batch.request, batch.encoded, row)
