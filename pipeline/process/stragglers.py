@@ -15,10 +15,8 @@ from statistics import median
 import torch
 
 SLOW_RATIO = 1.2  # a rank's own time over that of the others, from which on it is called slow
-SLOW_IN_A_ROW, SLOW_SECONDS = (
-    3,
-    30.0,
-)  # log points at which the same rank is slow, and what they span, before it is said
+# Log points at which the same rank is slow, and the seconds that they span, before it is said.
+SLOW_IN_A_ROW, SLOW_SECONDS = 3, 30.0
 
 
 class SumWaits:
