@@ -29,15 +29,8 @@ sys.path.insert(0, str(ROOT))
 from pipeline.base.command import run  # noqa: E402
 from pipeline.base.progress import Progress  # noqa: E402
 from pipeline.base.tables import print_json, print_table  # noqa: E402
-from pipeline.data.dataset import (  # noqa: E402
-    STATISTICS,
-    ClassInfo,
-    Dataset,
-    Manifest,
-    ShardInfo,
-    SplitInfo,
-    sample_dtype,
-)
+from pipeline.data.dataset import STATISTICS, ClassInfo, Dataset, Manifest, ShardInfo, SplitInfo  # noqa: E402
+from pipeline.data.sample_table import sample_dtype  # noqa: E402
 
 SMALL, LARGE = 10_000, 1_281_167  # ILSVRC 2012's training set
 SHARD = 1000

@@ -15,7 +15,8 @@ from data_prep.plan import Settings, SplitOrder, shard_files
 from data_prep.record import read_record, record_path
 from pipeline.base.command import UserError
 from pipeline.base.files import replacing
-from pipeline.data.dataset import MANIFEST, STATISTICS, ClassInfo, Manifest, ShardInfo, SplitInfo, sample_dtype
+from pipeline.data.dataset import MANIFEST, STATISTICS, ClassInfo, Manifest, ShardInfo, SplitInfo
+from pipeline.data.sample_table import sample_dtype
 
 # In the format of sha256sum. The manifest holds the hash of every other file; this file holds the manifest's.
 MANIFEST_CHECKSUM = f"{MANIFEST}.sha256"

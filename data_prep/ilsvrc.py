@@ -29,7 +29,8 @@ from data_prep.sources import (
 from data_prep.tars import Member, members, open_for_ranges
 from pipeline.base.command import UserError
 from pipeline.base.progress import Progress
-from pipeline.data.dataset import UNLABELLED, ClassInfo
+from pipeline.data.dataset import ClassInfo
+from pipeline.data.sample_table import UNLABELLED
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"

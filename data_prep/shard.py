@@ -21,8 +21,8 @@ from data_prep.record import NoRecordError, ShardFacts, ShardRecord, read_record
 from data_prep.tars import BLOCK
 from data_prep.workers import Advance
 from pipeline.base.files import file_sha256, replacing
-from pipeline.data.dataset import sample_dtype
 from pipeline.data.images import UnreadableImageError
+from pipeline.data.sample_table import sample_dtype
 
 WORKER_MODULES = [
     "data_prep.tar_writer",

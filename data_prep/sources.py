@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.command import UserError
-from pipeline.data.dataset import UNLABELLED
+from pipeline.data.sample_table import UNLABELLED
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 WHOLE_FILE = -1

@@ -24,7 +24,8 @@ from pipeline.base.checkout import DATA
 from pipeline.base.command import UserError, run
 from pipeline.base.parsing import CommandParser
 from pipeline.base.tables import print_json, print_table
-from pipeline.data.dataset import MANIFEST, STATISTICS, UNLABELLED, Dataset, SplitInfo, Statistics
+from pipeline.data.dataset import MANIFEST, STATISTICS, Dataset, SplitInfo, Statistics
+from pipeline.data.sample_table import UNLABELLED
 
 DEFAULT_DATASET = Path(DATA)
 

@@ -15,8 +15,9 @@ from data_prep.tars import members, open_for_ranges
 from data_prep.workers import Advance
 from pipeline.base.command import UserError
 from pipeline.base.files import file_sha256
-from pipeline.data.dataset import UNLABELLED, ShardInfo
+from pipeline.data.dataset import ShardInfo
 from pipeline.data.images import UnreadableImageError, decode
+from pipeline.data.sample_table import UNLABELLED
 
 WORKER_MODULES = ["data_prep.verify_shard", "pipeline.data.whole"]  # imported once, before the workers are forked
 

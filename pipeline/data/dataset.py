@@ -3,7 +3,7 @@
     manifest.json        Manifest: format version, classes, splits with their shards (samples, bytes, sha256), seed
     manifest.json.sha256 hash of the manifest (sha256sum format), for data_prep/verify.py; readers do not need it
     statistics.npz       Statistics: per-pixel mean image and RGB covariance of the training split
-    SPLIT.samples.npy    one row per sample (see `sample_dtype`), in sample-id order
+    SPLIT.samples.npy    one row per sample (pipeline/data/sample_table.py), in sample-id order
     SPLIT/NAME-SPLIT-000000.tar (+ .idx)   WebDataset: KEY.jpg + KEY.cls; the index is DALI's
 
 Its bytes do not depend on when or where it was made: equal sources and seeds give equal bytes. Sample table and statistics are
@@ -29,25 +29,14 @@ from numpy.typing import NDArray
 from pipeline.base.command import UserError
 from pipeline.base.json_text import parse_json
 from pipeline.base.typed import read_typed
+from pipeline.data.sample_table import BLOCK, read_table
 from pipeline.data.shards import OpenShards
 
 FORMAT = "imagenet-pipeline-dataset"
 VERSION = 1
 MANIFEST = "manifest.json"
 STATISTICS = "statistics.npz"
-UNLABELLED = -1
 EXTENSIONS = ("jpg", "png")  # of images in shards
-BLOCK = 512  # bytes of a tar's header, which stands before each of its files
-
-
-def sample_dtype(key_bytes: int) -> np.dtype[Any]:
-    """Return the type of a row of the sample table: a sample's image is the bytes [offset, offset + size) of the shard.
-
-    `height` and `width` are those of the decoded array; `label` is the class index, or -1 in an unlabelled (test) split;
-    `key` is ASCII, at most `key_bytes` long.
-    """
-    numbers = {"shard": "<u4", "offset": "<u8", "size": "<u4", "label": "<i2", "height": "<u2", "width": "<u2"}
-    return np.dtype([*numbers.items(), ("key", f"S{key_bytes}")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,44 +162,6 @@ class Statistics:
         return self.mean_image.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
 
 
-def read_table(data: bytes, info: SplitInfo, classes: int) -> NDArray[Any]:
-    """Return a split's sample table from the bytes of its file: `sample_dtype` [N], read-only.
-
-    Raises ValueError if it does not fit the split or the number of classes.
-    """
-    file = io.BytesIO(data)
-    try:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("it is no .npy file of version 1.0")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        table: NDArray[Any] = np.frombuffer(data, dtype, offset=file.tell())  # no copy
-    except Exception as error:  # of many types, after NumPy's parser
-        raise ValueError(str(error) or repr(error)) from None
-    names = dtype.names or ()
-    if "key" not in names or dtype != sample_dtype(dtype["key"].itemsize):
-        raise ValueError("its columns are not those of a sample table")
-    if shape != table.shape or len(table) != info.samples:
-        raise ValueError(f"it has {len(table):,} rows, the manifest says {info.samples:,} samples")
-    for fault, rows in _table_faults(table, info, classes):
-        if rows.any():
-            raise ValueError(f"row {int(rows.argmax())} {fault}")
-    return table
-
-
-def _table_faults(table: NDArray[Any], info: SplitInfo, classes: int) -> Iterator[tuple[str, Any]]:
-    """What may be wrong with rows, and bool [N]: with which."""
-    yield "is of a shard that the manifest does not list", table["shard"] >= len(info.shards)
-    if not len(table):
-        return
-    ends, offsets = np.array([shard.bytes for shard in info.shards], np.uint64)[table["shard"]], table["offset"]
-    # Where an offset is too large by itself, its sum may overflow.
-    yield "lies outside its shard", (offsets < BLOCK) | (offsets > ends) | (offsets + table["size"] > ends)
-    yield f"has a label outside the {classes:,} classes", (table["label"] < UNLABELLED) | (table["label"] >= classes)
-    yield "is of an image without pixels", (table["height"] == 0) | (table["width"] == 0)
-    if not table["key"].tobytes().isascii():
-        yield "has a key that is not ASCII", np.array([not key.isascii() for key in table["key"].tolist()])
-
-
 class Split:
     """The samples of one split; reading one is a single `pread`. Thread-safe."""
 
@@ -313,7 +264,7 @@ class Dataset:
     def _table(self, info: SplitInfo) -> NDArray[Any]:
         data = self._small_file(info.table, info.table_sha256)
         try:
-            return read_table(data, info, self.classes)
+            return read_table(data, info.samples, [shard.bytes for shard in info.shards], self.classes)
         except ValueError as error:
             place = self.folder / info.table
             raise UserError(f"the sample table {place} cannot be read ({error}): prepare the dataset again") from None

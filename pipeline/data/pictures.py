@@ -12,13 +12,14 @@ import torch
 from pipeline.base.cores import available_cores
 from pipeline.data.augment import CenterCrop
 from pipeline.data.batch import LoaderConfig
-from pipeline.data.dataset import UNLABELLED, Split, SplitInfo, sample_dtype
+from pipeline.data.dataset import Split, SplitInfo
 from pipeline.data.failures import failures, header_faults
 from pipeline.data.graphs import Normalization
 from pipeline.data.images import LOSSLESS_ENOUGH, UnreadableImageError, decode, encode
 from pipeline.data.loader import evaluation_batches
 from pipeline.data.order import Presentations
 from pipeline.data.plans import evaluation_plan
+from pipeline.data.sample_table import UNLABELLED, sample_dtype
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 LOADER = LoaderConfig(threads=available_cores(), read_threads=1, decode_on="cpu")

@@ -31,7 +31,7 @@ from pipeline.base.command import UserError
 from pipeline.base.files import replacing
 from pipeline.base.json_text import parse_json
 from pipeline.base.regular import open_regular
-from pipeline.data.dataset import UNLABELLED
+from pipeline.data.sample_table import UNLABELLED
 
 FORMAT = "imagenet-pipeline-scores"
 VERSION = 2  # 2 added `stride`

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.base.command import UserError
 from pipeline.base.files import write_text
-from pipeline.data.dataset import UNLABELLED, Dataset, Split
+from pipeline.data.dataset import Dataset, Split
+from pipeline.data.sample_table import UNLABELLED
 from pipeline.evaluation.ensemble import average
 from pipeline.evaluation.scores import ROWS, Scores
 

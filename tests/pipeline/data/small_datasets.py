@@ -16,16 +16,8 @@ import webdataset
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.dataset import (
-    STATISTICS,
-    ClassInfo,
-    Dataset,
-    Manifest,
-    ShardInfo,
-    SplitInfo,
-    Statistics,
-    sample_dtype,
-)
+from pipeline.data.dataset import STATISTICS, ClassInfo, Dataset, Manifest, ShardInfo, SplitInfo, Statistics
+from pipeline.data.sample_table import sample_dtype
 
 
 def write_dataset(

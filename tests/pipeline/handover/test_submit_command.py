@@ -12,7 +12,8 @@ import pytest
 
 from pipeline import submit
 from pipeline.base import command
-from pipeline.data.dataset import ClassInfo, Dataset, Manifest, ShardInfo, SplitInfo, sample_dtype
+from pipeline.data.dataset import ClassInfo, Dataset, Manifest, ShardInfo, SplitInfo
+from pipeline.data.sample_table import sample_dtype
 from pipeline.evaluation.scores import Scores, load, save
 from pipeline.handover import submission
 from tests.pipeline.data.small_datasets import save_table
