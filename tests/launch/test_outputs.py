@@ -31,21 +31,22 @@ def test_a_training_without_output(redirections: str, tmp_path: Path, tiny: Path
 
 
 @pytest.mark.slow
-def test_a_training_of_submitit_without_output(tmp_path: Path, tiny: Path, reference: str) -> None:
-    command = [
-        *script("slurm.py"),
-        "--cluster",
-        "local",
-        "--tasks-per-node",
-        "2",
-        "--config",
-        str(tiny),
-        "--name",
-        "run",
-    ]
+@pytest.mark.parametrize("redirections", [">/dev/full 2>&1", "2>&1 | head -1"])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        [*script("slurm.py"), "--cluster", "local", "--tasks-per-node", "2"],
+        [*script("ray_train.py"), "--workers", "2"],
+    ],
+    ids=["submitit", "ray"],
+)
+def test_a_training_behind_another_launcher_without_output(
+    launcher: list[str], redirections: str, tmp_path: Path, tiny: Path, reference: str
+) -> None:
+    line = f'"$@" {redirections}; exit "${{PIPESTATUS[0]}}"'
     done = subprocess.run(
-        ["bash", "-c", '"$@" >/dev/full 2>&1', "bash", *command],
-        cwd=tmp_path, env=environment(), timeout=limit(250), check=False,
+        ["bash", "-c", line, "bash", *launcher, "--config", str(tiny), "--name", "run"],
+        cwd=tmp_path, env=environment({"HOME": str(tmp_path)}), timeout=limit(250), check=False,
     )  # fmt: skip
     assert done.returncode == 0
     assert final_checkpoint(tmp_path / "runs" / "run") == reference
