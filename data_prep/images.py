@@ -7,6 +7,7 @@ DALI, which decodes in training, is asked whether it takes what goes into the sh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -78,11 +79,18 @@ def prepare_image(data: bytes, name: str, rules: ImageRules) -> PreparedImage:
     if shrunk := min(image.size) > short_side:
         image = shrink(image, short_side)
     if shrunk or change:
-        data = encode(image, {"format": "PNG"} if keep_png else LOSSLESS_ENOUGH if change else SHRUNK)
+        data = _encoded(image, {"format": "PNG"} if keep_png else LOSSLESS_ENOUGH if change else SHRUNK)
         if not keep_png:
             image = decode(data)  # as readers of the shard will get it
     check_loader_takes(data, image.height, image.width)
     return PreparedImage(data=data, extension="png" if keep_png else "jpg", pixels=image, change=change, shrunk=shrunk)
+
+
+def _encoded(image: Image.Image, how: dict[str, Any]) -> bytes:
+    try:
+        return encode(image, how)
+    except OSError as error:  # a JPEG has 65,500 pixels a side at most
+        raise UnreadableImageError(f"it cannot be encoded again ({error})") from None
 
 
 def shrink(image: Image.Image, short_side: int) -> Image.Image:

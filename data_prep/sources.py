@@ -28,7 +28,7 @@ NAMED = 3  # of the entries that are passed over
 
 OTHER_KIND = "not named as JPEG or PNG"
 BESIDE = "beside the class folders"
-LOOPS = "leading back up"
+LOOPS = "leading to a folder that is taken already"
 
 
 class ImageRow(NamedTuple):
@@ -134,19 +134,19 @@ def list_folder(folder: Path, container: int, label: int) -> tuple[NDArray[Any],
 def _entries(top: Path, loops: list[str]) -> Iterator[tuple[os.DirEntry[str], str]]:
     """Yield every entry in `top` and below that is no folder, and folders with an image's name, each with its path from `top`.
 
-    The paths of links to a folder above themselves, which would never end, are added to `loops`.
+    A folder is walked once: the paths of links to one that was seen before, below `top` or above it, are added to `loops`.
     """
-    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [
-        ("", ())
-    ]  # paths, and the folders above them, by their inodes
+    waiting, seen = [""], set[tuple[int, int]]()
     while waiting:
-        below, way = waiting.pop()
+        below = waiting.pop()
         folder = top / below
         try:
-            way = way or tuple(map(_inode, top.absolute().parents))
-            if (inode := _inode(folder)) in way:
+            seen = seen or set(map(_inode, top.absolute().parents))
+            if (inode := _inode(folder)) in seen:
                 loops.append(below)
                 continue
+            seen.add(inode)
+            folders: list[str] = []
             with os.scandir(folder) as entries:
                 for entry in entries:
                     path = os.path.join(below, entry.name)
@@ -155,7 +155,8 @@ def _entries(top: Path, loops: list[str]) -> Iterator[tuple[os.DirEntry[str], st
                     if is_image_name(entry.name) or not is_folder(entry):
                         yield entry, path
                     else:
-                        waiting.append((path, (*way, inode)))
+                        folders.append(path)
+            waiting += sorted(folders, reverse=True)  # of two paths to one folder always the same is taken
         except OSError as error:
             raise UserError(
                 f"the folder {folder} cannot be read ({error.strerror}): make it readable or take it away"

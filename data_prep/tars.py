@@ -70,7 +70,7 @@ def members(descriptor: int, start: int, size: int, place: str, *, marked: bool)
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined] # else tarfile would keep every header in memory
-                    if member.issparse() or not (member.isreg() or member.isdir()):
+                    if member.issparse() or member.issym() or member.islnk() or member.isdev():
                         what = "a sparse file, a link or a device"
                         raise UserError(f"{place} holds {what} ({member.name}): pack its files whole")
                     if member.isreg():

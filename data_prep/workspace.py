@@ -45,7 +45,7 @@ def writing_into(destination: Path) -> Iterator[None]:
         if describe_os_error(error) is not None:
             raise
         raise UserError(
-            f"{error.filename or destination} cannot be read or written ({error.strerror}): "
+            f"{error.filename or destination} cannot be read or written ({error.strerror or error}): "
             f"look after {destination}, then start the same command again"
         ) from error
 

@@ -152,9 +152,10 @@ def session_folder() -> Iterator[str]:
             if lock(file):
                 shutil.rmtree(old.parent, ignore_errors=True)
     folder = tempfile.mkdtemp(prefix=SESSION, dir=place)
-    with open(Path(folder, SESSION_LOCK), "a", encoding="utf-8") as held:
+    with open(Path(folder, f"{SESSION_LOCK}.new"), "a", encoding="utf-8") as held:
         with suppress(NoLocksError):
             lock(held)
+        os.replace(held.name, Path(folder, SESSION_LOCK))  # under this name another launcher finds it locked
         try:
             yield folder
         finally:

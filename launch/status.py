@@ -10,6 +10,7 @@ from pipeline.base.starting import begin
 if __name__ == "__main__":  # before the imports below, which take longer
     begin("")
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -166,13 +167,15 @@ def duration(seconds: float) -> str:
 
 
 def _slowest(folder: Path, values: Mapping[str, float]) -> str | None:
-    """In words, from the metrics of a log point; None where there was one rank."""
-    if "slowest_rank" not in values:
+    """In words, from the metrics of a log point; None where there was one rank, or a value is missing."""
+    known = [
+        values.get(name, math.nan) for name in ("slowest_rank", "slowest_rank_ratio", "slowest_rank_data_wait_share")
+    ]
+    if not all(map(math.isfinite, known)):
         return None
-    rank, ratio = int(values["slowest_rank"]), values["slowest_rank_ratio"]
+    rank, ratio, share = int(known[0]), known[1], 100 * known[2]
     note = Note.read(activity_of(folder, rank))
     host = f" ({note.host})" if note else ""
-    share = 100 * values["slowest_rank_data_wait_share"]
     return f"rank {rank}{host}, {ratio:.2f} times the others' time for an update, {share:.0f}% of it waiting for data"
 
 

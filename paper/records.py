@@ -12,6 +12,7 @@ from pipeline.base.command import UserError
 from pipeline.base.files import file_sha256, write_text
 from pipeline.base.json_text import parse_json
 from pipeline.base.layout import CHECKPOINTS, CONFIG, ENSEMBLE, METRICS, PARTIAL_SCORES, RESPONSES, RUN, SCORES
+from pipeline.base.regular import read_regular
 from pipeline.run.config import to_yaml
 from pipeline.run.folder import read_facts
 from pipeline.run.options import load
@@ -78,7 +79,7 @@ def _facts(run: Path) -> str:
 
 def _ensemble(run: Path) -> str:
     """ensemble.json with the members' score files as RUN/scores/FILE."""
-    recorded = parse_json((run / ENSEMBLE).read_text())
+    recorded = parse_json(read_regular(run / ENSEMBLE))
     for result in recorded["protocols"].values():
         for member in result["members"]:
             member["scores"] = "/".join(Path(member["scores"]).parts[-3:])

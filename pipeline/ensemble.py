@@ -263,4 +263,4 @@ def _interval(interval: tuple[float, float]) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(main, kept=True)

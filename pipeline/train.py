@@ -41,7 +41,7 @@ from pipeline.process.stop import StopRequest
 from pipeline.process.watchdog import Hang, watching
 from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.config import Config, to_plain, to_yaml
-from pipeline.run.folder import check_metrics, note_attempt, open_run
+from pipeline.run.folder import note_attempt, open_run
 from pipeline.run.metering import metered
 from pipeline.run.options import parse, parser
 from pipeline.run.summary import summary
@@ -103,11 +103,10 @@ def train(
             closing(Trainer(config, dataset, world)) as trainer,
             open_run(config, dataset, world, threads) as (facts, check),
         ):
-            checkpoints = Checkpoints(config.run_folder / CHECKPOINTS, config.checkpoint, check)
+            checkpoints = Checkpoints(config.run_folder / CHECKPOINTS, config.checkpoint, check, trainer.misfit)
             watchdog.publish(config.run_folder, world.rank, world.size)
             watchdog.note("restoring")
             trainer.restore(checkpoints)
-            on_main(world, lambda: check_metrics(config.run_folder, trainer.progress.logged))
             already = trainer.progress.iteration == config.iterations
             if already and on_main(world, lambda: is_concluded(config.run_folder)):
                 return print_result(trainer, "was finished already", 0)

@@ -34,7 +34,7 @@ def _meeting_place() -> tuple[str, int]:
 
     address = ray.util.get_node_ip_address()
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.bind((address, 0))
+        probe.bind(("", 0))  # free at every address: workers of one machine meet at another
         return address, int(probe.getsockname()[1])
 
 

@@ -264,7 +264,9 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         low = sbatch.without_gpus(low)
     if sbatch.gpus_in(high) is not None:
         kept.pop("gpus_per_node", None)
-    if "mem_gb" in above or any(key in high for key in _OTHER_MEMORY):
+    elif "gres" in sbatch.given(high) and "gpus_per_node" not in above:
+        high = sbatch.with_gpus_of(high, low)
+    if "mem_gb" in above or any(key in sbatch.given(high) for key in _OTHER_MEMORY):
         low = {key: value for key, value in low.items() if key not in _OTHER_MEMORY}
         kept.pop("mem_gb", None)
     return {**kept, **above, "sbatch": {**low, **high}}

@@ -110,8 +110,12 @@ def close_attempt(folder: Path, job: str, attempt: int, code: int, log_start: in
     now = time.time()
     ending = Ending(attempt=attempt, time=now, code=code, sentence=sentence, checkpoint=checkpoint, requeued=again)
     # First: the requeueing ends the batch script, and this process with it.
-    with open(history, "a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(ending)) + "\n")
+    try:
+        with open(history, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(ending)) + "\n")
+    except OSError as error:  # a full disk: without the record, the attempts themselves are counted
+        print(f"warning: {history} was not written ({error.strerror or error})", file=sys.stderr, flush=True)
+        again = again and attempt < limit
     outcome = "the job is requeued" if again else "the job ends here"
     print(f"error: attempt {attempt} failed, {sentence}; {outcome}", file=sys.stderr, flush=True)
     if again:
@@ -209,4 +213,4 @@ def _pause(end: float, what: str, done: subprocess.CompletedProcess[str]) -> Non
 
 
 if __name__ == "__main__":
-    command.run(run)
+    command.run(run, kept=True)

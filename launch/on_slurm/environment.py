@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from pipeline.base.attempt import ATTEMPT_VARIABLE, JOB_VARIABLE, LAUNCHER_VARIABLE
 
-# Of the job, the step, and the ranks that this process belongs to.
+# Of the job, the step, and the ranks that this process belongs to. Outside a job they are their user's settings.
 OUTER = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_", "PMI_", "PMI2_", "PMIX_", "TORCHELASTIC_")
 RANKS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 NAMES = frozenset((*RANKS, LAUNCHER_VARIABLE, JOB_VARIABLE, ATTEMPT_VARIABLE))
@@ -42,11 +42,12 @@ def handed_on(environment: Mapping[str, str], options: Iterable[str]) -> dict[st
     """The variables of `environment` that sbatch is to get. options: the names of those that the script gives."""
     given = {f"SBATCH_{name}" for option in options for name in _variables(option)}
     given |= {f"SBATCH_{name}" for name in ALWAYS}
-    left_out = given | NAMES | (GPUS if "SLURM_JOB_ID" in environment else set())
+    inside = "SLURM_JOB_ID" in environment
+    left_out = given | NAMES | (GPUS if inside else set())
     return {
         name: value
         for name, value in environment.items()
-        if name in SLURMS or not (name in left_out or name.startswith(OUTER))
+        if name in SLURMS or not (name in left_out or (inside and name.startswith(OUTER)))
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -24,7 +25,7 @@ from launch.ranks.work import Work
 from pipeline.base.attempt import LAUNCHER_VARIABLE
 from pipeline.base.exits import EXIT_PREEMPTED
 from pipeline.base.layout import LOGS, SLURM
-from pipeline.base.leaving import leave
+from pipeline.base.leaving import cleanup_is_skipped, leave
 from pipeline.base.output import prepare
 from pipeline.base.stopping import end_on_request
 from pipeline.process.watchdog import Hang
@@ -70,6 +71,8 @@ class Job:
             requeue(environment)
         if code:
             leave(code)
+        if cleanup_is_skipped():
+            atexit.register(leave, 0)  # after submitit has written the result
         return 0
 
     def checkpoint(self) -> DelayedSubmission:

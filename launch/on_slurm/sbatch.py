@@ -132,6 +132,12 @@ def without_gpus(options: Options) -> dict[str, Value]:
     return _with_gres(options, others)
 
 
+def with_gpus_of(options: Options, others: Options) -> dict[str, Value]:
+    """The options with the GPUs in the `gres` of others, too."""
+    gpus = [part for part in _parts(others) if _GPU.fullmatch(part)]
+    return _with_gres(options, [*gpus, *_parts(options)])
+
+
 def with_one_gpu(options: Options) -> dict[str, Value]:
     """The options with one GPU, of the first kind, where `gres` asks for several."""
     first = next((gpu for part in _parts(options) if (gpu := _GPU.fullmatch(part))), None)

@@ -83,8 +83,8 @@ class _Rank:
         if now == self.ended_before:
             return ""
         return (
-            ": memory ran out, of this machine or of the job's share, and the kernel ended it (give the job more memory, or "
-            "start fewer processes or loader threads)"
+            f", probably because memory ran out: the kernel has ended {now - self.ended_before} for that since this rank "
+            "started (give the job more memory, or start fewer processes or loader threads)"
         )
 
     @property

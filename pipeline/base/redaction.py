@@ -18,7 +18,7 @@ from typing import TextIO
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 HIDDEN = "***"
-# A shorter value is hidden by its form alone: hidden wherever it stands, it would spoil other words.
+# A shorter value, or a number, is hidden by its form alone: hidden wherever it stands, it would spoil other words.
 SHORTEST = 6
 
 # Of an address: the user and the password, which go with the @. They end at the last @ before the path; where a password
@@ -31,7 +31,7 @@ _LOGINS = (
     rf"{_DATABASE}(?P<database>[^:@/\s'\"]*:(?:(?!://){_SIGN})*)@",
     r"https?://(?P<http>[^/\s'\"<>?#]+)@",
     rf"{_SLASHES}(?P<plain>[^/\s'\"<>?#:@]*:[^/\s'\"<>?#]*)@",
-    rf"{_SLASHES}(?P<slash>[^:@/\s'\"<>?#\[]*:(?!\d+(?:[/?#\s]|$))(?:(?!://){_SIGN})+)@",
+    rf"{_SLASHES}(?P<slash>[^:@/\s'\"<>?#\[]*:(?!\d+(?:[/?#\s]|$))(?:(?!://){_SIGN}){{1,512}})@",
     r"%3A%2F%2F(?P<encoded>(?:(?!%2F|%3F|%23)[^\s'\"<>&/])+)%40",
 )
 _ADDRESS = re.compile("|".join(_LOGINS), re.IGNORECASE)
@@ -40,12 +40,13 @@ _ADDRESS = re.compile("|".join(_LOGINS), re.IGNORECASE)
 _NAME = r"(?:pass(?:word|wd|phrase)|secret|token|signature|credentials?|(?:api|access|account|private|secret|shared)[_-]?key)"
 _SHORT_NAME = r"(?:(?<=[;?&{\"'=])|(?<=%3B)|(?<=%3D)|(?<=%7B)|(?<=%26)|(?<=%3F))(?:pwd|pass|sig|auth)"
 _QUOTED = r"\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'"
+_OPENS = r"(?![\"']\s*(?:[,}\]:]|$))"  # the quote that comes is none that ends a text of JSON
 _BRACED, _ENCODED_BRACED = r"\{[^}\s]*\}", r"%7B(?:(?!%7D)[^&\s'\"<>])*(?:%7D|(?=[&\s'\"<>]|$))"
 _GIVEN = re.compile(
     "|".join(
         (
             # name=value: ends at the next & of a query, at the next ;name= of an ODBC string, at a blank or a quote.
-            rf"(?:{_NAME}|{_SHORT_NAME})=(?P<value>{_BRACED}|{_QUOTED}|(?:(?!;[\w ]+=)[^&\s'\"<>])+)",
+            rf"(?:{_NAME}|{_SHORT_NAME})=(?P<value>{_BRACED}|{_OPENS}(?:{_QUOTED})|(?:(?!;[\w ]+=)[^&\s'\"<>])+)",
             # The same in an encoded value of a query.
             rf"(?:{_NAME}|{_SHORT_NAME})%3D(?P<inside>{_ENCODED_BRACED}|(?:(?!%3B\w+%3D|%26)[^&\s'\"<>])+)",
             # "name": "value" of JSON and of Python's dicts.
@@ -53,7 +54,7 @@ _GIVEN = re.compile(
             r"authorization\s*:\s*(?:(?:basic|bearer|digest|token|negotiate)\s+)?(?P<header>[^\s'\",;]+)",
             r"\bbearer\s+(?P<bearer>[\w.~+/=-]{8,})",
             # --name value of a command line.
-            rf"--[\w.-]{{0,40}}{_NAME}\s+(?P<word>{_QUOTED}|[^\s-]\S*)",
+            rf"--[\w.-]{{0,40}}{_NAME}\s+(?P<word>{_QUOTED}|[^\s\"'\\-](?:[^\s\"'\\]|\\[^\"'])*)",
         )
     ),
     re.IGNORECASE,
@@ -108,7 +109,9 @@ def redact(stream: TextIO) -> None:
 
 
 def _hide(text: str) -> str:
-    if values := _values(frozenset(os.environ.items()), frozenset(_learnt)):
+    # Another thread may remove a variable between the two.
+    environment = frozenset((name, value) for name in list(os.environ) if (value := os.environ.get(name)) is not None)
+    if values := _values(environment, frozenset(_learnt)):
         text = values.sub(HIDDEN, text)
     return _hide_forms(text)
 
@@ -133,7 +136,12 @@ def _starred(match: re.Match[str]) -> str:
 def _values(environment: frozenset[tuple[str, str]], learnt: frozenset[str]) -> re.Pattern[str] | None:
     """What finds the secrets that are known by value."""
     known = {*learnt, *_secrets_of(dict(environment))}
-    spelt = {spelling for value in known if len(value) >= SHORTEST for spelling in _spellings(value)}
+    spelt = {
+        spelling
+        for value in known
+        if len(value) >= SHORTEST and not value.isdecimal()
+        for spelling in _spellings(value)
+    }
     return re.compile("|".join(map(re.escape, sorted(spelt, key=len, reverse=True)))) if spelt else None
 
 

@@ -23,6 +23,17 @@ def open_regular(path: Path) -> BufferedReader:
         raise
 
 
+def is_gone(path: Path) -> bool:
+    """Whether nothing stands at `path`; False where that cannot be told (a folder that may not be entered, a storage error)."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def read_regular(path: Path) -> bytes:
     """The contents of a file. Raises as `open_regular`."""
     try:

@@ -104,7 +104,7 @@ def typed_command() -> str:
     words = sys.orig_argv
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has started this process
         with contextlib.suppress(OSError):
-            words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").rstrip("\0").split("\0")
+            words = os.fsdecode(Path(f"/proc/{os.getppid()}/cmdline").read_bytes()).rstrip("\0").split("\0")
     return without_secrets(shlex.join(words))
 
 

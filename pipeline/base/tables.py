@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.base.console import console, literal
+from pipeline.base.redaction import without_secrets
 
 _UNLIMITED = Console(width=10_000).options
 
@@ -43,5 +44,14 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def print_json(figures: dict[str, Any]) -> None:
-    """Print one JSON object as the last line of standard output (`--json`)."""
-    print(json.dumps(figures, sort_keys=True), flush=True)
+    """Print one JSON object as the last line of standard output (`--json`), without secrets."""
+    print(json.dumps(_hidden(figures), sort_keys=True), flush=True)
+
+
+def _hidden(value: Any) -> Any:
+    """`value` without secrets in its texts: hidden in the printed line, they might take its quotes with them."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, dict):
+        return {key: _hidden(one) for key, one in value.items()}
+    return [_hidden(one) for one in value] if isinstance(value, list | tuple) else value

@@ -14,6 +14,11 @@ from pipeline.base.command import UserError, nearest
 
 T = TypeVar("T")
 
+# Names of files that are not UTF-8 hold lone surrogates, which pydantic takes for no text: they pass it in a private plane.
+_AWAY = {code: 0xF0000 + code for code in range(0xD800, 0xE000)}
+_BACK = {away: code for code, away in _AWAY.items()}
+_SHOWN = 200  # characters of a value in a sentence
+
 _EXPECTED = {  # pydantic's kinds of error, in words
     "string_type": "some text",
     "int_type": "a whole number",
@@ -35,11 +40,26 @@ def read_typed(kind: type[T], values: Any, place: str) -> T:
     """
     check_keys(kind, values, place)
     key: Any = kind  # mypy takes type[T] for unhashable
+    text = json.dumps(values, default=str, ensure_ascii=False)
     try:
-        typed: T = _adapter(key).validate_json(json.dumps(values, default=str), strict=True)
-        return typed
+        typed: T = _adapter(key).validate_json(text.translate(_AWAY), strict=True)
     except ValidationError as error:
         raise UserError(_sentence(error, values, place)) from None
+    return typed if text.isascii() or text.translate(_AWAY) == text else _brought_back(typed)
+
+
+def _brought_back(value: Any) -> Any:
+    """`value` with the characters that `_AWAY` has replaced."""
+    if isinstance(value, str):
+        return value.translate(_BACK)
+    if isinstance(value, Mapping):
+        return {_brought_back(key): _brought_back(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_brought_back, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {one.name: _brought_back(getattr(value, one.name)) for one in dataclasses.fields(value) if one.init}
+        return dataclasses.replace(value, **fields)
+    return value
 
 
 @cache  # an adapter of Config takes 6 ms to make, longer than reading a config with it
@@ -89,18 +109,21 @@ def _sentence(error: ValidationError, values: Any, place: str) -> str:
     first, path = errors[0], _path(errors[0]["loc"], values)
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     value = first["input"]
+    shown = repr(value) if len(repr(value)) <= _SHOWN else f"{repr(value)[:_SHOWN]}..."
     match first["type"]:
         case "missing":
             return f"'{key}' is missing in {place}: add it"
+        case "json_invalid":
+            return f"{place} is nested too deeply"
         case "dataclass_type" if not key:
             return f"{place} holds no 'key: value' lines"
         case "literal_error":
             valid = [word.strip("'") for word in first["ctx"]["expected"].replace(" or ", ", ").split(", ")]
-            return f"'{key}' in {place} is {value!r}: {nearest(str(value), valid)}"
+            return f"'{key}' in {place} is {shown}: {nearest(str(value), valid)}"
     # Where one of several types is expected, there is an error for each.
     alike = [one for one in errors if _path(one["loc"], values) == path]
     expected = dict.fromkeys(_EXPECTED.get(one["type"], one["msg"]) for one in alike)
-    return f"'{key}' in {place} is {value!r}: give {' or '.join(expected)}"
+    return f"'{key}' in {place} is {shown}: give {' or '.join(expected)}"
 
 
 def _path(where: tuple[int | str, ...], values: Any) -> tuple[int | str, ...]:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.command import UserError
 from pipeline.base.json_text import parse_json
+from pipeline.base.regular import read_regular
 from pipeline.base.typed import read_typed
 from pipeline.data.sample_table import BLOCK, read_table
 from pipeline.data.shards import OpenShards
@@ -118,9 +119,13 @@ def _faults(manifest: Manifest) -> Iterator[str]:
     if not manifest.classes:
         yield "it lists no classes"
     for split in manifest.splits.values():
+        if split.samples < 0 or not all(0 <= shard.bytes < 2**63 for shard in split.shards):
+            yield "it states sizes that cannot be"
         for file in (split.table, *(shard.file for shard in split.shards)):
             if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
                 yield f"{file!r} lies outside the dataset"
+            if "\0" in file:
+                yield f"{file!r} is no file's name"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +290,7 @@ class Dataset:
         """Return the content of a file of the dataset. Raises UserError if it is not the one that the manifest describes."""
         path = self.folder / name
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}): prepare or copy the dataset again") from None
         check_hash(data, sha256, str(path))

@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from pipeline.base.command import UserError
+from pipeline.base.regular import open_regular
 
 _OTHERS = 512  # descriptors that a process may need besides a split's shards
 _LEAST_OTHERS = 128  # that are left to it under a low hard limit
@@ -54,7 +55,8 @@ def _open(folder: Path, sizes: tuple[tuple[str, int], ...], shard: int) -> _File
     name, size = sizes[shard]
     path = folder / name
     try:
-        file = _File(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        with open_regular(path) as opened:
+            file = _File(os.dup(opened.fileno()))
     except OSError as error:
         raise UserError(f"the shard {path} cannot be opened ({error.strerror}): check the dataset") from None
     if (found := os.fstat(file.descriptor).st_size) != size:

@@ -23,6 +23,7 @@ from pipeline.base.command import UserError
 from pipeline.base.files import TEMPORARY_SUFFIX, replacing
 from pipeline.base.lock import lock
 from pipeline.base.progress import Progress
+from pipeline.base.regular import open_regular, read_regular
 from pipeline.data.dataset import Split
 from pipeline.data.storage import RemoteSplit
 
@@ -63,7 +64,7 @@ def _files(split: Split) -> list[_File]:
 
 def _is_sound(home: Path, file: _File) -> bool:
     try:
-        return (home / (file.name + _CHECKED)).read_text(encoding="utf-8") == _note(home, file)
+        return read_regular(home / (file.name + _CHECKED)) == _note(home, file).encode()
     except OSError:
         return False
 
@@ -118,7 +119,7 @@ def _copy(split: Split, home: Path, file: _File) -> None:
 def _open(split: Split, file: _File) -> IO[bytes]:
     if isinstance(split, RemoteSplit):
         return split.open_shard(file.name)
-    return open(split.folder / file.name, "rb")
+    return open_regular(split.folder / file.name)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor
 from pipeline.base.command import UserError
 from pipeline.base.entries import check_entries
 from pipeline.base.layout import CHECKPOINTS, CONFIG, checkpoint_parts
+from pipeline.base.regular import is_gone
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.storage import location_in
 from pipeline.evaluation.names import STATE_KEYS, Weights
@@ -79,12 +79,15 @@ class TrainedNet:
 
 def find_checkpoint(target: Path) -> Path:
     """Return the checkpoint `target`, or the newest sound one of the run folder `target`. Raises UserError if there is none."""
-    check_entries(target if target.is_dir() else _run_of(target))
     if target.is_dir():
         if not (target / CONFIG).is_file():
             raise UserError(f"{target} is not a run folder (it has no {CONFIG}): give one that a training wrote")
+        check_entries(target)
         config, data = load(target / CONFIG), trained_on(target)
-        newest = Checkpoints(target / CHECKPOINTS, config.checkpoint).newest(lambda state: foreign(state, config, data))
+        checkpoints = Checkpoints(
+            target / CHECKPOINTS, config.checkpoint, misfit=lambda state: foreign(state, config, data)
+        )
+        newest = checkpoints.newest()
         if newest is None:
             raise UserError(f"the run {target} has no checkpoint yet: train it, or wait for its first checkpoint")
         return newest.path
@@ -95,6 +98,7 @@ def find_checkpoint(target: Path) -> Path:
             f"{target} is not a checkpoint of a run (runs/NAME/checkpoints/ITERATION-DIGEST.pt): "
             "for weights from elsewhere use --weights-file with --arch and --data"
         )
+    check_entries(_run_of(target))
     return target
 
 
@@ -125,7 +129,7 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base:
     try:
         found = read_verified(path)
     except UnsoundError as error:
-        if not os.path.lexists(path):
+        if is_gone(path):
             return None
         raise UserError(f"{path} is damaged ({error}): give another checkpoint of that run") from None
     config, key, state, trained = load(run / CONFIG), STATE_KEYS[weights], found.state, trained_on(run)
@@ -163,9 +167,9 @@ def load_weights(net: ResNet, state: Mapping[str, Tensor], place: Path) -> None:
     unknown = [key for key in state if key not in wanted]
     misshapen = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     name = net.architecture.name
-    if foreign := [key for key in unknown if not OF_A_RESNET.fullmatch(key)]:
+    if strange := [key for key in unknown if not OF_A_RESNET.fullmatch(key)]:
         raise UserError(
-            f"the weights in {place} are not those of {name}, nor of another net here (it has {foreign[0]}): give those of a "
+            f"the weights in {place} are not those of {name}, nor of another net here (it has {strange[0]}): give those of a "
             "net in torchvision's naming"
         )
     if missing or unknown:

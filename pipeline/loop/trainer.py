@@ -28,7 +28,7 @@ from pipeline.models.resnet import build
 from pipeline.process.stragglers import Slowest, Watch, slowest
 from pipeline.process.world import World, gather_from_ranks, on_main, sum_over_ranks
 from pipeline.run.config import Config
-from pipeline.run.folder import foreign, origin_of
+from pipeline.run.folder import check_metrics, foreign, origin_of
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.checkpoint import Checkpoint, Checkpoints, UnsoundError, read_verified
 from pipeline.training.precision import check_precision
@@ -219,15 +219,18 @@ class Trainer:
     def restore(self, checkpoints: Checkpoints) -> None:
         """Go back to the newest sound checkpoint of this net, where there is one. A collective: every rank calls it.
 
-        Raises UserError where there are checkpoints, and none is.
+        Raises UserError where there are checkpoints and none is, and as `check_metrics`.
         """
         found: Checkpoint | None = None
 
         def find() -> str | None:
             nonlocal found
-            found = checkpoints.newest(self._misfit)
+            found = checkpoints.newest()
             if found is None:
                 return None
+            check_metrics(
+                self.config.run_folder, found.state["training"].get("logged", {})
+            )  # a refusal changes nothing
             checkpoints.go_on_from(found)
             return found.path.name
 
@@ -245,7 +248,7 @@ class Trainer:
         assert found is not None
         self._load_state_dict(found.state)
 
-    def _misfit(self, state: Mapping[str, Any]) -> str | None:
+    def misfit(self, state: Mapping[str, Any]) -> str | None:
         """Why the state of a sound checkpoint is none that this training can have saved; None where it may be."""
         if (other := foreign(state, self.config, self.dataset.sha256)) is not None:
             return other

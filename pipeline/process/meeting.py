@@ -64,7 +64,13 @@ class MeetingPlace:
             wait_for_workers=False,
         )
         if is_loopback(self.address):
-            return make(master_listen_fd=listener(self.address, self.port).detach())
+            try:
+                return make(master_listen_fd=listener(self.address, self.port).detach())
+            except OSError as error:
+                raise UserError(
+                    f"rank 0 cannot listen at {self.address}:{self.port} ({error.strerror or error}): start again, or give "
+                    "another MASTER_PORT"
+                ) from None
         return make(multi_tenant=True)  # by torch's own socket, at every interface: other machines may come by any
 
     def _connect(self) -> dist.TCPStore:

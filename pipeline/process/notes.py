@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from pipeline.base.json_text import parse_json
+from pipeline.base.regular import read_regular
 
 if TYPE_CHECKING:  # launchers read notes without torch
     import torch.distributed as dist
+
+_KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str}  # the types of a note's values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +47,19 @@ class Note:
 
     @classmethod
     def from_json(cls, text: str) -> Self | None:
-        """None where the text is no note: a file that is being written."""
+        """None where the text is no note: a file that is being written, or damaged."""
         try:
-            return cls(**parse_json(text))
+            note = cls(**parse_json(text))
         except (ValueError, TypeError):
             return None
+        typed = all(isinstance(getattr(note, one.name), _KINDS[str(one.type)]) for one in fields(cls))
+        return note if typed else None
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
         """Return the note in the file; None if there is no file or it is being written."""
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
+            return cls.from_json(read_regular(path).decode())
         except (OSError, ValueError):
             return None
 

@@ -162,7 +162,8 @@ class _Watching(Watchdog):
                 before = self.others()
             if standing > self.timeout:
                 self._end(name_the_hung(self.own_note(), standing, before or {}, self.others()))
-            teller.look(standing)
+            with contextlib.suppress(Exception):  # of a damaged note, say: no message may end the work
+                teller.look(standing)
 
     def _arm(self) -> None:
         """Make faulthandler print the stacks and exit, unless the clock thread calls this again in time.
@@ -212,7 +213,7 @@ class _Teller:
             self.looked, self.before = True, self._others()
         if self.reminder.due(standing) and (now := self._others()):
             if sentence := waits_for(self.watching.own_note(), self.before, now):
-                os.write(_STANDARD_ERROR, f"{sentence}\n".encode())
+                write_now(f"{sentence}\n")
             self.before = now
 
     def _others(self) -> dict[int, Note | None]:

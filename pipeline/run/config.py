@@ -27,6 +27,7 @@ from pipeline.data.storage import SECRETS_OF_STORAGE
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.models.architecture import parse_arch
 from pipeline.tracking import TrackingConfig
+from pipeline.tracking.config import SECRETS_OF_MLFLOW
 from pipeline.training.checkpoint import CheckpointConfig
 from pipeline.training.compiling import CompileBy
 from pipeline.training.optimizer import OptimizerConfig
@@ -142,7 +143,6 @@ class Config:
 
     def __post_init__(self) -> None:
         parse_arch(self.arch)
-        check_without_secrets("data", self.data, SECRETS_OF_STORAGE)
         check_at_least(1, self, "iterations", "batch", "shuffle_block", "threads")
         check_at_least(0, self, "seed", "recompute_bn_images", "profile")
         if self.seed >= 2**64:
@@ -235,6 +235,12 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_plain(config), sort_keys=False)
+
+
+def check_secrets(config: Config) -> None:
+    """Raise UserError where a config that a user gives has an address with a password, which would become part of the run."""
+    check_without_secrets("data", config.data, SECRETS_OF_STORAGE)
+    check_without_secrets("tracking.uri", config.tracking.uri, SECRETS_OF_MLFLOW)
 
 
 def check(config: Config) -> None:

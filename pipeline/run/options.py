@@ -22,7 +22,7 @@ from pipeline.base.words import ALIASES, EPOCHS, value_meaning
 from pipeline.data.storage import open_dataset
 from pipeline.models.architecture import known_nets
 from pipeline.run.batch_scaling import read_factor, scale_batch
-from pipeline.run.config import Config, check
+from pipeline.run.config import Config, check, check_secrets
 from pipeline.run.help import HELP_ALL, Option, long_help, short_help, type_words
 
 EXPERIMENT = "tracking.experiment"
@@ -93,6 +93,7 @@ def parse(arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple
     if (factor := args.pop("scale_batch")) is not None:
         config = scale_batch(config, read_factor(factor))
     check(config)
+    check_secrets(config)
     return config, args
 
 

@@ -58,7 +58,7 @@ def main(folder: Path, close_seconds: float, parent: int, uri: str | None = None
             seen = text
             if failures == FAILURES_BEFORE_NOTICE:
                 notify(f"MLflow does not accept the metrics ({text}): they are kept, and sent when it does")
-        pause = min(POLL_SECONDS * 2**failures, LONGEST_PAUSE_SECONDS)
+        pause = min(POLL_SECONDS * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS)
         if not last:
             closing.wait(pause)
         elif failures and again:

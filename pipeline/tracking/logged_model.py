@@ -6,7 +6,6 @@ because the weights are the checkpoint that the run's artifacts hold already.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import tempfile
@@ -15,7 +14,9 @@ from typing import Any
 
 import yaml
 
+from pipeline.base.json_text import parse_json
 from pipeline.base.layout import ML_MODEL, MODEL, MODEL_FACTS
+from pipeline.base.regular import read_regular
 from pipeline.tracking.connection import KEY_TAG
 from pipeline.tracking.description import escape, first_of
 from pipeline.tracking.presentation import NOTE
@@ -36,7 +37,7 @@ def send_model(client: Any, folder: Path, delivered: Delivered, key: str) -> str
     from mlflow.exceptions import MlflowException
 
     version = model_version(folder)  # first: what changes meanwhile is sent by the next call
-    facts = json.loads((folder / MODEL / MODEL_FACTS).read_text(encoding="utf-8"))
+    facts = parse_json(read_regular(folder / MODEL / MODEL_FACTS))
     try:
         found = _find(client, delivered, key)
     except MlflowException as error:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -27,7 +26,7 @@ import torch
 from pipeline.base.command import UserError, check_at_least, describe_os_error
 from pipeline.base.files import TEMPORARY_SUFFIX, replacing, sync_folder
 from pipeline.base.layout import checkpoint_name, checkpoint_parts, checkpoints_in, set_aside_name
-from pipeline.base.regular import open_regular
+from pipeline.base.regular import is_gone, open_regular
 from pipeline.base.stopping import say
 from pipeline.training.snapshot import Snapshots
 
@@ -83,9 +82,18 @@ class Checkpoints:
     reported and leaves the earlier checkpoints intact; the next save tries again.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, check: Callable[[], None] = lambda: None) -> None:
-        """check: called before a file is written, renamed or removed; what it raises, `save` and `wait` raise."""
-        self.folder, self.config, self.check = folder, config, check
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        check: Callable[[], None] = lambda: None,
+        misfit: Callable[[dict[str, Any]], str | None] = lambda state: None,
+    ) -> None:
+        """check: called before a file is written, renamed or removed; what it raises, `save` and `wait` raise.
+
+        misfit: why a sound state is none of this run, as a clause like that of UnsoundError; None where it is.
+        """
+        self.folder, self.config, self.check, self.misfit = folder, config, check, misfit
         self._sound: dict[str, _Stamp] = {}  # by name: what this process wrote or found sound
         self._snapshots = Snapshots()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -124,10 +132,9 @@ class Checkpoints:
             wait([self._saved], CLOSE_SECONDS)
         self._thread.shutdown(wait=False)
 
-    def newest(self, misfit: Callable[[dict[str, Any]], str | None] = lambda state: None) -> Checkpoint | None:
-        """The newest sound checkpoint; None where the run has none yet. A warning names each that was passed over.
+    def newest(self) -> Checkpoint | None:
+        """The newest sound checkpoint of this run; None where it has none yet. A warning names each that was passed over.
 
-        misfit: why a sound state is none of this run, as a clause like that of UnsoundError, else None.
         Raises UserError where the files that are there cannot be used, not one of them, or the folder cannot be read.
         """
         while True:
@@ -135,11 +142,9 @@ class Checkpoints:
             listed = checkpoints_in(self.folder)
             for _, path in reversed(listed):
                 try:
-                    found = read_verified(path)
-                    if reason := misfit(found.state):
-                        raise UnsoundError(reason)
+                    found = self._read(path)
                 except UnsoundError as error:
-                    if os.path.lexists(path):  # else the run's writer has removed it
+                    if not is_gone(path):  # else the run's writer has removed it
                         passed_over[path] = str(error)
                     continue
                 for other, reason in passed_over.items():
@@ -180,8 +185,8 @@ class Checkpoints:
     def _prune(self, iteration: int, written: Path, best_iteration: int | None) -> None:
         """Remove the checkpoints that the config does not keep, and the leftovers of writes that were killed.
 
-        `written`, the checkpoint of `iteration`, stays. A file of a later iteration is none that this run led to: it stays
-        and counts for nothing.
+        `written`, the checkpoint of `iteration`, stays. Files of later iterations, which somebody else has put there, are
+        neither removed nor counted.
         """
         for leftover in self.folder.glob(f"*{TEMPORARY_SUFFIX}"):
             self._remove(leftover)
@@ -199,10 +204,19 @@ class Checkpoints:
             if other == iteration or not asked:  # of one iteration the last that was written
                 self._remove(path)
 
+    def _read(self, path: Path) -> Checkpoint:
+        """`read_verified`; raises UnsoundError also where the state is none of this run."""
+        found = read_verified(path)
+        if reason := self.misfit(found.state):
+            raise UnsoundError(reason)
+        return found
+
     def _is_sound(self, path: Path) -> bool:
-        """`is_sound`, which reads a file of this name only where it is not the one that was written or read before."""
+        """Whether `_read` takes a file, which is read only where it is not the one that was written or read before."""
         if path.name not in self._sound or self._sound[path.name] != _stamp(path):
-            if not is_sound(path):
+            try:
+                self._read(path)
+            except UnsoundError:
                 return False
             self._note_sound(path)
         return True
@@ -305,6 +319,6 @@ def _none_is_sound(folder: Path, passed_over: Mapping[Path, str]) -> str:
     more = len(passed_over) - len(named)
     listed = "; ".join([*named, *([f"and {more} more"] if more else [])])
     return (
-        f"none of the checkpoints in {folder} can be used ({listed}): put a copy of one back, or remove that folder, "
-        "and the run begins anew"
+        f"none of the checkpoints in {folder} can be used ({listed}): put a copy of one back (or the run's own config.yaml, "
+        "where they are of other values), or move that folder away, and the run begins anew"
     )

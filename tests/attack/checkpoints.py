@@ -139,7 +139,7 @@ def one_try(seed: str, place: Path) -> str:
         keep = draw.randrange(1, 4)
         checkpoints = Checkpoints(place, CheckpointConfig(keep_last=keep, keep_best=False))
         try:
-            found = checkpoints.newest(misfit)
+            found = checkpoints.newest()
         except UserError as refused:
             assert not sound, f"{what}: refused though {sound[-1].name} is sound: {refused}"
             assert [path for _, path in checkpoints_in(place)] == listed, f"{what}: a refusal changed the folder"

@@ -27,7 +27,8 @@ ENDS: dict[str, set[int]] = {  # how a start ends: the exit codes that it may ha
     "SIGKILL of the launcher": {-signal.SIGKILL},
     "SIGKILL of a rank": {128 + signal.SIGKILL},
 }
-WORKING = 0.5  # share of the ends that come once the ranks have trained; the others come within STARTING seconds
+# Share of the ends that come once the ranks have trained; the others come within STARTING seconds after the first line.
+WORKING = 0.5
 STARTING = 4.0
 ENDS_WITHIN, GONE_WITHIN = 60.0, 20.0  # seconds on a quiet machine
 SEGMENTS = Path("/dev/shm")
@@ -108,12 +109,16 @@ class _Cycle:
             process.wait()
 
     def _wait_until(self, process: subprocess.Popen[bytes], moment: float | None) -> None:
-        if moment is not None:
-            time.sleep(moment)
-            return
-        metrics, until = self.run_folder / "metrics.jsonl", time.monotonic() + limit(self.seconds)
-        while not metrics.exists() and process.poll() is None and time.monotonic() < until:
+        log, metrics = self.folder / f"{self.run_folder.name}.log", self.run_folder / "metrics.jsonl"
+        until = time.monotonic() + limit(self.seconds)
+        # Python's own start comes before the first line; a signal in it ends any program.
+        while (
+            not (metrics.exists() if moment is None else log.stat().st_size)
+            and process.poll() is None
+            and time.monotonic() < until
+        ):
             time.sleep(0.02)
+        time.sleep(moment or 0)
 
     def _end(self, process: subprocess.Popen[bytes], how: str) -> None:
         if how == "SIGKILL of a rank":

@@ -187,10 +187,11 @@ def _judge_round(
                     outcome.right(said, len(trial.rows))
             return
         reached = int(progress.read_text() or 0)
-        lost = trials[reached : reached + IN_FLIGHT]
+        on_the_way = IN_FLIGHT if mode == "substitute" else 1
+        lost = trials[reached : reached + on_the_way]
         harm = "; ".join(what[trial.ids[row] // 2] for trial in lost for row in trial.rows)
         outcome.wrong(f"{mode}: {ended.how} {ended.said}, after one of: {harm}")
-        trials = trials[reached + IN_FLIGHT :]
+        trials = trials[reached + on_the_way :]
 
 
 def decode(folder: Path, mode: str, trials: Sequence[Trial], progress: Path) -> list[tuple[bool, str]]:

@@ -24,6 +24,7 @@ from pipeline.tracking import TrackingConfig, open_tracker, read_metrics
 from pipeline.tracking.process import FeederProcess, left_at
 from pipeline.tracking.state import Delivered, Wanted
 from tests.attack.attack import Attack, Outcome
+from tests.patience import limit
 from tests.pipeline.tracking.hostile_proxy import Fate, hostile_proxy
 
 WEIGHTS: dict[Fate, float] = {
@@ -108,7 +109,7 @@ def _one_run(random: Random, folder: Path, schedule: Schedule, store: str, canar
             run.artifact(folder / "config.yaml")
             run.finish("FINISHED")
             closing = time.monotonic()
-        if time.monotonic() - closing > config.close_seconds + 30:
+        if time.monotonic() - closing > config.close_seconds + limit(30):
             yield f"the end took {time.monotonic() - closing:.0f} s"
         schedule.mend()
         place = Delivered.read(folder).uri

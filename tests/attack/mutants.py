@@ -22,6 +22,7 @@ from pipeline.data.augment import AugmentConfig, training_views
 from pipeline.data.dataset import Dataset, Statistics
 from pipeline.data.failures import failures
 from pipeline.data.graphs import Graph
+from pipeline.data.headers import header_fault
 from tests.attack.attack import Attack, Outcome
 from tests.attack.isolated import Isolated
 from tests.helpers import ROOT
@@ -281,6 +282,8 @@ def _problems(dataset: Path) -> tuple[str, ...]:
 
 def _reasons(encoded: bytes, height: int, width: int, sample: int) -> dict[int, str]:
     """Why the image does not pass through the loader's graphs, whole and in windows of a training, one by one."""
+    if fault := header_fault(encoded, height, width):
+        return {0: fault}
     rows, cpu = np.arange(_WINDOWS), torch.device("cpu")
     heights, widths, ids = (np.full(_WINDOWS, number) for number in (height, width, sample))
     statistics = Statistics(mean_image=np.zeros((8, 8, 3), np.float32), eigenvalues=np.zeros(3), eigenvectors=np.eye(3))

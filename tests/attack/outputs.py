@@ -98,7 +98,9 @@ def attack(draw: Random, tries: int, folder: Path, outcome: Outcome) -> None:
         place = folder / f"try-{number}"
         whole = number % WHOLE_EVERY == WHOLE_EVERY - 1 or number == tries - 1
         if whole:
-            one = Try("train", one.ranks, one.out, one.err, one.encoding, one.after)
+            # Here nothing holds a pipe that nobody reads.
+            out, err = ("gone" if state == "unread" else state for state in (one.out, one.err))
+            one = Try("train", one.ranks, out, err, one.encoding, one.after)
         if fault := (by_a_shell if whole else forked)(one, folder, place):
             outcome.wrong(f"try {number}: {one}{' (whole command)' if whole else ''}: {fault}")
         else:
@@ -192,7 +194,7 @@ def by_a_shell(one: Try, folder: Path, place: Path) -> str:
     ]
     redirections = {
         "read": "{0}> said-{0}", "closed": "{0}>&-", "full": "{0}> /dev/full", "gone": "{0}> >(true)",
-        "breaks": "{0}> >(head -c {1} > said-{0})", "unread": "{0}> said-{0}",
+        "breaks": "{0}> >(head -c {1} > said-{0})",
     }  # fmt: skip
     line = " ".join(
         [shlex.join(command), *(redirections[state].format(number, one.after) for number, state in _streams(one))]

@@ -108,6 +108,12 @@ def test_unreadable_images(data, reason):
         decode(data)
 
 
+def test_what_cannot_be_encoded_again_is_unreadable():
+    """A PNG called JPEG, one pixel wider than JPEGs can be."""
+    with pytest.raises(UnreadableImageError, match="cannot be encoded again"):
+        prepare_image(encode(Image.new("RGB", (65_501, 1)), "PNG"), "a.jpg", ImageRules())
+
+
 def with_bytes_between_segments(jpeg):
     """The JPEG, whose first segment says that it is two bytes shorter than it is: its last two belong to none."""
     assert jpeg[2:6] == b"\xff\xe0\0\x10"

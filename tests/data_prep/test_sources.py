@@ -66,6 +66,28 @@ def test_a_dataset_of_images_below_class_folders(source, capsys):
     assert {split.read(number) for number in range(5)} == {path.read_bytes() for path in source.rglob("*.*")}
 
 
+def test_folders_that_are_linked_to_one_another_are_taken_once(source):
+    folder = source / "train/cat"
+    for name in ("1", "2", "3"):
+        (folder / name).mkdir()
+        (folder / name / "x.jpg").write_bytes(b"x")
+    for name in ("1", "2", "3"):
+        for other in {"1", "2", "3"} - {name}:
+            (folder / name / f"to{other}").symlink_to(folder / other)
+    rows, passed_over = list_folder(folder, 0, 0)
+    below = sorted(name for name in rows["name"].tolist() if b"/" in name)
+    # In the order of names and depth first: 2 and 3 are met as links in 1.
+    assert below == [b"1/to2/to3/x.jpg", b"1/to2/x.jpg", b"1/x.jpg"]
+    (loops,) = passed_over
+    assert loops.count == 6
+
+
+def test_a_class_whose_name_is_no_utf8(source, capsys):
+    os.rename(source / "train/cat", os.fsencode(source / "train") + b"/b\xffd")
+    shard_imagenet.main([str(source), str(source.parent / "dataset"), *map(str, OPTIONS)])
+    assert os.fsdecode(b"b\xffd") in Dataset(source.parent / "dataset").class_names
+
+
 def test_what_is_passed_over_is_counted_and_named(source, capsys):
     for name in ("cat/notes.txt", "dog/more/x.webp", "dog/more/y.gif", "cat/z.tif", ".hidden.jpg", "cat/.hidden.jpg"):
         path = source / "train" / name
@@ -75,7 +97,7 @@ def test_what_is_passed_over_is_counted_and_named(source, capsys):
     (source / "train/cat/up").symlink_to(source / "train")
     shard_imagenet.main([str(source), str(source.parent / "dataset"), *map(str, OPTIONS)])
     printed = capsys.readouterr().err
-    beside, loops = "1 beside the class folders (loose.jpg)", "1 leading back up (cat/up)"
+    beside, loops = "1 beside the class folders (loose.jpg)", "1 leading to a folder that is taken already (cat/up)"
     others = "4 not named as JPEG or PNG (cat/notes.txt, cat/z.tif, dog/more/x.webp, ...)"
     assert f"passed over: {beside}, {loops}, {others}" in printed
 

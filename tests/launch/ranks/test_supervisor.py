@@ -150,7 +150,9 @@ def test_a_rank_that_the_kernel_ended_for_want_of_memory_is_told_so(small_group:
     )
     code, _, err = finish(start(rank(f"time.sleep({FOR_EVER})"), greedy, before=IMPATIENT))
     assert code == 128 + signal.SIGKILL
-    assert "error: rank 1 failed first: was killed by SIGKILL: memory ran out, " in err.splitlines()[-1]
+    assert (
+        "error: rank 1 failed first: was killed by SIGKILL, probably because memory ran out: " in err.splitlines()[-1]
+    )
 
 
 def test_a_killed_rank_is_named_with_its_last_word(tmp_path: Path) -> None:

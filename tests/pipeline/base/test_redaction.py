@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline.base.redaction import HIDDEN, holds_secret, learn, without_secrets
+from pipeline.base.tables import print_json
 from tests.helpers import ROOT
 
 PLAIN = "abcdefghijklmnopqrstuvwxyz0123456789-._~"
@@ -204,6 +205,23 @@ def test_learn_names_an_address_alike_in_every_environment(monkeypatch: pytest.M
 def test_a_token_in_a_setting_of_fsspec_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSSPEC_HTTPS", '{"client_kwargs": {"headers": {"Authorization": "Bearer canary-12"}}}')
     assert without_secrets("sent canary-12 on") == "sent *** on"
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["x --token abc", "x --api-token 'a b'", "password=", "token=\\", 'a "token": "b" c', "--secret -", "pass=a;b='c"],
+)
+def test_a_line_of_json_stays_one(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a stream prints it, and as `--json` does."""
+    values = {"command": said, "next": 1, "list": [said, {"deep": said}]}
+    assert json.loads(without_secrets(json.dumps(values)))["next"] == 1
+    print_json(values)
+    assert json.loads(without_secrets(capsys.readouterr().out)).keys() == values.keys()
+
+
+def test_a_number_is_hidden_by_its_form_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "600000")
+    assert without_secrets("600000 iterations, token=600000") == "600000 iterations, token=***"
 
 
 def test_a_variable_that_names_a_file_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,20 @@ def test_what_fits_comes_out_typed() -> None:
     assert read_typed(Table, yaml.safe_load(text), "t.yaml") == wanted
 
 
+def test_a_name_that_is_no_utf8_stays_as_it_is() -> None:
+    """As `os.fsdecode` gives names of files, at every depth, beside characters of all planes."""
+    name = "b\udcffd \ue000 \U0001f600"
+    values = {"title": name, "nets": [{"arch": name}], "paper": {name: 1.0}, "marks": {"a": name}}
+    wanted = Table(title=name, nets=(Net(arch=name),), paper={name: 1.0}, marks={"a": name})
+    assert read_typed(Table, values, "t.yaml") == wanted
+
+
+def test_a_long_value_is_cut_in_the_sentence() -> None:
+    with pytest.raises(UserError) as refused:
+        read_typed(Table, {"title": ["x" * 10_000], "nets": []}, "t.yaml")
+    assert "'title' in t.yaml is ['xxx" in str(refused.value) and len(str(refused.value)) < 400
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

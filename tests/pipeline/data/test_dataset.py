@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -56,6 +57,10 @@ def test_a_file_that_is_no_manifest(copy: Path, damage: bytes) -> None:
         Dataset(copy)
 
 
+def nested(depth: int) -> dict[str, Any]:
+    return {"x": nested(depth - 1)} if depth else {}
+
+
 def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
@@ -84,8 +89,12 @@ def changed(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
             "lies outside the dataset",
         ),
         (lambda manifest: manifest["splits"]["val"]["shards"][0].update(bytes="many"), "bytes"),
+        (lambda manifest: manifest["splits"]["val"]["shards"][0].update(bytes=-1), "sizes that cannot be"),
+        (lambda manifest: manifest["splits"]["val"]["shards"][0].update(bytes=2**64), "sizes that cannot be"),
+        (lambda manifest: manifest["splits"]["val"].update(table="a\0b"), "is no file's name"),
+        (lambda manifest: manifest.update(notes=nested(300)), "is nested too deeply"),
     ],
-    ids=range(12),
+    ids=range(16),
 )
 def test_a_manifest_that_says_what_cannot_be(
     copy: Path, change: Callable[[dict[str, Any]], object], sentence: str
@@ -111,6 +120,22 @@ def test_parts_that_are_missing(copy: Path) -> None:
         dataset.split("train").read(0)
     with pytest.raises(UserError, match="has no statistics"):
         _ = Dataset(changed(copy, lambda manifest: manifest.update(statistics=None))).statistics
+
+
+def test_pipes_are_not_waited_for(copy: Path, digits: Path) -> None:
+    dataset = Dataset(copy)
+    split = dataset.split("train")
+    for name, what in (
+        (split.info.shards[0].file, "cannot be opened"),
+        (split.info.table, "cannot be read"),
+        ("statistics.npz", "cannot be read"),
+    ):
+        (copy / name).unlink()
+        os.mkfifo(copy / name)
+        with pytest.raises(UserError, match=rf"{name} {what} \(Is a pipe or a device"):
+            _ = split.read(0), dataset.split("train"), dataset.statistics
+        (copy / name).unlink()
+        shutil.copy(digits / name, copy / name)
 
 
 @pytest.mark.parametrize("name", ["train.samples.npy", "statistics.npz"])

@@ -148,6 +148,7 @@ def test_mistakes_get_one_sentence(made_run: Path, ten_classes: Dataset, run_eva
         ([only_damaged], "none of the checkpoints in .*its digest differs"),
         ([tmp_path / "absent"], "there is no run folder or checkpoint"),
         ([tmp_path / "nothing"], "is not a run folder"),
+        ([tmp_path / "absent" / "checkpoints" / "x.pt"], "there is no run folder or checkpoint"),
         ([without], "has no checkpoint yet"),
         ([tmp_path / "loose.pt"], "is not a checkpoint of a run"),
         ([checkpoint], "is damaged"),

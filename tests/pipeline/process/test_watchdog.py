@@ -6,6 +6,8 @@ import ctypes
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +21,7 @@ from pipeline.process.notes import Note
 from pipeline.process.watchdog import Hang, name_the_hung, watching
 from pipeline.run.config import Config
 from tests.fleet import Fleet
-from tests.helpers import wait_for
+from tests.helpers import ROOT, wait_for
 from tests.patience import limit
 from tests.pipeline.small_runs import config_of
 from tests.ranks import CONTEXT, start_server
@@ -160,3 +162,47 @@ def test_who_is_named() -> None:
     assert ranks(own, [note_of(1, 8, 3), note_of(2, 9, 3)], [note_of(1, 8, 5), note_of(2, 9, 5)]).ranks == (1,)
     assert ranks(own, [None, note_of(2, 9, 3)], [None, note_of(2, 9, 4)]).ranks == (1,)
     assert ranks(own, [note_of(1, 9, 3)], [note_of(1, 9, 4)]).ranks == (0, 1)
+
+
+TELLS = """
+import os, time
+from pipeline.base.output import prepare
+from pipeline.process import waiting, watchdog
+from pipeline.process.notes import Note
+
+prepare()
+reading, writing = os.pipe()
+os.close(reading)
+os.dup2(writing, 2)
+watchdog.WAITED_SECONDS = waiting.WAITED_SECONDS = 0.1
+
+
+class Board:
+    size, read_so_far = 2, 0
+
+    def write(self, note):
+        pass
+
+    def read(self, rank):
+        self.read_so_far += 1
+        values = dict(rank=1, beat=self.read_so_far, iteration=0, activity="x", standing=0.0, time=0.0, host="h", process=1)
+        return Note(position=0 if self.read_so_far % 2 else None, **values)
+
+
+board = Board()
+with watchdog.watching(60.0) as watching:
+    watching.share(board)
+    for step in range(3):
+        watching.note(f"step {step}")
+        seen = board.read_so_far
+        while board.read_so_far < seen + 2:
+            time.sleep(0.01)
+    assert all(thread.is_alive() for thread in watching.threads)
+"""
+
+
+def test_what_nobody_reads_or_understands_does_not_end_the_watching() -> None:
+    """Standard error has no reader, and every second note is damaged. A clock that has ended would end the process."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", TELLS], env=environment, timeout=limit(60), capture_output=True)
+    assert done.returncode == 0, done

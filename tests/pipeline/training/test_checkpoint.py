@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import multiprocessing
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.base import regular
 from pipeline.base.command import UserError
 from pipeline.base.layout import checkpoint_name, checkpoints_in
 from pipeline.training import checkpoint
@@ -172,11 +174,36 @@ def test_a_state_that_is_none_of_this_run_is_passed_over(tmp_path: Path, capsys:
     for number in (10, 20):
         publish(tmp_path, number, state(number))
     checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=1))
-    found = checkpoints.newest(lambda state: "it is another net's" if state["iteration"] == 20 else None)
+    checkpoints.misfit = lambda state: "it is another net's" if state["iteration"] == 20 else None
+    found = checkpoints.newest()
     assert found is not None and found.iteration == 10
     assert "(it is another net's)" in capsys.readouterr().err
     checkpoints.go_on_from(found)
     assert numbers(tmp_path) == [10]
+
+
+def test_a_state_of_another_run_takes_no_place_when_others_are_removed(tmp_path: Path) -> None:
+    for number in (10, 15, 20):
+        publish(tmp_path, number, state(number))
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep_last=3))
+    checkpoints.misfit = lambda state: "it is another net's" if state["iteration"] == 15 else None
+    checkpoints.save(30, state(30))
+    assert checkpoints.wait() and numbers(tmp_path) == [10, 20, 30]
+
+
+def test_files_that_cannot_even_be_looked_at_are_not_taken_for_removed_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder that may be listed and not entered."""
+
+    def failing(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    publish(tmp_path, 10, state(10))
+    monkeypatch.setattr(regular.os, "open", failing)
+    monkeypatch.setattr(regular.os, "lstat", failing)
+    with pytest.raises(UserError, match=r"none of the checkpoints .*permission denied"):
+        Checkpoints(tmp_path, CheckpointConfig()).newest()
 
 
 def test_where_none_can_be_used_the_files_are_named_and_stay(tmp_path: Path) -> None:
