@@ -214,7 +214,7 @@ MISTAKES = (
     (("--nodes", "8"), "more than the partition has"),
     (("--nodes", "3"), "batch 16 is not divided by 3 processes"),
     (("--constraint", "a100"), "Invalid feature specification"),
-    (("--gpus-per-node", "8", "--batch", "64"), "Invalid generic resource"),
+    (("--sbatch.gres", "tpu:2"), "Invalid generic resource"),
     (("--name", "a'; touch /tmp/x"), "run name"),
     (("--partition", "debug\ntouch /tmp/x"), "--partition"),
     (("--data", "nowhere"), "nowhere"),
@@ -251,16 +251,27 @@ def test_mistakes_before_anything_is_submitted(trainings: Trainings) -> None:
     assert sentences[0].startswith("error: batch 16")
 
 
-def test_a_crash_loop_stops(trainings: Trainings) -> None:
-    """A training whose every start fails (its lock file is a folder) is requeued as often as asked, then fails."""
-    run_folder = trainings.folder / "runs" / "loop"
-    (run_folder / ".lock").mkdir(parents=True)
+CRASHES = """
+import os
+
+def crash(pid):
+    raise LookupError("of the test")
+
+if "SLURM_PROCID" in os.environ:
+    os.sched_getaffinity = crash
+"""
+
+
+def test_a_crash_loop_stops(trainings: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training whose every start crashes is requeued as often as asked, then fails."""
+    (tmp_path / "sitecustomize.py").write_text(CRASHES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     run = trainings.submit("loop", "--nodes", "1", "--iterations", "8", "--requeue-limit", "1")
     assert run.wait_for_end() == "FAILED"
     assert run.restarts() == 1
     status = run.status()
     assert status["jobs"] == {run.job: "FAILED"}
-    assert len(status["errors"]) == 2 and "IsADirectoryError" in status["errors"][0]
+    assert len(status["errors"]) == 2 and "LookupError: of the test" in status["errors"][0]
 
 
 @pytest.mark.slow
