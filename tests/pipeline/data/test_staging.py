@@ -70,6 +70,16 @@ def test_a_shard_that_is_not_the_manifests_is_refused(dataset: Dataset, tmp_path
     assert not list((tmp_path / "fast").rglob("test-train-000001.tar"))
 
 
+def test_a_damaged_note_of_a_copy_makes_another_copy(dataset: Dataset, tmp_path: Path) -> None:
+    folder = str(tmp_path / "fast")
+    staged(dataset.split("train"), folder).close()
+    note = next((tmp_path / "fast").rglob("*" + staging._CHECKED))
+    sound = note.read_bytes()
+    note.write_bytes(b"\xff\xfe")
+    staged(dataset.split("train"), folder).close()
+    assert note.read_bytes().split()[0] == sound.split()[0]
+
+
 def test_a_disk_that_is_too_small_is_refused(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage)
