@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import NamedTuple
 from data_prep.sources import WHOLE_FILE
 from data_prep.tars import open_for_ranges
 from pipeline.base.command import UserError
+from pipeline.base.regular import open_regular
 
 READ_AHEAD = 8  # images being read while one is decoded, which hides the latency of shared storage
 MAX_BYTES = 2**30  # of an encoded image: Pillow decodes 179 million pixels at most
@@ -70,18 +70,8 @@ def _read(image: SourceImage, tar: int | None) -> bytes | OSError:
 
 def _read_file(image: SourceImage) -> bytes:
     """Read a file. Raises OSError if it is no regular file, which might never end, or has changed since it was listed."""
-    _check_regular(os.stat(image.path).st_mode)  # first, because opening a device may do something
-    descriptor = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO put there since would block
-    with open(descriptor, "rb") as file:
-        _check_regular(os.fstat(descriptor).st_mode)
+    with open_regular(Path(image.path)) as file:
         data = file.read(image.size + 1)
     if len(data) != image.size:
         raise OSError("its size has changed since it was listed")
     return data
-
-
-def _check_regular(mode: int) -> None:
-    kinds = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket"}
-    if not stat.S_ISREG(mode):
-        what = next((what for is_one, what in kinds.items() if is_one(mode)), "a device")
-        raise OSError(f"it is {what}, not a file")

@@ -107,7 +107,7 @@ def describe_os_error(error: OSError) -> str | None:
         errno.EISDIR: "it is a folder, where a file is expected: move it away",
         errno.ENOTDIR: "a part of it is a file, where a folder is expected: move that away",
         errno.EEXIST: "it is a file, where a folder is expected: move it away",
-        errno.ENXIO: "it is a pipe, a socket or a device, where a file is expected: move it away",
+        errno.ENXIO: "it is a FIFO, a socket or a device, where a file is expected: move it away",
         errno.ELOOP: "it is a link that leads to itself: remove it",
         errno.ENAMETOOLONG: "the name is too long for the file system: choose a shorter one",
         errno.EIO: "the storage fails (input/output error): put a copy of it elsewhere",

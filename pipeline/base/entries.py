@@ -7,11 +7,11 @@ reader wait for ever, or a writer write elsewhere.
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from pipeline.base.command import UserError
 from pipeline.base.layout import FILES, FOLDERS
+from pipeline.base.regular import kind_of
 
 
 def check_entries(run: Path) -> None:
@@ -31,6 +31,4 @@ def _found(path: Path) -> str | None:
         raise
     except OSError:
         return "a link that leads to no file" if os.path.islink(path) else None
-    if stat.S_ISDIR(mode):
-        return "a folder"
-    return "a file" if stat.S_ISREG(mode) else "a pipe, a socket or a device"
+    return kind_of(mode)

@@ -9,18 +9,28 @@ from io import BufferedReader
 from pathlib import Path
 
 
+def kind_of(mode: int) -> str:
+    """What stands somewhere, in words, by its mode (`os.stat_result.st_mode`)."""
+    kinds = {stat.S_ISREG: "a file", stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a FIFO", stat.S_ISSOCK: "a socket"}
+    return next((words for is_one, words in kinds.items() if is_one(mode)), "a device")
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading. Raises OSError also for what is none: opening a pipe that nobody writes would wait for ever."""
+    _check_regular(path, os.stat(path).st_mode)  # first, because opening a device may do something
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        if stat.S_ISDIR(mode := os.fstat(descriptor).st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.ENXIO, "Is a pipe or a device", str(path))
+        _check_regular(path, os.fstat(descriptor).st_mode)  # a FIFO may have been put there since
         return open(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def _check_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.ENXIO
+        raise OSError(number, f"it is {kind_of(mode)}, not a file", str(path))
 
 
 def is_gone(path: Path) -> bool:

@@ -299,7 +299,8 @@ def _verified(path: Path) -> Iterator[tuple[io.BufferedReader, int, str]]:
     except OSError as error:
         if error.errno in _LACKING:
             raise
-        raise UnsoundError((error.strerror or str(error)).lower()) from None
+        reason = error.strerror or str(error)
+        raise UnsoundError(reason[:1].lower() + reason[1:]) from None
 
 
 # Size, time of the last change in ns and inode: what tells a file from another, without reading it.

@@ -132,7 +132,7 @@ def test_pipes_are_not_waited_for(copy: Path, digits: Path) -> None:
     ):
         (copy / name).unlink()
         os.mkfifo(copy / name)
-        with pytest.raises(UserError, match=rf"{name} {what} \(Is a pipe or a device"):
+        with pytest.raises(UserError, match=rf"{name} {what} \(it is a FIFO, not a file"):
             _ = split.read(0), dataset.split("train"), dataset.statistics
         (copy / name).unlink()
         shutil.copy(digits / name, copy / name)

@@ -128,7 +128,7 @@ def test_what_is_of_another_kind_is_named(half_done: Config, name: str) -> None:
     path.rename(path.with_name("kept")) if path.exists() else None
     os.mkfifo(path)
     (sentence,) = run_ranks(1, refusal, half_done)
-    assert f"{name} is a pipe" in sentence
+    assert f"{name} is a FIFO" in sentence
 
 
 def test_facts_of_attempts_that_are_no_list(tmp_path: Path) -> None:

@@ -133,10 +133,10 @@ def no_state(path: Path) -> None:
 
 UNSOUND: dict[str, tuple[Callable[[Path], None], str]] = {
     "cut": (lambda path: os.truncate(path, 100), "its digest differs"),
-    "a folder": (a_folder, "is a directory"),
-    "a pipe": (a_pipe, "is a pipe or a device"),
-    "a socket": (a_socket, "no such device or address"),
-    "a device": (a_link("/dev/zero"), "is a pipe or a device"),
+    "a folder": (a_folder, "it is a folder"),
+    "a pipe": (a_pipe, "it is a FIFO"),
+    "a socket": (a_socket, "it is a socket"),
+    "a device": (a_link("/dev/zero"), "it is a device"),
     "a link to itself": (a_link(""), "too many levels of symbolic links"),
     "a link to nowhere": (a_link("nowhere"), "no such file or directory"),
     "a disk that cannot read it": (a_link("/proc/self/mem"), "input/output error"),
