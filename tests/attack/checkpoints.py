@@ -137,7 +137,7 @@ def one_try(seed: str, place: Path) -> str:
         listed = [path for _, path in checkpoints_in(place)]
         what = f"{', '.join(way.__name__ for way in ways)} of {len(published)}"
         keep = draw.randrange(1, 4)
-        checkpoints = Checkpoints(place, CheckpointConfig(keep_last=keep, keep_best=False))
+        checkpoints = Checkpoints(place, CheckpointConfig(keep_last=keep, keep_best=False), misfit=misfit)
         try:
             found = checkpoints.newest()
         except UserError as refused:
