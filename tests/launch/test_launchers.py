@@ -160,12 +160,17 @@ def test_stop_request_saves_and_the_same_command_goes_on(tmp_path: Path, tiny: P
 
 @pytest.mark.slow  # test_supervisor.py says it of small ranks
 def test_interrupt_and_killed_launcher_leave_nothing_running(tmp_path: Path, tiny: Path) -> None:
-    command = [*script("local.py"), "--config", str(tiny), "--procs", "2", "--iterations", "100000", "--name", "run"]
-    metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
+    command = [*script("local.py"), "--config", str(tiny), "--procs", "2", "--iterations", "100000", "--name"]
     for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
-        metrics.unlink(missing_ok=True)
+        run = tmp_path / "runs" / number.name
+        metrics = run / "metrics.jsonl"
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
+            [*command, run.name],
+            cwd=tmp_path,
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+            stdout=subprocess.DEVNULL,
         )
         wait_for(lambda: metrics.exists() and metrics.stat().st_size, "the first metrics", 120)
         ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
@@ -176,7 +181,7 @@ def test_interrupt_and_killed_launcher_leave_nothing_running(tmp_path: Path, tin
         wait_for(lambda ranks=ranks: not any(map(alive, ranks)), "the end of the ranks")
         if number == signal.SIGINT:
             assert err.splitlines()[-1].startswith("saved at iteration ")
-            assert list((tmp_path / "runs" / "run" / "checkpoints").glob("*.pt"))
+            assert list((run / "checkpoints").glob("*.pt"))
             assert "Traceback" not in err
 
 

@@ -29,7 +29,8 @@ def test_loader() -> None:
 
 def test_scale() -> None:
     figures = run("bench/scale.py", "--rounds", "1", "--iterations", "10")
-    assert figures["ratios"]["private memory beyond the libraries 1.28M/10k"] < 1.2
+    # The sample table of 1.28 M rows, 55 MB, lies in memory.
+    assert figures["ratios"]["private memory beyond the libraries 1.28M/10k"] < 2
     assert figures["cases"]["1.28M, from 0"]["start_up"] < limit(60)  # seconds; reading all of the split takes longer
 
 
