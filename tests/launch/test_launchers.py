@@ -172,7 +172,7 @@ def test_interrupt_and_killed_launcher_leave_nothing_running(tmp_path: Path, tin
             text=True,
             stdout=subprocess.DEVNULL,
         )
-        wait_for(lambda: metrics.exists() and metrics.stat().st_size, "the first metrics", 120)
+        wait_for(lambda metrics=metrics: metrics.exists() and metrics.stat().st_size, "the first metrics", 120)
         ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
         assert len(ranks) == 2 and all(map(alive, ranks))
         process.send_signal(number)
