@@ -17,9 +17,8 @@ from pipeline.base.regular import kind_of
 def check_entries(run: Path) -> None:
     """Raise UserError where something else than the run's own file or folder stands under one of its names."""
     for name in (*FILES, *FOLDERS):
-        path, is_folder = run / name, name in FOLDERS
-        if (found := _found(path)) not in (None, "a folder" if is_folder else "a file"):
-            wanted = "a folder" if is_folder else "a file"
+        path, wanted = run / name, "a folder" if name in FOLDERS else "a file"
+        if (found := _found(path)) not in (None, wanted):
             raise UserError(f"{path} is {found}, where a run has {wanted}: move it away, and put the run's own back")
 
 

@@ -258,15 +258,6 @@ def publish(folder: Path, iteration: int, state: dict[str, Any]) -> Path:
     return final
 
 
-def is_sound(path: Path) -> bool:
-    """Whether a checkpoint file is sound, as the module says; False for a missing file and for another kind of name."""
-    try:
-        read_verified(path)
-    except UnsoundError:
-        return False
-    return True
-
-
 def read_verified(path: Path) -> Checkpoint:
     """The checkpoint in a file. Raises UnsoundError where it is not sound, missing, or has another kind of name."""
     with _verified(path) as (file, iteration, sha256):

@@ -14,6 +14,7 @@ from data_prep import shard_imagenet, workspace
 from pipeline.base.command import UserError
 from tests.data_prep import paused
 from tests.data_prep.paused import finished
+from tests.disks import small_disk
 from tests.helpers import ROOT, wait_for
 from tests.images import encode, smooth
 from tests.patience import limit
@@ -227,14 +228,10 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_work(source, tmp_path, m
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def disk(tmp_path):
     """A file system of its own, 20 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "none", folder], capture_output=True).returncode:
-        pytest.skip("no file system can be mounted here: that needs root")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with small_disk(tmp_path / "disk", 20, lazy=True) as disk:
+        yield disk
 
 
 def fill(disk):
@@ -246,10 +243,10 @@ def fill(disk):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_disk_that_becomes_full(started, source, uninterrupted, small_disk, tmp_path, hashes, workers):
-    destination, options = small_disk / "dataset", [*OPTIONS, str(workers)]
+def test_a_disk_that_becomes_full(started, source, uninterrupted, disk, tmp_path, hashes, workers):
+    destination, options = disk / "dataset", [*OPTIONS, str(workers)]
     process = started(destination, 3, options)
-    of_others = fill(small_disk)
+    of_others = fill(disk)
     (tmp_path / "go").touch()
     _, errors = process.communicate(timeout=limit(200))
     assert process.returncode == 2, errors
@@ -277,7 +274,7 @@ def test_a_destination_that_vanishes(started, source, uninterrupted, tmp_path, h
     assert hashes(destination) == uninterrupted
 
 
-def test_a_read_only_destination(source, small_disk, command):
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    done = command("data_prep/shard_imagenet.py", source, small_disk / "dataset", *ALONE)
+def test_a_read_only_destination(source, disk, command):
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    done = command("data_prep/shard_imagenet.py", source, disk / "dataset", *ALONE)
     assert done.returncode == 2 and "the file system is read-only" in done.stderr and "Traceback" not in done.stderr

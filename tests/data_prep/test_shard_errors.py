@@ -1,6 +1,5 @@
 """Bad input gets one sentence with the place and the remedy, exit code 2, and no file under a final name."""
 
-import os
 import shutil
 import subprocess
 
@@ -12,6 +11,7 @@ from data_prep import shard_imagenet
 from data_prep.verify import verify
 from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
+from tests.disks import small_disk
 
 OPTIONS = ("--samples-per-shard", 4, "--statistics-size", 24, "--statistics-short-side", 32, "--workers", 1)
 SCRIPT = "data_prep/shard_imagenet.py"
@@ -176,34 +176,27 @@ def test_option_that_is_no_number(command, source, tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
+def disk(tmp_path):
     """A file system of 1 MB."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a small file system needs root and the command mount")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with small_disk(tmp_path / "disk", 1) as disk:
+        yield disk
 
 
-def test_full_disk(command, small_disk, tmp_path, hashes):
+def test_full_disk(command, disk, tmp_path, hashes):
     folder = tmp_path / "large" / "train" / "a"
     folder.mkdir(parents=True)
     for number in range(12):
         noise = np.random.default_rng(number).integers(0, 256, (200, 200, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{number}.png")
     assert sum(path.stat().st_size for path in folder.iterdir()) > 1.2e6
-    destination = small_disk / "dataset"
+    destination = disk / "dataset"
     refused(command(SCRIPT, folder.parents[1], destination, *OPTIONS), "the disk of", destination, "0.00 GB free")
     # With this option the size is not known beforehand.
     options = (*OPTIONS, "--max-short-side", 1000)
     refused(command(SCRIPT, folder.parents[1], destination, *options), "the disk is full", destination)
     assert published(destination) == []
     # With the disk enlarged, the same command goes on and ends as if nothing had happened.
-    subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
+    subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
     assert command(SCRIPT, folder.parents[1], destination, *options).returncode == 0
     assert command(SCRIPT, folder.parents[1], tmp_path / "roomy", *options).returncode == 0
     assert hashes(destination) == hashes(tmp_path / "roomy")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from launch.on_ray import worker
 from launch.ranks.failure import Failure, note, read_notes
+from tests.disks import small_disk
 from tests.launch.launchers import environment, final_checkpoint, script
 from tests.patience import limit
 
@@ -53,26 +53,21 @@ def test_a_training_behind_another_launcher_without_output(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MB, full but for a file `filling`."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs root and mount to make a small file system")
-    subprocess.run(["dd", "if=/dev/zero", f"of={folder / 'filling'}", "bs=4k"], capture_output=True, check=False)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with small_disk(tmp_path / "disk", 1) as disk:
+        subprocess.run(["dd", "if=/dev/zero", f"of={disk / 'filling'}", "bs=4k"], capture_output=True, check=False)
+        yield disk
 
 
-def test_a_full_disk_takes_no_note_and_no_pointer(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_takes_no_note_and_no_pointer(full_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Behind Ray the run folder holds notes of failures and pointers to checkpoints: neither may end what can wait."""
     failure = Failure(rank=0, time=1.0, code=1, sentence="it failed")
-    note(failure, small_disk, "attempt", "log")
-    assert "could not be noted" in capsys.readouterr().err and read_notes(small_disk, "attempt") == []
-    assert not worker._takes_a_pointer(small_disk)
-    (small_disk / "filling").unlink()
-    assert worker._takes_a_pointer(small_disk)
-    note(failure, small_disk, "attempt", "log")
-    assert [noted.sentence for noted in read_notes(small_disk, "attempt")] == ["it failed"]
-    assert sorted(path.name for path in small_disk.iterdir()) == ["attempt-rank-0.json"]
+    note(failure, full_disk, "attempt", "log")
+    assert "could not be noted" in capsys.readouterr().err and read_notes(full_disk, "attempt") == []
+    assert not worker._takes_a_pointer(full_disk)
+    (full_disk / "filling").unlink()
+    assert worker._takes_a_pointer(full_disk)
+    note(failure, full_disk, "attempt", "log")
+    assert [noted.sentence for noted in read_notes(full_disk, "attempt")] == ["it failed"]
+    assert sorted(path.name for path in full_disk.iterdir()) == ["attempt-rank-0.json"]

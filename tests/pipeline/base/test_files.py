@@ -15,6 +15,7 @@ import pytest
 from pipeline.base.command import UserError, describe_os_error
 from pipeline.base.files import check_room, read_yaml
 from pipeline.base.regular import read_regular
+from tests.disks import small_disk
 
 
 def stand(kind: str, path: Path) -> None:
@@ -52,26 +53,21 @@ def test_yaml_that_is_none(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs root and mount to make a small file system")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 1) as disk:
+        yield disk
 
 
-def test_room_is_tried_and_nothing_is_left(tmp_path: Path, small_disk: Path) -> None:
-    check_room(small_disk / "new" / "a", small_disk / "b", size=1 << 19)
-    assert [path.name for path in small_disk.rglob("*")] == ["new"]
+def test_room_is_tried_and_nothing_is_left(tmp_path: Path, disk: Path) -> None:
+    check_room(disk / "new" / "a", disk / "b", size=1 << 19)
+    assert [path.name for path in disk.rglob("*")] == ["new"]
     with pytest.raises(OSError) as raised:
-        check_room(small_disk / "a", size=1 << 21)
-    assert raised.value.errno == errno.ENOSPC and [path.name for path in small_disk.rglob("*")] == ["new"]
-    (small_disk / "a").mkdir()
+        check_room(disk / "a", size=1 << 21)
+    assert raised.value.errno == errno.ENOSPC and [path.name for path in disk.rglob("*")] == ["new"]
+    (disk / "a").mkdir()
     with pytest.raises(IsADirectoryError):
-        check_room(small_disk / "a")
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+        check_room(disk / "a")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     with pytest.raises(OSError) as raised:
-        check_room(small_disk / "b")
+        check_room(disk / "b")
     assert raised.value.errno == errno.EROFS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,19 +11,15 @@ import pytest
 from pipeline import export, responses
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.partial import PartialScores
+from tests.disks import small_disk
 from tests.pipeline.evaluation.nets_and_images import Run, write_run
 
 
 @pytest.fixture
 def run_on_small_disk(few_of_ten_classes: Dataset, tmp_path: Path) -> Iterator[Path]:
     """A run folder on a disk of 4 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs root and mount to make a small file system")
-    yield write_run(disk / "runs", "one", few_of_ten_classes)
-    subprocess.run(["umount", disk], check=True)
+    with small_disk(tmp_path / "disk", 4) as disk:
+        yield write_run(disk / "runs", "one", few_of_ten_classes)
 
 
 def fill(disk: Path) -> Path:

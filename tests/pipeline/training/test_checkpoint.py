@@ -27,7 +27,8 @@ from pipeline.base import regular
 from pipeline.base.command import UserError
 from pipeline.base.layout import checkpoint_name, checkpoints_in
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint import CheckpointConfig, Checkpoints, is_sound, publish
+from pipeline.training.checkpoint import CheckpointConfig, Checkpoints, UnsoundError, publish, read_verified
+from tests.disks import small_disk
 from tests.fleet import Fleet
 from tests.helpers import ROOT
 from tests.patience import limit
@@ -59,10 +60,12 @@ def test_every_truncation_and_flip_is_recognised(tmp_path: Path, capsys: pytest.
     generator = random.Random(0)
     for length in [0, 1, *generator.sample(range(len(data)), 100), len(data) - 1]:
         newer.write_bytes(data[:length])
-        assert not is_sound(newer)
+        with pytest.raises(UnsoundError):
+            read_verified(newer)
     for place in generator.sample(range(len(data)), 300):
         newer.write_bytes(data[:place] + bytes([data[place] ^ 1 << generator.randrange(8)]) + data[place + 1 :])
-        assert not is_sound(newer)
+        with pytest.raises(UnsoundError):
+            read_verified(newer)
     found = Checkpoints(tmp_path, CheckpointConfig()).newest()
     assert found is not None and found.path == good
     assert newer.name in capsys.readouterr().err
@@ -306,9 +309,7 @@ def test_warnings_that_nobody_takes_end_no_save(tmp_path: Path) -> None:
 
 
 def test_full_disk_leaves_the_last_one_and_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if os.getuid() != 0 or os.system(f"mount -t tmpfs -o size=1m tmpfs {tmp_path}") != 0:
-        pytest.skip("needs root and mount to make a small file system")
-    try:
+    with small_disk(tmp_path, 1):
         checkpoints = Checkpoints(tmp_path, CheckpointConfig())
         checkpoints.save(1, {"iteration": 1})
         assert checkpoints.wait()
@@ -328,8 +329,6 @@ def test_full_disk_leaves_the_last_one_and_training_goes_on(tmp_path: Path, caps
         assert checkpoints.settle((0.0,)), "the last one is tried again"
         found = checkpoints.newest()
         assert found is not None and found.iteration == 4
-    finally:
-        os.system(f"umount {tmp_path}")
 
 
 def fail_while_saving(rank: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -13,20 +11,16 @@ import pytest
 
 from pipeline.run.config import Config
 from pipeline.training.checkpoint import Checkpoints
+from tests.disks import small_disk
 from tests.fleet import Fleet
 from tests.helpers import wait_for
 from tests.pipeline.small_runs import config_of, hold_before, series, weights
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
-    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("needs root and mount to make a small file system")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 6) as disk:
+        yield disk
 
 
 def saved(config: Config) -> int:
@@ -44,16 +38,16 @@ def fill(disk: Path) -> Path:
 
 
 @pytest.mark.slow  # quick ones with a full disk: test_checkpoint.py
-def test_training_goes_on_and_saves_again_when_there_is_room(digits: Path, tmp_path: Path, small_disk: Path) -> None:
+def test_training_goes_on_and_saves_again_when_there_is_room(digits: Path, tmp_path: Path, disk: Path) -> None:
     reference = config_of(digits, tmp_path / "runs", "reference")
     job = Fleet(reference, 1, tmp_path / "logs")
     assert job.wait(120) == [0], job.said(0)
 
-    config = replace(reference, runs=str(small_disk), name="run")
+    config = replace(reference, runs=str(disk), name="run")
     job = Fleet(config, 2, tmp_path / "logs-small", partial(hold_before, folder=tmp_path, iterations=(15, 35)))
     wait_for((tmp_path / "at-15").exists, "iteration 15", 120)
     wait_for(lambda: saved(config) == 10, "checkpoint 10")
-    filler = fill(small_disk)
+    filler = fill(disk)
     (tmp_path / "go-15").touch()
     wait_for((tmp_path / "at-35").exists, "iteration 35", 120)
     assert saved(config) == 10  # the last good one stays
