@@ -28,3 +28,11 @@ def small_disk(folder: Path, megabytes: int, *, lazy: bool = False) -> Iterator[
         yield folder
     finally:
         subprocess.run(["umount", *(["--lazy"] if lazy else []), str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Write a file that takes all of the disk but a few blocks; its path."""
+    with pytest.raises(OSError, match="No space left"), open(disk / "filler", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 12))
+    return disk / "filler"

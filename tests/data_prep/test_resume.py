@@ -1,6 +1,5 @@
 """A preparation that is interrupted at any moment and started again gives the bytes of one that was not interrupted."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from data_prep import shard_imagenet, workspace
 from pipeline.base.command import UserError
 from tests.data_prep import paused
 from tests.data_prep.paused import finished
-from tests.disks import small_disk
+from tests.disks import fill, small_disk
 from tests.helpers import ROOT, wait_for
 from tests.images import encode, smooth
 from tests.patience import limit
@@ -232,14 +231,6 @@ def disk(tmp_path):
     """A file system of its own, 20 MB."""
     with small_disk(tmp_path / "disk", 20, lazy=True) as disk:
         yield disk
-
-
-def fill(disk):
-    """Write a file that takes all of the disk but a few blocks."""
-    with open(disk / "of others", "wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-    return disk / "of others"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

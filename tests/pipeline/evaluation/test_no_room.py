@@ -11,7 +11,7 @@ import pytest
 from pipeline import export, responses
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.partial import PartialScores
-from tests.disks import small_disk
+from tests.disks import fill, small_disk
 from tests.pipeline.evaluation.nets_and_images import Run, write_run
 
 
@@ -20,13 +20,6 @@ def run_on_small_disk(few_of_ten_classes: Dataset, tmp_path: Path) -> Iterator[P
     """A run folder on a disk of 4 MB."""
     with small_disk(tmp_path / "disk", 4) as disk:
         yield write_run(disk / "runs", "one", few_of_ten_classes)
-
-
-def fill(disk: Path) -> Path:
-    with pytest.raises(OSError, match="No space left"), open(disk / "filler", "wb", buffering=0) as file:
-        while True:
-            file.write(bytes(1 << 12))
-    return disk / "filler"
 
 
 def never(*_: object, **__: object) -> None:
