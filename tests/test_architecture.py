@@ -42,6 +42,9 @@ LAYERS: dict[str, list[str]] = {
         "pipeline.loop.*",
         "pipeline.handover.*",
     ],
+    "weights to start from": [
+        "pipeline.initial.*",
+    ],
     "command lines": [
         "pipeline.command_lines.*",
     ],
