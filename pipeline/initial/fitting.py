@@ -58,6 +58,8 @@ def fit(source: Source, net: ResNet, config: Config, dataset: Dataset) -> Taken:
 
 def classes_differ(source: Source, dataset: Dataset) -> str | None:
     """How the classes of the weights differ from those of `dataset`, as a clause; None where nothing says that they do."""
+    if source.classes is None:
+        return "there is no classifier"
     if source.classes != dataset.classes:
         return f"{source.classes:,} classes there, {dataset.classes:,} here"
     if source.dataset_sha256 == dataset.sha256:

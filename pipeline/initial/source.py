@@ -23,6 +23,7 @@ from pipeline.handover.exporting import CLASSES
 from pipeline.handover.model_folder import has_model, read_model
 from pipeline.run.config import Config
 from pipeline.run.options import load
+from pipeline.training.optimizer import CLASSIFIER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Source:
     """Weights as they were found: float tensors by torchvision's names, on the CPU.
 
     file: that was read. weights: which of a run's, or of the file's ("" where it holds one set). sha256: of the contents, as
-    score files name them. iteration: updates that a run had made; None of a file. classes: the rows of the classifier.
+    score files name them. iteration: updates that a run had made; None of a file. classes: the rows of the classifier; None where there is none.
     convention: how the net wants its images; None of a run, whose nets want them as ours do. net: arch, shortcut and stride
     of a run's net. dataset_sha256, wnids, names: of the training dataset and its classes, each None where it is not known.
     """
@@ -40,7 +41,7 @@ class Source:
     state: dict[str, Tensor]
     sha256: str
     iteration: int | None
-    classes: int
+    classes: int | None
     convention: Convention | None = None
     net: dict[str, str] | None = None
     dataset_sha256: str | None = None
@@ -151,7 +152,7 @@ def _of_file(path: Path, config: Config) -> Source:
         state=state,
         sha256=digest(state),
         iteration=None,
-        classes=classes_of(state, path),
+        classes=classes_of(state, path) if any(name.startswith(CLASSIFIER) for name in state) else None,
         convention=CONVENTIONS[config.init_preprocessing],
         names=_names(path),
     )
