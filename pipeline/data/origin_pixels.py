@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.data.augment import TenCrop, View, five_crop_starts, resized_shapes
 from pipeline.data.conventions import Resampling
@@ -24,10 +24,14 @@ Pixels = NDArray[Any]  # 0..255: uint8 by Pillow, else float32, which torch7's b
 def view_pixels(encoded: bytes, view: View) -> Pixels:
     """Return one image as `view` shows it: RGB [crop, crop, 3], ten crops [5, crop, crop, 3], a whole image [H, W, 3].
 
-    EXIF orientation is ignored, as everywhere here. Raises UnreadableImageError for an image that does not decode.
+    EXIF orientation is ignored, but for crops where `view.resizing.exif` says otherwise: whole images come in blocks of equal
+    shapes, and the sample table knows the stored ones. Raises UnreadableImageError for an image that does not decode.
     """
     assert view.resizing is not None, "images for this pipeline's own nets come from DALI"
-    image = decode(encoded).convert("RGB")
+    image = decode(encoded)
+    if view.resizing.exif and view.crop is not None:
+        image = ImageOps.exif_transpose(image)
+    image = image.convert("RGB")
     shape = np.array([[image.height, image.width]])
     resized = resized_shapes(shape, np.array([view.short_side]), view.resizing.longer_side)
     pixels = resample(image, int(resized[0, 0]), int(resized[0, 1]), view.resizing.resampling)
