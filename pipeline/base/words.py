@@ -144,8 +144,7 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning(
         "--pretrained --weights --initial-checkpoint --finetune --fine-tune --init-from --checkpoint-path --load-weights "
         "--model-name-or-path --load-from --pretrained-weights", TRAINING,
-        "is --init here, a run folder, a checkpoint or a file of weights: --init runs/NAME, or --init FILE "
-        "--init-preprocessing torchvision",
+        "is --init here: --init runs/NAME, --init torchvision:NET, or --init FILE with --init-preprocessing",
     ),
     Meaning(
         "--freeze --freeze-backbone --freeze-layers --linear-probe --freeze-encoder", TRAINING,
