@@ -9,13 +9,13 @@ if [ -n "${ZSH_VERSION:-}" ]; then
 fi
 
 _resnets_modules='pipeline.curves pipeline.ensemble pipeline.evaluate pipeline.experiment pipeline.export pipeline.mistakes pipeline.predict pipeline.report pipeline.responses pipeline.submit pipeline.tracking pipeline.train pipeline.tune'
-_resnets_keys='--arch --augment.colour --augment.crop --augment.flip --augment.kind --augment.pad --augment.short-side --augment.stages --batch --batch-scale --bn-group --checkpoint.every --checkpoint.keep-best --checkpoint.keep-every --checkpoint.keep-last --compile --compile-by --cuda-graph --cudnn-benchmark --data --deterministic --device --ema-decay --evaluation.crop --evaluation.every --evaluation.short-side --gradient-compression --iterations --label-smoothing --loader.decode-ahead --loader.decode-on --loader.fancy-upsampling --loader.hw-decoder-load --loader.in-memory-mb --loader.on-decode-error --loader.read-ahead --loader.read-threads --loader.ready --loader.stage-to --loader.threads --name --on-nonfinite --optimizer.caffe-momentum --optimizer.decay-norm-and-bias --optimizer.lr --optimizer.momentum --optimizer.weight-decay --precision --profile --recompute-bn-images --reduction --runs --schedule.drops --schedule.factor --schedule.kind --schedule.patience --schedule.start-lr --schedule.start-until-error --schedule.steps --schedule.threshold --schedule.warmup-iterations --seed --shortcut --shuffle-block --stride --threads --timeout-seconds --tracking.close-seconds --tracking.costs.co2-g-per-kwh --tracking.costs.currency --tracking.costs.price-per-gpu-hour --tracking.costs.price-per-kwh --tracking.experiment --tracking.log-every --tracking.mlflow --tracking.system-every --tracking.uri --lr --model --momentum --wd --weight-decay'
+_resnets_keys='--arch --augment.colour --augment.crop --augment.flip --augment.kind --augment.pad --augment.short-side --augment.stages --batch --batch-scale --bn-group --checkpoint.every --checkpoint.keep-best --checkpoint.keep-every --checkpoint.keep-last --compile --compile-by --cuda-graph --cudnn-benchmark --data --deterministic --device --ema-decay --evaluation.crop --evaluation.every --evaluation.short-side --freeze-bn --gradient-compression --init --init-exclude --init-preprocessing --init-sha256 --init-weights --iterations --label-smoothing --loader.decode-ahead --loader.decode-on --loader.fancy-upsampling --loader.hw-decoder-load --loader.in-memory-mb --loader.on-decode-error --loader.read-ahead --loader.read-threads --loader.ready --loader.stage-to --loader.threads --name --on-nonfinite --optimizer.body-lr-factor --optimizer.caffe-momentum --optimizer.decay-norm-and-bias --optimizer.lr --optimizer.momentum --optimizer.weight-decay --precision --profile --recompute-bn-images --reduction --runs --schedule.drops --schedule.factor --schedule.kind --schedule.patience --schedule.start-lr --schedule.start-until-error --schedule.steps --schedule.threshold --schedule.warmup-iterations --seed --shortcut --shuffle-block --stride --threads --timeout-seconds --tracking.close-seconds --tracking.costs.co2-g-per-kwh --tracking.costs.currency --tracking.costs.price-per-gpu-hour --tracking.costs.price-per-kwh --tracking.experiment --tracking.log-every --tracking.mlflow --tracking.system-every --tracking.uri --lr --model --momentum --wd --weight-decay'
 
 _resnets_options() { # $1: command
     case "$1" in
         'pipeline.curves') echo "--help --json --out --title --until" ;;
         'pipeline.ensemble') echo "--by --help --json --name --no-tracking --protocol --runs --search --split --weights" ;;
-        'pipeline.evaluate') echo "--again --arch --crop --data --device --help --json --mean --precision --protocol --scores --short-side --shortcut --split --std --stride --threads --weights --weights-file --weights-key" ;;
+        'pipeline.evaluate') echo "--again --arch --crop --data --device --help --interpolation --json --mean --precision --preprocessing --protocol --scores --short-side --shortcut --split --std --stride --threads --weights --weights-file --weights-key" ;;
         'pipeline.experiment') echo "--data --dry-run --help --json --launcher --list --only --procs --runs --scale" ;;
         'pipeline.export') echo "--alias --data --format --help --json --out --register --weights" ;;
         'pipeline.mistakes') echo "--data --help --json --out --pictures --protocol --runs --split --weights" ;;
@@ -76,12 +76,13 @@ _resnets_values() { # $1: command, $2: option, or `word` for its words
         'pipeline.ensemble --weights') echo 'final recomputed-bn ema' ;;
         'pipeline.ensemble --by') echo 'top-1 top-5' ;;
         'pipeline.ensemble word') echo 'runs' ;;
-        'pipeline.evaluate --weights') echo 'final recomputed-bn ema' ;;
         'pipeline.evaluate --data') echo 'datasets' ;;
         'pipeline.evaluate --precision') echo 'float32 bf16' ;;
         'pipeline.evaluate --device') echo 'auto cpu cuda' ;;
-        'pipeline.evaluate --shortcut') echo 'default A B C' ;;
+        'pipeline.evaluate --preprocessing') echo 'torchvision timm pycls fb caffe ours' ;;
+        'pipeline.evaluate --interpolation') echo 'bilinear bicubic' ;;
         'pipeline.evaluate --stride') echo 'paper v1.5' ;;
+        'pipeline.evaluate --shortcut') echo 'A B C' ;;
         'pipeline.evaluate word') echo 'runs' ;;
         'pipeline.experiment --launcher') echo 'local slurm ray' ;;
         'pipeline.experiment --data') echo 'datasets' ;;
@@ -127,6 +128,10 @@ _resnets_values() { # $1: command, $2: option, or `word` for its words
         *' --arch') echo 'resnet18 resnet34 resnet50 resnet101 resnet152 resnet8 resnet14 resnet20 resnet32 resnet44 resnet56 resnet110 resnet1202 plain18 plain34 plain8 plain14 plain20 plain32 plain44 plain56 plain110 plain1202' ;;
         *' --model') echo 'resnet18 resnet34 resnet50 resnet101 resnet152 resnet8 resnet14 resnet20 resnet32 resnet44 resnet56 resnet110 resnet1202 plain18 plain34 plain8 plain14 plain20 plain32 plain44 plain56 plain110 plain1202' ;;
         *' --data') echo 'datasets' ;;
+        *' --init_preprocessing') echo 'ours torchvision timm pycls fb caffe' ;;
+        *' --init-preprocessing') echo 'ours torchvision timm pycls fb caffe' ;;
+        *' --freeze_bn') echo 'true false' ;;
+        *' --freeze-bn') echo 'true false' ;;
         *' --shortcut') echo 'default A B C' ;;
         *' --stride') echo 'paper v1.5' ;;
         *' --bn_group') echo 'rank' ;;

@@ -75,15 +75,27 @@ class Training:
     def absolute(self) -> Training:
         """The same training for processes with another working directory."""
         from pipeline.data.storage import location_in
+        from pipeline.evaluation.published import PREFIX
 
         config, here = self.config, Path.cwd()
-        return Training(replace(config, runs=str(here / config.runs), data=location_in(here, config.data)))
+        init = config.init
+        if init is not None and not init.startswith(PREFIX):
+            init = location_in(here, init)
+        runs, data = str(here / config.runs), location_in(here, config.data)
+        return Training(replace(config, runs=runs, data=data, init=init))
 
     def check_ranks(self, ranks: int) -> None:
         """Raise UserError where the batch cannot be divided among `ranks` ranks."""
         from pipeline.training.batchnorm import plan_groups
 
         plan_groups(self.config.batch, self.config.bn_group, 0, ranks)
+
+    def check_start(self) -> None:
+        """Raise UserError where the weights that the run is to start from are not there, or cannot be read."""
+        if self.config.init is not None:
+            from pipeline.initial.start import check_source
+
+            check_source(self.config)
 
     def print_summary(self, code: int) -> None:
         """Print the closing line of `--json`. `code`: the exit code."""

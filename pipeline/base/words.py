@@ -138,12 +138,22 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("--fast-dev-run --smoke --limit-train-batches", TRAINING, "is a short run here: --iterations 50 --name smoke"),
     Meaning(
         "--resume --auto-resume --resume-from-checkpoint --ckpt-path --ckpt --load --no-resume", TRAINING,
-        "is not needed: a run continues by itself when its command is given again, with the same --runs and --name",
+        "is not needed: a run continues by itself when its command is given again, with the same --runs and --name; "
+        "--init RUN --name OTHER starts another run from its weights",
     ),
     Meaning(
-        "--pretrained --weights --initial-checkpoint --finetune --init --init-from --checkpoint-path --load-weights", TRAINING,
-        "has no equal here: a training starts from random weights, drawn by --seed; python -m pipeline.evaluate --weights-file "
-        "FILE tests weights from elsewhere",
+        "--pretrained --weights --initial-checkpoint --finetune --fine-tune --init-from --checkpoint-path --load-weights "
+        "--model-name-or-path --load-from --pretrained-weights", TRAINING,
+        "is --init here: --init runs/NAME, --init torchvision:NET, or --init FILE with --init-preprocessing",
+    ),
+    Meaning(
+        "--freeze --freeze-backbone --freeze-layers --linear-probe --freeze-encoder", TRAINING,
+        "is --optimizer.body-lr-factor 0 here, with --freeze-bn true where batch normalization is to stand still too",
+    ),
+    Meaning("--freeze-norm --frozen-bn --freeze-batchnorm --freeze-bn-stats", TRAINING, "is --freeze-bn true here"),
+    Meaning(
+        "--layer-decay --backbone-lr --lr-backbone --backbone-lr-mult --lr-mult", TRAINING,
+        "is --optimizer.body-lr-factor here: all layers but the classifier learn at that multiple of --optimizer.lr",
     ),
     # What is trained, and how.
     Meaning("-a --net --network --backbone", TRAINING, "is --arch here: --arch {value}", "resnet50"),
@@ -217,8 +227,8 @@ MEANINGS: tuple[Meaning, ...] = (
     # python -m pipeline.evaluate
     Meaning("--checkpoint --resume --ckpt --ckpt-path --model-path --run", EVALUATION,
             "is not needed: name the run folder or the checkpoint itself, as in python -m pipeline.evaluate RUN"),
-    Meaning("--model -a", EVALUATION, "is --arch here, and goes with --weights-file: --arch {value}", "resnet50"),
-    Meaning("--pretrained", EVALUATION, "is --weights-file here: a state dict in torchvision's names"),
+    Meaning("--model -a", EVALUATION, "is --arch here, and goes with --weights FILE: --arch {value}", "resnet50"),
+    Meaning("--pretrained", EVALUATION, "is --weights here: torchvision:{value}, or a FILE with --arch and --preprocessing", "resnet50"),
     Meaning(_BATCH, EVALUATION, "is not needed: scores do not depend on it"),
     Meaning(_THREADS, EVALUATION, "is --threads here: --threads {value}"),
     Meaning(_AMP, EVALUATION, "is --precision here: --precision bf16"),
