@@ -36,7 +36,7 @@ _resnets_options() { # $1: command
         'launch/status.py') echo "--follow --help --json --runs" ;;
         'data_prep/digits.py') echo "--help --json" ;;
         'data_prep/shard_cifar10.py') echo "--help --hold-out --json --name --samples-per-shard --seed --skip-corrupt --workers" ;;
-        'data_prep/shard_imagenet.py') echo "--help --json --max-short-side --name --samples-per-shard --seed --skip-corrupt --statistics-images --statistics-short-side --statistics-size --workers" ;;
+        'data_prep/shard_imagenet.py') echo "--help --hold-out --json --max-short-side --name --samples-per-shard --seed --skip-corrupt --statistics-images --statistics-short-side --statistics-size --workers" ;;
         'data_prep/verify.py') echo "--fast --help --json --workers" ;;
     esac
 }

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.hold_out import OPTION, amount
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.plan import Settings
@@ -53,6 +54,16 @@ def add_preparing_options(parser: CommandParser, name: str, source: str, places:
         "--skip-corrupt", action="store_true", help="leave out images that do not decode; the manifest lists them"
     )
     parser.add_json_option()
+
+
+def add_hold_out_option(parser: CommandParser, more: str) -> None:
+    """Add --hold-out. more: rest of its help text."""
+    parser.add_argument(
+        OPTION,
+        type=amount,
+        metavar="SHARE|N",
+        help=f"training images become val: a share of every class (0.1), or N of all, drawn by --seed; {more}",
+    )
 
 
 def add_workers_option(parser: CommandParser) -> None:

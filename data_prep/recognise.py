@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from data_prep import ilsvrc
+from data_prep.hold_out import OPTION, hold_out
 from data_prep.sources import NAMED, Listing, class_folders, is_folder
 from pipeline.base.command import UserError
 from pipeline.data.dataset import ClassInfo
@@ -64,19 +66,35 @@ def split_in(source: Path, split: str) -> Path | None:
 
 
 def tell_of_other_folders(source: Path, places: dict[str, Path | None]) -> None:
-    """Say which folders of `source` hold no split that was recognised, and whether there is no val split."""
+    """Say which folders of `source` hold no split that was recognised."""
     known = {path.relative_to(source).parts[0] for path in places.values() if path} | {ilsvrc.DEVKIT}
     with os.scandir(source) as entries:
         others = sorted(one.name for one in entries if not one.name.startswith(".") and is_folder(one))
     if others := [name for name in others if name not in known]:
         more = ", ..." if len(others) > NAMED else ""
         print(f"not looked at in {source}: {', '.join(f'{name}/' for name in others[:NAMED])}{more}", file=sys.stderr)
-    if places["val"] is None:
+
+
+def with_val(source: Path, listings: dict[str, Listing], held: Fraction | int | None, seed: int) -> dict[str, Listing]:
+    """Return the splits of `source` with a val that is `held` out of train, where that was asked for.
+
+    Says what can be done where there is no val, and raises UserError where there is one already.
+    """
+    if held is not None and "val" in listings:
+        raise UserError(
+            f"{source} has a val split already ({listings['val'].kind}): leave {OPTION} out, or take that split away"
+        )
+    if held is not None:
+        train, val = hold_out(listings["train"], held, seed)
+        return {"train": train, "val": val, **{name: one for name, one in listings.items() if name != "train"}}
+    if "val" not in listings:
         looked = f"val/, {', '.join(f'{name}/' for name in VAL_NAMES)} and {ilsvrc.VAL_TAR}"
         print(
-            f"there is no val split in {source} (looked for {looked}): training will measure no val error",
+            f"there is no val split in {source} (looked for {looked}): training will measure no val error; {OPTION} 0.1 "
+            "makes one of a tenth of each class's images",
             file=sys.stderr,
         )
+    return listings
 
 
 def list_split(source: Path, split: str, path: Path, devkit: ilsvrc.Devkit | None) -> Listing:

@@ -82,7 +82,8 @@ class Listing:
     kind: what was recognised, in words. classes: names, sorted; () for an unlabelled split. containers: folders and tars.
     rows: one per image: container u4, offset i8 (WHOLE_FILE: the file `name` below the folder `container`), size i8 (bytes),
     stamp i8 (modification time of the file, ns), label i2 (index into `classes`, or UNLABELLED), name (file name, or path
-    below the container, bytes). passed_over: the other files, without hidden ones.
+    below the container, bytes). passed_over: the other files, without hidden ones. held_out: of a split that was drawn from
+    another one's images, what the manifest says of it.
     """
 
     kind: str
@@ -90,6 +91,7 @@ class Listing:
     containers: tuple[str, ...]
     rows: NDArray[Any]
     passed_over: tuple[PassedOver, ...] = ()
+    held_out: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)

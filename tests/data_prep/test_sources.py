@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 from data_prep import reading, shard_imagenet
 from data_prep.plan import order_split
 from data_prep.reading import SourceImage, read_all
-from data_prep.recognise import recognise
+from data_prep.recognise import recognise, with_val
 from data_prep.sources import WHOLE_FILE, class_folders, list_folder
 from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
@@ -121,7 +121,7 @@ def test_two_val_splits_of_other_names(source):
 
 def test_no_val_split_is_said(source, capsys):
     (source / "testing").mkdir()
-    recognise(source)
+    with_val(source, recognise(source).listings, None, 0)
     printed = capsys.readouterr().err
     assert "there is no val split" in printed and f"not looked at in {source}: testing/" in printed
 
