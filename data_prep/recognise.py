@@ -10,12 +10,14 @@ from pathlib import Path
 
 from data_prep import ilsvrc
 from data_prep.hold_out import OPTION, hold_out
-from data_prep.sources import NAMED, Listing, class_folders, is_folder
+from data_prep.sources import NAMED, Listing, class_folders, is_folder, is_image_name
 from pipeline.base.command import UserError
 from pipeline.data.dataset import ClassInfo
 
 SPLITS = ("train", "val", "test")
 VAL_NAMES = ("validation", "valid")  # other names of val, where there is none of that name
+# Names that a folder of a split may have, and a class hardly.
+SPLIT_WORDS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +28,11 @@ class Source:
     classes: tuple[ClassInfo, ...]
 
 
-def recognise(source: Path) -> Source:
-    """List the splits of `source`. Raises UserError if it is missing, empty, ambiguous or of no known layout."""
+def recognise(source: Path, destination: Path | None = None) -> Source:
+    """List the splits of `source`. Raises UserError if it is missing, empty, ambiguous or of no known layout.
+
+    destination: the dataset folder to make, which must not lie among folders that are classes.
+    """
     if not source.exists():
         raise UserError(f"the source {source} does not exist: give the folder that holds the images")
     if not source.is_dir():
@@ -36,11 +41,11 @@ def recognise(source: Path) -> Source:
         raise UserError(f"the source {source} is empty: give the folder that holds the images")
     places = {split: split_in(source, split) for split in SPLITS}
     if places["train"] is None:
-        raise UserError(
-            f"the source {source} has no training images: looked for train/CLASS/, {ilsvrc.TRAIN_TAR} and "
-            f"{ilsvrc.KAGGLE_IMAGES}/train"
-        )
-    tell_of_other_folders(source, places)
+        count = check_own_classes(source, places, destination)
+        print(f"there is no train/ in {source}: reading its {count:,} folders as classes", file=sys.stderr)
+        places["train"] = source
+    else:
+        tell_of_other_folders(source, places)
     devkit = ilsvrc.read_devkit(source)
     listings = {split: list_split(source, split, path, devkit) for split, path in places.items() if path}
     names: dict[str, ClassInfo] = {}
@@ -63,6 +68,48 @@ def split_in(source: Path, split: str) -> Path | None:
     if len(paths) > 1:
         raise UserError(f"the source {source} holds {split} twice, {paths[0]} and {paths[1]}: move one of them away")
     return paths[0] if paths else None
+
+
+def check_own_classes(source: Path, places: dict[str, Path | None], destination: Path | None) -> int:
+    """Return how many folders `source` has, all of which are classes: SOURCE/cats/*.jpg, SOURCE/dogs/*.jpg.
+
+    Raises UserError where that is not certain: folders that hold no picture themselves may be splits, or lie a level too high.
+    """
+    with os.scandir(source) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    folders = sorted(entry.name for entry in visible if is_folder(entry))
+    empty = [name for name in folders if not _has_picture(source / name)]
+    splits = [name for name in folders if name.lower() in SPLIT_WORDS]
+    if not folders or len(empty) == len(folders) or any(places.values()) or splits or is_ilsvrc(source):
+        loose = sum(is_image_name(entry.name) for entry in visible if not is_folder(entry))
+        here = f" (its {loose:,} pictures lie in no folder that would be their class)" if loose else ""
+        raise UserError(
+            f"the source {source} has no training images{here}: looked for train/CLASS/, {ilsvrc.TRAIN_TAR}, "
+            f"{ilsvrc.KAGGLE_IMAGES}/train, and CLASS/ with pictures and no folder of a split beside it: put each class's "
+            "pictures into train/CLASS/ there"
+        )
+    if empty:
+        raise UserError(
+            f"{source} has no train/, and not all of its folders can be classes: {empty[0]}/ has no pictures: remove it, put "
+            "pictures there, or put the classes' folders into train/"
+        )
+    if len(folders) == 1:
+        raise UserError(
+            f"{source} has no train/, and one folder of pictures alone, {folders[0]}/: give the folder whose folders are the "
+            "classes, of which there must be two"
+        )
+    if destination is not None and destination.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"the destination {destination} lies among the classes of {source}: give a folder elsewhere")
+    return len(folders)
+
+
+def _has_picture(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(is_image_name(entry.name) and not entry.name.startswith(".") for entry in entries)
+
+
+def is_ilsvrc(source: Path) -> bool:
+    return any((source / name).is_dir() for name in (ilsvrc.DEVKIT, ilsvrc.KAGGLE_IMAGES.parts[0]))
 
 
 def tell_of_other_folders(source: Path, places: dict[str, Path | None]) -> None:

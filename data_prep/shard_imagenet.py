@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         size=args.statistics_size, short_side=args.statistics_short_side, images=args.statistics_images
     )
     settle_places(args, PLACES)
-    source = recognise(args.source)
+    source = recognise(args.source, args.destination)
     listings = with_val(args.source, source.listings, args.hold_out, args.seed)
     rules = ImageRules(max_short_side=args.max_short_side)
     make_dataset(listings, source.classes, statistics, rules, args)
