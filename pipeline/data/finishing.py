@@ -15,6 +15,7 @@ from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray
 from pipeline.data.augment import Views
 from pipeline.data.batch import Batch, BatchRequest
 from pipeline.data.graphs import DeviceNormalization, Normalization, crop_places, pad_and_crop, pad_and_gather
+from pipeline.data.mixing import mix, swapped
 
 _CHUNK = 8  # images that one thread finishes at a time
 _ALIGNED = 16  # bytes, for every dtype
@@ -48,8 +49,8 @@ class Finish:
             return self._on_cpu(np.asarray(images.as_tensor()), request, workers), None
         with torch.cuda.stream(self.stream):
             normalized = self._copied(images.as_tensor(), self.stream)
-            labels, *places = self._send(request.labels, *self._places(request.views, normalized))
-            return self._completed(normalized, labels, places, request, self.stream)
+            sent = self._send(request.labels, *self._places(request.views, normalized), *_mixing(request))
+            return self._completed(normalized, sent, request, self.stream)
 
     def from_memory(self, pixels: torch.Tensor, request: BatchRequest) -> Finished:
         """Make a batch as a call does, from a whole decoded split on the device: uint8 [samples, S, S, 3]."""
@@ -58,8 +59,8 @@ class Finish:
             return self._on_cpu(pixels.numpy()[ids], request, None), None
         with torch.cuda.stream(self.stream):
             places = self._places(request.views, pixels)
-            samples, shift, labels, *sent = self._send(ids, colour, request.labels, *places)
-            return self._completed(self._on_device(pixels[samples], shift), labels, sent, request, self.stream)
+            samples, shift, *sent = self._send(ids, colour, request.labels, *places, *_mixing(request))
+            return self._completed(self._on_device(pixels[samples], shift), sent, request, self.stream)
 
     def _on_cpu(self, source: NDArray[np.uint8], request: BatchRequest, workers: ThreadPoolExecutor | None) -> Batch:
         """The float arithmetic also makes the copy out of DALI's memory."""
@@ -72,7 +73,8 @@ class Finish:
         pixels, views = torch.from_numpy(result), request.views
         if self.pad is not None:
             pixels = pad_and_crop(pixels, views.crop_start, views.mirror, self.pad)
-        return Batch(pixels, torch.from_numpy(request.labels), request.presentations.ids)
+        pixels, mixed = _mixed(pixels, [torch.from_numpy(array) for array in _mixing(request)])
+        return Batch(pixels, torch.from_numpy(request.labels), request.presentations.ids, mixed)
 
     def _copied(self, images: Any, stream: torch.cuda.Stream) -> torch.Tensor:
         """Copy DALI's float32 tensor, in the order of `stream`; the host does not wait.
@@ -89,16 +91,18 @@ class Finish:
     def _completed(
         self,
         normalized: torch.Tensor,
-        labels: torch.Tensor,
-        places: list[torch.Tensor],
+        sent: list[torch.Tensor],
         request: BatchRequest,
         stream: torch.cuda.Stream,
     ) -> Finished:
+        """sent: what `_send` made of the labels, `_places` and `_mixing`."""
+        labels, *rest = sent
         if self.pad is not None:
-            rows, columns = places
+            rows, columns, *rest = rest
             normalized = pad_and_gather(normalized, rows, columns, self.pad)
-        # DALI cannot make bfloat16 (it has no such type).
-        batch = Batch(normalized.to(self.dtype), labels, request.presentations.ids)
+        normalized, mixed = _mixed(normalized, rest)
+        # DALI cannot make bfloat16 (it has no such type). Pixels are mixed in float32 and rounded once.
+        batch = Batch(normalized.to(self.dtype), labels, request.presentations.ids, mixed)
         event = torch.cuda.Event()
         event.record(stream)
         return batch, event
@@ -118,6 +122,23 @@ class Finish:
             sent[place : place + array.nbytes].view(_dtype_of(array)).reshape(array.shape)
             for array, place in zip(arrays, places, strict=True)
         ]
+
+
+def _mixing(request: BatchRequest) -> tuple[NDArray[Any], ...]:
+    """What `_mixed` takes, as arrays: boxes and shares of the pairs, partners' labels and weights of the rows. () unmixed."""
+    if (mixes := request.mixes) is None:
+        return ()
+    return mixes.box, mixes.share, swapped(request.labels), mixes.weight.repeat(2)
+
+
+def _mixed(
+    images: torch.Tensor, mixing: list[torch.Tensor]
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    """Mix the pairs of `images`, where there is something in `mixing`; returns `images` and `mixed` of a Batch."""
+    if not mixing:
+        return images, None
+    box, share, partners, weights = mixing
+    return mix(images, box, share), (partners, weights)
 
 
 def _dtype_of(array: NDArray[Any]) -> torch.dtype:

@@ -13,6 +13,7 @@ from pipeline.data.batch import BatchStream, LoaderConfig
 from pipeline.data.dataset import Split, Statistics
 from pipeline.data.graphs import Graph, GraphKind, Normalization
 from pipeline.data.memory import fits_in_memory
+from pipeline.data.mixing import Mixes, MixingConfig, draw_mixes
 from pipeline.data.order import Presentations
 
 
@@ -59,19 +60,24 @@ def training_plan(
     size: int,
     batches: Iterable[Presentations] = (),
     normalization: Normalization | None = None,
+    mixing: MixingConfig | None = None,
 ) -> Plan:
     """Plan training `batches` of at most `size` rows; `seed` keys the draws.
 
-    normalization: None subtracts the mean of `statistics` (section 3.4).
+    normalization: None subtracts the mean of `statistics` (section 3.4). mixing: the batches then have even numbers of rows.
     """
 
     def views_of(presentations: Presentations, shapes: Int) -> Views:
         epochs, ids, (heights, widths) = presentations.epochs, presentations.ids, shapes.T
         return training_views(seed, epochs, ids, heights, widths, augment, statistics)
 
+    def mixes_of(presentations: Presentations) -> Mixes:
+        assert mixing is not None
+        return draw_mixes(seed, presentations, augment.crop, mixing)
+
     padded = augment.kind == "pad-crop"
     normalized = normalization or Normalization.of(statistics, augment.crop)
-    stream = BatchStream(split, size, batches, views_of)
+    stream = BatchStream(split, size, batches, views_of, mixes_of if mixing is not None and mixing.on else None)
     return Plan(stream, "source" if padded else "crop", augment.crop, normalized, resizes=not padded)
 
 
