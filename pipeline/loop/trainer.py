@@ -18,6 +18,7 @@ from pipeline.data.augment import CenterCrop
 from pipeline.data.dataset import Dataset
 from pipeline.data.ladder import Record, decoding_facts, with_decoder
 from pipeline.data.loader import BatchIterator, training_batches
+from pipeline.data.mixing import check_pairs
 from pipeline.data.order import Order
 from pipeline.data.plans import evaluation_plan, training_plan
 from pipeline.data.probe import LIMIT_SECONDS, Probe
@@ -58,6 +59,7 @@ class Trainer:
             )
         self.order = Order(len(self.train_split), config.batch, config.seed, config.shuffle_block)
         self.plan = plan_groups(config.batch, config.bn_group, world.rank, world.size)
+        check_pairs(config.mixing, config.batch, world.size)
         generator = torch.Generator().manual_seed(config.seed)
         model = build(
             config.arch, classes=dataset.classes, shortcut=config.shortcut, stride=config.stride, generator=generator
@@ -126,12 +128,16 @@ class Trainer:
             stop_iteration=config.iterations if count is None else iteration + count,
             device=self.world.device,
             config=self.loader,
+            mixing=config.mixing,
             dtype=self.step.images_dtype,
         )
 
-    def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def update(
+        self, images: torch.Tensor, labels: torch.Tensor, mixed: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> None:
+        """Make one update on this rank's rows of a mini-batch, as a Batch holds them."""
         self.world.watchdog.note("forward and backward", self.progress.iteration)
-        self.step.step(images, labels, self.schedule.lr(self.progress.iteration))
+        self.step.step(images, labels, self.schedule.lr(self.progress.iteration), mixed)
         self.progress.iteration += 1
         self.clock.updates += 1
 

@@ -1,35 +1,45 @@
-"""SGD with momentum as the paper ran it (section 3.4): Caffe's momentum, weight decay on every parameter."""
+"""SGD with momentum as the paper ran it (section 3.4): Caffe's momentum, weight decay on every parameter. Or LAMB (lamb.py)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from pipeline.base.command import UserError
+from pipeline.training.lamb import Lamb
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """SGD.
+    """SGD, or LAMB.
 
     Args:
+        kind: sgd, as in the paper, or lamb, for large mini-batches ("ResNet strikes back"), which takes lr and weight_decay,
+            and of the other keys those whose names begin with lamb.
         lr: base learning rate; 0.1 in the paper.
         momentum: 0.9 in the paper.
         weight_decay: 1e-4 in the paper.
         decay_norm_and_bias: whether weight decay also applies to BN's scales and shifts and to biases, as in the paper.
         caffe_momentum: whether a change of the learning rate rescales the momentum, as in Caffe's update (v = m v + lr g);
             false keeps PyTorch's behaviour.
+        lamb_betas: decays, per update, of LAMB's moving averages of the gradients and of their squares.
+        lamb_eps: what LAMB adds to the divisor of a step.
+        lamb_clip_norm: length of the gradient of all weights together to which LAMB shortens a longer one; 0 shortens none.
     """
 
+    kind: Literal["sgd", "lamb"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4
     decay_norm_and_bias: bool = True
     caffe_momentum: bool = True
+    lamb_betas: tuple[float, float] = (0.9, 0.999)  # these and the next two: timm's, timm/optim/lamb.py
+    lamb_eps: float = 1e-6
+    lamb_clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
@@ -38,6 +48,14 @@ class OptimizerConfig:
             raise UserError(f"optimizer.momentum is {self.momentum}: it must be at least 0 and less than 1")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"optimizer.weight_decay is {self.weight_decay}: it must be at least 0, such as 0.0001")
+        if not all(0 <= beta < 1 for beta in self.lamb_betas):
+            raise UserError(
+                f"optimizer.lamb_betas is {list(self.lamb_betas)}: both must be at least 0 and less than 1, as [0.9, 0.999]"
+            )
+        if not 0 < self.lamb_eps < math.inf or not 0 <= self.lamb_clip_norm < math.inf:
+            raise UserError(
+                "optimizer.lamb_eps must be above 0, such as 1e-6, and optimizer.lamb_clip_norm at least 0, such as 1"
+            )
 
 
 class SGD(torch.optim.SGD):
@@ -46,6 +64,10 @@ class SGD(torch.optim.SGD):
     A recorded update (replay.py) keeps the numbers of its recording and reads tensors anew: one recording serves every rate.
     `param_groups`, and so checkpoints, hold the number.
     """
+
+    found_inf: (
+        torch.Tensor
+    )  # float32 [] on the device, set before each step: where it is not 0, the step changes nothing
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float) -> None:
         # fused: one pass over memory, the same bits as foreach, and it skips an update without waiting for the device.
@@ -66,7 +88,7 @@ class SGD(torch.optim.SGD):
                 group["lr"] = number
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD:
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD | Lamb:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.decay_norm_and_bias:
         groups = [{"params": parameters, "weight_decay": config.weight_decay}]
@@ -76,6 +98,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD:
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
+    if config.kind == "lamb":
+        return Lamb(groups, config.lr, config.lamb_betas, config.lamb_eps, config.lamb_clip_norm)
     optimizer = SGD(groups, config.lr, config.momentum)
     if config.momentum:
         # Zeros change nothing (0.9 * 0 + g is the first update's g), and no buffer is missing after a skipped first update.
@@ -84,7 +108,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD:
     return optimizer
 
 
-def set_learning_rate(optimizer: SGD, lr: float, config: OptimizerConfig) -> None:
+def set_learning_rate(optimizer: SGD | Lamb, lr: float, config: OptimizerConfig) -> None:
     """Set `lr` for the next update, without waiting for the device.
 
     Caffe keeps v = m v + lr g and does w -= v; PyTorch keeps b = m b + g and does w -= lr b, so v = lr b. After a change
@@ -92,7 +116,7 @@ def set_learning_rate(optimizer: SGD, lr: float, config: OptimizerConfig) -> Non
     """
     for group in optimizer.param_groups:
         old = group["lr"]
-        if config.caffe_momentum and lr != old and old > 0 and lr > 0:
+        if config.kind == "sgd" and config.caffe_momentum and lr != old and old > 0 and lr > 0:
             buffers = [state["momentum_buffer"] for p in group["params"] if (state := optimizer.state.get(p))]
             if buffers:
                 torch._foreach_mul_(buffers, old / lr)

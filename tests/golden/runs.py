@@ -182,7 +182,8 @@ def _lengths_of(config: Config) -> dict[str, Value]:
     newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
     assert newest is not None and newest.iteration == config.iterations
     state = newest.state
-    momentum = [one["momentum_buffer"] for one in state["training"]["optimizer"]["state"].values()]
+    moving = "exp_avg" if config.optimizer.kind == "lamb" else "momentum_buffer"
+    momentum = [one[moving] for one in state["training"]["optimizer"]["state"].values()]
     values = _lengths("the momentum", momentum)
     for key, title in {"model": "the weights", "model_ema": "the moving average"}.items():
         weights = [tensor for name, tensor in state.get(key, {}).items() if not STATISTICS.search(name)]
