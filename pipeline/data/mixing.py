@@ -23,7 +23,7 @@ from pipeline.base.command import UserError
 from pipeline.data.order import Presentations
 from pipeline.data.philox import philox, uniform
 
-MIXING_STREAM = 3  # beside order.ORDER_STREAM and augment.AUGMENT_STREAM: the second half of the Philox key
+MIXING_STREAM = 3  # beside order.ORDER_STREAM and draws.AUGMENT_STREAM: the second half of the Philox key
 
 
 @dataclass(frozen=True, kw_only=True)

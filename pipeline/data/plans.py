@@ -22,7 +22,7 @@ class Plan:
     """The batches of `stream`, made with a graph of `kind` whose images are `crop` pixels square.
 
     resizes: whether the views resize or cut images, so that a split of `crop` pixels square cannot be kept decoded.
-    evaluates: see `config_of`.
+    evaluates: see `config_of`. varies: whether RandAugment works on the images, so that they leave the graph as uint8.
     """
 
     stream: BatchStream
@@ -31,6 +31,7 @@ class Plan:
     normalization: Normalization
     resizes: bool
     evaluates: bool = False
+    varies: bool = False
 
     def config_of(self, config: LoaderConfig) -> LoaderConfig:
         """Return what holds for these batches: an evaluation must not substitute images.
@@ -47,7 +48,7 @@ class Plan:
     def graph(self, config: LoaderConfig, device: torch.device) -> Graph:
         """Return the graph for batches on `device`."""
         config = self.config_of(config)
-        normalization = self.normalization if device.type == "cuda" else None
+        normalization = self.normalization if device.type == "cuda" and not self.varies else None
         rung = config.rung(device)
         return Graph(self.kind, self.crop, rung, normalization, config.hw_share, config.fancy_upsampling)
 
@@ -78,7 +79,8 @@ def training_plan(
     padded = augment.kind == "pad-crop"
     normalized = normalization or Normalization.of(statistics, augment.crop)
     stream = BatchStream(split, size, batches, views_of, mixes_of if mixing is not None and mixing.on else None)
-    return Plan(stream, "source" if padded else "crop", augment.crop, normalized, resizes=not padded)
+    varies = augment.kind != "none" and augment.rand_augment.operations > 0
+    return Plan(stream, "source" if padded else "crop", augment.crop, normalized, resizes=not padded, varies=varies)
 
 
 def evaluation_plan(
