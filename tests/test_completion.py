@@ -26,7 +26,11 @@ COMPLETED = {
     "python launch/local.py --precision ": ["float32", "bf16"],
     "python launch/local.py --compile ": ["true", "false"],
     "python launch/local.py --print-config --bn": ["--bn-group"],
-    "python launch/local.py --config configs/im": ["configs/imagenet.yaml", "configs/imagenet_fast.yaml"],
+    "python launch/local.py --config configs/im": [
+        "configs/imagenet.yaml",
+        "configs/imagenet_a3.yaml",
+        "configs/imagenet_fast.yaml",
+    ],
     "python launch/local.py --data ": ["data/small"],
     "python launch/local.py --batch ": [],
     "./launch/slurm.py --parti": ["--partition"],

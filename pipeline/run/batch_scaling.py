@@ -1,7 +1,8 @@
 """`--scale-batch F`, weak scaling (contract 4): the same recipe with mini-batches F times as large.
 
 By the linear scaling rule (Goyal et al. 2017, Accurate, Large Minibatch SGD, section 2.1): learning rates times F with a
-linear warm-up, everything counted in iterations divided by F, so that the images seen stay the same.
+linear warm-up, everything counted in iterations divided by F, so that the images seen stay the same. LAMB's learning rates
+are multiplied by the square root of F (You et al. 2020, Large Batch Optimization for Deep Learning, section 4).
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def scale_batch(config: Config, factor: Fraction) -> Config:
     The moving average of the weights keeps its span in images. Periods that change nothing (checkpoints) are rounded.
     """
     _check_even(config, factor)
-    rate = float(factor)
+    grown = float(factor)
+    rate = grown**0.5 if config.optimizer.kind == "lamb" else grown
     fewer = stretch(config, 1 / factor, "iterations")
     schedule = fewer.schedule
     warmup = schedule.warmup_iterations
@@ -44,8 +46,8 @@ def scale_batch(config: Config, factor: Fraction) -> Config:
     return replace(
         fewer,
         batch=int(config.batch * factor),
-        batch_scale=config.batch_scale * rate,
-        ema_decay=config.ema_decay**rate,
+        batch_scale=config.batch_scale * grown,
+        ema_decay=config.ema_decay**grown,
         optimizer=replace(config.optimizer, lr=config.optimizer.lr * rate),
         schedule=replace(schedule, warmup_iterations=warmup, start_lr=start_lr),
     )

@@ -68,6 +68,7 @@ RECIPES: Mapping[str, Mapping[str, object]] = {
             {"until": 9, "crop": 22, "short_side": [23, 26]},
         ],
     },
+    "configs/imagenet_a3.yaml": {"schedule.warmup_iterations": 4},
     # The digits are 48 x 48 pixels, and pad-crop takes images as they are.
     "configs/cifar10.yaml": {
         "augment.crop": 48,

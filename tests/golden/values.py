@@ -33,7 +33,8 @@ from pipeline.data.augment import (
 from pipeline.data.dataset import Statistics
 from pipeline.data.erasing import EraseConfig
 from pipeline.data.loader import BatchIterator, LoaderConfig, evaluation_batches, training_batches
-from pipeline.data.order import Order
+from pipeline.data.mixing import MixingConfig, draw_mixes
+from pipeline.data.order import Order, Presentations
 from pipeline.data.philox import philox, standard_normal, uniform
 from pipeline.data.rand_augment import RandAugmentConfig
 from pipeline.models.resnet import build
@@ -49,6 +50,7 @@ IMAGENET, CIFAR10, DIGITS = 1_281_167, 50_000, 1_442  # training images
 SAMPLES = {
     "configs/imagenet.yaml": IMAGENET,
     "configs/imagenet_fast.yaml": IMAGENET,
+    "configs/imagenet_a3.yaml": IMAGENET,
     "configs/cifar10.yaml": CIFAR10,
     "configs/demo.yaml": DIGITS,
 }
@@ -171,6 +173,22 @@ def kinds_of_views() -> Made:
     values: dict[str, Value] = {}
     for name, augment in settings.items():
         values |= _views(f"the views of {name} presentations", 3, augment)
+    return Made({}, values)
+
+
+def mixes() -> Made:
+    """How pairs of images are mixed: boxes by their bits, weights by numbers."""
+    values: dict[str, Value] = {}
+    numbers = np.arange(2 * PRESENTATIONS, dtype=np.int64)
+    shown = Presentations(numbers % 7, numbers * 4_001 % IMAGENET)
+    for name, config in {
+        "mixup": MixingConfig(mixup=0.2),
+        "cutmix": MixingConfig(cutmix=1.0),
+        "both": MixingConfig(mixup=0.1, cutmix=1.0),
+    }.items():
+        drawn = draw_mixes(3, shown, 160, config)
+        values[f"the boxes of {name}"] = sha256([drawn.box])
+        values[f"the weights of {name}"] = Numbers((*drawn.weight[:20].tolist(), float(drawn.weight.mean())), 1e-5)
     return Made({}, values)
 
 
@@ -327,6 +345,7 @@ CASES: dict[str, Callable[[], Made]] = {
     "orders in blocks": order_in_blocks,
     **{f"augmentation of {recipe}": partial(recipe_views, recipe) for recipe in SAMPLES},
     "augmentation of every kind": kinds_of_views,
+    "mixed pairs": mixes,
     "views of evaluations": evaluation_views,
     "colours": colours,
     **{f"schedule of {recipe}": partial(schedule, recipe) for recipe in SAMPLES},
