@@ -50,6 +50,7 @@ class Trainer:
         check_precision(config.precision, world.device, warns=world.is_main)
         self.config, self.dataset, self.world = config, dataset, world
         self.loader = with_queues(config.loader, world)
+        self.statistics = dataset.statistics.subtracting(config.subtract)
         self.train_split = dataset.split("train")
         val_split = dataset.split("val") if "val" in dataset.manifest.splits else None
         if not val_split and config.schedule.kind == "plateau":
@@ -71,8 +72,7 @@ class Trainer:
         self.progress = RunProgress()
         self.validation: Validation | None = None
         if val_split:
-            statistics = dataset.statistics
-            self.validation = Validation(config, val_split, statistics, self.loader, self.step, self.progress)
+            self.validation = Validation(config, val_split, self.statistics, self.loader, self.step, self.progress)
         self.recomputed: dict[str, torch.Tensor] | None = None  # the model with recomputed BN statistics, at the end
         self.skipped = 0  # consecutive skipped updates
         self.figures: dict[str, str] = {}
@@ -98,7 +98,7 @@ class Trainer:
 
         attempts: of the run, this one last (run.json). See `with_decoder`, and for the errors too.
         """
-        config, statistics = self.config, self.dataset.statistics
+        config, statistics = self.config, self.statistics
         augment = replace(config.augment, stages=())  # the graphs of other stages differ in size alone
         plans = [training_plan(self.train_split, config.seed, augment, statistics, config.batch)]
         if self.validation:
@@ -122,7 +122,7 @@ class Trainer:
             self.train_split,
             self.order,
             config.augment,
-            self.dataset.statistics,
+            self.statistics,
             rows=self.plan.rows,
             start_iteration=iteration,
             stop_iteration=config.iterations if count is None else iteration + count,

@@ -22,6 +22,7 @@ from pipeline.base.checkout import DATA
 from pipeline.base.command import UserError, check_at_least, check_without_secrets
 from pipeline.base.output import shown
 from pipeline.data.augment import AugmentConfig
+from pipeline.data.dataset import Subtracted
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.mixing import MixingConfig
 from pipeline.data.storage import SECRETS_OF_STORAGE
@@ -78,6 +79,8 @@ class Config:
             are.
         gradient_compression: bf16 rounds gradients to bfloat16 where they travel between ranks, which halves the traffic and
             makes the weights depend on the number of ranks; reduction is then allreduce.
+        subtract: mean-image is subtracted pixel by pixel from images of its size, as in the paper, and its mean colour from
+            others; mean-colour is subtracted from all, for a run whose val images have another size than its training images.
         recompute_bn_images: training images over which BN mean and variance are recomputed as a plain average after training
             (paper 3.4 and the authors' README), rounded up to whole mini-batches; 0 recomputes nothing.
         loss: cross-entropy of the softmax, as in the paper; or binary-cross-entropy, where each class is a yes or no of its
@@ -125,6 +128,7 @@ class Config:
     shuffle_block: int = 1
     reduction: Literal["auto", "tree", "allreduce"] = field(default="auto", metadata=SURROUNDINGS)
     gradient_compression: Literal["none", "bf16"] = "none"
+    subtract: Subtracted = "mean-image"
     recompute_bn_images: int = field(default=51_200, metadata={"unit": "images"})
     loss: Loss = "cross-entropy"
     label_smoothing: float = 0.0

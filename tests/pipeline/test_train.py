@@ -15,6 +15,7 @@ import pytest
 from pipeline.data.augment import AugmentConfig
 from pipeline.data.mixing import MixingConfig
 from pipeline.data.order import Order
+from pipeline.data.rand_augment import RandAugmentConfig
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.loop.trainer import Trainer
 from pipeline.run.config import Config, to_yaml
@@ -144,10 +145,12 @@ def test_a_scaled_run_says_so(digits: Path, tmp_path: Path) -> None:
 
 @pytest.mark.costly("a training, and its second half on two processes")
 def test_a_mixed_run_is_the_same_on_two_processes_and_after_a_stop(undisturbed: Config, tmp_path: Path) -> None:
-    """With mixup, cutmix, binary cross-entropy and LAMB; the second attempt goes on from the checkpoint halfway."""
+    """With what configs/imagenet_a3.yaml switches on; the second attempt goes on from the checkpoint halfway."""
     lamb = OptimizerConfig(kind="lamb", lr=0.005, weight_decay=0.02, decay_norm_and_bias=False)
     modern = replace(
-        undisturbed, runs=str(tmp_path), name="whole", iterations=12, augment=ONE_STAGE, optimizer=lamb,
+        undisturbed, runs=str(tmp_path), name="whole", iterations=12, optimizer=lamb, subtract="mean-colour",
+        augment=AugmentConfig(kind="area-crop", crop=24, rand_augment=RandAugmentConfig(operations=2)),
+        evaluation=EvaluationConfig(every=6, short_side=34, crop=32),
         mixing=MixingConfig(mixup=0.1, cutmix=1.0), loss="binary-cross-entropy", target_threshold=0.2,
         checkpoint=CheckpointConfig(every=6), recompute_bn_images=64, label_smoothing=0.0,
     )  # fmt: skip
