@@ -172,10 +172,20 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("--sync-bn --sync-batchnorm --dist-bn", TRAINING,
             "is --bn-group here, the images that share statistics, on however many devices; as many as --batch are all"),
     Meaning(
-        "--mixup --mixup-alpha --cutmix --cutmix-alpha --auto-augment --aa --random-erase --reprob --ra-magnitude --ra-sampler "
-        "--color-jitter --scale --ratio --drop-path --dropout", TRAINING,
-        "has no equal here: images are varied as in the paper, by --augment.kind, --augment.flip and --augment.colour",
+        "--mixup --mixup-alpha --cutmix --cutmix-alpha --ra-sampler --color-jitter --drop-path --dropout", TRAINING,
+        "has no equal here: images are varied by what --augment.kind and the other keys of augment say",
     ),
+    Meaning("--auto-augment --aa", TRAINING,
+            "is --augment.rand-augment.operations here, with .magnitude, .deviation and .probability beside it: "
+            "--augment.rand-augment.operations 2 for RandAugment, the one policy there is"),
+    Meaning("--ra-magnitude", TRAINING,
+            "is --augment.rand-augment.magnitude here, 0..10: --augment.rand-augment.magnitude {value}", "6"),
+    Meaning("--random-erase --reprob", TRAINING,
+            "is --augment.erase.probability here: --augment.erase.probability {value}", "0.25"),
+    Meaning("--scale", TRAINING,
+            "is --augment.area here, of the random crops of --augment.kind area-crop: --augment.area '[0.08,1.0]'"),
+    Meaning("--ratio", TRAINING,
+            "is --augment.ratio here, of the random crops of --augment.kind area-crop: --augment.ratio '[0.75,1.33]'"),
     Meaning("--train-crop-size --img-size --input-size --crop-size --image-size --imgsz", TRAINING,
             "is --augment.crop here: --augment.crop {value}"),
     Meaning("--val-crop-size", TRAINING, "is --evaluation.crop here: --evaluation.crop {value}"),

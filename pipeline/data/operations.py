@@ -1,10 +1,12 @@
 """RandAugment's operations on pixels, one image at a time, so that an image does not depend on its batch.
 
 torchvision's functions compute them: on a CPU for Pillow images, that is by Pillow, as in timm; on a GPU for tensors there.
-The two differ by at most a grey level for `colour`, and for rotate, shear and translate also where the image meets the
-fill; all others have equal pixels (tests/pipeline/data/test_operations.py).
+The two differ by at most one grey level (auto-contrast, colour, contrast, and what is resampled), and by more along the line
+where a rotated, sheared or shifted image meets the fill, which torchvision blends on tensors and Pillow does not; the other
+operations have equal pixels (tests/pipeline/data/test_operations.py).
 
-Differences from timm: rotate, shear and translate resample bilinearly always, where timm's default draws bilinear or bicubic.
+Differences from timm: rotate, shear and translate resample bilinearly always, where timm's default draws bilinear or bicubic;
+posterize keeps at least one bit, where timm keeps none at magnitude 10, which Pillow 13 refuses.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def apply(image: Picture, operation: int, magnitude: float, fill: Sequence[float
         case "rotate":
             return functional.rotate(image, 30.0 * share, InterpolationMode.BILINEAR, fill=list(fill))
         case "posterize":
-            return functional.posterize(image, 4 - int(strength * 4))
+            return functional.posterize(image, max(1, 4 - int(strength * 4)))
         case "solarize":
             threshold = 256 - int(strength * 256)
             return functional.solarize(image, threshold) if threshold <= _WHITE else image
