@@ -12,7 +12,8 @@ import torch
 from pipeline.data.augment import AugmentConfig, training_views
 from pipeline.data.dataset import Statistics
 from pipeline.data.erasing import EraseConfig
-from pipeline.data.order import Order
+from pipeline.data.mixing import MixingConfig, draw_mixes
+from pipeline.data.order import Order, Presentations
 from pipeline.data.rand_augment import RandAugmentConfig
 from pipeline.training.tree import TreeAccumulator
 from tests.helpers import ROOT
@@ -81,6 +82,18 @@ def test_the_views_beside_the_paper(formulas: dict[str, Callable[..., Any]], see
             operation, magnitude = formulas["rand_augment"](seed, *shown, k, rand.magnitude, rand.deviation, 0.6)
             assert operation == views.operations[row, k]
             assert magnitude == pytest.approx(views.magnitudes[row, k], rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_mixed_images(formulas: dict[str, Callable[..., Any]], seed: int) -> None:
+    config = MixingConfig(mixup=0.2, cutmix=0.7, switch=0.4)
+    epochs, ids = np.repeat([0, 3, 119], 20), np.arange(60) * 20_011
+    drawn = draw_mixes(seed, Presentations(epochs, ids), 36, config)
+    for number in range(30):
+        shown = int(epochs[2 * number]), int(ids[2 * number])
+        box, weight = formulas["mixed"](seed, *shown, 36, config.mixup, config.cutmix, config.switch)
+        assert drawn.box[number].tolist() == list(box)
+        np.testing.assert_allclose(drawn.weight[number], weight, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])
