@@ -35,7 +35,7 @@ COMPLETED = {
     "python launch/local.py --batch ": [],
     "./launch/slurm.py --parti": ["--partition"],
     ".venv/bin/python -u /some/where/launch/ray_train.py --work": ["--workers"],
-    "torchrun --nproc-per-node 2 -m pipeline.train --optimizer.l": ["--optimizer.lr"],
+    "torchrun --nproc-per-node 2 -m pipeline.train --optimizer.mo": ["--optimizer.momentum"],
     "python launch/local.py --procs 2 --evaluate ": ["runs/a", "runs/b"],
     "python launch/local.py --procs 2 --evaluate runs/a --proto": ["--protocol"],
     "python -m pipeline.ex": ["pipeline.experiment", "pipeline.export"],
