@@ -51,6 +51,8 @@ def draw_erased(draws: Draws, side: int, config: EraseConfig) -> NDArray[np.int6
 
 def erase(images: torch.Tensor, boxes: NDArray[np.int64]) -> None:
     """Set the boxes of `draw_erased` to 0 in images [N, H, W, 3], on any device."""
+    # By NumPy on a CPU: torch would wake all its threads for each box, which took 0.7 ms of CPU time an image.
+    pixels = images.numpy() if images.device.type == "cpu" else images
     for row in np.flatnonzero(boxes[:, 2]).tolist():
         top, left, height, width = boxes[row].tolist()
-        images[row, top : top + height, left : left + width] = 0
+        pixels[row, top : top + height, left : left + width] = 0
