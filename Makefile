@@ -139,6 +139,7 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/loader.py
+	$(BIN)/python bench/augmentations.py
 	$(BIN)/python bench/pixels.py
 	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/shard.py

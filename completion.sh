@@ -9,7 +9,7 @@ if [ -n "${ZSH_VERSION:-}" ]; then
 fi
 
 _resnets_modules='pipeline.curves pipeline.ensemble pipeline.evaluate pipeline.experiment pipeline.export pipeline.mistakes pipeline.predict pipeline.report pipeline.responses pipeline.submit pipeline.tracking pipeline.train pipeline.tune'
-_resnets_keys='--arch --augment.colour --augment.crop --augment.flip --augment.kind --augment.pad --augment.short-side --augment.stages --batch --batch-scale --bn-group --checkpoint.every --checkpoint.keep-best --checkpoint.keep-every --checkpoint.keep-last --compile --compile-by --cuda-graph --cudnn-benchmark --data --deterministic --device --ema-decay --evaluation.crop --evaluation.every --evaluation.short-side --freeze-bn --gradient-compression --init --init-exclude --init-preprocessing --init-sha256 --init-weights --iterations --label-smoothing --loader.decode-ahead --loader.decode-on --loader.fancy-upsampling --loader.hw-decoder-load --loader.in-memory-mb --loader.on-decode-error --loader.read-ahead --loader.read-threads --loader.ready --loader.stage-to --loader.threads --name --on-nonfinite --optimizer.body-lr-factor --optimizer.caffe-momentum --optimizer.decay-norm-and-bias --optimizer.lr --optimizer.momentum --optimizer.weight-decay --precision --profile --recompute-bn-images --reduction --runs --schedule.drops --schedule.factor --schedule.kind --schedule.patience --schedule.start-lr --schedule.start-until-error --schedule.steps --schedule.threshold --schedule.warmup-iterations --seed --shortcut --shuffle-block --stride --threads --timeout-seconds --tracking.close-seconds --tracking.costs.co2-g-per-kwh --tracking.costs.currency --tracking.costs.price-per-gpu-hour --tracking.costs.price-per-kwh --tracking.experiment --tracking.log-every --tracking.mlflow --tracking.system-every --tracking.uri --lr --max-epochs --model --momentum --num-epochs --num-train-epochs --wd --weight-decay'
+_resnets_keys='--arch --augment.area --augment.colour --augment.crop --augment.erase.area --augment.erase.probability --augment.erase.ratio --augment.flip --augment.kind --augment.pad --augment.rand-augment.deviation --augment.rand-augment.magnitude --augment.rand-augment.operations --augment.rand-augment.probability --augment.ratio --augment.short-side --augment.stages --batch --batch-scale --bn-group --checkpoint.every --checkpoint.keep-best --checkpoint.keep-every --checkpoint.keep-last --compile --compile-by --cuda-graph --cudnn-benchmark --data --deterministic --device --ema-decay --evaluation.crop --evaluation.every --evaluation.short-side --freeze-bn --gradient-compression --init --init-exclude --init-preprocessing --init-sha256 --init-weights --iterations --label-smoothing --loader.decode-ahead --loader.decode-on --loader.fancy-upsampling --loader.hw-decoder-load --loader.in-memory-mb --loader.on-decode-error --loader.read-ahead --loader.read-threads --loader.ready --loader.stage-to --loader.threads --loss --mixing.cutmix --mixing.mixup --mixing.switch --name --on-nonfinite --optimizer.body-lr-factor --optimizer.caffe-momentum --optimizer.decay-norm-and-bias --optimizer.kind --optimizer.lamb-betas --optimizer.lamb-clip-norm --optimizer.lamb-eps --optimizer.lr --optimizer.momentum --optimizer.weight-decay --precision --profile --recompute-bn-images --reduction --runs --schedule.drops --schedule.factor --schedule.kind --schedule.patience --schedule.start-lr --schedule.start-until-error --schedule.steps --schedule.threshold --schedule.warmup-iterations --seed --shortcut --shuffle-block --stride --subtract --target-threshold --threads --timeout-seconds --tracking.close-seconds --tracking.costs.co2-g-per-kwh --tracking.costs.currency --tracking.costs.price-per-gpu-hour --tracking.costs.price-per-kwh --tracking.experiment --tracking.log-every --tracking.mlflow --tracking.system-every --tracking.uri --lr --max-epochs --model --momentum --num-epochs --num-train-epochs --wd --weight-decay'
 
 _resnets_options() { # $1: command
     case "$1" in
@@ -139,6 +139,8 @@ _resnets_values() { # $1: command, $2: option, or `word` for its words
         *' --reduction') echo 'auto tree allreduce' ;;
         *' --gradient_compression') echo 'none bf16' ;;
         *' --gradient-compression') echo 'none bf16' ;;
+        *' --subtract') echo 'mean-image mean-colour' ;;
+        *' --loss') echo 'cross-entropy binary-cross-entropy' ;;
         *' --on_nonfinite') echo 'stop skip' ;;
         *' --on-nonfinite') echo 'stop skip' ;;
         *' --precision') echo 'float32 bf16' ;;
@@ -151,8 +153,9 @@ _resnets_values() { # $1: command, $2: option, or `word` for its words
         *' --cuda_graph') echo 'true false' ;;
         *' --cuda-graph') echo 'true false' ;;
         *' --device') echo 'auto cpu cuda' ;;
-        *' --augment.kind') echo 'scale-crop pad-crop none' ;;
+        *' --augment.kind') echo 'scale-crop pad-crop area-crop none' ;;
         *' --augment.flip') echo 'true false' ;;
+        *' --optimizer.kind') echo 'sgd lamb' ;;
         *' --optimizer.decay_norm_and_bias') echo 'true false' ;;
         *' --optimizer.decay-norm-and-bias') echo 'true false' ;;
         *' --optimizer.caffe_momentum') echo 'true false' ;;

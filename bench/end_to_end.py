@@ -109,7 +109,7 @@ def measure_data(config: Config, options: argparse.Namespace) -> dict[str, list[
 
         def both() -> None:
             batch = next(batches)
-            trainer.update(batch.images, batch.labels)
+            trainer.update(batch.images, batch.labels, batch.mixed)
 
         updates: dict[str, Callable[[], Any]] = {
             "loader alone": lambda: next(batches),

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.out = args.out or Path("exported") / trained.name
     check_room(args.out / CARD)
     dataset = training_dataset(trained)
-    data = TrainingData.of(dataset, trained.crop)
+    data = TrainingData.of(dataset, trained.crop, trained.subtracted)
     module = Deployed(trained.net, Normalization(data.mean), trained.crop, data.classes).eval()
     exported = [export(module, args.out, name) for name in args.format]
     with replacing(args.out / MEAN) as file:

@@ -199,7 +199,7 @@ def update_to_the_end(
                 return False
             for sentence in batch.substitutions:
                 print(f"warning: {sentence}", file=sys.stderr)
-            trainer.update(batch.images, batch.labels)
+            trainer.update(batch.images, batch.labels, batch.mixed)
             stop.has_work()
             done, last = progress.iteration, progress.iteration == config.iterations
             if done % config.tracking.log_every == 0 or last:

@@ -11,7 +11,10 @@ import torch
 
 from pipeline.data.augment import AugmentConfig, training_views
 from pipeline.data.dataset import Statistics
-from pipeline.data.order import Order
+from pipeline.data.erasing import EraseConfig
+from pipeline.data.mixing import MixingConfig, draw_mixes
+from pipeline.data.order import Order, Presentations
+from pipeline.data.rand_augment import RandAugmentConfig
 from pipeline.training.tree import TreeAccumulator
 from tests.helpers import ROOT
 from tests.pages import read
@@ -56,6 +59,41 @@ def test_the_views(formulas: dict[str, Callable[..., Any]], seed: int) -> None:
         assert mirrored == views.mirror[row]
         shift = formulas["colour"](seed, epoch, sample, 0.1, statistics.eigenvalues, statistics.eigenvectors)
         np.testing.assert_allclose(views.colour[row], shift, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_views_beside_the_paper(formulas: dict[str, Callable[..., Any]], seed: int) -> None:
+    """Many presentations, so that every branch is taken: 30 x 400 pixels rarely hold a box of the drawn area and ratio."""
+    rand, erase = RandAugmentConfig(operations=2, probability=0.6), EraseConfig(probability=0.5, area=(0.3, 0.9))
+    config = AugmentConfig(kind="area-crop", crop=36, rand_augment=rand, erase=erase)
+    statistics = Statistics(
+        mean_image=np.zeros((36, 36, 3), np.float32), eigenvalues=np.ones(3), eigenvectors=np.eye(3)
+    )
+    epochs, ids = np.arange(60) % 4, np.arange(60) * 21_001
+    heights, widths = np.array([375, 30, 400, 1] * 15), np.array([500, 400, 30, 200] * 15)
+    views = training_views(seed, epochs, ids, heights, widths, config, statistics)
+    sizes = np.rint(views.roi_end - views.roi_start).astype(int)
+    for row, shown in enumerate(zip(epochs.tolist(), ids.tolist(), strict=True)):
+        box = formulas["area_box"](seed, *shown, int(heights[row]), int(widths[row]), config.area, config.ratio)
+        assert list(box) == [*views.crop_start[row], *sizes[row]]
+        erased = formulas["erased_box"](seed, *shown, 36, 0.5, erase.area, erase.ratio)
+        assert list(erased) == views.erased[row].tolist()
+        for k in (0, 1):
+            operation, magnitude = formulas["rand_augment"](seed, *shown, k, rand.magnitude, rand.deviation, 0.6)
+            assert operation == views.operations[row, k]
+            assert magnitude == pytest.approx(views.magnitudes[row, k], rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_mixed_images(formulas: dict[str, Callable[..., Any]], seed: int) -> None:
+    config = MixingConfig(mixup=0.2, cutmix=0.7, switch=0.4)
+    epochs, ids = np.repeat([0, 3, 119], 20), np.arange(60) * 20_011
+    drawn = draw_mixes(seed, Presentations(epochs, ids), 36, config)
+    for number in range(30):
+        shown = int(epochs[2 * number]), int(ids[2 * number])
+        box, weight = formulas["mixed"](seed, *shown, 36, config.mixup, config.cutmix, config.switch)
+        assert drawn.box[number].tolist() == list(box)
+        np.testing.assert_allclose(drawn.weight[number], weight, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("count", [1, 2, 8])

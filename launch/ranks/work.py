@@ -86,9 +86,11 @@ class Training:
 
     def check_ranks(self, ranks: int) -> None:
         """Raise UserError where the batch cannot be divided among `ranks` ranks."""
+        from pipeline.data.mixing import check_pairs
         from pipeline.training.batchnorm import plan_groups
 
         plan_groups(self.config.batch, self.config.bn_group, 0, ranks)
+        check_pairs(self.config.mixing, self.config.batch, ranks)
 
     def check_start(self) -> None:
         """Raise UserError where the weights that the run is to start from are not there, or cannot be read."""

@@ -1,8 +1,9 @@
-"""Contract 3: augmentation is data. Scale, crop, flip and colour of a presentation are numbers, drawn before decoding.
+"""Contract 3: augmentation is data. All that varies in a presentation is numbers, drawn before decoding.
 
-A presentation is (seed, epoch, sample id). Its draws come from a counter-based generator, so they do not depend on its
-batch, on the rank that decodes it, or on earlier draws. The geometry is that of resize-then-crop. The window of the source
-that the crop needs is known before decoding, so the loader decodes and resamples that window alone.
+A presentation is (seed, epoch, sample id). Its draws come from a counter-based generator (`draws`), so they do not depend on
+its batch, on the rank that decodes it, or on earlier draws. The geometry is that of resize-then-crop. The window of the
+source that the crop needs is known before decoding, so the loader decodes and resamples that window alone. An image's way:
+crop and resize, mirror, RandAugment's operations, mean and colour, erasing.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.command import UserError
+from pipeline.data.boxes import area_boxes, check_ranges
 from pipeline.data.conventions import CornerRounding, Resizing, SideRounding
 from pipeline.data.dataset import Statistics
-from pipeline.data.philox import philox, standard_normal, uniform
-
-AUGMENT_STREAM = 2  # beside order.ORDER_STREAM: the second half of the Philox key
+from pipeline.data.draws import COLOUR, GEOMETRY, Draws
+from pipeline.data.erasing import EraseConfig, draw_erased
+from pipeline.data.philox import standard_normal
+from pipeline.data.rand_augment import RandAugmentConfig, draw_operations
 
 Int = NDArray[np.int64]
 
@@ -32,12 +35,12 @@ class ResizeStage:
     Args:
         until: the first iteration after the stage.
         crop: side of the square that the net sees, pixels.
-        short_side: minimum and maximum of the shorter side in pixels, inclusive.
+        short_side: minimum and maximum of the shorter side in pixels, inclusive; left out with area-crop, which has none.
     """
 
     until: int = dataclasses.field(metadata={"unit": "iterations"})
     crop: int
-    short_side: tuple[int, int]
+    short_side: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,39 +50,53 @@ class AugmentConfig:
     Args:
         kind: scale-crop (ImageNet, section 3.4 of the paper): shorter side uniform in `short_side`, random `crop` square,
             flip, colour. pad-crop (CIFAR, section 4.2): the per-pixel mean is subtracted from the whole `crop` square
-            image, then `pad` zeros on each side, a random `crop` square of the result, flip. none: the centre `crop` of
-            the image resized to the first `short_side`, without flip or colour.
+            image, then `pad` zeros on each side, a random `crop` square of the result, flip. area-crop (torchvision's
+            RandomResizedCrop): a box of random `area` and `ratio`, resized to the `crop` square, flip, colour. none: the
+            centre `crop` of the image resized to the first `short_side`, without flip, colour or anything below.
         short_side: minimum and maximum of the shorter side in pixels, inclusive; 256 and 480 in section 3.4.
         crop: side of the square that the net sees, pixels.
         flip: mirror half of the presentations.
         colour: standard deviation of AlexNet's PCA colour coefficients (0.1 there); 0 turns them off.
         pad: pixels of zeros on each side, for pad-crop; 4 in section 4.2.
+        area: minimum and maximum of the box's share of the image, for area-crop; 0.08 and 1 in torchvision and in timm.
+        ratio: minimum and maximum of the box's width divided by its height, uniform in the logarithm, for area-crop.
+        rand_augment: random operations on colours and geometry; none in the paper.
+        erase: random erasing; none in the paper.
         stages: progressive resizing, a list such as [{until: 1000, crop: 128, short_side: [146, 274]}], in rising order
             of `until`; after the last stage `crop` and `short_side` hold. None in the paper.
     """
 
-    kind: Literal["scale-crop", "pad-crop", "none"] = "scale-crop"
+    kind: Literal["scale-crop", "pad-crop", "area-crop", "none"] = "scale-crop"
     short_side: tuple[int, int] = (256, 480)
     crop: int = 224
     flip: bool = True
     colour: float = 0.1
     pad: int = 4
+    area: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    rand_augment: RandAugmentConfig = dataclasses.field(default_factory=RandAugmentConfig)
+    erase: EraseConfig = dataclasses.field(default_factory=EraseConfig)
     stages: tuple[ResizeStage, ...] = ()
 
     def __post_init__(self) -> None:
         low, high = self.short_side
         if self.crop < 1 or self.pad < 0 or self.colour < 0:
             raise UserError("augment: crop must be at least 1, pad and colour must not be negative")
-        if self.kind != "pad-crop" and not self.crop <= low <= high:
+        if self.kind in ("scale-crop", "none") and not self.crop <= low <= high:
             raise UserError(
                 f"augment: a crop of {self.crop} pixels does not fit short_side [{low}, {high}]: "
                 "it must be [minimum, maximum] with crop <= minimum <= maximum"
             )
+        check_ranges("augment", self.area, self.ratio)
         ends = [stage.until for stage in self.stages]
         if ends != sorted({max(1, end) for end in ends}):
             raise UserError(f"augment.stages end at {ends}: give their `until` in rising order, each at least 1")
         if ends and self.kind == "pad-crop":
-            raise UserError("augment.stages resize images, and pad-crop does not: use kind scale-crop, or no stages")
+            raise UserError("augment.stages resize images, and pad-crop does not: use another kind, or no stages")
+        if self.kind != "area-crop" and any(stage.short_side is None for stage in self.stages):
+            raise UserError(
+                "augment.stages: give each stage its short_side, such as [146, 274] for a crop of 128 pixels"
+            )
         for stage in self.stages:
             self._in(stage)  # checks the stage's sizes
 
@@ -95,7 +112,7 @@ class AugmentConfig:
         return parts
 
     def _in(self, stage: ResizeStage) -> AugmentConfig:
-        return dataclasses.replace(self, crop=stage.crop, short_side=stage.short_side, stages=())
+        return dataclasses.replace(self, crop=stage.crop, short_side=stage.short_side or self.short_side, stages=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,13 +165,15 @@ View = CenterCrop | TenCrop | WholeImage
 
 @dataclass(frozen=True)
 class Views:
-    """Geometry and colour of N presentations. All positions and sizes are (y, x), in pixels.
+    """What is done to each of N presentations. All positions and sizes are (y, x), in pixels.
 
-    resized int64 [N, 2]: size of the whole resized image (pad-crop: of the padded image).
+    resized int64 [N, 2]: size of the whole resized image (pad-crop: of the padded image; area-crop: of the source).
     crop_start int64 [N, 2]: corner of the crop in it. mirror bool [N]: whether the crop is flipped left to right.
     colour float32 [N, 3]: shift of RGB on the 0..255 scale, which is added.
     window_start, window_shape int64 [N, 2]: the part of the source that is decoded.
     roi_start, roi_end float32 [N, 2]: where the crop lies in the decoded window (edges, not pixel centres).
+    operations int64 [N, K], magnitudes float64 [N, K]: of RandAugment, see `draw_operations`; K is 0 without it.
+    erased int64 [N, 4]: top, left, height and width of the box of the crop that is erased; height 0: none.
     """
 
     resized: Int
@@ -165,6 +184,9 @@ class Views:
     window_shape: Int
     roi_start: NDArray[np.float32]
     roi_end: NDArray[np.float32]
+    operations: Int
+    magnitudes: NDArray[np.float64]
+    erased: Int
 
     def __len__(self) -> int:
         return len(self.mirror)
@@ -182,16 +204,31 @@ def training_views(
     Raises UserError if an image does not fit the configuration.
     """
     shapes = np.stack([heights, widths], axis=1).astype(np.int64)
-    n = len(shapes)
     if config.kind == "none":
         return centre_views(shapes, config.short_side[0], config.crop)
-    counters = np.zeros((2, n, 4), np.uint64)
-    counters[:, :, 0], counters[:, :, 1] = ids, epochs
-    counters[1, :, 2] = 1  # block 0: geometry; block 1: colour
-    words = philox((seed, AUGMENT_STREAM), counters.reshape(2 * n, 4)).reshape(2, n, 4)
-    geometry = uniform(words[0])
+    draws = Draws(seed, epochs, ids)
+    geometry = draws.uniforms(GEOMETRY)
     mirror = (geometry[:, 3] < 0.5) & config.flip
-    colour = pca_colour(config.colour * standard_normal(words[1])[:, :3], statistics)
+    colour = pca_colour(config.colour * standard_normal(draws.words(COLOUR)[0])[:, :3], statistics)
+    views = _drawn_crops(draws, shapes, geometry, config, mirror, colour)
+    if config.rand_augment.operations:
+        operations, magnitudes = draw_operations(draws, config.rand_augment)
+        views = dataclasses.replace(views, operations=operations, magnitudes=magnitudes)
+    if config.erase.probability:
+        views = dataclasses.replace(views, erased=draw_erased(draws, config.crop, config.erase))
+    return views
+
+
+def _drawn_crops(
+    draws: Draws,
+    shapes: Int,
+    geometry: NDArray[np.float64],
+    config: AugmentConfig,
+    mirror: NDArray[np.bool_],
+    colour: NDArray[np.float32],
+) -> Views:
+    """Return the crops of `config.kind`, which `geometry` (float64 [N, 4], block GEOMETRY) decides."""
+    n = len(shapes)
     if config.kind == "pad-crop":
         if n and (shapes != config.crop).any():
             height, width = shapes[(shapes != config.crop).any(axis=1)][0]
@@ -201,7 +238,11 @@ def training_views(
             )
         crop_start, corner = _integers(geometry[:, 1:3], 2 * config.pad), np.zeros_like(shapes)
         padded = shapes + 2 * config.pad
-        return Views(padded, crop_start, mirror, colour, corner, shapes, _f32(corner), _f32(shapes))
+        return Views(padded, crop_start, mirror, colour, corner, shapes, _f32(corner), _f32(shapes), **_unvaried(n))
+    if config.kind == "area-crop":
+        boxes = area_boxes(draws, shapes, config.area, config.ratio)
+        start, sizes = boxes[:, :2], boxes[:, 2:]
+        return _windows(shapes, shapes, start, start, start + sizes, sizes / config.crop, mirror, colour)
     low, high = config.short_side
     resized = resized_shapes(shapes, low + _integers(geometry[:, 0], high - low))
     crop_start = _integers(geometry[:, 1:3], resized - config.crop)
@@ -221,7 +262,7 @@ def whole_views(shapes: Int, short_side: int) -> Views:
     n, corner = len(shapes), np.zeros_like(shapes)
     resized = resized_shapes(shapes, np.full(n, short_side))
     unchanged = (np.zeros(n, bool), np.zeros((n, 3), np.float32))
-    return Views(resized, corner, *unchanged, corner, shapes, _f32(corner), _f32(shapes))
+    return Views(resized, corner, *unchanged, corner, shapes, _f32(corner), _f32(shapes), **_unvaried(n))
 
 
 def shape_blocks(shapes: Int, short_sides: Sequence[int], size: int, rounding: SideRounding = "round") -> list[Int]:
@@ -279,6 +320,23 @@ def _views(
     """Map crops of resized images back to the source: the window to decode, and where the crop lies in it."""
     scale = shapes / resized  # per axis, as in Pillow and torchvision: the rounded size spans the whole image
     start, end = crop_start * scale, (crop_start + crop) * scale
+    return _windows(shapes, resized, crop_start, start, end, scale, mirror, colour)
+
+
+def _windows(
+    shapes: Int,
+    resized: Int,
+    crop_start: Int,
+    start: NDArray[Any],
+    end: NDArray[Any],
+    scale: NDArray[np.float64],
+    mirror: NDArray[np.bool_],
+    colour: NDArray[np.float32],
+) -> Views:
+    """Return views whose crops lie between `start` and `end` in the source, each number [N, 2].
+
+    scale: pixels of the source for one of the crop, float64 [N, 2].
+    """
     # The triangular filter reaches max(1, scale) beyond the crop, libjpeg's chroma upsampling one pixel more.
     margin = 2 + np.ceil(scale)
     window_start = np.maximum(np.floor(start - margin), 0).astype(np.int64)
@@ -286,7 +344,17 @@ def _views(
     return Views(
         resized, crop_start, mirror, colour,
         window_start, window_end - window_start, _f32(start - window_start), _f32(end - window_start),
+        **_unvaried(len(shapes)),
     )  # fmt: skip
+
+
+def _unvaried(n: int) -> dict[str, Any]:
+    """Return the fields of N views without operations and erasing."""
+    return {
+        "operations": np.zeros((n, 0), np.int64),
+        "magnitudes": np.zeros((n, 0)),
+        "erased": np.zeros((n, 4), np.int64),
+    }
 
 
 def _integers(uniforms: NDArray[np.float64], maximum: Int | int) -> Int:

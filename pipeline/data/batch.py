@@ -14,6 +14,7 @@ from pipeline.base.cores import available_cores
 from pipeline.data.augment import Int, Views
 from pipeline.data.dataset import Split
 from pipeline.data.decoders import Rung, decoder_version
+from pipeline.data.mixing import Mixes
 from pipeline.data.order import Presentations
 
 
@@ -118,11 +119,12 @@ class LoaderConfig:
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """A batch to make: its presentations, their labels int64 [N] and their views."""
+    """A batch to make: its presentations, their labels int64 [N] and their views, and how its pairs of rows are mixed."""
 
     presentations: Presentations
     labels: Int
     views: Views
+    mixes: Mixes | None = None
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,14 @@ class BatchStream:
     """The batches to make of a split, each of at most `size` rows; iteration yields their requests.
 
     views_of(presentations, shapes) gives crop, flip and colour of each row; shapes: int64 [N, 2], height and width of the
-    decoded images.
+    decoded images. mixes_of(presentations): how their pairs are mixed; None where no images are mixed.
     """
 
     split: Split
     size: int
     batches: Iterable[Presentations]
     views_of: Callable[[Presentations, Int], Views]
+    mixes_of: Callable[[Presentations], Mixes] | None = None
 
     def __iter__(self) -> Iterator[BatchRequest]:
         return map(self.request, self.batches)
@@ -144,7 +147,8 @@ class BatchStream:
     def request(self, presentations: Presentations) -> BatchRequest:
         rows = self.split.samples[presentations.ids]
         shapes = np.stack([rows["height"], rows["width"]], axis=1).astype(np.int64)
-        return BatchRequest(presentations, rows["label"].astype(np.int64), self.views_of(presentations, shapes))
+        mixes = self.mixes_of(presentations) if self.mixes_of else None
+        return BatchRequest(presentations, rows["label"].astype(np.int64), self.views_of(presentations, shapes), mixes)
 
 
 @dataclass(frozen=True)
@@ -152,11 +156,13 @@ class Batch:
     """Images and labels on the device, with the sample ids on the host.
 
     images: [N, H, W, 3] (ten crops: [N, 5, H, W, 3]), float32 or bfloat16, mean subtracted. labels: int64 [N], -1 if
-    unlabelled. ids: int64 [N]. substitutions: a sentence for each sample that did not decode and was replaced by another,
-    whose id is in `ids`.
+    unlabelled. ids: int64 [N]. mixed: where images are mixed, the labels of the rows that they are mixed with, int64 [N], and
+    the weights of their own labels, float32 [N]. substitutions: a sentence for each sample that did not decode and was
+    replaced by another, whose id is in `ids`.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     ids: Int
+    mixed: tuple[torch.Tensor, torch.Tensor] | None = None
     substitutions: tuple[str, ...] = ()

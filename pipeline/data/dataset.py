@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +128,11 @@ def _faults(manifest: Manifest) -> Iterator[str]:
                 yield f"{file!r} is no file's name"
 
 
+# What is subtracted from images: the mean image, pixel by pixel, where they have its size, else its mean colour; or always
+# the mean colour.
+Subtracted = Literal["mean-image", "mean-colour"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
     """Pixel statistics of the training split.
@@ -165,6 +170,13 @@ class Statistics:
     def mean_colour(self) -> NDArray[np.float32]:
         """float32 [3], 0..255: the mean over the mean image, for images of another size (fully convolutional tests)."""
         return self.mean_image.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
+
+    def subtracting(self, what: Subtracted) -> Statistics:
+        """The statistics for a net from whose images `what` is subtracted.
+
+        For mean-colour those of a mean image of one pixel: no image has its size, so each has the mean colour subtracted.
+        """
+        return self if what == "mean-image" else dataclasses.replace(self, mean_image=self.mean_colour[None, None])
 
 
 class Split:

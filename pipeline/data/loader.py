@@ -21,6 +21,7 @@ from pipeline.data.dataset import Split, Statistics
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Normalization
 from pipeline.data.memory import MemoryProducer
+from pipeline.data.mixing import MixingConfig
 from pipeline.data.order import Order
 from pipeline.data.origin_loader import OriginProducer
 from pipeline.data.plans import Plan, evaluation_plan, training_plan
@@ -42,20 +43,25 @@ def training_batches(
     config: LoaderConfig,
     *,
     normalization: Normalization | None = None,
+    mixing: MixingConfig | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> BatchIterator:
     """Return one Batch for each iteration in [start_iteration, stop_iteration): the `rows` of its mini-batch.
 
     Its images have the size of the iteration's stage (`augment.stages`). `order.seed` keys the draws.
-    normalization: None subtracts the mean of `statistics` (section 3.4).
+    normalization: None subtracts the mean of `statistics` (section 3.4). mixing: `rows` are then whole pairs of rows.
     dtype: float32, or on a GPU bfloat16 (the float32 result, rounded).
     Raises UserError, here or from the iterator, for data that cannot be read, decoded or used as configured.
     """
 
+    assert (
+        mixing is None or not mixing.on or not any(row % 2 for row in (rows.start or 0, len(range(order.batch)[rows])))
+    )
+
     def producer(iterations: range, augment: AugmentConfig) -> Producer:
         batches = (order.minibatch(iteration).rows(rows) for iteration in iterations)
         size = len(range(order.batch)[rows])
-        plan = training_plan(split, order.seed, augment, statistics, size, batches, normalization)
+        plan = training_plan(split, order.seed, augment, statistics, size, batches, normalization, mixing)
         finish = Finish(plan.normalization, device, dtype, augment.pad if augment.kind == "pad-crop" else None)
         return _producer(plan, finish, config)
 
@@ -137,7 +143,8 @@ class BatchIterator(Iterator[Batch]):
             stream = torch.cuda.current_stream(item.batch.images.device)
             stream.wait_event(item.event)
             item.batch.images.record_stream(stream)
-            item.batch.labels.record_stream(stream)
+            for labels in (item.batch.labels, *(item.batch.mixed or ())):
+                labels.record_stream(stream)
         return item.batch
 
     def close(self) -> None:

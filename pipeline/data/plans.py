@@ -13,6 +13,7 @@ from pipeline.data.batch import BatchStream, LoaderConfig
 from pipeline.data.dataset import Split, Statistics
 from pipeline.data.graphs import Graph, GraphKind, Normalization
 from pipeline.data.memory import fits_in_memory
+from pipeline.data.mixing import Mixes, MixingConfig, draw_mixes
 from pipeline.data.order import Presentations
 
 
@@ -21,7 +22,7 @@ class Plan:
     """The batches of `stream`, made with a graph of `kind` whose images are `crop` pixels square.
 
     resizes: whether the views resize or cut images, so that a split of `crop` pixels square cannot be kept decoded.
-    evaluates: see `config_of`.
+    evaluates: see `config_of`. varies: whether RandAugment works on the images, so that they leave the graph as uint8.
     """
 
     stream: BatchStream
@@ -30,6 +31,7 @@ class Plan:
     normalization: Normalization
     resizes: bool
     evaluates: bool = False
+    varies: bool = False
 
     def config_of(self, config: LoaderConfig) -> LoaderConfig:
         """Return what holds for these batches: an evaluation must not substitute images.
@@ -46,7 +48,7 @@ class Plan:
     def graph(self, config: LoaderConfig, device: torch.device) -> Graph:
         """Return the graph for batches on `device`."""
         config = self.config_of(config)
-        normalization = self.normalization if device.type == "cuda" else None
+        normalization = self.normalization if device.type == "cuda" and not self.varies else None
         rung = config.rung(device)
         return Graph(self.kind, self.crop, rung, normalization, config.hw_share, config.fancy_upsampling)
 
@@ -59,20 +61,26 @@ def training_plan(
     size: int,
     batches: Iterable[Presentations] = (),
     normalization: Normalization | None = None,
+    mixing: MixingConfig | None = None,
 ) -> Plan:
     """Plan training `batches` of at most `size` rows; `seed` keys the draws.
 
-    normalization: None subtracts the mean of `statistics` (section 3.4).
+    normalization: None subtracts the mean of `statistics` (section 3.4). mixing: the batches then have even numbers of rows.
     """
 
     def views_of(presentations: Presentations, shapes: Int) -> Views:
         epochs, ids, (heights, widths) = presentations.epochs, presentations.ids, shapes.T
         return training_views(seed, epochs, ids, heights, widths, augment, statistics)
 
+    def mixes_of(presentations: Presentations) -> Mixes:
+        assert mixing is not None
+        return draw_mixes(seed, presentations, augment.crop, mixing)
+
     padded = augment.kind == "pad-crop"
     normalized = normalization or Normalization.of(statistics, augment.crop)
-    stream = BatchStream(split, size, batches, views_of)
-    return Plan(stream, "source" if padded else "crop", augment.crop, normalized, resizes=not padded)
+    stream = BatchStream(split, size, batches, views_of, mixes_of if mixing is not None and mixing.on else None)
+    varies = augment.kind != "none" and augment.rand_augment.operations > 0
+    return Plan(stream, "source" if padded else "crop", augment.crop, normalized, resizes=not padded, varies=varies)
 
 
 def evaluation_plan(

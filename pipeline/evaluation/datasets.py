@@ -5,24 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.base.command import UserError
-from pipeline.data.dataset import Dataset, Statistics
+from pipeline.data.dataset import Dataset, Statistics, Subtracted
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.nets import TrainedNet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Datasets:
-    """tested: what a model is tested on. training: what it was trained on, or why that cannot be opened."""
+    """tested: what a model is tested on. training: what it was trained on, or why that cannot be opened.
+
+    subtracted: what of the training dataset is subtracted from the model's images.
+    """
 
     tested: Dataset
     training: Dataset | UserError
+    subtracted: Subtracted = "mean-image"
 
     @property
     def statistics(self) -> Statistics:
         """Those of the training images: their mean is the model's. Raises UserError where they cannot be read."""
         if isinstance(self.training, UserError):
             raise self.training
-        return self.training.statistics
+        return self.training.statistics.subtracting(self.subtracted)
 
 
 def open_datasets(trained: TrainedNet) -> Datasets:
@@ -45,14 +49,14 @@ def open_datasets(trained: TrainedNet) -> Datasets:
     try:
         training = _training_dataset(trained, tested)
     except UserError as error:
-        return Datasets(tested=tested, training=error)
+        return Datasets(tested=tested, training=error, subtracted=trained.subtracted)
     for label, (known, given) in enumerate(zip(training.manifest.classes, tested.manifest.classes, strict=False)):
         if known.wnid != given.wnid:
             raise UserError(
                 f"class {label} of the dataset {trained.data} is {given.wnid}, but {trained.name} was trained with "
                 f"{known.wnid}: give a dataset with the same classes in the same order"
             )
-    return Datasets(tested=tested, training=training)
+    return Datasets(tested=tested, training=training, subtracted=trained.subtracted)
 
 
 def on_training_data(trained: TrainedNet, dataset: Dataset) -> bool:

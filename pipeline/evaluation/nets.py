@@ -17,6 +17,7 @@ from pipeline.base.entries import check_entries
 from pipeline.base.layout import CHECKPOINTS, CONFIG, checkpoint_parts
 from pipeline.base.regular import is_gone
 from pipeline.data.conventions import Convention
+from pipeline.data.dataset import Subtracted
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.storage import location_in
 from pipeline.evaluation.names import STATE_KEYS, Weights
@@ -48,7 +49,7 @@ class TrainedNet:
         iteration: updates done; None if unknown.
         run: the run folder; None for third-party weights.
         data: the dataset to test on, a folder or a URL.
-        training_data: the dataset whose mean is subtracted.
+        training_data: the dataset whose mean is subtracted. subtracted: which mean of it.
         training_sha256: of that dataset's manifest; None if unknown.
         short_side, crop: pixels of the centre-crop test.
         convention: of third-party weights; None: that of the run.
@@ -68,6 +69,7 @@ class TrainedNet:
     short_side: int
     crop: int
     convention: Convention | None = None
+    subtracted: Subtracted = "mean-image"
     loader: LoaderConfig = field(default_factory=LoaderConfig)
 
     @property
@@ -156,6 +158,7 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base:
         training_sha256=trained,
         short_side=config.evaluation.short_side,
         crop=config.test_crop,
+        subtracted=config.subtract,
         loader=config.loader,
     )
 

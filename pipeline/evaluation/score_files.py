@@ -214,6 +214,8 @@ def newest(run: Path, split: str, weights: str) -> dict[str, Path]:
 
 def _describe(normalization: Statistics | Normalization) -> str:
     if isinstance(normalization, Statistics):
+        if normalization.mean_image.size == 3:  # `Statistics.subtracting` the mean colour
+            return _describe(Normalization.of(normalization, None))
         return "per-pixel mean " + hashlib.sha256(normalization.mean_image.tobytes()).hexdigest()[:16]
     given = {"mean": normalization.mean, "std": normalization.std}
     texts = {name: ",".join(f"{v:g}" for v in values.ravel()) for name, values in given.items() if values is not None}

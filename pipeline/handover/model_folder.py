@@ -72,7 +72,7 @@ class Model:
 def write_model(run: Path, config: Config, dataset: Dataset, checkpoint: Checkpoint) -> None:
     """Write the model folder of the finished run in `run`, whose last checkpoint is `checkpoint`; a failure gets a warning."""
     try:
-        data = TrainingData.of(dataset, config.test_crop)
+        data = TrainingData.of(dataset, config.test_crop, config.subtract)
         _write(run / MODEL, describe(run, config, data, checkpoint), data)
     except (OSError, UserError) as error:  # the run is whole without the folder
         reason = describe_user_error(error) or str(error)

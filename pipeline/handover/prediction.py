@@ -124,7 +124,7 @@ def open_predictor(
 def _training_data(trained: TrainedNet, data: str | None) -> TrainingData:
     if trained.run is not None and data is None and has_model(trained.run):
         return read_model(trained.run / MODEL)[1]
-    return TrainingData.of(training_dataset(trained), trained.crop)
+    return TrainingData.of(training_dataset(trained), trained.crop, trained.subtracted)
 
 
 def pictures_in(place: Path) -> list[Path]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.command import UserError
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Dataset, Subtracted
 from pipeline.data.graphs import Normalization
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.datasets import on_training_data
@@ -31,15 +31,18 @@ class TrainingData:
     mean: NDArray[np.float32]
 
     @staticmethod
-    def of(dataset: Dataset, crop: int) -> TrainingData:
-        """For a net that sees `crop` pixels square. Raises UserError where the statistics cannot be read."""
+    def of(dataset: Dataset, crop: int, subtracted: Subtracted) -> TrainingData:
+        """For a net that sees `crop` pixels square, of which `subtracted` is subtracted.
+
+        Raises UserError where the statistics cannot be read.
+        """
         return TrainingData(
             name=dataset.name,
             sha256=dataset.sha256,
             images=dataset.manifest.splits["train"].samples,
             classes=dataset.class_names,
             wnids=tuple(info.wnid for info in dataset.manifest.classes),
-            mean=Normalization.of(dataset.statistics, crop).mean,
+            mean=Normalization.of(dataset.statistics.subtracting(subtracted), crop).mean,
         )
 
 

@@ -18,6 +18,7 @@ from pipeline.data.augment import CenterCrop
 from pipeline.data.dataset import Dataset
 from pipeline.data.ladder import Record, decoding_facts, with_decoder
 from pipeline.data.loader import BatchIterator, training_batches
+from pipeline.data.mixing import check_pairs
 from pipeline.data.order import Order
 from pipeline.data.plans import evaluation_plan, training_plan
 from pipeline.data.probe import LIMIT_SECONDS, Probe
@@ -53,6 +54,7 @@ class Trainer:
         check_precision(config.precision, world.device, warns=world.is_main)
         self.config, self.dataset, self.world = config, dataset, world
         self.loader = with_queues(config.loader, world)
+        self.statistics = dataset.statistics.subtracting(config.subtract)
         self.train_split = dataset.split("train")
         val_split = dataset.split("val") if "val" in dataset.manifest.splits else None
         if not val_split and config.schedule.kind == "plateau":
@@ -62,6 +64,7 @@ class Trainer:
             )
         self.order = Order(len(self.train_split), config.batch, config.seed, config.shuffle_block)
         self.plan = plan_groups(config.batch, config.bn_group, world.rank, world.size)
+        check_pairs(config.mixing, config.batch, world.size)
         generator = torch.Generator().manual_seed(config.seed)
         model = build(
             config.arch, classes=dataset.classes, shortcut=config.shortcut, stride=config.stride, generator=generator
@@ -75,8 +78,7 @@ class Trainer:
         self.progress = RunProgress()
         self.validation: Validation | None = None
         if val_split:
-            statistics = dataset.statistics
-            self.validation = Validation(config, val_split, statistics, self.loader, self.step, self.progress)
+            self.validation = Validation(config, val_split, self.statistics, self.loader, self.step, self.progress)
         self.recomputed: dict[str, torch.Tensor] | None = None  # the model with recomputed BN statistics, at the end
         self.skipped = 0  # consecutive skipped updates
         self.figures: dict[str, str] = {}
@@ -102,7 +104,7 @@ class Trainer:
 
         attempts: of the run, this one last (run.json). See `with_decoder`, and for the errors too.
         """
-        config, statistics = self.config, self.dataset.statistics
+        config, statistics = self.config, self.statistics
         augment = replace(config.augment, stages=())  # the graphs of other stages differ in size alone
         plans = [training_plan(self.train_split, config.seed, augment, statistics, config.batch)]
         if self.validation:
@@ -126,18 +128,22 @@ class Trainer:
             self.train_split,
             self.order,
             config.augment,
-            self.dataset.statistics,
+            self.statistics,
             rows=self.plan.rows,
             start_iteration=iteration,
             stop_iteration=config.iterations if count is None else iteration + count,
             device=self.world.device,
             config=self.loader,
+            mixing=config.mixing,
             dtype=self.step.images_dtype,
         )
 
-    def update(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def update(
+        self, images: torch.Tensor, labels: torch.Tensor, mixed: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> None:
+        """Make one update on this rank's rows of a mini-batch, as a Batch holds them."""
         self.world.watchdog.note("forward and backward", self.progress.iteration)
-        self.step.step(images, labels, self.schedule.lr(self.progress.iteration))
+        self.step.step(images, labels, self.schedule.lr(self.progress.iteration), mixed)
         self.progress.iteration += 1
         self.clock.updates += 1
 

@@ -1,7 +1,8 @@
 """`--scale-batch F`, weak scaling (contract 4): the same recipe with mini-batches F times as large.
 
 By the linear scaling rule (Goyal et al. 2017, Accurate, Large Minibatch SGD, section 2.1): learning rates times F with a
-linear warm-up, everything counted in iterations divided by F, so that the images seen stay the same.
+linear warm-up, everything counted in iterations divided by F, so that the images seen stay the same. LAMB's learning rates
+are multiplied by the square root of F (You et al. 2020, Large Batch Optimization for Deep Learning, section 4).
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def enlarge_batch(fewer: Config, factor: Fraction) -> Config:
         raise UserError(
             f"--scale-batch {float(factor):g} does not come out even: batch {fewer.batch} cannot be multiplied"
         )
-    rate = float(factor)
+    grown = float(factor)
+    rate = grown**0.5 if fewer.optimizer.kind == "lamb" else grown
     schedule = fewer.schedule
     warmup = schedule.warmup_iterations
     if factor > 1 and not warmup:
@@ -52,8 +54,8 @@ def enlarge_batch(fewer: Config, factor: Fraction) -> Config:
     return replace(
         fewer,
         batch=int(fewer.batch * factor),
-        batch_scale=fewer.batch_scale * rate,
-        ema_decay=fewer.ema_decay**rate,
+        batch_scale=fewer.batch_scale * grown,
+        ema_decay=fewer.ema_decay**grown,
         optimizer=replace(fewer.optimizer, lr=fewer.optimizer.lr * rate),
         schedule=replace(schedule, warmup_iterations=warmup, start_lr=start_lr),
     )

@@ -22,7 +22,9 @@ from pipeline.base.checkout import DATA
 from pipeline.base.command import UserError, check_at_least, check_without_secrets
 from pipeline.base.output import shown
 from pipeline.data.augment import AugmentConfig
+from pipeline.data.dataset import Subtracted
 from pipeline.data.loader import LoaderConfig
+from pipeline.data.mixing import MixingConfig
 from pipeline.data.storage import SECRETS_OF_STORAGE
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.models.architecture import parse_arch
@@ -30,6 +32,7 @@ from pipeline.tracking import TrackingConfig
 from pipeline.tracking.config import SECRETS_OF_MLFLOW
 from pipeline.training.checkpoint import CheckpointConfig
 from pipeline.training.compiling import CompileBy
+from pipeline.training.loss import Loss
 from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.precision import Precision
 from pipeline.training.reduction import choose_mode
@@ -95,10 +98,16 @@ class Config:
             are.
         gradient_compression: bf16 rounds gradients to bfloat16 where they travel between ranks, which halves the traffic and
             makes the weights depend on the number of ranks; reduction is then allreduce.
+        subtract: mean-image is subtracted pixel by pixel from images of its size, as in the paper, and its mean colour from
+            others; mean-colour is subtracted from all, for a run whose val images have another size than its training images.
         recompute_bn_images: training images over which BN mean and variance are recomputed as a plain average after training
             (paper 3.4 and the authors' README), rounded up to whole mini-batches; 0 recomputes nothing.
+        loss: cross-entropy of the softmax, as in the paper; or binary-cross-entropy, where each class is a yes or no of its
+            own, by its sigmoid, averaged over the classes.
         label_smoothing: share of the target that is spread evenly over all classes, from 0 to below 1; 0 in the paper. The
-            reported training loss stays the cross-entropy with the labels.
+            reported training loss stays that with the labels.
+        target_threshold: with binary-cross-entropy, a class with more than this share of the target counts as a yes, others
+            as a no: 0.2 of images that are mixed lets both classes count. Left out, the share itself is the target.
         ema_decay: decay, per update, of the exponential moving average of the weights, from 0 to below 1, such as 0.9998. The
             average is evaluated and saved beside the weights. 0 keeps no average, as in the paper.
         on_nonfinite: what a NaN or infinite gradient does, besides being recorded with its samples: stop the run, or skip
@@ -144,8 +153,11 @@ class Config:
     shuffle_block: int = 1
     reduction: Literal["auto", "tree", "allreduce"] = field(default="auto", metadata=SURROUNDINGS)
     gradient_compression: Literal["none", "bf16"] = "none"
+    subtract: Subtracted = "mean-image"
     recompute_bn_images: int = field(default=51_200, metadata={"unit": "images"})
+    loss: Loss = "cross-entropy"
     label_smoothing: float = 0.0
+    target_threshold: float | None = None
     ema_decay: float = 0.0
     on_nonfinite: Literal["stop", "skip"] = field(default="stop", metadata=SURROUNDINGS)
     precision: Precision = "float32"
@@ -159,6 +171,7 @@ class Config:
     profile: int = field(default=0, metadata=SURROUNDINGS)
     timeout_seconds: float = field(default=600.0, metadata=SURROUNDINGS)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mixing: MixingConfig = field(default_factory=MixingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -182,6 +195,17 @@ class Config:
         for key in ("label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"{key} is {getattr(self, key)}: it must be at least 0 and less than 1")
+        if self.target_threshold is not None and not 0 <= self.target_threshold < 1:
+            raise UserError(
+                f"target_threshold is {self.target_threshold}: it must be at least 0 and less than 1, such as 0.2, or null"
+            )
+        if self.target_threshold is not None and self.loss == "cross-entropy":
+            raise UserError(
+                "target_threshold makes yes or no of a class's share, which cross-entropy has no use for: "
+                "use loss binary-cross-entropy, or leave target_threshold out"
+            )
+        if self.mixing.on and self.batch % 2:
+            raise UserError(f"batch is {self.batch}: mixing takes images in pairs, so it must be even")
         if self.deterministic and self.cudnn_benchmark:
             raise UserError(
                 "deterministic and cudnn_benchmark exclude each other, because the fastest convolutions may be others in the "

@@ -1,25 +1,28 @@
-"""SGD with momentum as the paper ran it (section 3.4): Caffe's momentum, weight decay on every parameter."""
+"""SGD with momentum as the paper ran it (section 3.4): Caffe's momentum, weight decay on every parameter. Or LAMB (lamb.py)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from pipeline.base.command import UserError
+from pipeline.training.lamb import Lamb
 
 CLASSIFIER = "fc."  # the names of the classifier's parameters begin so, in every net here; all others are the body's
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """SGD.
+    """SGD, or LAMB.
 
     Args:
+        kind: sgd, as in the paper, or lamb, for large mini-batches ("ResNet strikes back"), which takes lr and weight_decay,
+            and of the other keys those whose names begin with lamb.
         lr: base learning rate; 0.1 in the paper.
         body_lr_factor: the learning rate of all layers but the classifier is lr times this, at every update: 0.1 for
             fine-tuning, where the body is trained already; 0 leaves the body's weights as they are. 1 in the paper.
@@ -28,14 +31,21 @@ class OptimizerConfig:
         decay_norm_and_bias: whether weight decay also applies to BN's scales and shifts and to biases, as in the paper.
         caffe_momentum: whether a change of the learning rate rescales the momentum, as in Caffe's update (v = m v + lr g);
             false keeps PyTorch's behaviour.
+        lamb_betas: decays, per update, of LAMB's moving averages of the gradients and of their squares.
+        lamb_eps: what LAMB adds to the divisor of a step.
+        lamb_clip_norm: length of the gradient of all weights together to which LAMB shortens a longer one; 0 shortens none.
     """
 
+    kind: Literal["sgd", "lamb"] = "sgd"
     lr: float = 0.1
     body_lr_factor: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 1e-4
     decay_norm_and_bias: bool = True
     caffe_momentum: bool = True
+    lamb_betas: tuple[float, float] = (0.9, 0.999)  # these and the next two: timm's, timm/optim/lamb.py
+    lamb_eps: float = 1e-6
+    lamb_clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
@@ -49,6 +59,14 @@ class OptimizerConfig:
             raise UserError(f"optimizer.momentum is {self.momentum}: it must be at least 0 and less than 1")
         if not 0 <= self.weight_decay < math.inf:
             raise UserError(f"optimizer.weight_decay is {self.weight_decay}: it must be at least 0, such as 0.0001")
+        if not all(0 <= beta < 1 for beta in self.lamb_betas):
+            raise UserError(
+                f"optimizer.lamb_betas is {list(self.lamb_betas)}: both must be at least 0 and less than 1, as [0.9, 0.999]"
+            )
+        if not 0 < self.lamb_eps < math.inf or not 0 <= self.lamb_clip_norm < math.inf:
+            raise UserError(
+                "optimizer.lamb_eps must be above 0, such as 1e-6, and optimizer.lamb_clip_norm at least 0, such as 1"
+            )
 
 
 class SGD(torch.optim.SGD):
@@ -59,6 +77,10 @@ class SGD(torch.optim.SGD):
 
     factors: by group, of the learning rate. rates: by group, scalar tensors, which `set_learning_rate` fills.
     """
+
+    found_inf: (
+        torch.Tensor
+    )  # float32 [] on the device, set before each step: where it is not 0, the step changes nothing
 
     def __init__(self, groups: list[dict[str, Any]], factors: Sequence[float], lr: float, momentum: float) -> None:
         groups = [{**group, "lr": lr * factor} for group, factor in zip(groups, factors, strict=True)]
@@ -81,13 +103,15 @@ class SGD(torch.optim.SGD):
                 group["lr"] = number
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD:
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> SGD | Lamb:
     groups: list[dict[str, Any]] = []
     factors: list[float] = []
     for parameters, factor in _parts(model, config.body_lr_factor):
         found = [group for group in _by_weight_decay(parameters, config) if group["params"]]
         groups += found
         factors += [factor] * len(found)
+    if config.kind == "lamb":
+        return Lamb(groups, factors, config.lr, config.lamb_betas, config.lamb_eps, config.lamb_clip_norm)
     optimizer = SGD(groups, factors, config.lr, config.momentum)
     if config.momentum:
         # Zeros change nothing (0.9 * 0 + g is the first update's g), and no buffer is missing after a skipped first update.
@@ -119,7 +143,7 @@ def _by_weight_decay(parameters: list[nn.Parameter], config: OptimizerConfig) ->
     ]
 
 
-def set_learning_rate(optimizer: SGD, lr: float, config: OptimizerConfig) -> None:
+def set_learning_rate(optimizer: SGD | Lamb, lr: float, config: OptimizerConfig) -> None:
     """Set `lr` for the next update, of the body its factor of it, without waiting for the device.
 
     Caffe keeps v = m v + lr g and does w -= v; PyTorch keeps b = m b + g and does w -= lr b, so v = lr b. After a change
@@ -127,7 +151,7 @@ def set_learning_rate(optimizer: SGD, lr: float, config: OptimizerConfig) -> Non
     """
     for group, factor, rate in zip(optimizer.param_groups, optimizer.factors, optimizer.rates, strict=True):
         old, new = group["lr"], lr * factor
-        if config.caffe_momentum and new != old and old > 0 and new > 0:
+        if config.kind == "sgd" and config.caffe_momentum and new != old and old > 0 and new > 0:
             buffers = [state["momentum_buffer"] for p in group["params"] if (state := optimizer.state.get(p))]
             if buffers:
                 torch._foreach_mul_(buffers, old / new)

@@ -94,43 +94,43 @@ def _older_nccl() -> str:
 class Update:
     """An update in three pieces. The first and the last may be recorded: they must not wait for the device.
 
-    compute: `compute(images, labels)` -> metrics, with this rank's gradients left at some address. reduce: sums them over
-    the ranks in place; runs as it is. apply: `apply(metrics)` updates the weights and completes the metrics in place.
+    compute: `compute(images, labels, ...)` -> metrics, with this rank's gradients left at some address. reduce: sums them
+    over the ranks in place; runs as it is. apply: `apply(metrics)` updates the weights and completes the metrics in place.
     """
 
-    compute: Callable[[Tensor, Tensor], Tensor]
+    compute: Callable[..., Tensor]
     reduce: Callable[[], None]
     apply: Callable[[Tensor], None]
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Tensor:
         """Make one update; returns its metrics."""
-        metrics = self.compute(images, labels)
+        metrics = self.compute(*inputs)
         self.reduce()
         self.apply(metrics)
         return metrics
 
 
 class ReplayedUpdate:
-    """`update(images, labels)` -> metrics, replayed from recordings once WARM_UP updates had images of the same shape.
+    """`update(images, labels, ...)` -> metrics, replayed from recordings once WARM_UP updates had inputs of the same shapes.
 
     The pieces of the update may read and write any tensors that keep their addresses.
     """
 
     def __init__(self, update: Update, recorder: Recorder) -> None:
         self._update, self._recorder = update, recorder
-        self._key: tuple[torch.Size, torch.dtype] | None = None
+        self._key: list[tuple[torch.Size, torch.dtype]] | None = None
         self._updates = 0  # run as usual since the key changed
-        self._images, self._labels = torch.empty(0), torch.empty(0)
+        self._inputs: list[Tensor] = []
         self._recorded: tuple[Callable[[], None], Callable[[], None], Tensor] | None = None
 
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Tensor:
         """Make one update. Images of another shape (progressive resizing) run as usual until they are recorded, too."""
-        key = (images.shape, images.dtype)
+        key = [(one.shape, one.dtype) for one in inputs]
         if key != self._key:
             self._key, self._updates, self._recorded = key, 0, None
-            self._images, self._labels = torch.empty_like(images), torch.empty_like(labels)
-        self._images.copy_(images)
-        self._labels.copy_(labels)
+            self._inputs = [torch.empty_like(one) for one in inputs]
+        for place, one in zip(self._inputs, inputs, strict=True):
+            place.copy_(one)
         if self._updates < WARM_UP:
             self._updates += 1
             return self._as_usual()
@@ -151,7 +151,7 @@ class ReplayedUpdate:
         return metrics
 
     def _compute(self) -> Tensor:
-        return self._update.compute(self._images, self._labels)
+        return self._update.compute(*self._inputs)
 
 
 def cuda_graphs(wanted: bool, world: World) -> Recorder | None:

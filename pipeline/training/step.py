@@ -3,11 +3,11 @@
     if lr != last_lr: b = b * last_lr / lr            # caffe_momentum: v = lr b still holds the old rate's steps
     for k in 0 .. 7:                                  # the groups, in row order; every rank computes its own
         logits = net(images[k])                       # BN by the mean and variance of these 32 images
-        loss = sum(cross_entropy(logits, labels[k])) / 256
+        loss = sum(cross_entropy(logits, labels[k])) / 256    # or another loss, or mixed labels: see loss.py
         g[k] = d loss / d weights
     g = ((g[0] + g[1]) + (g[2] + g[3])) + ((g[4] + g[5]) + (g[6] + g[7]))    # one fixed tree, within and across ranks
     if all(isfinite(g)):                              # else the update is skipped, and everything stays as it was
-        b = momentum * b + (g + weight_decay * weights)
+        b = momentum * b + (g + weight_decay * weights)    # or LAMB: see lamb.py
         weights = weights - lr * b                    # with v = lr b: v = momentum v + lr (g + ...), weights = weights - v
         for k in 0 .. 7:
             statistics[k] = 0.9 * statistics[k] + 0.1 * (mean and variance of group k)
@@ -27,7 +27,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.compiler import set_stance
@@ -38,6 +37,7 @@ from pipeline.process.world import World, gather_from_ranks
 from pipeline.training.average import WeightAverage
 from pipeline.training.batchnorm import GroupPlan, GroupStatistics, freeze_normalization
 from pipeline.training.compiling import CompileBy, compile_for_training
+from pipeline.training.loss import Criterion, Loss, Targets
 from pipeline.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
 from pipeline.training.pacing import pacing
 from pipeline.training.precision import Precision, images_dtype
@@ -59,7 +59,9 @@ class StepConfig:
     reduction: Literal["auto", "tree", "allreduce"] = "auto"
     gradient_compression: Literal["none", "bf16"] = "none"
     precision: Precision = "float32"
+    loss: Loss = "cross-entropy"
     label_smoothing: float = 0.0
+    target_threshold: float | None = None
     ema_decay: float = 0.0
     freeze_bn: bool = False
     compile_crop: int | None = None
@@ -97,6 +99,9 @@ class TrainingStep:
             share_normalization(model, plan.ranks_per_group)
         self.model = model
         self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.criterion = Criterion(
+            kind=config.loss, smoothing=config.label_smoothing, threshold=config.target_threshold
+        )
         self.images_dtype = images_dtype(config.precision, world.device)
         self.not_compiled: str | None = None
         if config.compile_crop is not None:
@@ -129,33 +134,34 @@ class TrainingStep:
         self._pacing = pacing(world.device)
         self._metrics: list[Tensor] = []  # [local micro-batches, 3] of each update: see `take_metrics`
 
-    def step(self, images: Tensor, labels: Tensor, lr: float) -> None:
+    def step(self, images: Tensor, labels: Tensor, lr: float, mixed: tuple[Tensor, Tensor] | None = None) -> None:
         """Make one update with this rank's rows of the mini-batch.
 
-        images: `images_dtype` [N, H, W, 3], normalized. labels: int64 [N].
+        images: `images_dtype` [N, H, W, 3], normalized. labels: int64 [N]. mixed: where the images are mixed, `partners` and
+        `weights` of `Targets`.
         """
         set_learning_rate(self.optimizer, lr, self.config.optimizer)
         if self.average:
             self.average.set_decay()
-        self._metrics.append((self._replayed or self._update)(images, labels))
+        self._metrics.append((self._replayed or self._update)(images, labels, *(mixed or ())))
         if self.average:
             self.average.updates += 1
         if self._pacing:
             self._pacing.queued()
 
-    def _compute(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _compute(self, images: Tensor, *of_targets: Tensor) -> Tensor:
         """Compute the gradients: `grad` of the parameters is this rank's sum, or with DDP that of all ranks.
 
-        Returns the update's metrics, an element of `_metrics`, without the last column.
+        of_targets: the tensors of `Targets`. Returns the update's metrics, an element of `_metrics`, without the last column.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        size = self.plan.micro_batch
+        size, targets = self.plan.micro_batch, Targets(*of_targets)
         metrics = torch.empty(self.plan.local, 3, dtype=torch.float64, device=self.world.device)
         for number in range(self.plan.local):
             rows = slice(number * size, (number + 1) * size)
             last = number == self.plan.local - 1
             with self.statistics.group(number):
-                metrics[number, :2] = self._micro_batch(images[rows], labels[rows], travels=last)
+                metrics[number, :2] = self._micro_batch(images[rows], targets.rows(rows), travels=last)
             if not last:
                 with span("sum gradients of this rank"):
                     self.reducer.push_gradients()
@@ -174,14 +180,14 @@ class TrainingStep:
         gradients = [parameter.grad for parameter in self.reducer.parameters if parameter.grad is not None]
         finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()
         self.statistics.commit(finite)
-        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self.optimizer.found_inf = (~finite).float()
         with span("optimizer"):
             self.optimizer.step()
         if self.average:
             self.average.update(finite)
         metrics[:, 2] = finite
 
-    def _micro_batch(self, images: Tensor, labels: Tensor, *, travels: bool) -> Tensor:
+    def _micro_batch(self, images: Tensor, targets: Targets, *, travels: bool) -> Tensor:
         """Forward and backward pass of one micro-batch; returns [its share of the loss, its wrong predictions].
 
         travels: it is the rank's last, after which DDP sums the gradients over the ranks.
@@ -194,14 +200,14 @@ class TrainingStep:
                 logits = self.network(images.permute(0, 3, 1, 2))
                 # bf16 has 8 bits: the softmax and its loss are float32 (float64 stays, for tests).
                 logits = logits.float() if logits.dtype == torch.bfloat16 else logits
-                smoothing = self.config.label_smoothing
-                loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing) / self.config.batch
+                loss = self.criterion(logits, targets) / self.config.batch
             with span("backward"):
                 loss.backward()
         with torch.no_grad():
-            if smoothing:  # the reported loss is the cross-entropy with the labels, to compare with other recipes
-                loss = F.cross_entropy(logits, labels, reduction="sum") / self.config.batch
-            return torch.stack([loss.detach(), (logits.argmax(dim=1) != labels).sum().to(loss.dtype)])
+            if not self.criterion.is_reported:
+                loss = self.criterion.reported(logits, targets) / self.config.batch
+            wrong = logits.argmax(dim=1) != targets.dominant()
+            return torch.stack([loss.detach(), wrong.sum().to(loss.dtype)])
 
     def batch_statistics(self, images: Tensor) -> Tensor:
         """float32 [groups, C]: BN statistics of one mini-batch's groups; `images` as in `step`.

@@ -68,6 +68,7 @@ RECIPES: Mapping[str, Mapping[str, object]] = {
             {"until": 9, "crop": 22, "short_side": [23, 26]},
         ],
     },
+    "configs/imagenet_a3.yaml": {"schedule.warmup_iterations": 4},
     # The digits are 48 x 48 pixels, and pad-crop takes images as they are.
     "configs/cifar10.yaml": {
         "augment.crop": 48,
@@ -182,7 +183,8 @@ def _lengths_of(config: Config) -> dict[str, Value]:
     newest = Checkpoints(config.run_folder / "checkpoints", config.checkpoint).newest()
     assert newest is not None and newest.iteration == config.iterations
     state = newest.state
-    momentum = [one["momentum_buffer"] for one in state["training"]["optimizer"]["state"].values()]
+    moving = "exp_avg" if config.optimizer.kind == "lamb" else "momentum_buffer"
+    momentum = [one[moving] for one in state["training"]["optimizer"]["state"].values()]
     values = _lengths("the momentum", momentum)
     for key, title in {"model": "the weights", "model_ema": "the moving average"}.items():
         weights = [tensor for name, tensor in state.get(key, {}).items() if not STATISTICS.search(name)]

@@ -31,9 +31,12 @@ from pipeline.data.augment import (
     whole_views,
 )
 from pipeline.data.dataset import Statistics
+from pipeline.data.erasing import EraseConfig
 from pipeline.data.loader import BatchIterator, LoaderConfig, evaluation_batches, training_batches
-from pipeline.data.order import Order
+from pipeline.data.mixing import MixingConfig, draw_mixes
+from pipeline.data.order import Order, Presentations
 from pipeline.data.philox import philox, standard_normal, uniform
+from pipeline.data.rand_augment import RandAugmentConfig
 from pipeline.models.resnet import build
 from pipeline.run.config import Config, trajectory
 from pipeline.run.options import load
@@ -47,6 +50,7 @@ IMAGENET, CIFAR10, DIGITS = 1_281_167, 50_000, 1_442  # training images
 SAMPLES = {
     "configs/imagenet.yaml": IMAGENET,
     "configs/imagenet_fast.yaml": IMAGENET,
+    "configs/imagenet_a3.yaml": IMAGENET,
     "configs/cifar10.yaml": CIFAR10,
     "configs/demo.yaml": DIGITS,
 }
@@ -151,17 +155,40 @@ def recipe_views(recipe: str) -> Made:
 
 
 def kinds_of_views() -> Made:
-    """Every kind of augmentation with its parts on and off, apart from what the recipes have."""
+    """Every kind of augmentation with its parts on and off, apart from what the recipes have.
+
+    A box of a random area is drawn by exponentials and roots and then rounded: their last bits leave no trace in these.
+    """
     settings = {
         "scale-crop": AugmentConfig(kind="scale-crop", short_side=(40, 61), crop=33),
         "scale-crop without flip and colour": AugmentConfig(kind="scale-crop", flip=False, colour=0.0),
         "pad-crop": AugmentConfig(kind="pad-crop", crop=32, pad=4),
         "pad-crop without padding": AugmentConfig(kind="pad-crop", crop=28, pad=0, flip=False),
+        "area-crop": AugmentConfig(kind="area-crop"),
+        "area-crop within narrow bounds": AugmentConfig(kind="area-crop", crop=64, area=(0.9, 1.0), ratio=(1.0, 1.1)),
+        "scale-crop with operations": AugmentConfig(rand_augment=RandAugmentConfig(operations=2)),
+        "area-crop with erased": AugmentConfig(kind="area-crop", erase=EraseConfig(probability=0.25)),
         "centre (kind none)": AugmentConfig(kind="none", short_side=(256, 256), crop=224),
     }
     values: dict[str, Value] = {}
     for name, augment in settings.items():
         values |= _views(f"the views of {name} presentations", 3, augment)
+    return Made({}, values)
+
+
+def mixes() -> Made:
+    """How pairs of images are mixed: boxes by their bits, weights by numbers."""
+    values: dict[str, Value] = {}
+    numbers = np.arange(2 * PRESENTATIONS, dtype=np.int64)
+    shown = Presentations(numbers % 7, numbers * 4_001 % IMAGENET)
+    for name, config in {
+        "mixup": MixingConfig(mixup=0.2),
+        "cutmix": MixingConfig(cutmix=1.0),
+        "both": MixingConfig(mixup=0.1, cutmix=1.0),
+    }.items():
+        drawn = draw_mixes(3, shown, 160, config)
+        values[f"the boxes of {name}"] = sha256([drawn.box])
+        values[f"the weights of {name}"] = Numbers((*drawn.weight[:20].tolist(), float(drawn.weight.mean())), 1e-5)
     return Made({}, values)
 
 
@@ -195,12 +222,21 @@ def _views(title: str, seed: int, augment: AugmentConfig) -> dict[str, Value]:
     views = training_views(seed, epochs, ids, shapes[:, 0], shapes[:, 1], augment, STATISTICS)
     colours = views.colour.astype(np.float64)
     seen = Numbers((*colours[:3].ravel(), *colours.mean(axis=0), *colours.std(axis=0)), 1e-5, 1e-6)
-    return {f"{title} (crops and flips)": sha256(_geometry(views)), f"{title} (colours)": seen}
+    values: dict[str, Value] = {f"{title} (crops and flips)": sha256(_geometry(views)), f"{title} (colours)": seen}
+    if views.operations.size:
+        values[f"{title} (operations)"] = sha256([views.operations])
+        values[f"{title} (magnitudes)"] = Numbers((*views.magnitudes[:9].ravel(), *views.magnitudes.std(axis=0)))
+    if views.erased.any():
+        values[f"{title} (erased boxes)"] = sha256([views.erased])
+    return values
 
 
 def _geometry(views: Views) -> list[NDArray[Any]]:
-    """All fields but the colours."""
-    return [getattr(views, one.name) for one in dataclasses.fields(views) if one.name != "colour"]
+    """The numbers of crops and flips."""
+    return [
+        views.resized, views.crop_start, views.mirror, views.window_start, views.window_shape, views.roi_start,
+        views.roi_end,
+    ]  # fmt: skip
 
 
 def schedule(recipe: str) -> Made:
@@ -309,6 +345,7 @@ CASES: dict[str, Callable[[], Made]] = {
     "orders in blocks": order_in_blocks,
     **{f"augmentation of {recipe}": partial(recipe_views, recipe) for recipe in SAMPLES},
     "augmentation of every kind": kinds_of_views,
+    "mixed pairs": mixes,
     "views of evaluations": evaluation_views,
     "colours": colours,
     **{f"schedule of {recipe}": partial(schedule, recipe) for recipe in SAMPLES},

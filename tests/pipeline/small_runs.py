@@ -102,7 +102,8 @@ def weights(config: Config) -> str:
     assert newest is not None and newest.iteration == config.iterations
     tensors = [*newest.state["model"].values(), *newest.state["model_recomputed_bn"].values()]
     tensors += [*newest.state["model_ema"].values(), newest.state["training"]["ema_statistics"]]
-    tensors += [one["momentum_buffer"] for one in newest.state["training"]["optimizer"]["state"].values()]
+    optimizer = newest.state["training"]["optimizer"]
+    tensors += [tensor for one in optimizer["state"].values() for tensor in one.values()]
     return hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from pipeline.data.augment import AugmentConfig
+from pipeline.data.mixing import MixingConfig
 from pipeline.data.order import Order
+from pipeline.data.rand_augment import RandAugmentConfig
 from pipeline.evaluation.config import EvaluationConfig
 from pipeline.loop.trainer import Trainer
 from pipeline.run.config import Config, to_yaml
@@ -139,3 +141,24 @@ def test_a_scaled_run_says_so(digits: Path, tmp_path: Path) -> None:
     assert (resolved.batch, resolved.iterations, resolved.batch_scale) == (64, 2, 2.0)
     told = json.loads((scaled.run_folder / "tracking.json").read_text())["params"]
     assert (told["batch"], told["iterations"], told["batch_scale"], told["optimizer.lr"]) == ("64", "2", "2.0", "0.2")
+
+
+@pytest.mark.costly("a training, and its second half on two processes")
+def test_a_mixed_run_is_the_same_on_two_processes_and_after_a_stop(undisturbed: Config, tmp_path: Path) -> None:
+    """With what configs/imagenet_a3.yaml switches on; the second attempt goes on from the checkpoint halfway."""
+    lamb = OptimizerConfig(kind="lamb", lr=0.005, weight_decay=0.02, decay_norm_and_bias=False)
+    modern = replace(
+        undisturbed, runs=str(tmp_path), name="whole", iterations=12, optimizer=lamb, subtract="mean-colour",
+        augment=AugmentConfig(kind="area-crop", crop=24, rand_augment=RandAugmentConfig(operations=2)),
+        evaluation=EvaluationConfig(every=6, short_side=34, crop=32),
+        mixing=MixingConfig(mixup=0.1, cutmix=1.0), loss="binary-cross-entropy", target_threshold=0.2,
+        checkpoint=CheckpointConfig(every=6), recompute_bn_images=64, label_smoothing=0.0,
+    )  # fmt: skip
+    assert run_ranks(1, train_rank, modern) == [0]
+    stopped = replace(modern, name="stopped")
+    shutil.copytree(modern.run_folder, stopped.run_folder)
+    (last,) = (stopped.run_folder / "checkpoints").glob("00000012-*.pt")
+    last.unlink()
+    assert run_ranks(2, train_rank, stopped) == [0, 0]
+    assert weights(stopped) == weights(modern)
+    assert sorted(series(stopped)) == sorted(series(modern))

@@ -12,6 +12,7 @@ from pipeline.base.command import UserError
 from pipeline.data.augment import (
     AugmentConfig,
     CenterCrop,
+    ResizeStage,
     TenCrop,
     Views,
     centre_views,
@@ -20,6 +21,8 @@ from pipeline.data.augment import (
     shape_blocks,
     training_views,
 )
+from pipeline.data.erasing import EraseConfig
+from pipeline.data.rand_augment import RandAugmentConfig
 from tests.pipeline.data.small_datasets import statistics_of_size
 
 STATISTICS = statistics_of_size(224)
@@ -65,16 +68,21 @@ def test_draws_are_independent_of_one_another() -> None:
     np.testing.assert_allclose(np.corrcoef(draws.T), np.eye(5), atol=0.02)
 
 
+EVERYTHING = AugmentConfig(
+    kind="area-crop", rand_augment=RandAugmentConfig(operations=3), erase=EraseConfig(probability=0.5)
+)
+
+
 @settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 2**64 - 1), data=st.data())
-def test_a_view_depends_on_its_presentation_alone(seed: int, data: st.DataObject) -> None:
+@given(seed=st.integers(0, 2**64 - 1), config=st.sampled_from([AugmentConfig(), EVERYTHING]), data=st.data())
+def test_a_view_depends_on_its_presentation_alone(seed: int, config: AugmentConfig, data: st.DataObject) -> None:
     n = 64
     random = np.random.default_rng(seed)
     epochs, ids = random.integers(0, 120, n), random.integers(0, 1_281_167, n)
     heights, widths = random.integers(50, 2000, n), random.integers(50, 2000, n)
-    whole = training_views(seed, epochs, ids, heights, widths, AugmentConfig(), STATISTICS)
+    whole = training_views(seed, epochs, ids, heights, widths, config, STATISTICS)
     part = data.draw(st.permutations(range(n))).copy()[: data.draw(st.integers(1, n))]
-    alone = training_views(seed, epochs[part], ids[part], heights[part], widths[part], AugmentConfig(), STATISTICS)
+    alone = training_views(seed, epochs[part], ids[part], heights[part], widths[part], config, STATISTICS)
     for field in dataclasses.fields(Views):
         np.testing.assert_array_equal(getattr(alone, field.name), getattr(whole.rows(np.array(part)), field.name))
 
@@ -107,8 +115,38 @@ def test_the_window_holds_the_crop_and_the_filters_reach(height: int, width: int
     np.testing.assert_allclose(views.window_start + views.roi_end, last, atol=1e-3)
 
 
+@settings(deadline=None)
+@given(height=st.integers(1, 5000), width=st.integers(1, 5000), seed=st.integers(0, 1000))
+def test_the_window_holds_the_area_crop_and_the_filters_reach(height: int, width: int, seed: int) -> None:
+    views = draw(20, AugmentConfig(kind="area-crop"), seed, height, width)
+    shape = np.array([height, width])
+    size = np.rint(views.roi_end - views.roi_start).astype(int)
+    np.testing.assert_allclose(views.roi_end - views.roi_start, size, atol=1e-3)  # whole pixels of the source
+    first, last = views.crop_start, views.crop_start + size
+    assert (first >= 0).all() and (last <= shape).all() and (size > 0).all()
+    end, reach = views.window_start + views.window_shape, np.maximum(size / 224, 1)
+    assert (views.window_start <= np.maximum(first - reach, 0)).all()
+    assert (end >= np.minimum(last + reach, shape)).all() and (end <= shape).all()
+    np.testing.assert_allclose(views.window_start + views.roi_start, first, atol=1e-3)
+
+
+def test_what_is_added_leaves_the_other_draws_as_they_are() -> None:
+    """A run with operations and erasing sees the crops, flips and colours of the run without them."""
+    plain = draw(500, AugmentConfig(kind="area-crop"))
+    varied = draw(500, EVERYTHING)
+    assert varied.operations.shape == varied.magnitudes.shape == (500, 3) and (varied.erased[:, 2] > 0).any()
+    for field in dataclasses.fields(Views):
+        if field.name not in ("operations", "magnitudes", "erased"):
+            np.testing.assert_array_equal(getattr(varied, field.name), getattr(plain, field.name))
+    assert plain.operations.shape == (500, 0) and not plain.erased.any()
+    paper = draw(500, AugmentConfig())
+    np.testing.assert_array_equal(plain.mirror, paper.mirror)
+    np.testing.assert_array_equal(plain.colour, paper.colour)
+
+
 def test_none_is_the_centre_crop() -> None:
-    views = draw(5, AugmentConfig(kind="none"))
+    views = draw(5, dataclasses.replace(EVERYTHING, kind="none"))
+    assert views.operations.size == 0 and not views.erased.any()
     assert (views.resized == [256, 341]).all() and (views.crop_start == [16, 58]).all()
     assert not views.mirror.any() and not views.colour.any()
 
@@ -172,6 +210,9 @@ def test_settings_that_cannot_work_are_refused() -> None:
         AugmentConfig(short_side=(480, 256))
     with pytest.raises(UserError, match="must not be negative"):
         AugmentConfig(colour=-1)
+    with pytest.raises(UserError, match="give each stage its short_side"):
+        AugmentConfig(stages=(ResizeStage(until=5, crop=128),))
+    assert AugmentConfig(kind="area-crop", crop=600, stages=(ResizeStage(until=5, crop=128),)).crop == 600
     for view in (CenterCrop, TenCrop):
         with pytest.raises(UserError, match="does not fit"):
             view(short_side=200, crop=224)

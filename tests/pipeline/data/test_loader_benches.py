@@ -27,6 +27,12 @@ def test_loader() -> None:
     assert all(ratio > 0 for ratio in figures["ratios"].values())
 
 
+def test_augmentations() -> None:
+    figures = run("bench/augmentations.py", "--rounds", "1", "--images", "64", "--threads", "2")
+    ratios = figures["cpu_ratios"]
+    assert len(ratios) == 5 and ratios["scale-crop"] == 1 and all(ratio > 0 for ratio in ratios.values())
+
+
 def test_scale() -> None:
     figures = run("bench/scale.py", "--rounds", "1", "--iterations", "10")
     # The sample table of 1.28 M rows, 55 MB, lies in memory.

@@ -17,6 +17,7 @@ from pipeline import evaluate
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.nets import find_checkpoint
 from pipeline.evaluation.scores import load
+from pipeline.handover.training_data import TrainingData
 from pipeline.tracking import TrackingConfig, open_tracker, read_metrics
 from pipeline.tracking.state import Wanted
 from pipeline.training.checkpoint import publish
@@ -53,6 +54,27 @@ def test_a_run_is_tested_under_each_protocol(made_run: Path, run_evaluate: Run) 
     artifacts = [[f"scores/{protocol}-train-00000100.npz", "scores"] for protocol in ("center", "ten-crop")]
     assert wanted is not None and wanted.artifacts == artifacts
     assert recorded["ten-crop-train", 100]["top1_error"] == results["ten-crop"]["top1_error"]
+
+
+def test_a_run_that_subtracts_the_mean_colour_is_tested_so(
+    ten_classes: Dataset, run_evaluate: Run, tmp_path: Path
+) -> None:
+    """Reference: the run of the mean image, with that colour given by hand. Other images of its size get the mean image."""
+    colour = ",".join(f"{value:.9g}" for value in ten_classes.statistics.mean_image.mean(axis=(0, 1), dtype=np.float64))
+    runs = [write_run(tmp_path, kind, ten_classes, subtract=kind) for kind in ("mean-image", "mean-colour")]
+    results = {}
+    for name, run, more in (
+        ("image", runs[0], ()),
+        ("given", runs[0], ("--mean", colour, "--scores", tmp_path / "given.npz")),
+        ("colour", runs[1], ()),
+    ):
+        code, output, errors = run_evaluate(run, "--split", "train", "--json", *more)
+        assert code == 0, errors
+        results[name] = load(Path(figures(output)["results"][0]["scores"]))
+    np.testing.assert_array_equal(results["colour"].scores, results["given"].scores)
+    assert not np.array_equal(results["image"].scores, results["given"].scores)
+    assert results["colour"].provenance.normalization == results["given"].provenance.normalization
+    assert TrainingData.of(ten_classes, 32, "mean-colour").mean.shape == (3,)
 
 
 def test_scores_that_stand_are_not_made_twice(

@@ -63,7 +63,7 @@ def test_the_schedule_is_the_same_in_images() -> None:
     assert (scaled.checkpoint.every, scaled.checkpoint.keep_every) == (4, 12)
 
 
-@pytest.mark.parametrize(("name", "millions"), [("imagenet", 153.6), ("imagenet_fast", 114.7)])
+@pytest.mark.parametrize(("name", "millions"), [("imagenet", 153.6), ("imagenet_fast", 114.7), ("imagenet_a3", 128.1)])
 def test_recipes_scale_and_see_the_images_their_heads_say(name: str, millions: float) -> None:
     for factor in ("1", "2", "4", "8"):
         config, _ = parse(slurm_options(), ["--config", str(ROOT / f"configs/{name}.yaml"), "--scale-batch", factor])
@@ -75,6 +75,11 @@ def test_scaling_twice_or_by_less_than_one() -> None:
     assert scale_batch(scale_batch(base, Fraction(2)), Fraction(4)) == scale_batch(base, Fraction(8))
     assert scale_batch(scale_batch(base, Fraction(4)), Fraction("1/4")) == base
     assert read_factor("0.5") == read_factor("1/2") == Fraction(1, 2)
+
+
+def test_lambs_rate_grows_by_the_square_root() -> None:
+    scaled, _ = parse(slurm_options(), [*OPTIONS, "--optimizer.kind", "lamb", "--scale-batch", "4"])
+    assert (scaled.optimizer.lr, scaled.batch, scaled.batch_scale) == (0.05 * 2, 256, 4.0)
 
 
 def test_the_record_alone_changes_nothing() -> None:

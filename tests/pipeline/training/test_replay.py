@@ -107,10 +107,12 @@ def updated(step: TrainingStep, numbers: range, rates: Sequence[float] = RATES) 
         labels = torch.randint(CLASSES, (BATCH,), generator=generator)
         if number == POISONED:
             images[0, 0, 0, 0] = float("nan")
-        step.step(images[rows].to(device), labels[rows].to(device), rates[number])
+        weights, partners = torch.rand(BATCH, generator=generator), labels[torch.arange(BATCH) ^ 1]
+        mixed = (partners[rows].to(device), weights[rows].to(device)) if step.config.target_threshold else None
+        step.step(images[rows].to(device), labels[rows].to(device), rates[number], mixed)
     left: dict[str, Tensor] = {f"model.{name}": value for name, value in step.model.named_parameters()}
-    momenta = [state["momentum_buffer"] for state in step.optimizer.state.values()]
-    left |= {f"momentum.{number}": value for number, value in enumerate(momenta)}
+    for number, state in enumerate(step.optimizer.state.values()):
+        left |= {f"{key}.{number}": value for key, value in state.items()}
     left["statistics"] = step.statistics.all_groups()
     if step.average:
         left |= {f"average.{name}": value for name, value in step.average.model.named_parameters()}
@@ -141,12 +143,14 @@ def digest(left: Left) -> str:
 
 FINE_TUNING = {"optimizer": OptimizerConfig(body_lr_factor=0.1), "freeze_bn": True}
 AVERAGE = {"label_smoothing": 0.1, "ema_decay": 0.9}  # a decay that grows over the first 90 updates
+LAMB = OptimizerConfig(kind="lamb", weight_decay=0.02, decay_norm_and_bias=False)
+MODERN = {"optimizer": LAMB, "loss": "binary-cross-entropy", "target_threshold": 0.2}  # and mixed images
 
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"precision": "bf16"}, AVERAGE, FINE_TUNING],
-    ids=["float32", "bf16", "smoothing and average", "fine-tuning"],
+    [{}, {"precision": "bf16"}, AVERAGE, FINE_TUNING, MODERN],
+    ids=["float32", "bf16", "smoothing and average", "fine-tuning", "modern"],
 )
 def test_a_replayed_training_is_the_training(more: dict[str, Any]) -> None:
     torch.set_num_threads(1)
@@ -199,7 +203,7 @@ def recorded_and_not(world: World, kinds: list[dict[str, Any]]) -> list[str]:
 def test_ranks_replay_the_training_of_one(size: int) -> None:
     """2 ranks have two micro-batches each, 4 ranks have one."""
     torch.set_num_threads(1)
-    kinds: list[dict[str, Any]] = [AVERAGE] if size == 4 else [{}, AVERAGE, FINE_TUNING]
+    kinds: list[dict[str, Any]] = [AVERAGE, MODERN] if size == 4 else [{}, AVERAGE, FINE_TUNING]
     expected = [digest(trained(ALONE, None, **more)) for more in kinds]
     for digests in run_ranks(size, recorded_and_not, kinds):
         assert digests == expected
@@ -293,8 +297,8 @@ GPU = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cud
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "more",
-    [{}, {"precision": "bf16"}, AVERAGE, {"precision": "bf16", "compile_crop": 16}],
-    ids=["float32", "bf16", "smoothing and average", "compiled"],
+    [{}, {"precision": "bf16"}, AVERAGE, {"precision": "bf16", "compile_crop": 16}, MODERN],
+    ids=["float32", "bf16", "smoothing and average", "compiled", "modern"],
 )
 def test_cuda_graphs_compute_the_same_bits(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)

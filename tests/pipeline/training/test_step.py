@@ -15,6 +15,7 @@ from torch import nn
 from pipeline.models.resnet import build
 from pipeline.process.world import World
 from pipeline.training.batchnorm import GroupPlan, GroupStatistics, plan_groups
+from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.step import StepConfig, TrainingStep
 from tests.ranks import ALONE, run_ranks
 
@@ -144,6 +145,47 @@ def test_label_smoothing_and_average_equal_plain_loops() -> None:
     for name, value in average.items():
         if value.is_floating_point():
             np.testing.assert_allclose(state[f"ema.{name}"], value.detach(), rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_mixed_images_and_binary_cross_entropy_equal_a_plain_loop() -> None:
+    """Reference: the mean over mini-batch and classes with targets of 0 and 1 written out; groups, float64.
+
+    Reported are the same loss, and the predictions that are not the class with the larger part of the mixture.
+    """
+    model = net(torch.float64).train()
+    step = step_of(
+        copy.deepcopy(model),
+        plan_groups(BATCH, GROUP, 0, 1),
+        loss="binary-cross-entropy",
+        target_threshold=0.2,
+        optimizer=OptimizerConfig(weight_decay=0.0, momentum=0.0),
+    )
+    partner = torch.arange(BATCH) ^ 1
+    for number, (images, labels) in enumerate(batches(torch.float64)[:3]):
+        weights = torch.rand(BATCH // 2, generator=torch.Generator().manual_seed(number)).repeat_interleave(2)
+        step.step(images, labels, 0.1, (labels[partner], weights))
+        model.zero_grad()
+        total, wrong = 0.0, 0
+        for first in range(0, BATCH, GROUP):
+            logits = model(images[first : first + GROUP].permute(0, 3, 1, 2))
+            targets = torch.zeros_like(logits)
+            for row in range(GROUP):
+                own, other, weight = labels[first + row], labels[partner][first + row], weights[first + row]
+                for label, share in ((own, weight), (other, 1 - weight)):
+                    if own == other or share > 0.2:
+                        targets[row, label] = 1
+                wrong += int(logits[row].argmax() != (own if weight >= 0.5 else other))
+            loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / (BATCH * CLASSES)
+            loss.backward()
+            total += loss.item()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 0.1 * parameter.grad
+        ((loss_of_step, wrong_of_step, _),) = step.take_metrics()
+        assert wrong_of_step == wrong and loss_of_step == pytest.approx(total, rel=1e-9)
+    for (name, found), expected in zip(step.model.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, msg=name)
+    step.close()
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
