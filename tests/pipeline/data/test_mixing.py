@@ -180,6 +180,20 @@ def test_a_gpus_branch_mixes_the_same(varied_jpegs: Dataset, fake_gpu: None) -> 
             assert torch.equal(one, other.to(one.dtype))  # pixels are mixed before they are rounded
 
 
+def test_images_kept_in_memory_are_mixed_the_same(tiny_images: Dataset) -> None:
+    split = tiny_images.split("train")
+    augment, order = AugmentConfig(kind="pad-crop", crop=32), Order(len(split), BATCH, SEED)
+    made = []
+    for config in (CONFIG, replace(CONFIG, in_memory_mb=0)):
+        rows = slice(0, BATCH)
+        with training_batches(
+            split, order, augment, statistics_of_size(32), rows, 0, 2, CPU, config, mixing=BOTH
+        ) as batches:
+            made.append(list(batches))
+    for kept, decoded in zip(*made, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(parts_of(kept), parts_of(decoded), strict=True))
+
+
 def test_a_substitute_is_mixed_in_its_place(make_dataset: Callable[..., Dataset]) -> None:
     images = [encode(photograph(number, 90, 120)) for number in range(BATCH)]
     images[4] = b"not an image"
