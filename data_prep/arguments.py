@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_prep.hold_out import OPTION, amount
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from data_prep.plan import Settings
@@ -18,6 +20,8 @@ from pipeline.base.cores import available_cores
 from pipeline.base.parsing import CommandParser
 from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import MANIFEST, ClassInfo, Dataset
+
+USUAL = {"JPEG", "PNG"}  # kinds of images that need no word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,16 @@ def add_preparing_options(parser: CommandParser, name: str, source: str, places:
     parser.add_json_option()
 
 
+def add_hold_out_option(parser: CommandParser, more: str) -> None:
+    """Add --hold-out. more: rest of its help text."""
+    parser.add_argument(
+        OPTION,
+        type=amount,
+        metavar="SHARE|N",
+        help=f"training images become val: a share of every class (0.1), or N of all, drawn by --seed; {more}",
+    )
+
+
 def add_workers_option(parser: CommandParser) -> None:
     cores = available_cores()
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help="default: one per available core")
@@ -78,12 +92,21 @@ def make_dataset(
         workers=args.workers,
     )
     for split, listing in listings.items():
-        passed_over = f"; passed over: {', '.join(map(str, listing.passed_over))}" if listing.passed_over else ""
-        print(f"{split}: {len(listing):,} images, {listing.kind}{passed_over}", file=sys.stderr)
+        print(f"{split}: {described(listing)}", file=sys.stderr)
     started = time.monotonic()
     already = prepare(listings, classes, args.destination, settings)
     seconds, size = time.monotonic() - started, sum(listing.bytes for listing in listings.values())
     print_result(args.destination, already, seconds, size, args.json)
+
+
+def described(listing: Listing) -> str:
+    """How many images a split has, of which kinds where not all are JPEGs and PNGs, where, and what was passed over."""
+    kinds = listing.kinds
+    counts = (
+        f" ({', '.join(f'{count:,} {kind}' for kind, count in kinds.most_common())})" if kinds.keys() - USUAL else ""
+    )
+    passed_over = f"; passed over: {', '.join(map(str, listing.passed_over))}" if listing.passed_over else ""
+    return f"{len(listing):,} images{counts}, {listing.kind}{passed_over}"
 
 
 def settle_places(args: argparse.Namespace, places: Places) -> None:
@@ -155,7 +178,9 @@ def print_result(destination: Path, already: bool, seconds: float, source_bytes:
     else:
         rates = f"{figures['images_per_second']:,} images/s, {figures['megabytes_per_second']:,} MB/s"
         print(f"made {destination} ({len(manifest.classes):,} classes) in {seconds:,.1f} s: {rates}")
-    for count, what in ((changed, "re-encoded"), (left_out, "left out")):
+    why = Counter(one["change"] for entries in notes.get("changed", {}).values() for one in entries).most_common()
+    reasons = f" ({', '.join(f'{count:,} {reason}' for reason, count in why)})"
+    for count, what in ((changed, f"re-encoded{reasons}"), (left_out, "left out")):
         if count:
             print(f"{count:,} images were {what}: {MANIFEST} lists them under notes")
     if as_json:

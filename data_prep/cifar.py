@@ -6,13 +6,13 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 from PIL import Image
 
-from data_prep.order import by_class_and_name, permutation
+from data_prep.hold_out import hold_out
 from data_prep.sources import ImageRow, Listing, class_folders, pack_rows
 from pipeline.base.command import UserError
 from pipeline.base.progress import Progress
@@ -48,23 +48,15 @@ def recognise(source: Path) -> Iterator[dict[str, Listing]]:
             )
 
 
-def hold_out(listings: dict[str, Listing], count: int, seed: int) -> dict[str, Listing]:
-    """Hold out `count` training images, drawn by `seed`, as "val"; the others are "train", CIFAR's test images "test".
+def with_held_out(listings: dict[str, Listing], held: Fraction | int, seed: int) -> dict[str, Listing]:
+    """Hold out training images (data_prep/hold_out.py) as "val"; the others are "train", CIFAR's test images "test".
 
-    The 45k/5k split of section 4.2 is `count` 5,000. Which images are drawn does not depend on the kind of source. Raises
-    UserError if no training images would remain.
+    The 45k/5k split of section 4.2 is a count of 5,000. Which images a count draws does not depend on the kind of source.
     """
-    whole = listings["train"]
-    if not 0 < count < len(whole):
-        raise UserError(f"--hold-out must be from 1 to {len(whole) - 1:,} training images (got {count}; paper: 5000)")
-    rows = whole.rows[by_class_and_name(whole.rows["label"], whole.rows["name"])]
-    drawn = np.zeros(len(rows), bool)
-    drawn[permutation(len(rows), seed)[:count]] = True
-    return {
-        "train": replace(whole, rows=rows[~drawn]),
-        "val": replace(whole, rows=rows[drawn], kind=f"held out of {whole.kind}", passed_over=()),
-        "test": listings["val"],
-    }
+    train, val = hold_out(listings["train"], held, seed)
+    if isinstance(held, int):  # such datasets were made before the manifest had this note: they keep their bytes
+        val = replace(val, held_out=None)
+    return {"train": train, "val": val, "test": listings["val"]}
 
 
 def png_folders(source: Path) -> dict[str, Listing]:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from data_prep.order import stem
 from data_prep.sources import (
     LISTING_THREADS,
-    OTHER_KIND,
     ImageRow,
     Listing,
     PassedOver,
@@ -132,7 +131,7 @@ def train_tar(path: Path) -> Listing:
 def _images(files: list[Member]) -> tuple[list[Member], tuple[PassedOver, ...]]:
     images = [file for file in files if is_image_name(file.name)]
     others = [file.name for file in files if not is_image_name(file.name)]
-    return images, PassedOver.of(OTHER_KIND, others)
+    return images, PassedOver.by_kind(others)
 
 
 def _tar_rows(images: list[Member], stamp: int, label: int) -> NDArray[Any]:

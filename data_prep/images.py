@@ -9,10 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from pipeline.data.images import LOSSLESS_ENOUGH, MAX_SIDE, UnreadableImageError, decode, encode
+from pipeline.data.images import (
+    KINDS,
+    LOSSLESS,
+    LOSSLESS_ENOUGH,
+    MAX_SIDE,
+    UnreadableImageError,
+    converted,
+    decode,
+    eight_bit,
+    encode,
+)
 
 SHRUNK = {"format": "JPEG", "quality": 95}
 
@@ -44,18 +53,12 @@ class PreparedImage:
     shrunk: bool = False
 
 
-def eight_bit(image: Image.Image) -> Image.Image:
-    """Scale a 16-bit greyscale PNG to 8 bits as DALI does; Pillow's conversion would clip it."""
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.uint32) * 255 // 65535).astype(np.uint8))
-    return image
-
-
 def prepare_image(data: bytes, name: str, rules: ImageRules) -> PreparedImage:
     """Check one encoded image with the file name `name`, and prepare it for the shard. Raises UnreadableImageError.
 
     CMYK and YCCK JPEGs, and PNGs with a JPEG's file name, are re-encoded as RGB JPEGs: GPU decoders, and the loader, which
-    goes by the name, could not read them. All others keep their bytes, unless they are shrunk.
+    goes by the name, could not read them. Other JPEGs and PNGs keep their bytes, unless they are shrunk. All other kinds
+    (WebP, TIFF, GIF ...) become PNGs.
     """
     from pipeline.data.whole import (
         check_loader_takes,
@@ -65,25 +68,27 @@ def prepare_image(data: bytes, name: str, rules: ImageRules) -> PreparedImage:
     if rules.exact_side and image.size != (rules.exact_side, rules.exact_side):
         needed = f"{rules.exact_side} x {rules.exact_side}"
         raise UnreadableImageError(f"it is {image.width} x {image.height} pixels where {needed} are needed")
-    is_png, called_png = image.format == "PNG", name.lower().endswith(".png")
-    change = None
-    if image.mode == "CMYK":
+    is_png, called_jpeg = image.format == "PNG", name.lower().endswith(KINDS["JPEG"])
+    change, other = None, converted(image, data)
+    if other:
+        image, change = other
+    elif image.mode == "CMYK":
         change = "CMYK JPEG re-encoded as RGB"
-    elif is_png and not called_png:
+    elif is_png and called_jpeg:
         change = "PNG called JPEG re-encoded as JPEG"
-    keep_png = is_png and called_png
+    as_png = bool(other) or (is_png and not called_jpeg)
     image = eight_bit(image)
-    if change:
+    if change and not other:
         image = image.convert("RGB")
     short_side = rules.max_short_side or MAX_SIDE
     if shrunk := min(image.size) > short_side:
         image = shrink(image, short_side)
     if shrunk or change:
-        data = _encoded(image, {"format": "PNG"} if keep_png else LOSSLESS_ENOUGH if change else SHRUNK)
-        if not keep_png:
+        data = _encoded(image, LOSSLESS if as_png else LOSSLESS_ENOUGH if change else SHRUNK)
+        if not as_png:
             image = decode(data)  # as readers of the shard will get it
     check_loader_takes(data, image.height, image.width)
-    return PreparedImage(data=data, extension="png" if keep_png else "jpg", pixels=image, change=change, shrunk=shrunk)
+    return PreparedImage(data=data, extension="png" if as_png else "jpg", pixels=image, change=change, shrunk=shrunk)
 
 
 def _encoded(image: Image.Image, how: dict[str, Any]) -> bytes:

@@ -151,4 +151,5 @@ def preparation(orders: list[SplitOrder], settings: Settings) -> dict[str, Any]:
             listed.update(np.ascontiguousarray(column).tobytes())
     kept = asdict(settings)
     del kept["workers"], kept["skip_corrupt"]
-    return {**kept, "images_sha256": listed.hexdigest()}
+    held_out = {order.name: order.listing.held_out for order in orders if order.listing.held_out}
+    return {**kept, **({"held_out": held_out} if held_out else {}), "images_sha256": listed.hexdigest()}

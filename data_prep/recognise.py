@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from data_prep import ilsvrc
-from data_prep.sources import NAMED, Listing, class_folders, is_folder
+from data_prep.hold_out import OPTION, hold_out
+from data_prep.sources import NAMED, Listing, class_folders, is_folder, is_image_name
 from pipeline.base.command import UserError
 from pipeline.data.dataset import ClassInfo
 
 SPLITS = ("train", "val", "test")
 VAL_NAMES = ("validation", "valid")  # other names of val, where there is none of that name
+# Names that a folder of a split may have, and a class hardly.
+SPLIT_WORDS = ("train", "training", "val", "valid", "validation", "test", "testing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +28,11 @@ class Source:
     classes: tuple[ClassInfo, ...]
 
 
-def recognise(source: Path) -> Source:
-    """List the splits of `source`. Raises UserError if it is missing, empty, ambiguous or of no known layout."""
+def recognise(source: Path, destination: Path | None = None) -> Source:
+    """List the splits of `source`. Raises UserError if it is missing, empty, ambiguous or of no known layout.
+
+    destination: the dataset folder to make, which must not lie among folders that are classes.
+    """
     if not source.exists():
         raise UserError(f"the source {source} does not exist: give the folder that holds the images")
     if not source.is_dir():
@@ -34,11 +41,11 @@ def recognise(source: Path) -> Source:
         raise UserError(f"the source {source} is empty: give the folder that holds the images")
     places = {split: split_in(source, split) for split in SPLITS}
     if places["train"] is None:
-        raise UserError(
-            f"the source {source} has no training images: looked for train/CLASS/, {ilsvrc.TRAIN_TAR} and "
-            f"{ilsvrc.KAGGLE_IMAGES}/train"
-        )
-    tell_of_other_folders(source, places)
+        count = check_own_classes(source, places, destination)
+        print(f"there is no train/ in {source}: reading its {count:,} folders as classes", file=sys.stderr)
+        places["train"] = source
+    else:
+        tell_of_other_folders(source, places)
     devkit = ilsvrc.read_devkit(source)
     listings = {split: list_split(source, split, path, devkit) for split, path in places.items() if path}
     names: dict[str, ClassInfo] = {}
@@ -63,20 +70,78 @@ def split_in(source: Path, split: str) -> Path | None:
     return paths[0] if paths else None
 
 
+def check_own_classes(source: Path, places: dict[str, Path | None], destination: Path | None) -> int:
+    """Return how many folders `source` has, all of which are classes: SOURCE/cats/*.jpg, SOURCE/dogs/*.jpg.
+
+    Raises UserError where that is not certain: folders that hold no picture themselves may be splits, or lie a level too high.
+    """
+    with os.scandir(source) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    folders = sorted(entry.name for entry in visible if is_folder(entry))
+    empty = [name for name in folders if not _has_picture(source / name)]
+    splits = [name for name in folders if name.lower() in SPLIT_WORDS]
+    if not folders or len(empty) == len(folders) or any(places.values()) or splits or is_ilsvrc(source):
+        loose = sum(is_image_name(entry.name) for entry in visible if not is_folder(entry))
+        here = f" (its {loose:,} pictures lie in no folder that would be their class)" if loose else ""
+        raise UserError(
+            f"the source {source} has no training images{here}: looked for train/CLASS/, {ilsvrc.TRAIN_TAR}, "
+            f"{ilsvrc.KAGGLE_IMAGES}/train, and CLASS/ with pictures and no folder of a split beside it: put each class's "
+            "pictures into train/CLASS/ there"
+        )
+    if empty:
+        raise UserError(
+            f"{source} has no train/, and not all of its folders can be classes: {empty[0]}/ has no pictures: remove it, put "
+            "pictures there, or put the classes' folders into train/"
+        )
+    if len(folders) == 1:
+        raise UserError(
+            f"{source} has no train/, and one folder of pictures alone, {folders[0]}/: give the folder whose folders are the "
+            "classes, of which there must be two"
+        )
+    if destination is not None and destination.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"the destination {destination} lies among the classes of {source}: give a folder elsewhere")
+    return len(folders)
+
+
+def _has_picture(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(is_image_name(entry.name) and not entry.name.startswith(".") for entry in entries)
+
+
+def is_ilsvrc(source: Path) -> bool:
+    return any((source / name).is_dir() for name in (ilsvrc.DEVKIT, ilsvrc.KAGGLE_IMAGES.parts[0]))
+
+
 def tell_of_other_folders(source: Path, places: dict[str, Path | None]) -> None:
-    """Say which folders of `source` hold no split that was recognised, and whether there is no val split."""
+    """Say which folders of `source` hold no split that was recognised."""
     known = {path.relative_to(source).parts[0] for path in places.values() if path} | {ilsvrc.DEVKIT}
     with os.scandir(source) as entries:
         others = sorted(one.name for one in entries if not one.name.startswith(".") and is_folder(one))
     if others := [name for name in others if name not in known]:
         more = ", ..." if len(others) > NAMED else ""
         print(f"not looked at in {source}: {', '.join(f'{name}/' for name in others[:NAMED])}{more}", file=sys.stderr)
-    if places["val"] is None:
+
+
+def with_val(source: Path, listings: dict[str, Listing], held: Fraction | int | None, seed: int) -> dict[str, Listing]:
+    """Return the splits of `source` with a val that is `held` out of train, where that was asked for.
+
+    Says what can be done where there is no val, and raises UserError where there is one already.
+    """
+    if held is not None and "val" in listings:
+        raise UserError(
+            f"{source} has a val split already ({listings['val'].kind}): leave {OPTION} out, or take that split away"
+        )
+    if held is not None:
+        train, val = hold_out(listings["train"], held, seed)
+        return {"train": train, "val": val, **{name: one for name, one in listings.items() if name != "train"}}
+    if "val" not in listings:
         looked = f"val/, {', '.join(f'{name}/' for name in VAL_NAMES)} and {ilsvrc.VAL_TAR}"
         print(
-            f"there is no val split in {source} (looked for {looked}): training will measure no val error",
+            f"there is no val split in {source} (looked for {looked}): training will measure no val error; {OPTION} 0.1 "
+            "makes one of a tenth of each class's images",
             file=sys.stderr,
         )
+    return listings
 
 
 def list_split(source: Path, split: str, path: Path, devkit: ilsvrc.Devkit | None) -> Listing:

@@ -11,8 +11,8 @@ if __name__ == "__main__":  # before the imports below, which take longer
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.arguments import Places, add_preparing_options, make_dataset, settle_places
-from data_prep.cifar import CLASSES, hold_out, recognise
+from data_prep.arguments import Places, add_hold_out_option, add_preparing_options, make_dataset, settle_places
+from data_prep.cifar import CLASSES, recognise, with_held_out
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
 from pipeline.base.command import KEEPS, run
@@ -39,12 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         source="cifar-10-python.tar.gz, or a folder with train/CLASS/ and test/CLASS/",
         places=PLACES,
     )
-    parser.add_argument(
-        "--hold-out",
-        type=int,
-        metavar="N",
-        help="N training images, drawn by --seed, become val, and CIFAR's test images the split test; 5000 in the paper",
-    )
+    add_hold_out_option(parser, "CIFAR's test images become the split test; 5000 in the paper")
     args = parser.parse_args(argv)
     settle_places(args, PLACES)
     # Paper, section 4.2: the per-pixel mean of the 32 x 32 images.
@@ -52,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     classes = tuple(ClassInfo(wnid=name, name=name) for name in CLASSES)
     with recognise(args.source) as listings:
         if args.hold_out is not None:
-            listings = hold_out(listings, args.hold_out, args.seed)
+            listings = with_held_out(listings, args.hold_out, args.seed)
         make_dataset(listings, classes, statistics, ImageRules(exact_side=SIDE), args)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_prep.arguments import (
     Places,
+    add_hold_out_option,
     add_preparing_options,
     add_statistics_options,
     make_dataset,
@@ -20,7 +21,7 @@ from data_prep.arguments import (
 )
 from data_prep.image_statistics import StatisticsPlan
 from data_prep.images import ImageRules
-from data_prep.recognise import recognise
+from data_prep.recognise import recognise, with_val
 from pipeline.base.checkout import DATA
 from pipeline.base.command import KEEPS, run
 from pipeline.base.parsing import CommandParser
@@ -52,14 +53,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="PIXELS",
         help="shrink images to this shorter side if theirs is longer (default: shrink none)",
     )
+    add_hold_out_option(parser, "for a source without a val split")
     args = parser.parse_args(argv)
     statistics = StatisticsPlan(
         size=args.statistics_size, short_side=args.statistics_short_side, images=args.statistics_images
     )
     settle_places(args, PLACES)
-    source = recognise(args.source)
+    source = recognise(args.source, args.destination)
+    listings = with_val(args.source, source.listings, args.hold_out, args.seed)
     rules = ImageRules(max_short_side=args.max_short_side)
-    make_dataset(source.listings, source.classes, statistics, rules, args)
+    make_dataset(listings, source.classes, statistics, rules, args)
 
 
 if __name__ == "__main__":

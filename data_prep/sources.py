@@ -7,6 +7,7 @@ so that they give byte-identical datasets.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,15 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.command import UserError
+from pipeline.data.images import SUFFIXES, UNREAD_SUFFIXES, kind_of
 from pipeline.data.sample_table import UNLABELLED
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 WHOLE_FILE = -1
 LISTING_THREADS = 16  # more than cores, because listing a shared file system mostly waits for it
 MAX_CLASSES = np.iinfo(np.int16).max  # the sample table's labels are int16
 NAMED = 3  # of the entries that are passed over
 
-OTHER_KIND = "not named as JPEG or PNG"
+OTHER_KIND = "not named as a picture"
+UNREAD_KIND = "{suffix} files, which are not read here: convert them to JPEG or PNG"
 BESIDE = "beside the class folders"
 LOOPS = "leading to a folder that is taken already"
 
@@ -67,6 +69,16 @@ class PassedOver:
             for why, parts in sorted(by_reason.items())
         )
 
+    @staticmethod
+    def by_kind(names: Sequence[str]) -> tuple[PassedOver, ...]:
+        """Of files that are not taken because of their names: pictures that cannot be read by their suffixes, and others."""
+        by_reason: dict[str, list[str]] = {}
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            why = UNREAD_KIND.format(suffix=suffix) if suffix in UNREAD_SUFFIXES else OTHER_KIND
+            by_reason.setdefault(why, []).append(name)
+        return tuple(one for why, several in by_reason.items() for one in PassedOver.of(why, several))
+
     def inside(self, folder: str) -> PassedOver:
         return replace(self, names=tuple(f"{folder}/{name}" for name in self.names))
 
@@ -82,7 +94,8 @@ class Listing:
     kind: what was recognised, in words. classes: names, sorted; () for an unlabelled split. containers: folders and tars.
     rows: one per image: container u4, offset i8 (WHOLE_FILE: the file `name` below the folder `container`), size i8 (bytes),
     stamp i8 (modification time of the file, ns), label i2 (index into `classes`, or UNLABELLED), name (file name, or path
-    below the container, bytes). passed_over: the other files, without hidden ones.
+    below the container, bytes). passed_over: the other files, without hidden ones. held_out: of a split that was drawn from
+    another one's images, what the manifest says of it.
     """
 
     kind: str
@@ -90,9 +103,15 @@ class Listing:
     containers: tuple[str, ...]
     rows: NDArray[Any]
     passed_over: tuple[PassedOver, ...] = ()
+    held_out: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def kinds(self) -> Counter[str]:
+        """How many images there are of each kind, by the names of their files."""
+        return Counter(kind for name in self.rows["name"].tolist() if (kind := kind_of(os.fsdecode(name))))
 
     @property
     def bytes(self) -> int:
@@ -107,7 +126,7 @@ def pack_rows(rows: Sequence[ImageRow]) -> NDArray[Any]:
 
 
 def is_image_name(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
+    return name.lower().endswith(SUFFIXES)
 
 
 def list_folder(folder: Path, container: int, label: int) -> tuple[NDArray[Any], tuple[PassedOver, ...]]:
@@ -128,7 +147,7 @@ def list_folder(folder: Path, container: int, label: int) -> tuple[NDArray[Any],
         except OSError:  # a dangling link is listed, so that it is reported as an unreadable image
             size, stamp = 0, 0
         rows.append(ImageRow(container, WHOLE_FILE, size, stamp, label, os.fsencode(path)))
-    return pack_rows(rows), (*PassedOver.of(OTHER_KIND, others), *PassedOver.of(LOOPS, loops))
+    return pack_rows(rows), (*PassedOver.by_kind(others), *PassedOver.of(LOOPS, loops))
 
 
 def _entries(top: Path, loops: list[str]) -> Iterator[tuple[os.DirEntry[str], str]]:
@@ -189,11 +208,12 @@ def class_folders(folder: Path) -> Listing:
     paths = [folder / name for name in names]
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
         contents = list(pool.map(list_folder, paths, range(len(names)), range(len(names))))
-    for path, (rows, _) in zip(paths, contents, strict=True):
+    for path, (rows, others) in zip(paths, contents, strict=True):
         if not len(rows):
+            found = f", but {', '.join(map(str, others))}" if others else ""
             raise UserError(
-                f"the class folder {path} has no images ({', '.join(IMAGE_SUFFIXES)}) in it: "
-                "put the class's images there or remove the folder"
+                f"the class folder {path} has no images in it{found}: put the class's images there ({', '.join(SUFFIXES)}) or "
+                "remove the folder"
             )
     return Listing(
         kind=f"class folders {folder}",

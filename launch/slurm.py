@@ -114,9 +114,11 @@ def show(work: Training | Evaluation, allocation: Allocation, as_json: bool) -> 
         return 0
     config = work.config
     at_hand = os.path.isfile(os.path.join(config.data, MANIFEST))
-    check_same(config, Dataset(config.data) if at_hand else None)
+    dataset = Dataset(config.data) if at_hand else None
+    check_same(config, dataset)
+    train_split = dataset.manifest.splits.get("train") if dataset else None
     print(f"# The script for sbatch\n{text}\n# The resolved config\n{to_yaml(config)}")
-    plan = show_plan(config, allocation)
+    plan = show_plan(config, allocation, train_split.samples if train_split else None)
     print(f"Nothing was submitted. {allocation.nodes} nodes, {allocation.ranks} ranks; {config.run_folder}")
     if as_json:
         run = {"name": config.run_name, "run_folder": str(config.run_folder)}

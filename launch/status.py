@@ -14,8 +14,10 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.on_slurm.allocation import has_slurm
 from launch.on_slurm.scheduler import number, show
@@ -31,6 +33,9 @@ from pipeline.base.regular import open_regular
 from pipeline.base.tables import print_json, print_table
 from pipeline.meter.usage import Usage, usage_of
 from pipeline.process.notes import Note
+
+if TYPE_CHECKING:  # it imports torch
+    from pipeline.run.config import Config
 
 FOLLOW_SECONDS = 10.0
 LOG_BYTES, LOG_LINES = 4000, 10
@@ -54,6 +59,7 @@ class Status:
     images_per_second: float | None
     left_seconds: float | None
     slowest: str | None
+    epoch: str | None  # `3.2 of 90`; None where the dataset's manifest is not at hand
     errors: list[Failure]  # the cause of each attempt that failed, oldest first
     log: Path | None
     usage: Usage | None  # None where nothing was sampled
@@ -122,6 +128,7 @@ def read(folder: Path) -> Status:
         images_per_second=rate,
         left_seconds=left,
         slowest=_slowest(folder, training[-1].values) if training else None,
+        epoch=_epoch(config, iteration) if config else None,
         errors=[cause(failures) for _, failures in sorted(notes.items(), key=lambda item: item[1][0].time)],
         log=max(logs, key=lambda path: path.stat().st_mtime, default=None),
         usage=usage_of(folder),
@@ -135,6 +142,7 @@ def show_status(status: Status) -> None:
     rate = f"{status.images_per_second:,.0f}" if status.images_per_second else "-"
     left = "-" if status.left_seconds is None or status.over else duration(status.left_seconds)
     progress = f"{status.iteration:,} of {status.iterations:,}"
+    progress += f" (epoch {status.epoch})" if status.epoch else ""
     print_table(status.name, columns, [(status.name, job, status.restarts, progress, rate, left)])
     if status.asked:
         print(f"asked of sbatch: {' '.join(status.asked)}")
@@ -164,6 +172,19 @@ def duration(seconds: float) -> str:
     days, rest = divmod(round(seconds), 86400)
     clock = f"{rest // 3600}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
     return f"{days} d {clock}" if days else clock
+
+
+def _epoch(config: Config, iteration: int) -> str | None:
+    """Where a dataset on this machine says how many training images it has."""
+    from pipeline.data.dataset import Dataset
+    from pipeline.data.storage import is_url
+    from pipeline.tracking.figures import epoch_of
+
+    with suppress(UserError, OSError, KeyError, ZeroDivisionError):
+        if not is_url(config.data):
+            images = Dataset(config.data).manifest.splits["train"].samples
+            return epoch_of(iteration, config.iterations, config.batch, images)
+    return None
 
 
 def _slowest(folder: Path, values: Mapping[str, float]) -> str | None:

@@ -30,7 +30,19 @@ LAUNCHERS: dict[Launcher, ModuleType] = {"local": local, "slurm": slurm, "ray": 
 assert tuple(LAUNCHERS) == get_args(Launcher), "paper/names.py must name each launcher, in this order"
 STOPPED = (EXIT_PREEMPTED, EXIT_INTERRUPTED)
 # Options that the experiment sets.
-RESERVED = {"config", "json", "print_config", "dry_run", "name", "data", "runs", "procs", "workers", "scale_batch"}
+RESERVED = {
+    "config",
+    "json",
+    "print_config",
+    "dry_run",
+    "name",
+    "data",
+    "runs",
+    "procs",
+    "workers",
+    "scale_batch",
+    "epochs",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,7 @@ from pipeline.process.stop import StopRequest
 from pipeline.process.watchdog import Hang, watching
 from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.config import Config, to_plain, to_yaml
+from pipeline.run.epochs import warning_of_length
 from pipeline.run.folder import note_attempt, open_run
 from pipeline.run.metering import metered
 from pipeline.run.options import parse, parser
@@ -98,6 +99,8 @@ def train(
         threads = set_threads(world, config.threads)
         watchdog.note("opening the dataset")
         dataset = open_dataset(config.data)
+        if world.is_main:
+            warn_of_length(config, dataset)
         watchdog.note("building the net and opening the run folder")
         with (
             closing(Trainer(config, dataset, world)) as trainer,
@@ -134,6 +137,13 @@ def train(
                 watchdog.note("closing", limited=False)  # MLflow may take its time (tracking.close_seconds)
                 on_save()
             return print_result(trainer, "finished" if finished else "stopped on request", 0 if finished else stop.code)
+
+
+def warn_of_length(config: Config, dataset: Dataset) -> None:
+    """Warn of a recipe that is far too long for the dataset."""
+    train_split = dataset.manifest.splits.get("train")
+    if train_split and (sentence := warning_of_length(config, train_split.samples)):
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def update_to_the_end(

@@ -24,6 +24,7 @@ from pipeline.base.tables import print_table
 from pipeline.models.complexity import Complexity, count
 from pipeline.models.resnet import Shortcut, Stride, build
 from pipeline.run.config import Config
+from pipeline.tracking.figures import epoch
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.reduction import choose_mode
 
@@ -189,8 +190,11 @@ def table(config: Config, allocation: Allocation) -> list[dict[str, float]]:
     return [{**row, "efficiency": row["images_per_second"] / row["ranks"] / base} for row in rows]
 
 
-def show_plan(config: Config, allocation: Allocation) -> list[dict[str, float]]:
-    """Print the plan and where its numbers come from. Returns the table's rows."""
+def show_plan(config: Config, allocation: Allocation, images: int | None = None) -> list[dict[str, float]]:
+    """Print the plan and where its numbers come from. Returns the table's rows.
+
+    images: of the training split, where the dataset is at hand.
+    """
     rows = table(config, allocation)
     columns = ("nodes", "ranks", "images/s", "time", "GPU hours", *PARTS, "efficiency")
     cells = [
@@ -205,7 +209,8 @@ def show_plan(config: Config, allocation: Allocation) -> list[dict[str, float]]:
         )
         for row in rows
     ]
-    title = f"The plan: {config.arch}, {config.iterations:,} iterations of {config.batch} images (* asked for)"
+    epochs = f", {epoch(config.iterations, config.batch, images):,.4g} epochs" if images else ""
+    title = f"The plan: {config.arch}, {config.iterations:,} iterations of {config.batch} images{epochs} (* asked for)"
     print_table(title, columns, cells)
     device = device_of(config, allocation)
     print(f"one device: {device.source}")

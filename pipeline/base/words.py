@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
-# Of a config's key. Not --batch-size: that is one GPU's share elsewhere, and --batch is the whole mini-batch.
+# Of a config's key, or of --epochs. Not --batch-size: that is one GPU's share elsewhere, and --batch is the whole mini-batch.
 ALIASES = {
     "--lr": "--optimizer.lr",
     "--momentum": "--optimizer.momentum",
@@ -18,6 +18,9 @@ ALIASES = {
     "--weight-decay": "--optimizer.weight_decay",
     "--weight_decay": "--optimizer.weight_decay",
     "--model": "--arch",
+    "--max-epochs": "--epochs",
+    "--num-epochs": "--epochs",
+    "--num-train-epochs": "--epochs",
 }
 
 # Values of an option that other tools have, and what they are here.
@@ -31,9 +34,6 @@ VALUES = {
         ("gpu", "cuda:0", "0", "cuda:1", "1"), "a GPU is --device cuda here; CUDA_VISIBLE_DEVICES chooses which"
     ),
 }
-
-# Where a text stands for the length of N epochs, which only the dataset tells (pipeline/run/options.py).
-EPOCHS = "{epochs}"
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,6 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("--accelerator --use-gpu --cuda", TRAINING, "is --device here: --device cuda, cpu, or auto"),
     Meaning("--cpu --no-cuda --use-cpu", TRAINING, "is --device here: --device cpu"),
     # How long, and in which pieces.
-    Meaning("--epochs --max-epochs --num-epochs --num-train-epochs", TRAINING, f"is counted in iterations here: {EPOCHS}"),
     Meaning("--max-steps --steps --num-steps --max-iters --max-iter", TRAINING, "is --iterations here: --iterations {value}"),
     Meaning("--min-epochs --start-epoch", TRAINING, "has no equal here: a run has its --iterations, and continues by itself"),
     Meaning(

@@ -18,13 +18,13 @@ from pipeline.data.batch import LoaderConfig
 from pipeline.data.dataset import Split, SplitInfo
 from pipeline.data.failures import failures, header_faults
 from pipeline.data.graphs import Normalization
-from pipeline.data.images import LOSSLESS_ENOUGH, UnreadableImageError, decode, encode
+from pipeline.data.images import LOSSLESS, LOSSLESS_ENOUGH, UnreadableImageError, converted, decode, encode
+from pipeline.data.images import SUFFIXES as SUFFIXES  # of the files that are taken, here and by data_prep
 from pipeline.data.loader import evaluation_batches
 from pipeline.data.order import Presentations
 from pipeline.data.plans import evaluation_plan
 from pipeline.data.sample_table import UNLABELLED, sample_dtype
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
 LOADER = LoaderConfig(threads=available_cores(), read_threads=1, decode_on="cpu")
 
 
@@ -40,7 +40,10 @@ class Picture:
     def of(encoded: bytes) -> Picture:
         """Decode an encoded picture once, to know that it is sound. Raises UnreadableImageError."""
         image = decode(encoded)
-        if image.mode == "CMYK":  # as sharding does: DALI's decoders read its colours in other ways
+        if other := converted(image, encoded):
+            image, _ = other
+            encoded = encode(image, LOSSLESS)
+        elif image.mode == "CMYK":  # as sharding does: DALI's decoders read its colours in other ways
             encoded = encode(image.convert("RGB"), LOSSLESS_ENOUGH)
         return Picture(encoded, image.height, image.width)
 

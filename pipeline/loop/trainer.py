@@ -29,6 +29,7 @@ from pipeline.process.stragglers import Slowest, Watch, slowest
 from pipeline.process.world import World, gather_from_ranks, on_main, sum_over_ranks
 from pipeline.run.config import Config
 from pipeline.run.folder import check_metrics, foreign, origin_of
+from pipeline.tracking.figures import epoch_of
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.checkpoint import Checkpoint, Checkpoints, UnsoundError, read_verified
 from pipeline.training.precision import check_precision
@@ -149,7 +150,8 @@ class Trainer:
         seconds, updates, waited = self.clock.take(batches.wait_seconds)
         found = self._find_slowest(seconds, waited)
         rate = updates * self.config.batch / seconds
-        self.figures |= {"images/s": f"{rate:,.0f}", "lr": f"{lr:g}", "loss": f"{loss:.4f}", "error": f"{error:.2f}%"}
+        self.figures |= {"epoch": self._epoch(), "images/s": f"{rate:,.0f}", "lr": f"{lr:g}", "loss": f"{loss:.4f}"}
+        self.figures["error"] = f"{error:.2f}%"
         metrics = {"loss": loss, "top1_error": error, "lr": lr}
         metrics |= {"images_per_second": rate, "data_wait_share": waited / seconds}
         metrics |= found.metrics() if found else {}
@@ -189,6 +191,10 @@ class Trainer:
                 self.figures["val"] = f"{errors['top1_error']:.2f}%"
             self.progress.evaluated[kind] = self.progress.iteration
             yield kind, errors
+
+    def _epoch(self) -> str:
+        config = self.config
+        return epoch_of(self.progress.iteration, config.iterations, config.batch, len(self.train_split))
 
     def recompute_statistics(self) -> dict[str, float]:
         """Recompute the BN statistics over the training images that would come next; the val errors with them.

@@ -34,8 +34,16 @@ def scale_batch(config: Config, factor: Fraction) -> Config:
     The moving average of the weights keeps its span in images. Periods that change nothing (checkpoints) are rounded.
     """
     _check_even(config, factor)
+    return enlarge_batch(stretch(config, 1 / factor, "iterations"), factor)
+
+
+def enlarge_batch(fewer: Config, factor: Fraction) -> Config:
+    """A config whose counts of iterations are scaled already, with mini-batches `factor` times as large. Raises UserError."""
+    if (fewer.batch * factor).denominator != 1:
+        raise UserError(
+            f"--scale-batch {float(factor):g} does not come out even: batch {fewer.batch} cannot be multiplied"
+        )
     rate = float(factor)
-    fewer = stretch(config, 1 / factor, "iterations")
     schedule = fewer.schedule
     warmup = schedule.warmup_iterations
     if factor > 1 and not warmup:
@@ -43,10 +51,10 @@ def scale_batch(config: Config, factor: Fraction) -> Config:
     start_lr = None if schedule.start_lr is None else schedule.start_lr * rate
     return replace(
         fewer,
-        batch=int(config.batch * factor),
-        batch_scale=config.batch_scale * rate,
-        ema_decay=config.ema_decay**rate,
-        optimizer=replace(config.optimizer, lr=config.optimizer.lr * rate),
+        batch=int(fewer.batch * factor),
+        batch_scale=fewer.batch_scale * rate,
+        ema_decay=fewer.ema_decay**rate,
+        optimizer=replace(fewer.optimizer, lr=fewer.optimizer.lr * rate),
         schedule=replace(schedule, warmup_iterations=warmup, start_lr=start_lr),
     )
 

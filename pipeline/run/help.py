@@ -48,6 +48,9 @@ FIRST = (
     Option("--runs", "FOLDER", "holds the run folders (default: runs)"),
     Option("--seed", "N", "of weights, order and augmentation (default: 0)"),
     Option("--iterations", "N", "updates in all (default: 600000)"),
+    Option(
+        "--epochs", "E", "in place of it: how often the run sees each training image; the schedule is stretched to that"
+    ),
     Option("--batch", "N", "images of a mini-batch, over all ranks together (default: 256)"),
     Option("--optimizer.lr", "X", "the learning rate to begin with (default: 0.1); --lr is the same"),
     Option("--precision", "float32|bf16", "of the net's arithmetic (default: bf16)"),

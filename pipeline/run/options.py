@@ -7,7 +7,8 @@ import dataclasses
 import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,11 +19,12 @@ from pipeline.base.command import UserError, check_printed
 from pipeline.base.files import read_yaml
 from pipeline.base.parsing import unknown_option
 from pipeline.base.typed import check_keys, read_typed
-from pipeline.base.words import ALIASES, EPOCHS, value_meaning
-from pipeline.data.storage import open_dataset
+from pipeline.base.words import ALIASES, value_meaning
 from pipeline.models.architecture import known_nets
 from pipeline.run.batch_scaling import read_factor, scale_batch
 from pipeline.run.config import Config, check, check_secrets
+from pipeline.run.epochs import OPTION as EPOCHS
+from pipeline.run.epochs import read_epochs, training_images, with_epochs
 from pipeline.run.help import HELP_ALL, Option, long_help, short_help, type_words
 
 EXPERIMENT = "tracking.experiment"
@@ -63,6 +65,13 @@ def parser(sentence: str, example: str, own: Sequence[Option] = ()) -> jsonargpa
         help="weak scaling: F times the batch and the learning rate, linear warm-up, 1/F of the iterations, so that the "
         "run sees the same images; applied last, to the resolved values",
     )
+    arg_parser.add_argument(
+        EPOCHS,
+        type=str,
+        metavar="E",
+        help="how often the run sees each training image of the dataset, in place of --iterations: the recipe's schedule is "
+        "stretched to that length; values that the command line gives stay",
+    )
     arg_parser.add_argument("--print-config", action="store_true", help="print the resolved config and exit")
     return arg_parser
 
@@ -88,13 +97,29 @@ def parse(arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple
     try:
         args = arg_parser.instantiate(arg_parser.parse_args(_with_experiment(argv)))
     except jsonargparse.ArgumentError as error:
-        raise UserError(_one_sentence(str(error), arg_parser, argv)) from None
+        raise UserError(_one_sentence(str(error), arg_parser)) from None
     config = Config(**{key.name: args.pop(key.name) for key in dataclasses.fields(Config)})
-    if (factor := args.pop("scale_batch")) is not None:
+    factor, epochs = args.pop("scale_batch"), args.pop("epochs")
+    if epochs is not None:
+        config = _of_length(config, read_epochs(epochs), read_factor(factor or "1"), _given_keys(argv))
+    elif factor is not None:
         config = scale_batch(config, read_factor(factor))
     check(config)
     check_secrets(config)
     return config, args
+
+
+def _of_length(config: Config, epochs: Fraction, factor: Fraction, given: Collection[str]) -> Config:
+    if "iterations" in given:
+        raise UserError(f"{EPOCHS} and --iterations both say how long the run is: give one of them")
+    return with_epochs(config, epochs, training_images(config.data), given, factor)
+
+
+def _given_keys(argv: Sequence[str]) -> set[str]:
+    """The config keys among the options of a command line."""
+    return {word.partition("=")[0].removeprefix("--").rstrip("+") for word in argv if word.startswith("--")} & {
+        *key_names()
+    }
 
 
 def _values_in_force(arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> Config:
@@ -154,13 +179,12 @@ def _config_files(argv: Sequence[str]) -> list[Path]:
     return [Path(file) for file in files]
 
 
-def _one_sentence(message: str, arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> str:
+def _one_sentence(message: str, arg_parser: jsonargparse.ArgumentParser) -> str:
     """jsonargparse's message as one sentence with a remedy."""
     if message.startswith("unrecognized arguments:"):
         names = [name for action in arg_parser._actions for name in action.option_strings]
         names += [name.replace("_", "-") for name in names]
-        sentence = unknown_option(message, list(dict.fromkeys(names)))
-        return sentence.replace(EPOCHS, _iterations_of(message, arg_parser, argv)) if EPOCHS in sentence else sentence
+        return unknown_option(message, list(dict.fromkeys(names)))
     if match := re.match(r'Parser key "(.+?)":\s*(.*)', message, re.DOTALL):
         key, reason = match[1], " ".join(match[2].split())
         action = next((action for action in arg_parser._actions if action.dest == key), None)
@@ -175,27 +199,3 @@ def _one_sentence(message: str, arg_parser: jsonargparse.ArgumentParser, argv: S
         reason = re.sub(r"Problem with given class_path '\S+': ", "one of its items: ", reason)
         return f"{key} does not fit: {reason.rstrip('.')}"
     return " ".join(message.split())
-
-
-def _iterations_of(message: str, arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> str:
-    """What to type for `--epochs N`: the iterations, where the dataset that the rest of the command line names can be read."""
-    words = message.split(": ", 1)[1].split()
-    count = next((found[0] for word in words[:2] if (found := re.search(r"\d+(\.\d+)?$", word))), "")
-    formula = f"{count or 'N'} epochs are --iterations {count or 'N'} x images / --batch"
-    if not count:
-        return formula
-    unknown = iter([*words, ""])
-    next_unknown = next(unknown)
-    known = []
-    for word in argv:
-        if word == next_unknown:
-            next_unknown = next(unknown)
-        else:
-            known.append(word)
-    try:
-        config, _ = parse(arg_parser, known)
-        images = open_dataset(config.data).manifest.splits["train"].samples
-    except (UserError, KeyError):
-        return formula
-    iterations = max(1, round(float(count) * images / config.batch))
-    return f"{count} epochs of the {images:,} images in {config.data}, {config.batch} at a time, are --iterations {iterations}"

@@ -33,7 +33,8 @@ def training_line(words: Sequence[str], start: str = "starting") -> str:
         device = "" if values["device"] == "auto" else f" on {values['device']}"
         newest, _ = newest_checkpoint(folder / CHECKPOINTS) or (0, None)
         since = f", from iteration {newest:,}" if newest else ""
-        return f"{start}{device}: {values['arch']} on {_dataset(str(values['data']))}, into {folder}{since}"
+        epochs = f", {values['epochs']} epochs" if values.get("epochs") else ""
+        return f"{start}{device}: {values['arch']} on {_dataset(str(values['data']))}{epochs}, into {folder}{since}"
     except (UserError, OSError, ValueError, TypeError, KeyError):
         return start
 

@@ -1,4 +1,5 @@
-"""Stretches a schedule: `--scale-batch` (the same images in fewer updates) and the paper's `--scale` (a short rehearsal).
+"""Stretches a schedule: `--scale-batch` (the same images in fewer updates), `--epochs` (another length), and the paper's
+`--scale` (a short rehearsal).
 
 Every config field that counts something says so in its metadata, and this module needs no list of them:
 
@@ -10,7 +11,7 @@ Every config field that counts something says so in its metadata, and this modul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, TypeVar
@@ -42,19 +43,27 @@ def counts(config: Section) -> list[Count]:
     return found
 
 
-def stretch(config: Section, share: Fraction | float, *units: Unit, shortest_period: int = 1) -> Section:
+def stretch(
+    config: Section, share: Fraction | float, *units: Unit, shortest_period: int = 1, kept: Collection[str] = ()
+) -> Section:
     """`config` with what it counts in `units` multiplied by `share`, as `stretched` rounds; 0 stays 0.
 
-    shortest_period: a period above it does not fall below it, and a shorter period stays as it is.
+    shortest_period: a period above it does not fall below it, and a shorter period stays as it is. kept: the dotted keys
+    of what stays as it is.
     """
 
     def change(count: Count) -> int:
-        if count.unit not in units or not count.value:
+        if count.unit not in units or not count.value or belongs(count.key, kept):
             return count.value
         least = min(count.value, shortest_period) if count.period else 1
         return max(least, stretched(count.value, share))
 
     return _with_counts(config, {}, "", change)
+
+
+def belongs(key: str, keys: Collection[str]) -> bool:
+    """Whether a dotted key is one of `keys` or lies inside one: `schedule.steps[0]` belongs to `schedule.steps`."""
+    return any(key == one or key.startswith((f"{one}.", f"{one}[")) for one in keys)
 
 
 def stretched(value: int, share: Fraction | float) -> int:

@@ -19,6 +19,11 @@ def epoch(iteration: int, batch: int, images: int) -> float:
     return iteration * batch / images
 
 
+def epoch_of(iteration: int, iterations: int, batch: int, images: int) -> str:
+    """`3.2 of 90`: the epoch of `iteration`, and how many a training of `iterations` updates has."""
+    return f"{epoch(iteration, batch, images):,.1f} of {float(f'{epoch(iterations, batch, images):.3g}'):,.12g}"
+
+
 def seconds_left(iteration: int, iterations: int, batch: int, images_per_second: float) -> float:
     """The seconds that a training of `iterations` updates takes from `iteration` on, at its present rate."""
     return (iterations - iteration) * batch / images_per_second

@@ -93,7 +93,7 @@ def test_what_decoders_cannot_read_is_reencoded_without_a_visible_change(data, n
     [
         (b"", "no bytes"),
         (b"<html>404</html>", "neither JPEG nor PNG"),
-        (encode(picture(), "GIF"), "neither JPEG nor PNG"),
+        (encode(picture(), "ICO"), "neither JPEG nor PNG"),
         (encode(picture())[:-40], "truncated"),
         (encode(picture())[:-2], "truncated"),
         (encode(picture())[:100], None),

@@ -169,7 +169,7 @@ def test_closing_json_says_what_was_made(prepared):
     manifest = (prepared[0] / "manifest.json").read_bytes()
     assert figures["manifest_sha256"] == hashlib.sha256(manifest).hexdigest()
     assert {name: split["samples"] for name, split in figures["splits"].items()} == {"train": 28, "val": 9}
-    assert "train: 28 images" in prepared[1].stderr and "passed over: 1 not named as JPEG or PNG" in prepared[1].stderr
+    assert "train: 28 images" in prepared[1].stderr and "passed over: 1 not named as a picture" in prepared[1].stderr
 
 
 def test_the_same_again_is_already_done(prepared, folders, command, hashes):

@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 from data_prep import reading, shard_imagenet
 from data_prep.plan import order_split
 from data_prep.reading import SourceImage, read_all
-from data_prep.recognise import recognise
+from data_prep.recognise import recognise, with_val
 from data_prep.sources import WHOLE_FILE, class_folders, list_folder
 from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
@@ -89,7 +89,15 @@ def test_a_class_whose_name_is_no_utf8(source, capsys):
 
 
 def test_what_is_passed_over_is_counted_and_named(source, capsys):
-    for name in ("cat/notes.txt", "dog/more/x.webp", "dog/more/y.gif", "cat/z.tif", ".hidden.jpg", "cat/.hidden.jpg"):
+    for name in (
+        "cat/notes.txt",
+        "dog/more/x.heic",
+        "dog/more/y.HEIC",
+        "cat/z.svg",
+        "a.json",
+        ".hidden.jpg",
+        "cat/.hidden.jpg",
+    ):
         path = source / "train" / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"something")
@@ -97,9 +105,13 @@ def test_what_is_passed_over_is_counted_and_named(source, capsys):
     (source / "train/cat/up").symlink_to(source / "train")
     shard_imagenet.main([str(source), str(source.parent / "dataset"), *map(str, OPTIONS)])
     printed = capsys.readouterr().err
-    beside, loops = "1 beside the class folders (loose.jpg)", "1 leading to a folder that is taken already (cat/up)"
-    others = "4 not named as JPEG or PNG (cat/notes.txt, cat/z.tif, dog/more/x.webp, ...)"
-    assert f"passed over: {beside}, {loops}, {others}" in printed
+    beside, loops = (
+        "2 beside the class folders (a.json, loose.jpg)",
+        "1 leading to a folder that is taken already (cat/up)",
+    )
+    heic = "2 .heic files, which are not read here: convert them to JPEG or PNG (dog/more/x.heic, dog/more/y.HEIC)"
+    svg = "1 .svg files, which are not read here: convert them to JPEG or PNG (cat/z.svg)"
+    assert f"passed over: {heic}, {svg}, {beside}, {loops}, 1 not named as a picture (cat/notes.txt)" in printed
 
 
 @pytest.mark.parametrize("name", ["validation", "valid"])
@@ -121,7 +133,7 @@ def test_two_val_splits_of_other_names(source):
 
 def test_no_val_split_is_said(source, capsys):
     (source / "testing").mkdir()
-    recognise(source)
+    with_val(source, recognise(source).listings, None, 0)
     printed = capsys.readouterr().err
     assert "there is no val split" in printed and f"not looked at in {source}: testing/" in printed
 

@@ -49,18 +49,6 @@ def test_words_that_mean_a_key(words: list[str], same: list[str]) -> None:
     assert read(*words) == read(*same) != read()
 
 
-def test_epochs_are_counted_in_the_iterations_of_the_dataset(digits: Path) -> None:
-    """1,442 images, 64 at a time: 5 epochs are 112.66 mini-batches."""
-    demo = ["--config", str(CONFIGS / "demo.yaml")]
-    manifest = yaml.safe_load((digits / "manifest.json").read_text())
-    images = manifest["splits"]["train"]["samples"]
-    said = refusal(*demo, "--data", str(digits), "--seed", "5", "--epochs", "5")
-    assert f"{images:,} images" in said and f"--iterations {round(5 * images / 64)}" in said
-    assert f"--iterations {round(2.5 * images / 64)}" in refusal(*demo, f"--data={digits}", "--epochs=2.5")
-    assert "--iterations 5 x images / --batch" in refusal(*demo, "--data", "/none", "--epochs", "5")
-    assert "--iterations N x images / --batch" in refusal(*demo, "--max-epochs")
-
-
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
