@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -147,8 +147,10 @@ class Alternating(Trainer):
     what the writing costs.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, world: World) -> None:
-        super().__init__(config, dataset, world)
+    def __init__(
+        self, config: Config, dataset: Dataset, world: World, initial: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        super().__init__(config, dataset, world, initial)
         assert isinstance(config.bn_group, int)
         bare = StepConfig(batch=config.batch, precision=config.precision, reduction="allreduce")
         self.bare = our_step(config.arch, bare, config.bn_group, world)

@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     workers = read_workers(args.workers, args.address)
     check_workers(work, workers)
     if isinstance(work, Training):
+        work.check_start()
         work = work.absolute()  # workers have another working directory, perhaps on other hosts
     else:
         work.check_inputs()

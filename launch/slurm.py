@@ -24,6 +24,7 @@ from launch.forecast.plan import show_plan
 from launch.local import gpus
 from launch.on_slurm.allocation import Allocation, resolve
 from launch.on_slurm.submission import run_here, script, submit
+from launch.on_slurm.visibility import check_shared
 from launch.ranks.command_line import read_work
 from launch.ranks.work import Evaluation, Training, Work
 from launch.site import site_values
@@ -32,6 +33,7 @@ from pipeline.base.command import UserError, check_printed
 from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import MANIFEST, Dataset
 from pipeline.data.storage import open_dataset
+from pipeline.initial.start import settle
 from pipeline.run.config import to_yaml
 from pipeline.run.folder import check_same
 
@@ -70,7 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     if isinstance(work, Training):
         # The dataset can be read here, and the job would not refuse the run after its time in the queue.
-        check_same(work.config, open_dataset(work.config.data))
+        dataset = open_dataset(work.config.data)
+        start = settle(work.config, dataset)
+        check_same(start.config, dataset)
+        if start.point is not None:
+            check_shared(allocation, [Path(start.point.file)])
     print_result(submit(work, allocation), work, allocation, args.json)
     return 0
 

@@ -23,6 +23,7 @@ from pipeline.base.layout import CONFIG, ENSEMBLE, METRICS, MLFLOW_ARTIFACTS
 from pipeline.evaluation.figures import Curve
 from pipeline.run.config import Config
 from pipeline.run.folder import trained_on
+from pipeline.run.starting_point import starting_point_of
 from pipeline.tracking import read_metrics
 
 
@@ -174,6 +175,8 @@ def _training(folder: Path, notes: tuple[str, ...]) -> OtherRun:
     try:
         state = state_in(folder)
         records = read_metrics(folder / METRICS)
+        if point := starting_point_of(folder):
+            notes = (f"starts from {point}", *notes)
         return OtherRun(
             folder=folder,
             net=net_of(state.config),

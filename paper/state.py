@@ -13,7 +13,7 @@ from pipeline.base.entries import check_entries
 from pipeline.base.layout import CHECKPOINTS, CONFIG, METRICS, checkpoints_in
 from pipeline.base.lease import is_held
 from pipeline.data.dataset import MANIFEST, Dataset
-from pipeline.run.config import Config, differences, trajectory
+from pipeline.run.config import Config, departures
 from pipeline.run.folder import is_own, lost_config, other_code, read_facts, trained_on
 from pipeline.run.options import load
 from pipeline.tracking.journal import read_metrics
@@ -106,7 +106,7 @@ def _conflicts(config: Config) -> list[str]:
     """How the run in the folder differs from `config`, or which of its files is damaged."""
     folder = config.run_folder
     try:
-        conflicts = differences(trajectory(load(folder / CONFIG)), trajectory(config))
+        conflicts = departures(load(folder / CONFIG), config)
         had = trained_on(folder)
         read_metrics(folder / METRICS)
     except UserError as error:

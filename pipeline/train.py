@@ -34,6 +34,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.scoring import GivenUp
 from pipeline.handover.model_folder import write_model
+from pipeline.initial.start import start_of
 from pipeline.loop.profiling import profiled
 from pipeline.loop.progress import RECOMPUTED_BN
 from pipeline.loop.trainer import Trainer
@@ -45,8 +46,10 @@ from pipeline.run.epochs import warning_of_length
 from pipeline.run.folder import note_attempt, open_run
 from pipeline.run.metering import metered
 from pipeline.run.options import parse, parser
+from pipeline.run.starting_point import starting_point_in
 from pipeline.run.summary import summary
 from pipeline.tracking import Tracker, is_concluded, open_tracker
+from pipeline.tracking.description import STARTS_FROM
 from pipeline.tracking.inputs import dataset_facts
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.kernels import chosen_kernels
@@ -101,10 +104,13 @@ def train(
         dataset = open_dataset(config.data)
         if world.is_main:
             warn_of_length(config, dataset)
+        watchdog.note("reading the weights to start from")
+        start = start_of(config, dataset, world)
+        config, starts_from = start.config, start.point.as_fact() if start.point else None
         watchdog.note("building the net and opening the run folder")
         with (
-            closing(Trainer(config, dataset, world)) as trainer,
-            open_run(config, dataset, world, threads) as (facts, check),
+            closing(Trainer(config, dataset, world, start.weights)) as trainer,
+            open_run(config, dataset, world, threads, starts_from) as (facts, check),
         ):
             checkpoints = Checkpoints(config.run_folder / CHECKPOINTS, config.checkpoint, check, trainer.misfit)
             watchdog.publish(config.run_folder, world.rank, world.size)
@@ -201,7 +207,7 @@ def update_to_the_end(
                 log("train", trainer.take_interval(batches))
             if not evaluate():
                 return False
-            if last and config.recompute_bn_images:
+            if last and config.recomputes_bn:
                 note("recomputing BN statistics", done)
                 log(RECOMPUTED_BN, trainer.recompute_statistics())
             best = config.checkpoint.keep_best and progress.best_iteration == done
@@ -223,6 +229,8 @@ def tracker_of(config: Config, dataset: Dataset, facts: dict[str, Any], world: W
     # Missing where the attempt had nothing to do.
     of_the_work = ("compiled", "decode_on", "hw_decoder_load", "nvimgcodec", "dali")
     tags |= {key: str(attempt[key]) for key in (*of_the_start, *of_the_work) if key in attempt}
+    if point := starting_point_in(facts):
+        tags[STARTS_FROM] = str(point)
     folder, name, params = config.run_folder, config.run_name, to_plain(config)
     data = dataset_facts(dataset.manifest, dataset.sha256, config.data)
     tracker = open_tracker(

@@ -19,6 +19,7 @@ LAYERS: dict[str, list[str]] = {
     "dataset folders and the meter": [
         "pipeline.data.dataset pipeline.data.sample_table pipeline.data.shards",
         "pipeline.data.images pipeline.data.whole pipeline.data.dali_errors",  # one image, without torch
+        "pipeline.data.conventions",
         "pipeline.meter.*",
     ],
     "process": [
@@ -40,6 +41,9 @@ LAYERS: dict[str, list[str]] = {
     "loop and handover": [
         "pipeline.loop.*",
         "pipeline.handover.*",
+    ],
+    "weights to start from": [
+        "pipeline.initial.*",
     ],
     "what `import pipeline` offers": [
         "pipeline",

@@ -77,13 +77,22 @@ class Training:
         from pipeline.data.storage import location_in
 
         config, here = self.config, Path.cwd()
-        return Training(replace(config, runs=str(here / config.runs), data=location_in(here, config.data)))
+        init = None if config.init is None else location_in(here, config.init)
+        runs, data = str(here / config.runs), location_in(here, config.data)
+        return Training(replace(config, runs=runs, data=data, init=init))
 
     def check_ranks(self, ranks: int) -> None:
         """Raise UserError where the batch cannot be divided among `ranks` ranks."""
         from pipeline.training.batchnorm import plan_groups
 
         plan_groups(self.config.batch, self.config.bn_group, 0, ranks)
+
+    def check_start(self) -> None:
+        """Raise UserError where the weights that the run is to start from are not there, or cannot be read."""
+        if self.config.init is not None:
+            from pipeline.initial.start import check_source
+
+            check_source(self.config)
 
     def print_summary(self, code: int) -> None:
         """Print the closing line of `--json`. `code`: the exit code."""

@@ -137,12 +137,23 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("--fast-dev-run --smoke --limit-train-batches", TRAINING, "is a short run here: --iterations 50 --name smoke"),
     Meaning(
         "--resume --auto-resume --resume-from-checkpoint --ckpt-path --ckpt --load --no-resume", TRAINING,
-        "is not needed: a run continues by itself when its command is given again, with the same --runs and --name",
+        "is not needed: a run continues by itself when its command is given again, with the same --runs and --name; "
+        "--init RUN --name OTHER starts another run from its weights",
     ),
     Meaning(
-        "--pretrained --weights --initial-checkpoint --finetune --init --init-from --checkpoint-path --load-weights", TRAINING,
-        "has no equal here: a training starts from random weights, drawn by --seed; python -m pipeline.evaluate --weights-file "
-        "FILE tests weights from elsewhere",
+        "--pretrained --weights --initial-checkpoint --finetune --fine-tune --init-from --checkpoint-path --load-weights "
+        "--model-name-or-path --load-from --pretrained-weights", TRAINING,
+        "is --init here, a run folder, a checkpoint or a file of weights: --init runs/NAME, or --init FILE "
+        "--init-preprocessing torchvision",
+    ),
+    Meaning(
+        "--freeze --freeze-backbone --freeze-layers --linear-probe --freeze-encoder", TRAINING,
+        "is --optimizer.body-lr-factor 0 here, with --freeze-bn true where batch normalization is to stand still too",
+    ),
+    Meaning("--freeze-norm --frozen-bn --freeze-batchnorm --freeze-bn-stats", TRAINING, "is --freeze-bn true here"),
+    Meaning(
+        "--layer-decay --backbone-lr --lr-backbone --backbone-lr-mult --lr-mult", TRAINING,
+        "is --optimizer.body-lr-factor here: all layers but the classifier learn at that multiple of --optimizer.lr",
     ),
     # What is trained, and how.
     Meaning("-a --net --network --backbone", TRAINING, "is --arch here: --arch {value}", "resnet50"),

@@ -15,6 +15,7 @@ from pipeline.handover.exporting import Exported
 from pipeline.handover.training_data import TrainingData
 from pipeline.run.config import trajectory
 from pipeline.run.options import load as load_config
+from pipeline.run.starting_point import starting_point_of
 from pipeline.tracking.description import escape, first_of
 
 IMAGES = """import numpy as np
@@ -126,6 +127,8 @@ their metadata, as the JSON list `classes`. A picture becomes the `images` of wh
 def summary(trained: TrainedNet, data: TrainingData, results: Sequence[Scores]) -> str:
     """The card without its files and recipe: the description of a version in MLflow's registry."""
     parameters = sum(parameter.numel() for parameter in trained.net.parameters())
+    start = starting_point_of(trained.run) if trained.run else None
+    started_from = f"| started from | {escape(str(start))} |\n" if start else ""
     short_side, crop, classes, name = trained.short_side, trained.crop, trained.classes, escape(data.name)
     return f"""# {trained.arch} ({escape(trained.name)})
 
@@ -133,7 +136,7 @@ def summary(trained: TrainedNet, data: TrainingData, results: Sequence[Scores]) 
 |---|---|
 | net | {trained.arch}, {trained.classes:,} classes, {parameters:,} parameters |
 | trained for | {trained.iteration:,} iterations |
-| weights | {trained.weights}, SHA-256 of their contents `{trained.weights_sha256}` |
+{started_from}| weights | {trained.weights}, SHA-256 of their contents `{trained.weights_sha256}` |
 | checkpoint | `{trained.checkpoint.name}` |
 | training data | {name}: {data.images:,} images of {len(data.classes):,} classes, manifest SHA-256 `{data.sha256}` |
 | classes | {first_of(data.classes)} |

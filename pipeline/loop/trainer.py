@@ -46,7 +46,10 @@ class Trainer:
     figures: what the progress bar shows. validation: None where the dataset has no val images.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, world: World) -> None:
+    def __init__(
+        self, config: Config, dataset: Dataset, world: World, initial: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """initial: weights that the net starts from, by its own names; the rest of it starts at random, as all without them."""
         check_precision(config.precision, world.device, warns=world.is_main)
         self.config, self.dataset, self.world = config, dataset, world
         self.loader = with_queues(config.loader, world)
@@ -63,6 +66,8 @@ class Trainer:
         model = build(
             config.arch, classes=dataset.classes, shortcut=config.shortcut, stride=config.stride, generator=generator
         )
+        if initial is not None:
+            model.load_state_dict(initial, strict=False)
         self.step = TrainingStep(model, config.step, self.plan, world, cuda_graphs(config.cuda_graph, world))
         if world.is_main:
             self._warn()

@@ -47,6 +47,12 @@ TRAJECTORY = 1
 # the last bits only.
 SURROUNDINGS = {"surroundings": True}
 
+# Keys without a meaning where a run starts from random weights.
+ABOUT_INIT = ("init_weights", "init_exclude", "init_preprocessing", "init_sha256", "freeze_bn")
+
+# Whose preprocessing the weights of a file belong to (pipeline/initial/folding.py).
+InitPreprocessing = Literal["ours", "torchvision", "timm", "pycls", "fb", "caffe"]
+
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST_NAME = 200  # letters: file systems take 255, and some files have the run's name and more
 
@@ -64,6 +70,18 @@ class Config:
         name: the run's name; ARCH-seedN where none is given.
         runs: the folder that holds the run folders.
         seed: random seed of initial weights, order and augmentation.
+        init: what the run starts from in place of random weights: a run folder (its newest checkpoint), a checkpoint of a run,
+            or a file of weights in torchvision's names (.pt, .pth, .safetensors). The classifier is left out where the
+            classes differ. Only weights are taken: the run begins at iteration 0, with a schedule of its own.
+        init_weights: which weights of a run: final (the default), recomputed-bn or ema. Of a file that holds several sets:
+            the name of one.
+        init_exclude: layers that are not taken but start at random, by name, such as ["fc"] or ["layer4.*"].
+        init_preprocessing: the images that the weights of a file have learned from, by the name of who trained them; of a run
+            it is known. "ours": RGB, 0..255, minus the mean, as in files that pipeline.export wrote.
+        init_sha256: the SHA-256 of what was taken from init, noted when the run starts. The weights count by it, not by their
+            place. Where you give it, other weights are refused.
+        freeze_bn: whether batch normalization goes on with the statistics, scales and shifts of init, unchanged by training;
+            recompute_bn_images then recomputes nothing.
         shortcut: A zero-padded identity, B projection where dimensions change, C projection everywhere; default: the paper's.
         stride: which convolution of a downsampling bottleneck has stride 2: the first 1x1 (paper) or the 3x3 (v1.5).
         iterations: how many updates the run makes.
@@ -110,6 +128,12 @@ class Config:
     name: str | None = field(default=None, metadata=SURROUNDINGS)
     runs: str = field(default="runs", metadata=SURROUNDINGS)
     seed: int = 0
+    init: str | None = field(default=None, metadata=SURROUNDINGS)
+    init_weights: str | None = None
+    init_exclude: tuple[str, ...] = ()
+    init_preprocessing: InitPreprocessing | None = None
+    init_sha256: str | None = None
+    freeze_bn: bool = False
     shortcut: Literal["default", "A", "B", "C"] = "default"
     stride: Literal["paper", "v1.5"] = "paper"
     iterations: int = field(default=600_000, metadata={"unit": "iterations"})
@@ -172,9 +196,28 @@ class Config:
                 f"the run name is {len(self.run_name)} letters long ({self.run_name[:20]}...): choose a --name of at most "
                 f"{LONGEST_NAME}"
             )
-        for key in ("data", "runs"):
-            if "\0" in getattr(self, key):
+        self._check_init()
+        for key in ("data", "runs", "init"):
+            if "\0" in (getattr(self, key) or ""):
                 raise UserError(f"{key} holds a character that no file's name may hold (NUL): give another --{key}")
+
+    def _check_init(self) -> None:
+        """Raise UserError for keys that are about `init` where nothing is to be taken."""
+        given = [key for key in ABOUT_INIT if getattr(self, key)]
+        if given and self.init is None:
+            raise UserError(
+                f"{given[0]} is about the weights that a run starts from, and init names none: give --init RUN, a checkpoint "
+                f"or a file, or leave {given[0]} out"
+            )
+        if self.init_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.init_sha256):
+            raise UserError(
+                f"init_sha256 is '{self.init_sha256}': it must be a SHA-256, 64 hexadecimal digits, or be left out"
+            )
+
+    @property
+    def recomputes_bn(self) -> bool:
+        """Whether BN statistics are recomputed at the end of the training."""
+        return bool(self.recompute_bn_images) and not self.freeze_bn
 
     @property
     def run_name(self) -> str:
@@ -201,11 +244,16 @@ class Config:
 
 
 def trajectory(config: Config) -> dict[str, Any]:
-    """The values that decide what the run computes, as nested dicts of plain values. A run continues only with equal ones."""
+    """The values that decide what the run computes, as nested dicts of plain values. A run continues only with equal ones.
+
+    Of a run that has not started yet, the name of the weights to start from stands in for their content.
+    """
     values = to_plain(config)
     for key in dataclasses.fields(config):
         if key.metadata == SURROUNDINGS:
             del values[key.name]
+    if config.init is not None and config.init_sha256 is None:
+        values["init"] = config.init
     if config.schedule.start_lr is not None:  # log points decide when it ends
         values["tracking"] = {"log_every": config.tracking.log_every}
     return values
@@ -228,6 +276,26 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {before} -> {after}" for key, (before, after) in changes(old, new).items()]
 
 
+def departures(old: Config, new: Config) -> list[str]:
+    """How the trajectories of a run's config and of one that is to continue it differ, in words.
+
+    Weights to start from that nobody has read yet (`init` without `init_sha256`) pass for those of the run, if it has any.
+    """
+    before, now = trajectory(old), trajectory(new)
+    started, starts = (values.pop("init_sha256") for values in (before, now))
+    for values in (before, now):
+        values.pop("init", None)
+    unread = new.init is not None and starts is None
+    same = started is not None if unread else started == starts
+    others = [] if same else [f"init: {_start_in_words(old)} -> {_start_in_words(new)}"]
+    return [*others, *differences(before, now)]
+
+
+def _start_in_words(config: Config) -> str:
+    digest = f" (SHA-256 {config.init_sha256[:12]}...)" if config.init_sha256 else ""
+    return f"{config.init}{digest}" if config.init else "random weights"
+
+
 def to_plain(config: Any) -> dict[str, Any]:
     """A config as nested dicts of values that YAML and JSON have (tuples become lists)."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
@@ -245,8 +313,8 @@ def check_secrets(config: Config) -> None:
 
 def check(config: Config) -> None:
     """Raise UserError for sections that do not fit together; each section has checked its own values."""
-    for key in ("runs", "data"):
-        if (place := str(getattr(config, key))) != place.encode(errors="replace").decode():
+    for key in ("runs", "data", "init"):
+        if (place := str(getattr(config, key) or "")) != place.encode(errors="replace").decode():
             raise UserError(
                 f"{key} is '{shown(place)}', which is not UTF-8, as run folders note names: rename that folder"
             )

@@ -1,9 +1,10 @@
 """Contract 5: a run is a folder. Opening one starts it or continues it; where it cannot be continued, says why.
 
 The folder's names stand in pipeline/base/layout.py. run.json holds `dataset_sha256`, the dataset's identity; `trajectory`,
-the TRAJECTORY of the code that the run was started with (a run without one counts as 1); and `attempts`, each with its git
-commit, versions, hardware and how it computed. A run is continued only with equal values, an equal dataset and code of an
-equal TRAJECTORY, and only where its config.yaml is there to compare with.
+the TRAJECTORY of the code that the run was started with (a run without one counts as 1); `starts_from`, where the run has an
+`init` (starting_point.py); and `attempts`, each with its git commit, versions, hardware and how it computed. A run is
+continued only with equal values, an equal dataset and code of an equal TRAJECTORY, and only where its config.yaml is there to
+compare with.
 """
 
 from __future__ import annotations
@@ -33,22 +34,24 @@ from pipeline.base.regular import read_regular
 from pipeline.base.stopping import say
 from pipeline.data.dataset import Dataset
 from pipeline.process.world import World, on_main
-from pipeline.run.config import TRAJECTORY, Config, changes, differences, to_yaml, trajectory
+from pipeline.run.config import TRAJECTORY, Config, changes, departures, to_yaml, trajectory
 from pipeline.run.options import load
 from pipeline.tracking.journal import read_metrics
 from pipeline.training.checkpoint import UnsoundError, read_verified
 
 # DALI's package is named after its CUDA version; one of the two is installed.
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+STARTS_FROM = "starts_from"  # in run.json
 PACKAGES = ("torch", "torchvision", *DALI, "numpy", "ray", "mlflow", "submitit", "webdataset")
 
 
 @contextmanager
 def open_run(
-    config: Config, dataset: Dataset, world: World, threads: int
+    config: Config, dataset: Dataset, world: World, threads: int, starts_from: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[dict[str, Any], Callable[[], None]]]:
     """Start the run that `config` names or continue it, and hold it against other writers; (facts, check).
 
+    starts_from: what run.json is to say of the weights that a run starts from which begins now.
     facts: what run.json holds. check: raises FencedError where this attempt must write no more.
     A collective: every rank calls it. Raises UserError, on every rank, where the folder belongs to a run with other values
     or data or of code that computed something else, where the run's files are lost or damaged, or another process is
@@ -66,6 +69,7 @@ def open_run(
         facts = read_facts(folder)
         if not (folder / CONFIG).exists():  # the run begins now, also where an attempt came no further than run.json
             facts |= {"dataset_sha256": dataset.sha256, "trajectory": TRAJECTORY}
+            facts |= {STARTS_FROM: dict(starts_from)} if starts_from else {}
         facts = {"dataset_sha256": dataset.sha256, "attempts": [], **facts}
         facts["attempts"].append(_attempt(world, threads))
         if other_code(facts):  # the run is finished, and its record keeps the code that trained it
@@ -113,7 +117,7 @@ def check_same(config: Config, dataset: Dataset | None) -> None:
         raise UserError(sentence)
     if not (folder / CONFIG).exists():
         return
-    changed = differences(trajectory(load(folder / CONFIG)), trajectory(config))
+    changed = departures(load(folder / CONFIG), config)
     facts = read_facts(folder)
     if dataset is not None and facts.get("dataset_sha256", dataset.sha256) != dataset.sha256:
         changed.append(f"the dataset's content: {facts['dataset_sha256'][:12]} -> {dataset.sha256[:12]}")
@@ -251,6 +255,7 @@ def _are_facts(found: Any) -> TypeGuard[dict[str, Any]]:
     return (
         isinstance(found.get("dataset_sha256", ""), str)
         and type(found.get("trajectory", 1)) is int  # isinstance would take True for a number
+        and isinstance(found.get(STARTS_FROM, {}), dict)
         and isinstance(attempts, list)
         and all(isinstance(one, dict) and isinstance(one.get("git_commit", ""), str) for one in attempts)
     )

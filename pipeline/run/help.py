@@ -46,6 +46,7 @@ FIRST = (
     Option("--data", "FOLDER", "the dataset folder, which data_prep/ makes (default: data/imagenet)"),
     Option("--name", "NAME", "of the run (default: ARCH-seedN); the same name continues the run"),
     Option("--runs", "FOLDER", "holds the run folders (default: runs)"),
+    Option("--init", "RUN|FILE", "start from the weights of a run or a file, to fine-tune them (docs/fine-tuning.md)"),
     Option("--seed", "N", "of weights, order and augmentation (default: 0)"),
     Option("--iterations", "N", "updates in all (default: 600000)"),
     Option(

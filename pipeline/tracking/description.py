@@ -18,6 +18,7 @@ CUT = "\n\n..."
 CLASSES_SHOWN, NAME_LENGTH = 10, 60
 SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~:])")  # of Markdown
 ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\n": " ", "\r": " "}
+STARTS_FROM = "starts_from"  # tag of a training that starts from weights (pipeline/run/starting_point.py)
 TOP1, TOP5 = "top1_error", "top5_error"
 Errors = Mapping[str, tuple[float, float]]  # kind of metrics -> (top-1, top-5 error), percent
 
@@ -57,7 +58,7 @@ def describe(
     """
     if kind == "training":
         used = f"Energy: {escape(energy)}." if energy else ""
-        parts = [_training(wanted, dataset), _errors_table(errors), used, _command(wanted)]
+        parts = [_training(wanted, dataset), _start(wanted), _errors_table(errors), used, _command(wanted)]
     elif kind == "ensemble":
         heading = f"The average of the softmax scores of {len(members)} nets, in the same columns as theirs."
         parts = [heading, _members_table(errors, members)]
@@ -98,6 +99,12 @@ def _training(wanted: Wanted, dataset: Mapping[str, object]) -> str:
         images = splits.get("train") if isinstance(splits, Mapping) else None
         text += f", {epoch(iterations, batch, images):,.4g} epochs" if images else ""
     return text + "."
+
+
+def _start(wanted: Wanted) -> str:
+    """The weights that the run started from; empty where it started at random."""
+    start = wanted.tags.get(STARTS_FROM, "")
+    return f"Starts from {escape(start)}." if start else ""
 
 
 def number(params: Mapping[str, str], key: str) -> int | None:

@@ -62,6 +62,17 @@ def plan_groups(batch: int, bn_group: int | Literal["rank"], rank: int, size: in
     )
 
 
+def freeze_normalization(model: nn.Module) -> None:
+    """Let every BN layer go on as it is, in training too: its running statistics normalize, and nothing of it changes.
+
+    Its scale and shift are not trained either, and get no weight decay: the layer is one fixed linear map, as torchvision's
+    FrozenBatchNorm2d is.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval().requires_grad_(False)
+
+
 class GroupStatistics:
     """The running statistics of this rank's groups, and their average over all groups.
 

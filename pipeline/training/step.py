@@ -36,7 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.base.command import UserError
 from pipeline.process.world import World, gather_from_ranks
 from pipeline.training.average import WeightAverage
-from pipeline.training.batchnorm import GroupPlan, GroupStatistics
+from pipeline.training.batchnorm import GroupPlan, GroupStatistics, freeze_normalization
 from pipeline.training.compiling import CompileBy, compile_for_training
 from pipeline.training.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
 from pipeline.training.pacing import pacing
@@ -61,6 +61,7 @@ class StepConfig:
     precision: Precision = "float32"
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
+    freeze_bn: bool = False
     compile_crop: int | None = None
     compile_by: CompileBy = "net"
 
@@ -83,6 +84,8 @@ class TrainingStep:
         self.config, self.plan, self.world = config, plan, world
         mode = choose_mode(config.reduction, world.size, plan.local, config.gradient_compression)
         model = model.to(world.device).to(memory_format=torch.channels_last).train()
+        if config.freeze_bn:
+            freeze_normalization(model)
         average = copy.deepcopy(model) if config.ema_decay else None  # before its BN modules join process groups
         spans = plan.ranks_per_group > 1
         if spans and recorder is not None:

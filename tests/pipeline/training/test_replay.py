@@ -26,6 +26,7 @@ from pipeline.models.resnet import build
 from pipeline.process.world import World
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.flat import FlatGradients
+from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.replay import WARM_UP, CudaGraphs, Recorder, cuda_graphs
 from pipeline.training.step import StepConfig, TrainingStep
 from tests.ranks import ALONE, run_ranks
@@ -138,10 +139,15 @@ def digest(left: Left) -> str:
     return hashlib.sha256(b"".join(value.contiguous().numpy().tobytes() for value in values)).hexdigest()
 
 
+FINE_TUNING = {"optimizer": OptimizerConfig(body_lr_factor=0.1), "freeze_bn": True}
 AVERAGE = {"label_smoothing": 0.1, "ema_decay": 0.9}  # a decay that grows over the first 90 updates
 
 
-@pytest.mark.parametrize("more", [{}, {"precision": "bf16"}, AVERAGE], ids=["float32", "bf16", "smoothing and average"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"precision": "bf16"}, AVERAGE, FINE_TUNING],
+    ids=["float32", "bf16", "smoothing and average", "fine-tuning"],
+)
 def test_a_replayed_training_is_the_training(more: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     recorder = Operators()
@@ -193,7 +199,7 @@ def recorded_and_not(world: World, kinds: list[dict[str, Any]]) -> list[str]:
 def test_ranks_replay_the_training_of_one(size: int) -> None:
     """2 ranks have two micro-batches each, 4 ranks have one."""
     torch.set_num_threads(1)
-    kinds: list[dict[str, Any]] = [AVERAGE] if size == 4 else [{}, AVERAGE]
+    kinds: list[dict[str, Any]] = [AVERAGE] if size == 4 else [{}, AVERAGE, FINE_TUNING]
     expected = [digest(trained(ALONE, None, **more)) for more in kinds]
     for digests in run_ranks(size, recorded_and_not, kinds):
         assert digests == expected

@@ -1,0 +1,171 @@
+"""Opens the weights that a run is to start from: of a run folder, of one of its checkpoints, or of a file from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from safetensors import safe_open
+from torch import Tensor
+
+from pipeline.base.command import UserError, nearest
+from pipeline.base.layout import CONFIG, MODEL, checkpoint_parts
+from pipeline.data.conventions import CONVENTIONS, Convention
+from pipeline.data.storage import open_dataset
+from pipeline.evaluation.foreign import read_weights
+from pipeline.evaluation.names import Weights
+from pipeline.evaluation.nets import FIND_ATTEMPTS, TrainedNet, classes_of, digest, find_checkpoint, open_checkpoint
+from pipeline.handover.exporting import CLASSES
+from pipeline.handover.model_folder import has_model, read_model
+from pipeline.run.config import Config
+from pipeline.run.options import load
+from pipeline.training.optimizer import CLASSIFIER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Weights as they were found: float tensors by torchvision's names, on the CPU.
+
+    file: that was read. weights: which of a run's, or of the file's ("" where it holds one set). sha256: of the contents, as
+    score files name them. iteration: updates that a run had made; None of a file. classes: the rows of the classifier; None where there is none.
+    convention: how the net wants its images; None of a run, whose nets want them as ours do. net: arch, shortcut and stride
+    of a run's net. dataset_sha256, wnids, names: of the training dataset and its classes, each None where it is not known.
+    """
+
+    file: Path
+    weights: str
+    state: dict[str, Tensor]
+    sha256: str
+    iteration: int | None
+    classes: int | None
+    convention: Convention | None = None
+    net: dict[str, str] | None = None
+    dataset_sha256: str | None = None
+    wnids: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None
+
+
+def open_source(config: Config, recorded: Path | None = None) -> Source:
+    """What `config.init` names. Raises UserError where nothing of the kind is there, or it cannot be used.
+
+    recorded: the checkpoint that this run started from, in an earlier attempt: taken in place of a run's newest, while it is
+    there.
+    """
+    assert config.init is not None
+    place = Path(config.init)
+    if not place.exists():
+        raise UserError(
+            f"init is '{config.init}', and nothing is there: give a run folder (runs/NAME), a file in its checkpoints, or a "
+            "file of weights (.pt, .pth, .safetensors)"
+        )
+    with in_words_of_init():
+        if place.is_dir():
+            return _of_run(place, config, recorded)
+        if checkpoint_parts(place) and (place.absolute().parent.parent / CONFIG).is_file():
+            return _of_checkpoint(place, config)
+        return _of_file(place, config)
+
+
+@contextmanager
+def in_words_of_init() -> Iterator[None]:
+    """What is refused inside is refused with the options of a training, in place of those of pipeline.evaluate."""
+    try:
+        yield
+    except UserError as error:
+        sentence = (
+            str(error).replace("--weights-key", "--init-weights").replace("use --weights ", "use --init-weights ")
+        )
+        raise UserError(sentence) from None
+
+
+def _of_run(folder: Path, config: Config, recorded: Path | None) -> Source:
+    if recorded is not None and recorded.absolute().parent.parent == folder.absolute() and recorded.is_file():
+        return _of_checkpoint(recorded, config)
+    for _ in range(FIND_ATTEMPTS):
+        path = find_checkpoint(folder)
+        if (found := _opened(path, config)) is not None:
+            return found
+    raise UserError(f"{path} was removed before it could be read: start the same command again")
+
+
+def _of_checkpoint(path: Path, config: Config) -> Source:
+    if (found := _opened(path, config)) is None:
+        raise UserError(f"{path} was removed before it could be read: give the run folder instead")
+    return found
+
+
+def _opened(path: Path, config: Config) -> Source | None:
+    """The weights in a checkpoint of a run; None where the run has removed it meanwhile."""
+    weights = config.init_weights or "final"
+    if weights not in get_args(Weights):
+        raise UserError(f"init_weights is '{weights}', which no run has: {nearest(weights, list(get_args(Weights)))}")
+    if config.init_preprocessing not in (None, "ours"):
+        raise UserError(
+            f"init_preprocessing is '{config.init_preprocessing}', and {path} is of a run of this pipeline, whose nets all "
+            "want their images alike: leave init_preprocessing out"
+        )
+    trained = open_checkpoint(path, cast(Weights, weights))
+    if trained is None:
+        return None
+    assert trained.run is not None
+    return Source(
+        file=path,
+        weights=weights,
+        state=trained.net.state_dict(),
+        sha256=trained.weights_sha256,
+        iteration=trained.iteration,
+        classes=trained.classes,
+        net={"arch": trained.arch, "shortcut": load(trained.run / CONFIG).shortcut, "stride": trained.stride},
+        dataset_sha256=trained.training_sha256,
+        wnids=_wnids(trained),
+    )
+
+
+def _wnids(trained: TrainedNet) -> tuple[str, ...] | None:
+    """The names of a run's class folders: from its model folder, else from its dataset, where one of them is at hand."""
+    assert trained.run is not None
+    try:
+        if has_model(trained.run):
+            return read_model(trained.run / MODEL)[0].wnids
+        dataset = open_dataset(trained.training_data)
+    except UserError:
+        return None
+    if dataset.sha256 != trained.training_sha256:
+        return None
+    return tuple(info.wnid for info in dataset.manifest.classes)
+
+
+def _of_file(path: Path, config: Config) -> Source:
+    if config.init_preprocessing is None:
+        raise UserError(
+            f"nothing says which images the weights in {path} have learned from, and a net that gets others starts from "
+            f"nonsense: give --init-preprocessing, one of {', '.join(CONVENTIONS)}"
+        )
+    state = read_weights(path, config.init_weights)
+    return Source(
+        file=path,
+        weights=config.init_weights or "",
+        state=state,
+        sha256=digest(state),
+        iteration=None,
+        classes=classes_of(state, path) if any(name.startswith(CLASSIFIER) for name in state) else None,
+        convention=CONVENTIONS[config.init_preprocessing],
+        names=_names(path),
+    )
+
+
+def _names(path: Path) -> tuple[str, ...] | None:
+    """The class names in the metadata of a .safetensors file, as pipeline.export writes them."""
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(CLASSES)
+    try:
+        names: Any = json.loads(text) if text else None
+    except ValueError:
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) else None

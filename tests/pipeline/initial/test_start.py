@@ -1,0 +1,265 @@
+"""What a run starts from: which tensors, whose weights, and every refusal. Reference: the checkpoints and files themselves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from pipeline.base.command import UserError
+from pipeline.base.layout import checkpoints_in
+from pipeline.data.dataset import Dataset
+from pipeline.initial.start import check_source, settle
+from pipeline.models.resnet import build
+from pipeline.run.config import Config, to_yaml
+from pipeline.run.folder import check_same
+from pipeline.training.checkpoint import publish, read_verified
+from pipeline.training.optimizer import OptimizerConfig
+from tests.pipeline.small_runs import config_of
+
+
+@pytest.fixture
+def source(undisturbed: Config, tmp_path: Path) -> Path:
+    """A copy of a finished run of ten digits, which a test may change."""
+    return shutil.copytree(undisturbed.run_folder, tmp_path / "source" / "reference")
+
+
+@pytest.fixture
+def config(source: Path, digits: Path, tmp_path: Path) -> Config:
+    """A run of the same digits that starts from it."""
+    return replace(config_of(digits, tmp_path / "runs", "fine"), init=str(source))
+
+
+def newest(run: Path) -> tuple[int, dict[str, Any], Path]:
+    iteration, path = checkpoints_in(run / "checkpoints")[-1]
+    return iteration, read_verified(path).state, path
+
+
+def without_counters(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def assert_equal(found: Mapping[str, torch.Tensor] | None, expected: Mapping[str, torch.Tensor]) -> None:
+    assert found is not None and found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def begin(config: Config, starts_from: object) -> None:
+    """What a first attempt leaves in the run folder before its first checkpoint."""
+    config.run_folder.mkdir(parents=True)
+    (config.run_folder / "config.yaml").write_text(to_yaml(config))
+    facts = {"starts_from": json.loads(json.dumps(starts_from)), "attempts": []}
+    (config.run_folder / "run.json").write_text(json.dumps(facts))
+
+
+def goes_on(config: Config, iteration: int = 10) -> None:
+    publish(config.run_folder / "checkpoints", iteration, {"iteration": iteration})
+
+
+@pytest.mark.parametrize(
+    ("weights", "key"),
+    [(None, "model"), ("final", "model"), ("ema", "model_ema"), ("recomputed-bn", "model_recomputed_bn")],
+)
+def test_the_weights_of_a_run(config: Config, source: Path, weights: str | None, key: str) -> None:
+    iteration, state, path = newest(source)
+    for place in (source, path):
+        start = settle(replace(config, init=str(place), init_weights=weights), Dataset(config.data))
+        assert_equal(start.weights, without_counters(state[key]))
+        assert start.point is not None and start.point.iteration == iteration and not start.point.left_out
+        assert Path(start.point.file).name == path.name
+
+
+def test_other_classes_leave_the_classifier_out(config: Config, upper_digits: Path) -> None:
+    start = settle(replace(config, data=str(upper_digits)), Dataset(upper_digits))
+    assert start.weights is not None and start.point is not None
+    assert start.point.left_out == dict.fromkeys(("fc.weight", "fc.bias"), "10 classes there, 5 here")
+    assert str(start.point).endswith("at random: fc.weight, fc.bias (10 classes there, 5 here)")
+    assert not {"fc.weight", "fc.bias"} & start.weights.keys() and "layer3.0.conv2.weight" in start.weights
+
+
+@pytest.mark.parametrize("known_by", ["model folder", "dataset", "nobody"])
+def test_as_many_other_classes_are_told_by_their_names(
+    config: Config, source: Path, digits: Path, known_by: str
+) -> None:
+    """The same number of classes, in another dataset: whether it is the same classes, only their names say."""
+    other = shutil.copytree(digits, Path(config.runs) / "letters")
+    manifest = json.loads((other / "manifest.json").read_text())
+    for number, one in enumerate(manifest["classes"]):
+        one["wnid"] = one["name"] = chr(ord("a") + number)
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    if known_by != "model folder":
+        shutil.rmtree(source / "model")
+    if known_by == "nobody":
+        text = (source / "config.yaml").read_text()
+        (source / "config.yaml").write_text(text.replace(str(digits), str(other.with_name("moved-away"))))
+    start = settle(replace(config, data=str(other)), Dataset(other))
+    assert start.point is not None
+    left_out = {} if known_by == "nobody" else dict.fromkeys(("fc.weight", "fc.bias"), "class 0 is '0' there, 'a' here")
+    assert start.point.left_out == left_out
+
+
+def test_what_is_excluded_starts_at_random(config: Config) -> None:
+    start = settle(replace(config, init_exclude=("layer3", "*.bn2.bias", "fc")), Dataset(config.data))
+    names = set(without_counters(build("resnet8", classes=10).state_dict()))
+    out = {name for name in names if name.startswith(("layer3.", "fc.")) or name.endswith(".bn2.bias")}
+    assert start.weights is not None and start.point is not None
+    assert start.weights.keys() == names - out and start.point.left_out == dict.fromkeys(out, "init_exclude")
+    assert (start.point.taken, start.point.of) == (len(names - out), len(names))
+
+
+def test_half_precision_and_wrapped_files_are_read(config: Config, tmp_path: Path) -> None:
+    net = build("resnet8", classes=10)
+    state = {f"module.{name}": value.half() for name, value in without_counters(net.state_dict()).items()}
+    torch.save({"state_dict": state}, tmp_path / "theirs.pth")
+    given = replace(config, init=str(tmp_path / "theirs.pth"), init_preprocessing="ours")
+    expected = {name: value.half().float() for name, value in without_counters(net.state_dict()).items()}
+    assert_equal(settle(given, Dataset(config.data)).weights, expected)
+
+
+def test_an_exported_file_tells_its_classes(config: Config, tmp_path: Path) -> None:
+    net = build("resnet8", classes=10)
+    state = {name: value.contiguous() for name, value in net.state_dict().items()}
+    save_file(state, tmp_path / "ours.safetensors", {"classes": json.dumps(list("abcdefghij"))})
+    given = replace(config, init=str(tmp_path / "ours.safetensors"), init_preprocessing="ours")
+    point = settle(given, Dataset(config.data)).point
+    assert point is not None and set(point.left_out.values()) == {"class 0 is 'a' there, '0' here"}
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing there": ({"init": "no/such/run"}, r"init is 'no/such/run', and nothing is there: give a run folder"),
+    "no such weights": ({"init_weights": "last"}, r"init_weights is 'last'"),
+    "another net": (
+        {"arch": "resnet14"},
+        r"not those of resnet14 \(it lacks layer1\.1.*that run has --arch resnet8, which",
+    ),
+    "other shortcuts": ({"shortcut": "B"}, r"it lacks layer2\.0\.downsample.*that run has --shortcut default"),
+    "a layer that no net has": (
+        {"init_exclude": ("layer5",)},
+        r"init_exclude 'layer5' matches no layer of the net: did you",
+    ),
+    "all of it": ({"init_exclude": ("*",)}, r"leaves nothing of"),
+    "a run's images": ({"init_preprocessing": "timm"}, r"of a run of this pipeline.*leave init_preprocessing out"),
+    "pinned weights": ({"init_sha256": "0" * 64}, r"has the SHA-256 [0-9a-f]{64}, and init_sha256 is 0000"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused_and_nothing_written(config: Config, case: str) -> None:
+    values, sentence = REFUSED[case]
+    with pytest.raises(UserError, match=sentence):
+        settle(replace(config, **values), Dataset(config.data))
+    assert not config.run_folder.exists()
+
+
+def test_missing_weights_are_refused_in_the_words_of_a_training(config: Config, source: Path) -> None:
+    iteration, state, path = newest(source)
+    path.unlink()
+    del state["model_ema"]
+    publish(source / "checkpoints", iteration, state)
+    with pytest.raises(UserError, match=r"no moving average.*use --init-weights final"):
+        settle(replace(config, init_weights="ema"), Dataset(config.data))
+
+
+def test_files_of_another_origin(config: Config, tmp_path: Path) -> None:
+    """Their preprocessing must be named; a bottleneck's stride, which shapes do not show, must be the origin's."""
+    file = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), file)
+    with pytest.raises(UserError, match="give --init-preprocessing, one of torchvision, timm"):
+        settle(replace(config, init=str(file), arch="resnet18"), Dataset(config.data))
+    named = replace(config, init=str(file), arch="resnet18", init_preprocessing="torchvision")
+    with pytest.raises(UserError, match=r"it has layer2\.0\.downsample.*--shortcut, which is B for torchvision"):
+        settle(named, Dataset(config.data))
+    start = settle(replace(named, shortcut="B"), Dataset(config.data))
+    assert start.point is not None and start.point.iteration is None and not start.point.left_out
+    with pytest.raises(UserError, match=r"stride of 'v1.5'.*give --stride v1.5"):
+        settle(replace(named, arch="resnet50"), Dataset(config.data))
+
+
+def test_a_run_does_not_start_from_itself(config: Config, source: Path) -> None:
+    own = replace(config, runs=str(source.parent), name=source.name)
+    for place in (source, newest(source)[2]):
+        with pytest.raises(UserError, match="this run's own folder: leave init out to continue"):
+            settle(replace(own, init=str(place)), Dataset(config.data))
+
+
+def test_the_hash_counts_and_not_the_place(config: Config, source: Path) -> None:
+    dataset = Dataset(config.data)
+    first = settle(config, dataset)
+    begin(first.config, first.point and first.point.as_fact())
+    moved = source.rename(source.with_name("moved"))
+    again = settle(replace(config, init=str(moved)), dataset)
+    assert again.config.init_sha256 == first.config.init_sha256 and again.weights is not None
+    check_same(again.config, dataset)
+    iteration, state, path = newest(moved)
+    path.unlink()
+    state["model"]["fc.bias"][0] += 1
+    publish(moved / "checkpoints", iteration, state)
+    with pytest.raises(UserError, match=r"other values \(init: .*SHA-256 .* -> .*SHA-256 .*\): use the same values"):
+        check_same(settle(replace(config, init=str(moved)), dataset).config, dataset)
+    with pytest.raises(UserError, match=r"\(init: .*SHA-256 .* -> random weights\)"):
+        check_same(replace(config, init=None), dataset)
+
+
+def test_a_run_that_goes_on_meanwhile_is_no_other_source(config: Config, source: Path) -> None:
+    """An attempt that ended before its first checkpoint is repeated from the checkpoint that it started from."""
+    dataset = Dataset(config.data)
+    first = settle(config, dataset)
+    begin(first.config, first.point and first.point.as_fact())
+    iteration, state, _ = newest(source)
+    state = {**state, "iteration": iteration + 1, "model": {n: v + 1 for n, v in state["model"].items()}}
+    publish(source / "checkpoints", iteration + 1, state)
+    again = settle(config, dataset)
+    assert again.config == first.config
+    assert first.weights is not None
+    assert_equal(again.weights, first.weights)
+
+
+def test_with_a_checkpoint_of_its_own_a_run_needs_its_init_no_more(
+    config: Config, source: Path, tmp_path: Path
+) -> None:
+    dataset = Dataset(config.data)
+    first = settle(config, dataset)
+    begin(first.config, first.point and first.point.as_fact())
+    goes_on(config)
+    shutil.rmtree(source)
+    again = settle(config, dataset)
+    assert again.config == first.config and again.weights is None and again.point is None
+    check_source(config)
+    file = tmp_path / "other.pth"
+    torch.save(build("resnet8", classes=10).state_dict(), file)
+    other = settle(replace(config, init=str(file), init_preprocessing="ours"), dataset)
+    with pytest.raises(UserError, match="was started with other values"):
+        check_same(other.config, dataset)
+
+
+def test_before_that_a_source_that_is_gone_is_refused(config: Config, source: Path) -> None:
+    first = settle(config, Dataset(config.data))
+    begin(first.config, first.point and first.point.as_fact())
+    shutil.rmtree(source)
+    for check in (lambda: settle(config, Dataset(config.data)), lambda: check_source(config)):
+        with pytest.raises(UserError, match="nothing is there"):
+            check()
+
+
+@pytest.mark.parametrize("key", ["init_weights", "init_exclude", "init_preprocessing", "init_sha256", "freeze_bn"])
+def test_keys_about_weights_need_weights(key: str) -> None:
+    values: dict[str, Any] = {"init_exclude": ("fc",), "freeze_bn": True, "init_preprocessing": "timm"}
+    with pytest.raises(UserError, match=f"{key} is about the weights that a run starts from"):
+        Config(**{key: values.get(key, "0" * 64)})
+
+
+def test_a_fork_with_another_rate_is_another_run(config: Config) -> None:
+    """The rate is the fork's own; the weights are the source's."""
+    fork = replace(config, optimizer=OptimizerConfig(lr=0.01))
+    one, other = (settle(each, Dataset(config.data)) for each in (config, fork))
+    assert one.weights is not None
+    assert_equal(other.weights, one.weights)
+    assert one.config.init_sha256 == other.config.init_sha256 and other.config.optimizer.lr == 0.01
