@@ -176,7 +176,7 @@ def _training(folder: Path, notes: tuple[str, ...]) -> OtherRun:
         state = state_in(folder)
         records = read_metrics(folder / METRICS)
         if point := starting_point_of(folder):
-            notes = (f"starts from {point}", *notes)
+            notes = (f"starts from {point.without_folders}", *notes)
         return OtherRun(
             folder=folder,
             net=net_of(state.config),

@@ -128,7 +128,7 @@ def summary(trained: TrainedNet, data: TrainingData, results: Sequence[Scores]) 
     """The card without its files and recipe: the description of a version in MLflow's registry."""
     parameters = sum(parameter.numel() for parameter in trained.net.parameters())
     start = starting_point_of(trained.run) if trained.run else None
-    started_from = f"| started from | {escape(str(start))} |\n" if start else ""
+    started_from = f"| started from | {escape(start.without_folders)} |\n" if start else ""
     short_side, crop, classes, name = trained.short_side, trained.crop, trained.classes, escape(data.name)
     return f"""# {trained.arch} ({escape(trained.name)})
 

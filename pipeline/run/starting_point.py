@@ -33,10 +33,18 @@ class StartingPoint:
     left_out: dict[str, str]
 
     def __str__(self) -> str:
-        """`runs/x (iteration 400, final weights, SHA-256 0123456789abcdef...): 36 of 38 tensors; at random fc.weight ...`."""
+        """`runs/x (iteration 400, final weights, SHA-256 0123456789abcdef...): 36 of 38 tensors; at random: fc.weight ...`."""
+        return self._described(self.init)
+
+    @property
+    def without_folders(self) -> str:
+        """The same for readers of other machines: without the folders in which it lay."""
+        return self._described(Path(self.init).name)
+
+    def _described(self, name: str) -> str:
         when = "" if self.iteration is None else f"iteration {self.iteration:,}, "
         which = f"{self.weights} weights, " if self.weights else ""
-        text = f"{self.init} ({when}{which}SHA-256 {self.sha256[:16]}...): {self.taken} of {self.of} tensors"
+        text = f"{name} ({when}{which}SHA-256 {self.sha256[:16]}...): {self.taken} of {self.of} tensors"
         return f"{text}; at random: {self._left_out()}" if self.left_out else text
 
     def _left_out(self) -> str:

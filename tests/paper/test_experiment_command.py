@@ -221,6 +221,7 @@ def test_mistakes_get_one_sentence(
         ([str(file), *places, "--launcher", "slurm", "--procs", "2"], "--procs goes with --launcher local or ray"),
         ([str(file), *places, "--launcer", "ray"], "--launcer is not an option: did you mean '--launcher'"),
         ([str(file), *places, "--", "--batch", "32"], "plain8-seed0 computes (batch: 64 -> 32)"),
+        ([str(file), *places, "--", "--init", "runs/x"], "plain8-seed0 computes (init: None -> runs/x)"),
         ([str(file), *places, "--", "--name", "x"], "--name must not stand behind '--'"),
         ([str(file), *places, "--", "--scale-batch", "2"], "--scale-batch must not stand behind '--'"),
     ):

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 
 from paper import report
 from paper.spec import RunSpec
@@ -21,7 +22,8 @@ from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation import scores
 from pipeline.run.options import load
-from tests.paper.run_folders import DATASET, IMAGES, Report, spec_of, write_run
+from pipeline.run.starting_point import StartingPoint
+from tests.paper.run_folders import DATASET, IMAGES, Report, rows_of, spec_of, write_run
 
 
 def of_demo(arch: str = "resnet8", seed: int = 0, variant: str | None = None) -> RunSpec:
@@ -151,6 +153,29 @@ def test_every_folder_is_counted(demo: Path, make: Report) -> None:
     assert others_of(found)["resnet50-seed0"]["notes"] == []
     (note,) = others_of(make(demo, experiments="table3"))["resnet50-seed0"]["notes"]
     assert note == "a run of an experiment has this name, and another config or another copy"
+
+
+def test_a_fine_tuned_run_is_none_of_the_papers(make: Report, tmp_path: Path) -> None:
+    """Not even under the name of one: its weights began elsewhere, and the page says where."""
+    folder = write_run(spec_of("resnet20-seed0"), tmp_path)
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    values |= {"init": "/home/me/runs/pretrained", "init_sha256": "ab" * 32}
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    start = StartingPoint(
+        init="/home/me/runs/pretrained", file="/home/me/runs/pretrained/checkpoints/x.pt", weights="ema", iteration=7,
+        sha256="cd" * 32, taken=5, of=7, left_out=dict.fromkeys(("fc.weight", "fc.bias"), "9 classes there, 10 here"),
+    )  # fmt: skip
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "starts_from": start.as_fact()}))
+    found = make(tmp_path, experiments="table6")
+    row = rows_of(found)["ResNet-20"]
+    assert "init: /home/me/runs/pretrained (SHA-256 abababababab...) -> random weights" in json.dumps(row)
+    note, other = others_of(found)["resnet20-seed0"]["notes"]
+    assert note == (
+        "starts from pretrained (iteration 7, ema weights, SHA-256 cdcdcdcdcdcdcdcd...): 5 of 7 tensors; "
+        "at random: fc.weight, fc.bias (9 classes there, 10 here)"
+    )
+    assert other == "a run of an experiment has this name, and another config or another copy"
 
 
 def test_a_damaged_run_is_one_sentence(demo: Path, make: Report) -> None:

@@ -21,6 +21,9 @@ from pipeline.base import command
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.nets import find_checkpoint, open_checkpoint
 from pipeline.evaluation.scores import Scores, load, save
+from pipeline.handover.model_card import summary
+from pipeline.handover.training_data import TrainingData
+from pipeline.run.starting_point import StartingPoint
 from pipeline.tracking import TrackingConfig, mlflow_model_id, mlflow_run_id, open_tracker
 from pipeline.tracking.delivery import Delivery
 from tests.pages import Page
@@ -110,6 +113,30 @@ def test_the_card_tells_errors_recipe_and_data(exported: tuple[Path, Path], ten_
     assert scores.provenance.weights_sha256 in card
     assert "arch: resnet8" in card and "batch: 16" in card
     assert str(folder.parent) not in card, "no folders of this machine"
+
+
+def test_the_card_tells_what_the_net_started_from(ten_classes: Dataset, tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "fine", ten_classes)
+    trained = open_checkpoint(find_checkpoint(folder), "final")
+    assert trained is not None
+    data = TrainingData.of(ten_classes, 32)
+    assert "started from" not in summary(trained, data, [])
+    start = StartingPoint(
+        init=str(tmp_path / "best"),
+        file="x",
+        weights="final",
+        iteration=3,
+        sha256="ab" * 32,
+        taken=5,
+        of=5,
+        left_out={},
+    )
+    facts = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
+    (folder / "run.json").write_text(json.dumps({**facts, "starts_from": start.as_fact()}))
+    card = summary(trained, data, [])
+    told = "| started from | best (iteration 3, final weights, SHA-256 abababababababab...): 5 of 5 tensors |"
+    assert told in card.replace("\\", "")
+    assert str(tmp_path) not in card, "no folders of this machine"
 
 
 def test_every_file_names_the_classes(exported: tuple[Path, Path]) -> None:

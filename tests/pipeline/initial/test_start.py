@@ -18,12 +18,14 @@ from pipeline.base.command import UserError
 from pipeline.base.layout import checkpoints_in
 from pipeline.data.dataset import Dataset
 from pipeline.initial.start import check_source, settle
+from pipeline.loop.trainer import Trainer
 from pipeline.models.resnet import build
 from pipeline.run.config import Config, to_yaml
 from pipeline.run.folder import check_same
 from pipeline.training.checkpoint import publish, read_verified
 from pipeline.training.optimizer import OptimizerConfig
 from tests.pipeline.small_runs import config_of
+from tests.ranks import ALONE
 
 
 @pytest.fixture
@@ -104,6 +106,21 @@ def test_as_many_other_classes_are_told_by_their_names(
     assert start.point is not None
     left_out = {} if known_by == "nobody" else dict.fromkeys(("fc.weight", "fc.bias"), "class 0 is '0' there, 'a' here")
     assert start.point.left_out == left_out
+
+
+def test_the_trainer_takes_them_and_draws_the_rest(config: Config, source: Path, upper_digits: Path) -> None:
+    """The classifier is the one that the seed draws where nothing is taken; the moving average begins as the net does."""
+    config, dataset = replace(config, data=str(upper_digits), seed=3), Dataset(upper_digits)
+    trainer = Trainer(config, dataset, ALONE, settle(config, dataset).weights)
+    taken = without_counters(newest(source)[1]["model"])
+    drawn = build("resnet8", classes=5, generator=torch.Generator().manual_seed(3)).state_dict()
+    assert trainer.step.average is not None
+    for net in (trainer.step.model, trainer.step.average.model):
+        for name, value in without_counters(net.state_dict()).items():
+            assert torch.equal(value, (drawn if name.startswith("fc.") else taken)[name]), name
+    trainer.step.statistics.gather_into_model(0)
+    assert torch.equal(trainer.step.model.bn1.running_mean, taken["bn1.running_mean"]), "of every group"
+    trainer.close()
 
 
 def test_what_is_excluded_starts_at_random(config: Config) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,14 @@ def test_no_name_is_markup_in_a_description(evil: str) -> None:
 
     assert sorted(set(elements(evil))) == sorted(set(elements("plain")))
     assert elements(evil).count("a") == elements("plain").count("a") == 1
+
+
+def test_the_description_says_what_a_run_starts_from() -> None:
+    start = "runs/x_y (iteration 400, final weights, SHA-256 0123...): 36 of 38 tensors"
+    wanted = Wanted("k", "fine", "e", None, 0, params={"arch": "resnet8"}, tags={"starts_from": start})
+    texts = [describe(one, "training", {}, {}, [], Path("/runs/fine")) for one in (wanted, replace(wanted, tags={}))]
+    shown, plain = (MarkdownIt("commonmark").render(text) for text in texts)
+    assert f"Starts from {start}." in shown and "Starts from" not in plain
 
 
 def test_odd_names_break_no_description(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
