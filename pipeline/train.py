@@ -42,7 +42,7 @@ from pipeline.process.stop import StopRequest
 from pipeline.process.watchdog import Hang, watching
 from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.config import Config, to_plain, to_yaml
-from pipeline.run.epochs import warning_of_length
+from pipeline.run.epochs import misfits
 from pipeline.run.folder import note_attempt, open_run
 from pipeline.run.metering import metered
 from pipeline.run.options import parse, parser
@@ -103,7 +103,7 @@ def train(
         watchdog.note("opening the dataset")
         dataset = open_dataset(config.data)
         if world.is_main:
-            warn_of_length(config, dataset)
+            warn_of_misfits(config, dataset)
         watchdog.note("reading the weights to start from")
         start = start_of(config, dataset, world)
         config, starts_from = start.config, start.point.as_fact() if start.point else None
@@ -145,11 +145,11 @@ def train(
             return print_result(trainer, "finished" if finished else "stopped on request", 0 if finished else stop.code)
 
 
-def warn_of_length(config: Config, dataset: Dataset) -> None:
-    """Warn of a recipe that is far too long for the dataset."""
-    train_split = dataset.manifest.splits.get("train")
-    if train_split and (sentence := warning_of_length(config, train_split.samples)):
-        print(f"warning: {sentence}", file=sys.stderr)
+def warn_of_misfits(config: Config, dataset: Dataset) -> None:
+    """Warn of a recipe that was made for far more images than the dataset has."""
+    if train_split := dataset.manifest.splits.get("train"):
+        for sentence in misfits(config, train_split.samples):
+            print(f"warning: {sentence}", file=sys.stderr)
 
 
 def update_to_the_end(

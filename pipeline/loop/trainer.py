@@ -58,7 +58,7 @@ class Trainer:
         if not val_split and config.schedule.kind == "plateau":
             raise UserError(
                 f"the plateau schedule follows the val error, and {dataset.folder} has no val split: "
-                "prepare one, or use schedule.kind steps or cosine"
+                "prepare one (data_prep/shard_imagenet.py --hold-out 0.1), or use schedule.kind steps or cosine"
             )
         self.order = Order(len(self.train_split), config.batch, config.seed, config.shuffle_block)
         self.plan = plan_groups(config.batch, config.bn_group, world.rank, world.size)

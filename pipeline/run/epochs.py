@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from fractions import Fraction
 
@@ -88,12 +88,19 @@ def _check_steps(config: Config, share: Fraction, iterations: int, given: Collec
         )
 
 
-def warning_of_length(config: Config, images: int) -> str | None:
-    """A sentence where a run shows each of its `images` training images more than MANY times; else None."""
+def misfits(config: Config, images: int) -> Iterator[str]:
+    """Say where a recipe was made for other amounts of data than a dataset's `images` training images.
+
+    It shows each of them more than MANY times, or has more images in a mini-batch than there are.
+    """
     shown = config.iterations * config.batch / max(images, 1)
-    if shown <= MANY:
-        return None
-    return (
-        f"{config.iterations:,} iterations of {config.batch:,} images show each of the {images:,} training images "
-        f"{shown:,.0f} times: {OPTION} 90 fits the length of the recipe to this dataset"
-    )
+    if shown > MANY:
+        yield (
+            f"{config.iterations:,} iterations of {config.batch:,} images show each of the {images:,} training images "
+            f"{shown:,.0f} times: {OPTION} 90 fits the length of the recipe to this dataset"
+        )
+    if config.batch > images:
+        yield (
+            f"a mini-batch of {config.batch:,} images is larger than the {images:,} training images, so that one update sees "
+            "some of them several times: a smaller --batch, or --scale-batch 1/8, makes more updates of the same images"
+        )

@@ -22,6 +22,7 @@ from pipeline.base.exits import EXIT_PREEMPTED
 from pipeline.base.lease import FencedError, Lease
 from pipeline.process.world import World
 from pipeline.run.config import Config, to_yaml
+from pipeline.run.options import load
 from pipeline.training.checkpoint import Checkpoints
 from tests.fleet import Fleet
 from tests.helpers import ROOT, wait_for
@@ -48,6 +49,30 @@ def test_killed_and_continued_is_bit_identical(undisturbed: Config, tmp_path: Pa
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=limit(200))
     assert series(config) == series(undisturbed)
     assert weights(config) == weights(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_of_epochs_goes_on_with_the_same_command(undisturbed: Config, tmp_path: Path) -> None:
+    """Killed on 2 processes and continued on 1, it ends as the run of as many iterations does, left alone."""
+    base = replace(
+        undisturbed, runs=str(tmp_path), iterations=400, evaluation=replace(undisturbed.evaluation, every=100)
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(base))
+    command = [sys.executable, "launch/local.py", "--config", str(file), "--epochs", "0.5"]
+    alone, killed = ["--name", "alone", "--procs", "1"], ["--name", "killed", "--procs", "2"]
+    subprocess.run([*command, *alone], cwd=ROOT, check=True, capture_output=True, timeout=limit(200))
+    metrics = tmp_path / "killed/metrics.jsonl"
+    job = subprocess.Popen([*command, *killed], cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, "metrics", 120)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    subprocess.run(
+        [*command, *killed[:2], "--procs", "1"], cwd=ROOT, check=True, capture_output=True, timeout=limit(200)
+    )
+    whole, parts = (load(tmp_path / name / "config.yaml") for name in ("alone", "killed"))
+    assert series(parts) == series(whole) and weights(parts) == weights(whole)
+    assert parts.iterations == 23  # 0.5 x 1442 / 32 = 22.5
 
 
 def become_the_command_and_wait(rank: int, config: Config, folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from launch import local, ray_train, slurm
 from pipeline.base.command import UserError
 from pipeline.run.config import Config, differences, to_plain, to_yaml
-from pipeline.run.epochs import warning_of_length
+from pipeline.run.epochs import misfits
 from pipeline.run.options import load, parse, parser
 from pipeline.run.preview import training_line
 from pipeline.tracking.figures import epoch_of
@@ -75,6 +75,11 @@ def test_the_papers_recipe_on_few_images(demo: list[str]) -> None:
     assert read(*recipe, "--epochs", "90", "--recompute-bn-images", "51200").recompute_bn_images == 51_200
 
 
+def test_the_recipes_own_length_leaves_it_as_it_is(demo: list[str]) -> None:
+    """400 x 64 images in epochs: the same config, and so the same run on any number of processes and after any stop."""
+    assert read(*demo, "--epochs", f"{400 * 64}/{IMAGES}") == read(*demo)
+
+
 def test_values_of_the_command_line_stay(demo: list[str]) -> None:
     given = ["--schedule.steps=[50,80]", "--evaluation.every", "7", "--tracking.log-every", "3", "--checkpoint.every=9"]
     config = read(*demo, *given, "--epochs", "5")
@@ -127,10 +132,11 @@ def test_what_cannot_be_resolved_is_refused(demo: list[str], words: list[str], s
     assert sentence in refusal(*demo, *words)
 
 
-def test_a_recipe_that_is_far_too_long_is_warned_of() -> None:
-    said = warning_of_length(Config(), 168)
-    assert said is not None and "each of the 168 training images 914,286 times: --epochs 90" in said
-    assert warning_of_length(Config(), 1_281_167) is None
+def test_a_recipe_for_far_more_images_is_warned_of() -> None:
+    length, batch = misfits(Config(), 168)
+    assert "each of the 168 training images 914,286 times: --epochs 90" in length
+    assert "a mini-batch of 256 images is larger than the 168 training images" in batch
+    assert not list(misfits(Config(), 1_281_167)) and not list(misfits(Config(iterations=1000), 256))
 
 
 def test_epochs_are_shown(demo: list[str], digits: Path) -> None:
