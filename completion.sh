@@ -15,7 +15,7 @@ _resnets_options() { # $1: command
     case "$1" in
         'pipeline.curves') echo "--help --json --out --title --until" ;;
         'pipeline.ensemble') echo "--by --help --json --name --no-tracking --protocol --runs --search --split --weights" ;;
-        'pipeline.evaluate') echo "--again --arch --crop --data --device --help --json --mean --precision --protocol --scores --short-side --shortcut --split --std --stride --threads --weights --weights-file --weights-key" ;;
+        'pipeline.evaluate') echo "--again --arch --crop --data --device --help --interpolation --json --mean --precision --preprocessing --protocol --scores --short-side --shortcut --split --std --stride --threads --weights --weights-file --weights-key" ;;
         'pipeline.experiment') echo "--data --dry-run --help --json --launcher --list --only --procs --runs --scale" ;;
         'pipeline.export') echo "--alias --data --format --help --json --out --register --weights" ;;
         'pipeline.mistakes') echo "--data --help --json --out --pictures --protocol --runs --split --weights" ;;
@@ -76,12 +76,13 @@ _resnets_values() { # $1: command, $2: option, or `word` for its words
         'pipeline.ensemble --weights') echo 'final recomputed-bn ema' ;;
         'pipeline.ensemble --by') echo 'top-1 top-5' ;;
         'pipeline.ensemble word') echo 'runs' ;;
-        'pipeline.evaluate --weights') echo 'final recomputed-bn ema' ;;
         'pipeline.evaluate --data') echo 'datasets' ;;
         'pipeline.evaluate --precision') echo 'float32 bf16' ;;
         'pipeline.evaluate --device') echo 'auto cpu cuda' ;;
-        'pipeline.evaluate --shortcut') echo 'default A B C' ;;
+        'pipeline.evaluate --preprocessing') echo 'torchvision timm pycls fb caffe ours' ;;
+        'pipeline.evaluate --interpolation') echo 'bilinear bicubic' ;;
         'pipeline.evaluate --stride') echo 'paper v1.5' ;;
+        'pipeline.evaluate --shortcut') echo 'A B C' ;;
         'pipeline.evaluate word') echo 'runs' ;;
         'pipeline.experiment --launcher') echo 'local slurm ray' ;;
         'pipeline.experiment --data') echo 'datasets' ;;

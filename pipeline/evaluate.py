@@ -33,7 +33,9 @@ from pipeline.data.storage import location_in
 from pipeline.data.tuned import with_queues
 from pipeline.evaluation.cells import errors_cells, rate_cell
 from pipeline.evaluation.datasets import Datasets, open_datasets
+from pipeline.evaluation.elsewhere import weights_from_elsewhere
 from pipeline.evaluation.foreign import WeightsFile, open_weights
+from pipeline.evaluation.names import STATE_KEYS
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.protocols import find, protocol_names
 from pipeline.evaluation.request import EvaluationRequest
@@ -43,6 +45,15 @@ from pipeline.process.stop import StopRequest
 from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.options import load
 from pipeline.tracking import is_delivered, log_evaluations
+
+ELSEWHERE = (
+    "arch",
+    "preprocessing",
+    "interpolation",
+    "shortcut",
+    "stride",
+    "crop",
+)  # options of weights from elsewhere
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,16 +65,18 @@ def read_request(argv: Sequence[str] | None = None) -> EvaluationRequest:
     args = evaluate_options().parse_args(argv)
     if args.scores is not None:
         check_writable(args.scores)
+    model = model_of(args)
+    of_run = isinstance(model, Path)  # weights from elsewhere have their own
     return EvaluationRequest(
-        model=model_of(args),
+        model=model,
         directory=Path.cwd(),
         protocols=tuple(protocol_names(["center"] if args.protocol is None else args.protocol)),
         split=args.split,
-        weights=args.weights,
+        weights=(args.weights or "final") if of_run else "final",
         data=args.data,
-        mean=args.mean,
-        std=args.std,
-        short_side=args.short_side,
+        mean=args.mean if of_run else None,
+        std=args.std if of_run else None,
+        short_side=args.short_side if of_run else None,
         precision=args.precision,
         scores=args.scores,
         again=args.again,
@@ -74,24 +87,26 @@ def read_request(argv: Sequence[str] | None = None) -> EvaluationRequest:
 
 
 def model_of(args: Namespace) -> Path | WeightsFile:
-    """The model that is named, by either of two ways."""
-    if (args.target is None) == (args.weights_file is None):
-        raise UserError("name either a run folder (or checkpoint) or a --weights-file: see --help")
-    if args.weights_file is not None:
-        if args.arch is None:
-            raise UserError("--weights-file needs --arch and --data: say which net it is and what to test it on")
-        return WeightsFile(
-            file=args.weights_file,
-            key=args.weights_key,
-            arch=args.arch,
-            shortcut=args.shortcut,
-            stride=args.stride,
-            crop=args.crop,
+    """The model that is named: a run, or weights from elsewhere."""
+    elsewhere = args.weights_file if args.weights_file is not None or args.target is not None else args.weights
+    if args.target is None and elsewhere is None:
+        raise UserError(
+            "name either a run folder (or checkpoint) or weights from elsewhere, --weights FILE: see --help"
         )
+    if args.target is None:
+        if elsewhere in STATE_KEYS or (args.weights_file is not None and args.weights is not None):
+            raise UserError(
+                f"--weights {args.weights} goes with a run: of weights from elsewhere give the file, and --weights-key where "
+                "it holds several sets"
+            )
+        return weights_from_elsewhere(str(elsewhere), args)
+    if elsewhere is not None or args.weights not in (None, *STATE_KEYS):
+        raise UserError("name either a run folder (or checkpoint) or weights from elsewhere, and not both")
     if args.weights_key is not None:
-        raise UserError("--weights-key goes with --weights-file: of a run, --weights chooses the weights")
-    if (args.arch, args.crop, args.shortcut, args.stride) != (None, None, "default", "paper"):
-        raise UserError("--arch, --shortcut, --stride and --crop go with --weights-file: a run's config knows them")
+        raise UserError("--weights-key goes with weights from elsewhere: of a run, --weights chooses the weights")
+    if any(getattr(args, name) is not None for name in ELSEWHERE):
+        options = ", ".join(f"--{name}" for name in ELSEWHERE)
+        raise UserError(f"{options} go with weights from elsewhere: a run's config knows them")
     target: Path = args.target
     return target
 
@@ -138,7 +153,7 @@ def open_model(request: EvaluationRequest, world: World) -> TrainedNet:
     if not isinstance(model, WeightsFile):
         return open_target(base / model, request.weights, request.data, world, base)
     assert request.data is not None, "a request checks that"
-    return open_weights(replace(model, file=base / model.file), location_in(base, request.data), request.short_side)
+    return open_weights(replace(model, file=base / model.file), location_in(base, request.data))
 
 
 def score(
@@ -153,9 +168,10 @@ def score(
     settings = EvaluationSettings(
         short_side=request.short_side or trained.short_side,
         crop=trained.crop,
-        normalization=normalization(datasets, request),
+        normalization=normalization(datasets, trained, request),
         loader=with_queues(trained.loader, world),
         precision=request.precision,
+        resizing=trained.convention.resizing if trained.convention else None,
     )
     # float32 is float32: on the GPU, convolutions would otherwise round their inputs to TF32's 10 bits.
     torch.backends.cudnn.allow_tf32 = False
@@ -182,12 +198,13 @@ def score(
     return [result for result in results if result is not None]
 
 
-def normalization(datasets: Datasets, request: EvaluationRequest) -> Statistics | Normalization:
-    """`--mean` and `--std`, else the statistics of the dataset that the model was trained on."""
-    if request.mean is None:
+def normalization(datasets: Datasets, trained: TrainedNet, request: EvaluationRequest) -> Statistics | Normalization:
+    """That of the weights' origin, or `--mean` and `--std`, else the statistics of the model's training dataset."""
+    origin = trained.convention or request
+    if origin.mean is None:
         return datasets.statistics
-    std = None if request.std is None else np.array(request.std, np.float32)
-    return Normalization(np.array(request.mean, np.float32), std)
+    std = None if origin.std is None else np.array(origin.std, np.float32)
+    return Normalization(np.array(origin.mean, np.float32), std)
 
 
 def record(trained: TrainedNet, result: ScoreFile | None, trial: str) -> None:

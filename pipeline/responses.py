@@ -61,7 +61,7 @@ def responses_of(trained: TrainedNet, datasets: Datasets, split: str, world: Wor
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as in pipeline.evaluate
     trained.net.to(world.device).to(memory_format=torch.channels_last)
     images = datasets.tested.split(split)
-    views = find("center").views(settings.short_side, settings.crop)
+    views = settings.views(find("center"))
     settings = with_working_decoder(settings, images, views, trained.run, world)
     measured = measure(trained.net, images, settings, world=world)
     if measured is None:

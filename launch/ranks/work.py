@@ -75,9 +75,12 @@ class Training:
     def absolute(self) -> Training:
         """The same training for processes with another working directory."""
         from pipeline.data.storage import location_in
+        from pipeline.evaluation.published import PREFIX
 
         config, here = self.config, Path.cwd()
-        init = None if config.init is None else location_in(here, config.init)
+        init = config.init
+        if init is not None and not init.startswith(PREFIX):
+            init = location_in(here, init)
         runs, data = str(here / config.runs), location_in(here, config.data)
         return Training(replace(config, runs=runs, data=data, init=init))
 

@@ -143,8 +143,7 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning(
         "--pretrained --weights --initial-checkpoint --finetune --fine-tune --init-from --checkpoint-path --load-weights "
         "--model-name-or-path --load-from --pretrained-weights", TRAINING,
-        "is --init here, a run folder, a checkpoint or a file of weights: --init runs/NAME, or --init FILE "
-        "--init-preprocessing torchvision",
+        "is --init here: --init runs/NAME, --init torchvision:NET, or --init FILE with --init-preprocessing",
     ),
     Meaning(
         "--freeze --freeze-backbone --freeze-layers --linear-probe --freeze-encoder", TRAINING,
@@ -227,8 +226,8 @@ MEANINGS: tuple[Meaning, ...] = (
     # python -m pipeline.evaluate
     Meaning("--checkpoint --resume --ckpt --ckpt-path --model-path --run", EVALUATION,
             "is not needed: name the run folder or the checkpoint itself, as in python -m pipeline.evaluate RUN"),
-    Meaning("--model -a", EVALUATION, "is --arch here, and goes with --weights-file: --arch {value}", "resnet50"),
-    Meaning("--pretrained", EVALUATION, "is --weights-file here: a state dict in torchvision's names"),
+    Meaning("--model -a", EVALUATION, "is --arch here, and goes with --weights FILE: --arch {value}", "resnet50"),
+    Meaning("--pretrained", EVALUATION, "is --weights here: torchvision:{value}, or a FILE with --arch and --preprocessing", "resnet50"),
     Meaning(_BATCH, EVALUATION, "is not needed: scores do not depend on it"),
     Meaning(_THREADS, EVALUATION, "is --threads here: --threads {value}"),
     Meaning(_AMP, EVALUATION, "is --precision here: --precision bf16"),

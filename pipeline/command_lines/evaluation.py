@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.base.parsing import CommandParser, names_of, positive
+from pipeline.data.conventions import CONVENTIONS, PILLOW
 from pipeline.evaluation.names import PROTOCOL_NAMES, STATE_KEYS
 
 
@@ -22,25 +23,50 @@ def evaluate_options() -> CommandParser:
     add_net(parser, nargs="?")
     add_protocol_option(parser, f"{', '.join(PROTOCOL_NAMES)}; repeated or a,b (default center)")
     add("--split", default="val", help="of the dataset (default val)")
-    add_weights_option(parser)
+    add(
+        "--weights",
+        metavar="WEIGHTS",
+        help=f"of a run: {', '.join(STATE_KEYS)} (default final); from elsewhere: see below",
+    )
     add("--data", metavar="DATASET", help="the dataset, a folder or URL (default: the run's)")
-    add("--mean", type=three_numbers, metavar="R,G,B", help="subtracted, 0..255 (default: the dataset's)")
-    add("--std", type=three_positive_numbers, metavar="R,G,B", help="divided by, 0..255 (default: no division)")
-    add("--short-side", type=positive, metavar="PIXELS", help="of center and ten-crop (default: the run's)")
+    add("--mean", type=three_numbers, metavar="R,G,B", help="subtracted, 0..255 (default: the dataset's, the origin's)")
+    add("--std", type=three_positive_numbers, metavar="R,G,B", help="divided by, 0..255 (default: none, the origin's)")
+    add(
+        "--short-side",
+        type=positive,
+        metavar="PIXELS",
+        help="of center and ten-crop (default: the run's, the origin's)",
+    )
     add("--precision", choices=["float32", "bf16"], default="float32", help="of the net (default float32)")
     add("--scores", type=Path, metavar="OUT.npz", help="the score file (default: in the run folder)")
     add("--again", action="store_true", help="score anew where a score file exists already")
     parser.add_device_option()
     add("--threads", type=positive, help="CPU threads per rank (default: the cores divided among the ranks)")
-    add = parser.add_argument_group("weights from elsewhere, instead of RUN|CHECKPOINT").add_argument
-    add("--weights-file", type=Path, metavar="FILE", help="a state dict in torchvision's naming")
-    add("--weights-key", metavar="NAME", help="which of its weights, where it holds several, such as model_ema")
-    add("--arch", help="the net, such as resnet50; needs --data too")
-    add("--shortcut", choices=["default", "A", "B", "C"], default="default")
-    add("--stride", choices=["paper", "v1.5"], default="paper", help="v1.5 is torchvision's")
-    add("--crop", type=positive, metavar="PIXELS", help="the net's input (default: 224, CIFAR nets 32)")
+    add_elsewhere_options(parser)
     parser.add_json_option()
     return parser
+
+
+def add_elsewhere_options(parser: argparse.ArgumentParser) -> None:
+    """What weights from elsewhere take, which stand in place of a run."""
+    group = parser.add_argument_group(
+        "weights from elsewhere, instead of RUN|CHECKPOINT",
+        "--weights torchvision:NET, such as torchvision:resnet50/IMAGENET1K_V1, takes --data alone; --weights FILE, a state "
+        "dict in torchvision's or pycls's naming, --arch and --preprocessing too",
+    )
+    add = group.add_argument
+    add("--preprocessing", choices=list(CONVENTIONS), help="how the weights' origin prepares images, and their net")
+    add("--arch", help="the net, such as resnet50")
+    add("--weights-key", metavar="NAME", help="which of a file's weights, where it holds several, such as model_ema")
+    add(
+        "--interpolation",
+        choices=list(PILLOW),
+        help="of torchvision's and timm's resize (default: the origin's)",
+    )
+    add("--crop", type=positive, metavar="PIXELS", help="the net's input (default: 224, CIFAR nets 32)")
+    add("--stride", choices=["paper", "v1.5"], help="of bottlenecks; v1.5 is torchvision's (default: the origin's)")
+    add("--shortcut", choices=["A", "B", "C"], help="(default: as the weights show)")
+    add("--weights-file", type=Path, metavar="FILE", help="the same as --weights FILE")
 
 
 def ensemble_options() -> CommandParser:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.command import UserError
+from pipeline.data.conventions import CornerRounding, Resizing, SideRounding
 from pipeline.data.dataset import Statistics
 from pipeline.data.philox import philox, standard_normal, uniform
 
@@ -99,10 +100,14 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class _Crops:
-    """Evaluation: crops of the image resized to shorter side `short_side` (256 in the paper)."""
+    """Evaluation: crops of the image resized to shorter side `short_side` (256 in the paper).
+
+    resizing: None: as training resizes; else as the origin of other weights does (`pipeline.data.origin_pixels`).
+    """
 
     short_side: int = 256
     crop: int = 224
+    resizing: Resizing | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= self.short_side:
@@ -124,9 +129,13 @@ class TenCrop(_Crops):
 
 @dataclass(frozen=True, kw_only=True)
 class WholeImage:
-    """Evaluation: the whole image resized to shorter side `short_side`, for the fully convolutional test (section 3.4)."""
+    """Evaluation: the whole image resized to shorter side `short_side`, for the fully convolutional test (section 3.4).
+
+    resizing: as in `CenterCrop`.
+    """
 
     short_side: int
+    resizing: Resizing | None = None
     crop: ClassVar[None] = None
 
     def __post_init__(self) -> None:
@@ -215,31 +224,42 @@ def whole_views(shapes: Int, short_side: int) -> Views:
     return Views(resized, corner, *unchanged, corner, shapes, _f32(corner), _f32(shapes))
 
 
-def shape_blocks(shapes: Int, short_sides: Sequence[int], size: int) -> list[Int]:
+def shape_blocks(shapes: Int, short_sides: Sequence[int], size: int, rounding: SideRounding = "round") -> list[Int]:
     """Split the samples 0..N-1 into blocks of at most `size` images that have equal shapes at each of `short_sides`.
 
-    shapes: int64 [N, 2], heights and widths of all samples. Every sample is in one block. The blocks depend on the
-    arguments alone, so they are the same on any number of processes.
+    shapes: int64 [N, 2], heights and widths of all samples. rounding: as in `resized_shapes`. Every sample is in one block.
+    The blocks depend on the arguments alone, so they are the same on any number of processes.
     """
-    resized = [resized_shapes(shapes, np.full(len(shapes), short_side)) for short_side in short_sides]
+    resized = [resized_shapes(shapes, np.full(len(shapes), short_side), rounding) for short_side in short_sides]
     _, group = np.unique(np.concatenate(resized, axis=1), axis=0, return_inverse=True)
     ids = np.argsort(group, kind="stable")
     groups = np.split(ids, np.flatnonzero(np.diff(group[ids])) + 1)
     return [part[start : start + size] for part in groups for start in range(0, len(part), size)]
 
 
-def resized_shapes(shapes: Int, short_sides: Int) -> Int:
-    """Return int64 [N, 2]: sizes with the shorter side `short_sides` [N], the longer side rounded to the nearest pixel."""
-    shorter = shapes.min(axis=1, keepdims=True)
-    return (2 * shapes * np.asarray(short_sides, np.int64)[:, None] + shorter) // (2 * shorter)
+def resized_shapes(shapes: Int, short_sides: Int, rounding: SideRounding = "round") -> Int:
+    """Return int64 [N, 2]: sizes of images (shapes int64 [N, 2]) with the shorter side `short_sides` [N].
+
+    rounding: of the longer side; here to the nearest pixel, half a pixel up. Others see `conventions.SideRounding`.
+    """
+    shorter, wanted = shapes.min(axis=1, keepdims=True), np.asarray(short_sides, np.int64)[:, None]
+    if rounding == "floor-ratio":
+        return (shapes / shorter * wanted).astype(np.int64)
+    if rounding == "floor":
+        return shapes * wanted // shorter
+    return (2 * shapes * wanted + shorter) // (2 * shorter)
 
 
-def five_crop_starts(resized: Int, crop: int) -> Int:
-    """Return int64 [N, 5, 2]: corners of the crops top left, top right, bottom left, bottom right, centre (torchvision's)."""
+def five_crop_starts(resized: Int, crop: int, corner: CornerRounding = "even") -> Int:
+    """Return int64 [N, 5, 2]: corners of the crops top left, top right, bottom left, bottom right, centre (torchvision's).
+
+    corner: how the centre's is rounded.
+    """
     free = resized - crop
     assert (free >= 0).all()
-    corners = [free * np.array(corner) for corner in ((0, 0), (0, 1), (1, 0), (1, 1))]
-    return np.stack([*corners, np.rint(free / 2).astype(np.int64)], axis=1)
+    corners = [free * np.array(place) for place in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    rounded = {"even": np.rint, "ceil": np.ceil, "floor": np.floor}[corner]
+    return np.stack([*corners, rounded(free / 2).astype(np.int64)], axis=1)
 
 
 def pca_colour(coefficients: NDArray[np.float64], statistics: Statistics) -> NDArray[np.float32]:

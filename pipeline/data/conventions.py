@@ -18,24 +18,29 @@ CornerRounding = Literal["even", "ceil", "floor"]
 # pillow-*: widened when shrinking (antialias), uint8 after each pass. opencv-bilinear: two source pixels a side, float32.
 # torch7-bicubic: four source pixels a side, between the first and the last pixel's centre, float32.
 Resampling = Literal["pillow-bilinear", "pillow-bicubic", "opencv-bilinear", "torch7-bicubic"]
-PILLOW: tuple[Resampling, ...] = ("pillow-bilinear", "pillow-bicubic")
+PILLOW: dict[str, Resampling] = {"bilinear": "pillow-bilinear", "bicubic": "pillow-bicubic"}  # by `--interpolation`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resizing:
-    """How an image of H x W becomes one with a given shorter side, and where its centre crop lies."""
+    """How an image of H x W becomes one with a given shorter side, and where its centre crop lies.
+
+    exif: whether crops are taken of the image turned as its EXIF orientation says.
+    """
 
     longer_side: SideRounding
     corner: CornerRounding
     resampling: Resampling
+    exif: bool = False
 
     def __str__(self) -> str:
-        return f"{self.resampling}, longer side {self.longer_side}, corner {self.corner}"
+        turned = ", turned by EXIF" if self.exif else ""
+        return f"{self.resampling}, longer side {self.longer_side}, corner {self.corner}{turned}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Convention:
-    """What an origin's nets take for granted.
+    """What an origin's nets take for granted, and their weights do not show (they show the option of the shortcuts).
 
     Attributes:
         name: as `--preprocessing` takes it.
@@ -48,7 +53,6 @@ class Convention:
         crop: side of the centre crop in pixels.
         class_order: of the scores: wnid: classes by their WNIDs, in the order of their letters; data: of the dataset.
         stride: the layer of a bottleneck that strides ("paper": the first 1x1, "v1.5": the 3x3).
-        shortcut: option of section 3.3 of the paper; "default" is the net's own.
         stem_pool: the 3x3 max pooling: padded by one pixel (padded), or without, the last window cut off (ceil).
     """
 
@@ -62,13 +66,11 @@ class Convention:
     crop: int = 224
     class_order: Literal["wnid", "data"] = "wnid"
     stride: Literal["paper", "v1.5"] = "v1.5"
-    shortcut: Literal["default", "A", "B", "C"] = "B"
     stem_pool: Literal["padded", "ceil"] = "padded"
 
     def describe(self) -> str:
-        """What decides scores beside the weights, the sizes, mean and std, for the score file."""
-        pixels = self.resizing or "own pixels"
-        return f"{self.name}: {pixels}, {self.colour_order}, stem pool {self.stem_pool}"
+        """What decides scores beside the weights, the sizes, mean and std, for the score file; "" for this pipeline's own."""
+        return f"{self.name}: {self.resizing}, {self.colour_order}, stem pool {self.stem_pool}" if self.resizing else ""
 
 
 IMAGENET_MEAN: Channels = (123.675, 116.28, 103.53)  # 255 * (0.485, 0.456, 0.406)
@@ -99,10 +101,11 @@ PYCLS = Convention(
     name="pycls",
     source=(
         "pycls: pycls/datasets/transforms.py scale_and_center_crop (cv2.resize INTER_LINEAR of float32), "
-        "pycls/datasets/imagenet.py _prepare_im (mean and std in RGB, then BGR), configs/archive/imagenet/resnet "
+        "pycls/datasets/imagenet.py __getitem__ (cv2.imread, which turns images) and _prepare_im (mean and std in RGB, then "
+        "BGR), configs/archive/imagenet/resnet "
         "(STRIDE_1X1: False), pycls/models/blocks.py pool2d"
     ),
-    resizing=Resizing(longer_side="floor-ratio", corner="ceil", resampling="opencv-bilinear"),
+    resizing=Resizing(longer_side="floor-ratio", corner="ceil", resampling="opencv-bilinear", exif=True),
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     colour_order="BGR",
@@ -126,7 +129,7 @@ CAFFE = Convention(
         "deep-residual-networks: README.md (short side, crop), prototxt/ResNet-50-deploy.prototxt (stride, pooling); "
         "faster_rcnn: utils/prep_im_for_blob.m (imresize bilinear without antialiasing, of single; sides rounded); caffe: "
         "src/caffe/data_transformer.cpp Transform (corner, BGR), include/caffe/layers/pooling_layer.hpp (ceil); "
-        "tensorflow-resnet: forward.py IMAGENET_MEAN_BGR"
+        "tensorflow-resnet: resnet.py IMAGENET_MEAN_BGR, ResNet_mean.binaryproto"
     ),
     resizing=Resizing(longer_side="round", corner="floor", resampling="opencv-bilinear"),
     mean=(123.151630838, 115.902882574, 103.062623801),
@@ -143,7 +146,6 @@ OURS = Convention(
     std=None,
     class_order="data",
     stride="paper",
-    shortcut="default",
 )
 
 CONVENTIONS = {one.name: one for one in (TORCHVISION, TIMM, PYCLS, FB, CAFFE, OURS)}

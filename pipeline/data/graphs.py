@@ -166,8 +166,10 @@ class Normalization:
         mean = statistics.mean_image if fits else statistics.mean_colour
         return Normalization(np.asarray(mean, np.float32), None if std is None else np.asarray(std, np.float32))
 
-    def on_cpu(self, images: NDArray[np.uint8], colour: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """Normalize images uint8 [N, ..., H, W, 3] with colour float32 [N, 3] into `out`, float32 of the images' shape.
+    def on_cpu(
+        self, images: NDArray[np.uint8 | np.float32], colour: NDArray[np.float32], out: NDArray[np.float32]
+    ) -> None:
+        """Normalize images uint8 or float32 [N, ..., H, W, 3] with colour float32 [N, 3] into `out`, float32 of that shape.
 
         This works image by image, so that each stays in the processor's cache, with the last two axes merged, because
         NumPy's loops over an axis of 3 are slow.

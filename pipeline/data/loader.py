@@ -22,6 +22,7 @@ from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Normalization
 from pipeline.data.memory import MemoryProducer
 from pipeline.data.order import Order
+from pipeline.data.origin_loader import OriginProducer
 from pipeline.data.plans import Plan, evaluation_plan, training_plan
 from pipeline.data.producer import DaliProducer, Producer
 from pipeline.data.staging import staged
@@ -75,10 +76,14 @@ def evaluation_batches(
 ) -> BatchIterator:
     """Return one Batch for each block of sample ids (int64 [n], n > 0), with exactly its samples; nothing is padded.
 
+    A view with `resizing` shows the images as another origin's code does; its images are float32, whatever the dtype.
+
     normalization: the dataset's statistics, or an explicit mean and standard deviation. WholeImage needs blocks of
     images that are resized to equal shapes (`augment.shape_blocks`). dtype and errors: see `training_batches`.
     """
     plan = evaluation_plan(split, view, normalization, blocks)
+    if view.resizing is not None:
+        return BatchIterator(OriginProducer(plan.stream, view, plan.normalization, device, plan.config_of(config)))
     return BatchIterator(_producer(plan, Finish(plan.normalization, device, dtype), config))
 
 

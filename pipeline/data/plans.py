@@ -78,7 +78,7 @@ def training_plan(
 def evaluation_plan(
     split: Split, view: View, normalization: Statistics | Normalization, blocks: Sequence[Int] = ()
 ) -> Plan:
-    """Plan evaluation batches: `blocks` of sample ids, int64 [n]."""
+    """Plan evaluation batches: `blocks` of sample ids, int64 [n]. Its graph does not know `view.resizing`: see the loader."""
     if isinstance(normalization, Statistics):
         normalization = Normalization.of(normalization, view.crop)
 

@@ -36,6 +36,12 @@ def open_datasets(trained: TrainedNet) -> Datasets:
             f"{trained.name} has {trained.classes} classes, but the dataset {trained.data} has {tested.classes}: "
             "give the dataset that the net was trained for"
         )
+    wnids = [known.wnid for known in tested.manifest.classes]
+    if trained.convention is not None and trained.convention.class_order == "wnid" and wnids != sorted(wnids):
+        raise UserError(
+            f"the classes of {trained.data} are not in the order of their names, in which {trained.convention.name}'s nets "
+            "give their scores: prepare the dataset with its classes in that order"
+        )
     try:
         training = _training_dataset(trained, tested)
     except UserError as error:

@@ -22,6 +22,8 @@ def with_working_decoder(
 
     run: the folder of the run whose net is evaluated; its last attempt may have shown already what works. Raises UserError.
     """
+    if settings.resizing is not None:  # not decoded by DALI
+        return settings
 
     def record() -> Record | None:
         return Record.of(read_facts(run).get("attempts", [])) if run is not None else None

@@ -6,6 +6,7 @@ import argparse
 import errno
 import pickle
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import torch
 from numpy._core.multiarray import scalar
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.base.command import UserError
+from pipeline.data.conventions import Convention
 from pipeline.evaluation.nets import TrainedNet, classes_of, digest, load_weights
 from pipeline.evaluation.wrappings import unwrap
-from pipeline.models.architecture import parse_arch
-from pipeline.models.resnet import Shortcut, Stride, build
+from pipeline.models.architecture import Architecture, parse_arch
+from pipeline.models.resnet import Option, ResNet, Shortcut, Stride, build
 
 # What trainings save beside weights: their options (timm), and errors as NumPy's numbers. None of it runs anything.
 HARMLESS: list[Any] = [
@@ -31,51 +33,88 @@ HARMLESS: list[Any] = [
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")),
 ]
-# (shorter side, crop) of the centre-crop test: sections 3.4 and 4.2.
-SIZES = {"imagenet": (256, 224), "cifar": (32, 32)}
+CIFAR_SIDE = 32  # pixels of CIFAR's images, which are tested whole: section 4.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """A state dict in torchvision's naming, and the model that it belongs to.
+    """A state dict in torchvision's naming, and the model that it belongs to. Picklable.
 
-    key: which of the file's weights, where it holds several. crop: pixels; None: its family's usual crop.
+    key: which of the file's weights, where it holds several. convention: of their origin. shortcut: None: as the weights
+    have it. stride: None: as the origin has it. short_side, crop: pixels; None: those of the net's family and its origin.
     """
 
     file: Path
     arch: str
+    convention: Convention
     key: str | None = None
-    shortcut: Shortcut = "default"
-    stride: Stride = "paper"
+    shortcut: Option | None = None
+    stride: Stride | None = None
+    short_side: int | None = None
     crop: int | None = None
 
 
-def open_weights(source: WeightsFile, data: str | Path, short_side: int | None = None) -> TrainedNet:
+def open_weights(source: WeightsFile, data: str | Path) -> TrainedNet:
     """The model with these weights, to be tested on the dataset `data`, a folder or a URL.
 
-    short_side: pixels; the paper's for the model's family by default. Raises UserError where the file holds no weights,
-    or those of another model.
+    Raises UserError where the file holds no weights, or those of another model.
     """
+    convention, stride = source.convention, source.stride or source.convention.stride
     architecture = parse_arch(source.arch)
     state = read_weights(source.file, source.key)
-    net = build(source.arch, classes=classes_of(state, source.file), shortcut=source.shortcut, stride=source.stride)
+    shortcut = shortcut_of(state, architecture)
+    if source.shortcut not in (None, shortcut):
+        raise UserError(
+            f"the weights in {source.file} are not those of a {source.arch} with shortcut {source.shortcut}: leave out "
+            "--shortcut, which the weights show"
+        )
+    net = build(source.arch, classes=classes_of(state, source.file), shortcut=shortcut, stride=stride)
     load_weights(net, state, source.file)
-    usual_short_side, usual_crop = SIZES[architecture.family]
+    sha256 = digest(net.state_dict())
+    adapt(net, convention)
+    short_side, crop = sizes(source)
     return TrainedNet(
         net=net,
         arch=source.arch,
-        stride=source.stride,
+        stride=stride,
         checkpoint=source.file,
         iteration=None,
         weights="file",
-        weights_sha256=digest(net.state_dict()),
+        weights_sha256=sha256,
         run=None,
         data=str(data),
         training_data=str(data),
         training_sha256=None,
-        short_side=short_side or max(usual_short_side, source.crop or 0),
-        crop=source.crop or usual_crop,
+        short_side=short_side,
+        crop=crop,
+        convention=convention,
     )
+
+
+def shortcut_of(state: Mapping[str, Tensor], architecture: Architecture) -> Shortcut:
+    """The option of section 3.3 whose projections are among the weights: C has them everywhere, A and plain nets nowhere."""
+    if architecture.kind == "plain" or not any(".downsample." in name for name in state):
+        return "default" if architecture.kind == "plain" else "A"
+    narrow = "layer1.1.downsample." if architecture.block == "bottleneck" else "layer1.0.downsample."
+    return "C" if any(name.startswith(narrow) for name in state) else "B"
+
+
+def sizes(source: WeightsFile) -> tuple[int, int]:
+    """(shorter side, crop) of the centre-crop test: sections 3.4 and 4.2, or as the origin has them."""
+    if parse_arch(source.arch).family == "cifar":
+        usual_short_side, usual_crop = CIFAR_SIDE, CIFAR_SIDE
+    else:
+        usual_short_side, usual_crop = source.convention.short_side or 0, source.convention.crop
+    crop = source.crop or usual_crop
+    return source.short_side or max(usual_short_side, crop), crop
+
+
+def adapt(net: ResNet, convention: Convention) -> None:
+    """Have the net take images in RGB, and pool as at its origin."""
+    if convention.colour_order == "BGR":
+        net.conv1.weight.data = net.conv1.weight.data.flip(1).contiguous()
+    if convention.stem_pool == "ceil" and net.architecture.family == "imagenet":
+        net.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
 
 def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:

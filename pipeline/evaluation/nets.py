@@ -16,6 +16,7 @@ from pipeline.base.command import UserError
 from pipeline.base.entries import check_entries
 from pipeline.base.layout import CHECKPOINTS, CONFIG, checkpoint_parts
 from pipeline.base.regular import is_gone
+from pipeline.data.conventions import Convention
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.storage import location_in
 from pipeline.evaluation.names import STATE_KEYS, Weights
@@ -50,6 +51,7 @@ class TrainedNet:
         training_data: the dataset whose mean is subtracted.
         training_sha256: of that dataset's manifest; None if unknown.
         short_side, crop: pixels of the centre-crop test.
+        convention: of third-party weights; None: that of the run.
     """
 
     net: ResNet
@@ -65,6 +67,7 @@ class TrainedNet:
     training_sha256: str | None
     short_side: int
     crop: int
+    convention: Convention | None = None
     loader: LoaderConfig = field(default_factory=LoaderConfig)
 
     @property
@@ -96,7 +99,7 @@ def find_checkpoint(target: Path) -> Path:
     if checkpoint_parts(target) is None or not (_run_of(target) / CONFIG).is_file():
         raise UserError(
             f"{target} is not a checkpoint of a run (runs/NAME/checkpoints/ITERATION-DIGEST.pt): "
-            "for weights from elsewhere use --weights-file with --arch and --data"
+            "for weights from elsewhere give --weights FILE with --preprocessing, --arch and --data"
         )
     check_entries(_run_of(target))
     return target

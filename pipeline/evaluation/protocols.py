@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pipeline.base.command import UserError, check_known
 from pipeline.data.augment import CenterCrop, TenCrop, View, WholeImage, shape_blocks
+from pipeline.data.conventions import Resizing
 from pipeline.data.dataset import Split
 from pipeline.data.graphs import Normalization
 from pipeline.evaluation.inference import in_pieces
@@ -50,14 +51,14 @@ class ViewContext:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """A way of testing. `views(short_side, crop)`: the views of each image, whose softmax scores are averaged.
+    """A way of testing. `views(short_side, crop, resizing)`: the views of each image, whose softmax scores are averaged.
 
     `classify(net, images, context)`: one view's batch, float32 [N, ..., 3] normalized -> softmax float32 [N, classes].
     `blocks(split, views)`: the sample ids of each batch; every id is in one block.
     """
 
     name: str
-    views: Callable[[int, int], tuple[View, ...]]
+    views: Callable[[int, int, Resizing | None], tuple[View, ...]]
     classify: Callable[[nn.Module, Tensor, ViewContext], Tensor]
     blocks: Callable[[Split, tuple[View, ...]], list[Block]]
 
@@ -133,14 +134,16 @@ def like_shaped_blocks(size: int) -> Callable[[Split, tuple[View, ...]], list[Bl
 
     def blocks(split: Split, views: tuple[View, ...]) -> list[Block]:
         shapes = np.stack([split.samples["height"], split.samples["width"]], axis=1).astype(np.int64)
-        return shape_blocks(shapes, [view.short_side for view in views], size)
+        resizing = views[0].resizing
+        rounding = "round" if resizing is None else resizing.longer_side
+        return shape_blocks(shapes, [view.short_side for view in views], size, rounding)
 
     return blocks
 
 
-def scaled_views(short_side: int, crop: int) -> tuple[View, ...]:
+def scaled_views(short_side: int, crop: int, resizing: Resizing | None) -> tuple[View, ...]:
     """Return the whole image at the paper's five sizes, in proportion for other crops than 224 (CIFAR, the demo)."""
-    return tuple(WholeImage(short_side=round(scale * crop / SCALES_CROP)) for scale in SCALES)
+    return tuple(WholeImage(short_side=round(scale * crop / SCALES_CROP), resizing=resizing) for scale in SCALES)
 
 
 # The block sizes decide the shapes that the kernels get, hence the last bits of every score: changing a size changes score
@@ -151,13 +154,13 @@ PROTOCOLS = {
     for protocol in (
         Protocol(
             name="center",
-            views=lambda short_side, crop: (CenterCrop(short_side=short_side, crop=crop),),
+            views=lambda short_side, crop, resizing: (CenterCrop(short_side=short_side, crop=crop, resizing=resizing),),
             classify=lambda net, images, context: softmax(net, images),
             blocks=even_blocks(64),
         ),
         Protocol(
             name="ten-crop",
-            views=lambda short_side, crop: (TenCrop(short_side=short_side, crop=crop),),
+            views=lambda short_side, crop, resizing: (TenCrop(short_side=short_side, crop=crop, resizing=resizing),),
             classify=ten_crop_softmax,
             blocks=even_blocks(16),
         ),

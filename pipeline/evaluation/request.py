@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.base.command import UserError
+from pipeline.data.conventions import Channels
 from pipeline.evaluation.foreign import WeightsFile
 from pipeline.evaluation.names import Weights
 from pipeline.evaluation.protocols import find
 from pipeline.training.precision import Precision
-
-Channels = tuple[float, float, float]  # red, green, blue on the 0..255 scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +19,8 @@ class EvaluationRequest:
     """One evaluation of one trained model. Picklable.
 
     Args:
-        model: a run folder, a file in its checkpoints/, or weights from elsewhere.
+        model: a run folder, a file in its checkpoints/, or weights from elsewhere, which have mean, std and short side of
+            their own; the three below are a run's.
         directory: where relative paths begin, those of the run's config too. Absolute.
         data: the dataset, a folder or a URL; None: the one that the run's config names.
         mean: subtracted from the images; None: the mean of the training dataset.
@@ -52,11 +52,11 @@ class EvaluationRequest:
         for name in self.protocols:
             find(name)
         if isinstance(self.model, WeightsFile) and self.data is None:
-            raise UserError("--weights-file needs --arch and --data: say which net it is and what to test it on")
-        if isinstance(self.model, WeightsFile) and self.weights != "final":
-            raise UserError(
-                "--weights goes with a run: a --weights-file holds one set of weights, name the file you mean"
-            )
+            raise UserError("weights from elsewhere need --data: say what to test them on")
+        own = (self.weights, self.mean, self.std, self.short_side)
+        assert isinstance(self.model, Path) or own == ("final", None, None, None), (
+            "weights from elsewhere have their own"
+        )
         if self.std is not None and self.mean is None:
             raise UserError("--std needs --mean: give both on the 0..255 scale")
         if self.scores is not None and (len(self.protocols) > 1 or self.scores.suffix != ".npz"):

@@ -83,7 +83,7 @@ def measure(net: nn.Module, split: Split, settings: EvaluationSettings, *, world
     """
     check_not_empty(split)
     protocol = find("center")
-    (view,) = protocol.views(settings.short_side, settings.crop)
+    (view,) = settings.views(protocol)
     blocks = protocol.blocks(split, (view,))
     mine = blocks[world.rank :: world.size]
     rows = -(-len(blocks) // world.size)  # blocks of rank 0; a rank with one block less leaves its last row zero

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -74,7 +74,7 @@ def trial_suffix(trained: TrainedNet, dataset: Dataset, protocol: Protocol, sett
 
     The run's own test is float32, at its short side, with its training dataset's mean, on that dataset (by content).
     """
-    usual, views = (protocol.views(side, settings.crop) for side in (trained.short_side, settings.short_side))
+    usual, views = (replace(settings, short_side=trained.short_side).views(protocol), settings.views(protocol))
     parts = [] if settings.precision == "float32" else [str(settings.precision)]
     if views != usual:
         parts.append(f"short-side{settings.short_side}")
@@ -135,7 +135,7 @@ def make(
     if on_main(world, exists):
         return existing
     on_main(world, lambda: check_room(path, size=score_bytes(len(split), trained.classes)))
-    views = protocol.views(settings.short_side, settings.crop)
+    views = settings.views(protocol)
     settings = with_working_decoder(settings, split, views, trained.run, world)
     partial = path.with_suffix(PARTIAL_SCORES)
     scored = score_split(
@@ -193,10 +193,11 @@ def provenance_of(
         dataset_sha256=dataset.sha256,
         split=split.name,
         protocol=protocol.name,
-        short_sides=tuple(view.short_side for view in protocol.views(settings.short_side, settings.crop)),
+        short_sides=tuple(view.short_side for view in settings.views(protocol)),
         crop=settings.crop,
         normalization=_describe(settings.normalization),
         precision=settings.precision,
+        preprocessing=trained.convention.describe() if trained.convention else "",
     )
 
 

@@ -34,7 +34,8 @@ from pipeline.base.regular import open_regular
 from pipeline.data.sample_table import UNLABELLED
 
 FORMAT = "imagenet-pipeline-scores"
-VERSION = 2  # 2 added `stride`
+VERSION = 3  # 2 added `stride`; 3 `preprocessing`, and only files that state it are of version 3
+WITHOUT_PREPROCESSING = 2
 ONE = 0x3C00  # the bits of float16 1.0; the bits of non-negative float16 numbers order as the numbers do
 # Rounding to float16 changes a score by at most 2^-11 of itself, and by 2^-25 if it underflows: a true softmax sums
 # to 1 within 5e-4 + classes * 3e-8.
@@ -59,13 +60,20 @@ class Provenance:
     crop: int  # side in pixels; of the net's training crop if fully convolutional
     normalization: str  # "per-pixel mean HASH" or "mean R,G,B std R,G,B" on the 0..255 scale
     precision: str  # "float32" or "bf16"
+    preprocessing: str = ""  # the convention of the weights' origin; "": this pipeline's own
 
     @cached_property
     def fingerprint(self) -> str:
         """Equal for equal computations, whatever the file names: such scores can be continued or read instead of remade."""
-        fields = dataclasses.asdict(self)
+        fields = self.stated
         del fields["checkpoint"], fields["iteration"], fields["weights"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The fields by name, as score files have them: without `preprocessing` where it is this pipeline's own."""
+        fields = dataclasses.asdict(self)
+        return fields if self.preprocessing else {name: fields[name] for name in fields if name != "preprocessing"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +134,9 @@ def ranks_of(scores: Scores) -> NDArray[np.int64]:
 
 def save(scores: Scores, path: Path) -> None:
     """Write a score file, whole or not at all. Equal scores give equal bytes."""
-    provenance = {**dataclasses.asdict(scores.provenance), "labels_sha256": scores.labels_sha256}
-    text = json.dumps({"format": FORMAT, "version": VERSION, **provenance}, sort_keys=True)
+    provenance = {**scores.provenance.stated, "labels_sha256": scores.labels_sha256}
+    version = VERSION if scores.provenance.preprocessing else WITHOUT_PREPROCESSING
+    text = json.dumps({"format": FORMAT, "version": version, **provenance}, sort_keys=True)
     arrays: dict[str, Any] = {"scores": scores.scores, "ids": scores.ids, "labels": scores.labels}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -176,7 +185,7 @@ def _open(path: Path) -> Iterator[Any]:
 
 def _provenance(arrays: Any) -> tuple[Provenance, str]:
     fields = parse_json(str(arrays["provenance"]))
-    if (fields.pop("format"), fields.pop("version")) != (FORMAT, VERSION):
+    if (fields.pop("format"), fields.pop("version")) not in ((FORMAT, WITHOUT_PREPROCESSING), (FORMAT, VERSION)):
         raise ValueError("another format or version")
     labels_sha256 = fields.pop("labels_sha256")
     fields["short_sides"] = tuple(fields["short_sides"])

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pipeline.base.command import UserError
 from pipeline.base.progress import Progress
 from pipeline.data.augment import WholeImage
+from pipeline.data.conventions import Resizing
 from pipeline.data.dataset import Split, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches
@@ -41,7 +42,8 @@ class EvaluationSettings:
     """How images come to the net, whatever the protocol.
 
     short_side, crop: pixels; 256 and 224 in the paper. normalization: the dataset's statistics, or an explicit mean and
-    standard deviation. precision: "bf16" is autocast; the softmax and its averages are always float32.
+    standard deviation. precision: "bf16" is autocast; the softmax and its averages are always float32. resizing: as in
+    `CenterCrop`.
     """
 
     short_side: int
@@ -49,6 +51,11 @@ class EvaluationSettings:
     normalization: Statistics | Normalization
     loader: LoaderConfig
     precision: Precision = "float32"
+    resizing: Resizing | None = None
+
+    def views(self, protocol: Protocol) -> tuple[View, ...]:
+        """The protocol's views of each image."""
+        return protocol.views(self.short_side, self.crop, self.resizing)
 
     def normalization_of(self, view: View) -> Normalization:
         """Return the normalization of one view: by the per-pixel mean if its size is the view's, else by its channel mean."""
@@ -92,7 +99,7 @@ def score_split(
     """
     check_not_empty(split)
     started = time.monotonic()
-    blocks = protocol.blocks(split, protocol.views(settings.short_side, settings.crop))
+    blocks = protocol.blocks(split, settings.views(protocol))
     kept = PartialScores(len(split), classes, provenance.fingerprint, partial) if world.is_main else None
     most = GATHER_ROUNDS * max(map(len, blocks))  # images that a rank scores between two gathers
     todo = on_main(world, lambda: [i for i, block in enumerate(blocks) if kept is None or not kept.has(block)])
@@ -155,7 +162,7 @@ def evaluate_errors(
     )
     protocol = PROTOCOLS["center"]
     wrong = torch.zeros(2, dtype=torch.int64, device=world.device)
-    blocks = protocol.blocks(split, protocol.views(short_side, crop))
+    blocks = protocol.blocks(split, settings.views(protocol))
     with _softmaxes(net, split, protocol, settings, blocks[world.rank :: world.size], world) as results:
         for _ in range(0, len(blocks), world.size):
             if give_up():
@@ -188,7 +195,7 @@ def _softmaxes(
     net = inference_net(net)
     with ExitStack() as stack:
         loaders, contexts = [], []
-        for view in protocol.views(settings.short_side, settings.crop) if blocks else ():
+        for view in settings.views(protocol) if blocks else ():
             normalization = settings.normalization_of(view)
             batches = evaluation_batches(split, view, normalization, blocks, world.device, settings.loader)
             loaders.append(stack.enter_context(batches))

@@ -18,6 +18,11 @@ DEPTH = 4  # of mappings in mappings: a checkpoint's own, {"state": {"model": ..
 INSIDE = re.compile(r"(^|\.)(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.)")
 # The public CIFAR reproductions name two layers differently.
 RENAMED = ((re.compile(r"^linear\."), "fc."), (re.compile(r"\.shortcut\."), ".downsample."))
+# pycls names all layers differently (pycls/models/resnet.py and anynet.py); its blocks count from 1, torchvision's from 0.
+PYCLS = "stem.conv.weight"
+PYCLS_STEM_AND_HEAD = ((re.compile(r"(^|\.)stem\.conv\."), r"\1conv1."), (re.compile(r"(^|\.)stem\.bn\."), r"\1bn1."),
+                       (re.compile(r"(^|\.)head\.fc\."), r"\1fc."))  # fmt: skip
+PYCLS_BLOCK = re.compile(r"(?:^|(?<=\.))s(\d+)\.b(\d+)\.(proj|bn|f\.[abc]|f\.[abc]_bn)\.")
 # The first and the last layer of every net here: what stands before both is the name of what the net is part of.
 FIRST, LAST = "conv1.weight", ("fc.weight", "linear.weight")
 # Counters of wrappers, which no net needs: torch.optim.swa_utils.AveragedModel's, and state that is no tensor.
@@ -80,10 +85,28 @@ def _state_dicts(loaded: Any, place: str = "", depth: int = DEPTH) -> Iterator[t
         return
     named = all(isinstance(key, str) for key in loaded)
     if named and any(isinstance(value, Tensor) and _of_a_layer(key) for key, value in loaded.items()):
-        yield {INSIDE.sub("", key).removeprefix("."): value for key, value in loaded.items()}, place
+        names = {INSIDE.sub("", key).removeprefix("."): value for key, value in loaded.items()}
+        is_pycls = any(key.endswith(PYCLS) for key in names)
+        yield {_of_pycls(key): value for key, value in names.items()} if is_pycls else names, place
     elif depth > 0:
         for key, value in loaded.items():
             yield from _state_dicts(value, f"{place}.{key}".removeprefix("."), depth - 1)
+
+
+def _of_pycls(key: str) -> str:
+    """Torchvision's name for pycls's: s1.b1.f.a_bn.weight is layer1.0.bn1.weight."""
+
+    def block(match: re.Match[str]) -> str:
+        stage, number, layer = match[1], int(match[2]) - 1, match[3]
+        if layer in ("proj", "bn"):
+            usual = "downsample.0" if layer == "proj" else "downsample.1"
+        else:
+            usual = f"{'bn' if layer.endswith('_bn') else 'conv'}{'abc'.index(layer[2]) + 1}"
+        return f"layer{stage}.{number}.{usual}."
+
+    for pattern, name in PYCLS_STEM_AND_HEAD:
+        key = pattern.sub(name, key)
+    return PYCLS_BLOCK.sub(block, key)
 
 
 def _of_a_layer(key: str) -> bool:

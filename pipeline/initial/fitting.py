@@ -11,8 +11,10 @@ from torch import Tensor
 
 from pipeline.base.command import UserError, nearest
 from pipeline.data.dataset import Dataset
+from pipeline.evaluation.foreign import shortcut_of
 from pipeline.initial.folding import FIRST, folded
 from pipeline.initial.source import Source
+from pipeline.models.architecture import parse_arch
 from pipeline.models.resnet import ResNet, Stride
 from pipeline.run.config import Config
 from pipeline.training.optimizer import CLASSIFIER
@@ -124,6 +126,7 @@ def _advice(source: Source, config: Config, layer: str) -> str:
     other = {key: value for key, value in (source.net or {}).items() if value != getattr(config, key)}
     if other:
         return f"that run has {' '.join(f'--{key} {value}' for key, value in other.items())}, which this one needs too"
-    if "downsample" in layer:
-        return "give the net's own --shortcut, which is B for torchvision's nets"
+    shortcut = shortcut_of(source.state, parse_arch(config.arch))
+    if "downsample" in layer and shortcut != config.shortcut:
+        return f"give --shortcut {shortcut}, which these weights have"
     return "give the net's own --arch and --shortcut"

@@ -19,6 +19,7 @@ from pipeline.data.storage import open_dataset
 from pipeline.evaluation.foreign import read_weights
 from pipeline.evaluation.names import Weights
 from pipeline.evaluation.nets import FIND_ATTEMPTS, TrainedNet, classes_of, digest, find_checkpoint, open_checkpoint
+from pipeline.evaluation.published import PREFIX, published
 from pipeline.handover.exporting import CLASSES
 from pipeline.handover.model_folder import has_model, read_model
 from pipeline.run.config import Config
@@ -31,7 +32,8 @@ class Source:
     """Weights as they were found: float tensors by torchvision's names, on the CPU.
 
     file: that was read. weights: which of a run's, or of the file's ("" where it holds one set). sha256: of the contents, as
-    score files name them. iteration: updates that a run had made; None of a file. classes: the rows of the classifier; None where there is none.
+    score files name them. iteration: updates that a run had made; None of a file. classes: the rows of the classifier; None
+    where there is none.
     convention: how the net wants its images; None of a run, whose nets want them as ours do. net: arch, shortcut and stride
     of a run's net. dataset_sha256, wnids, names: of the training dataset and its classes, each None where it is not known.
     """
@@ -56,11 +58,13 @@ def open_source(config: Config, recorded: Path | None = None) -> Source:
     there.
     """
     assert config.init is not None
+    if config.init.startswith(PREFIX):
+        return _of_torchvision(config.init, config)
     place = Path(config.init)
     if not place.exists():
         raise UserError(
-            f"init is '{config.init}', and nothing is there: give a run folder (runs/NAME), a file in its checkpoints, or a "
-            "file of weights (.pt, .pth, .safetensors)"
+            f"init is '{config.init}', and nothing is there: give a run folder (runs/NAME), a file in its checkpoints, a "
+            f"file of weights (.pt, .pth, .safetensors), or {PREFIX}NET"
         )
     with in_words_of_init():
         if place.is_dir():
@@ -139,12 +143,27 @@ def _wnids(trained: TrainedNet) -> tuple[str, ...] | None:
     return tuple(info.wnid for info in dataset.manifest.classes)
 
 
+def _of_torchvision(name: str, config: Config) -> Source:
+    """Weights that torchvision publishes, and downloads where they are not there. Their convention is known."""
+    if config.init_preprocessing not in (None, "torchvision"):
+        raise UserError(
+            f"init_preprocessing is '{config.init_preprocessing}', and that of {name} is torchvision's: leave "
+            "init_preprocessing out"
+        )
+    found = published(name)
+    return _in_file(found.fetch(), config, found.convention)
+
+
 def _of_file(path: Path, config: Config) -> Source:
     if config.init_preprocessing is None:
         raise UserError(
             f"nothing says which images the weights in {path} have learned from, and a net that gets others starts from "
             f"nonsense: give --init-preprocessing, one of {', '.join(CONVENTIONS)}"
         )
+    return _in_file(path, config, CONVENTIONS[config.init_preprocessing])
+
+
+def _in_file(path: Path, config: Config, convention: Convention) -> Source:
     state = read_weights(path, config.init_weights)
     return Source(
         file=path,
@@ -153,7 +172,7 @@ def _of_file(path: Path, config: Config) -> Source:
         sha256=digest(state),
         iteration=None,
         classes=classes_of(state, path) if any(name.startswith(CLASSIFIER) for name in state) else None,
-        convention=CONVENTIONS[config.init_preprocessing],
+        convention=convention,
         names=_names(path),
     )
 

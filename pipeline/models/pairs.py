@@ -14,7 +14,12 @@ Pairs = tuple[tuple[str, str], ...]
 
 
 def conv_norm_pairs(net: nn.Module) -> dict[str, str]:
-    """Convolution -> the norm that directly follows it, by their names in `net`, in the order of its modules."""
+    """Convolution -> the norm that directly follows it, by their names in `net`, in the order of its modules.
+
+    None for a net of other code, of whose modules none declares pairs.
+    """
+    if not any(hasattr(module, "conv_norm_pairs") for module in net.modules()):
+        return {}
     pairs: dict[str, str] = {}
     for name, module in net.named_modules():
         declared: Pairs | None = getattr(module, "conv_norm_pairs", None)

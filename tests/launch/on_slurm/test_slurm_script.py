@@ -195,7 +195,7 @@ def test_a_job_is_submitted_from_inside_a_job(
     else:
         data = yaml.safe_load(tiny.read_text())["data"]
         torch.save(build("resnet8", classes=10).state_dict(), "net.pt")
-        model = ["--weights-file", "net.pt", "--arch", "resnet8", "--data", data]
+        model = ["--weights", "net.pt", "--arch", "resnet8", "--preprocessing", "ours", "--data", data]
         assert slurm.main([*common, "--evaluate", *model]) == 0
     names = {line.partition("=")[0] for line in (stand_in / "environment").read_text().splitlines()}
     assert [name for name in names if name.startswith(("SLURM", "SRUN", "SBATCH"))] == ["SBATCH_PARTITION"]
@@ -210,7 +210,8 @@ def test_weights_that_do_not_fit_are_refused_before_they_wait(stand_in: Path, ti
         ("net.pt", "resnet14", "not those of resnet14"),
     ):
         with pytest.raises(UserError, match=sentence):
-            slurm.main(["--assume-shared", "--evaluate", "--weights-file", file, "--arch", arch, "--data", data])
+            words = ["--weights", file, "--arch", arch, "--preprocessing", "ours", "--data", data]
+            slurm.main(["--assume-shared", "--evaluate", *words])
     assert not (stand_in / "received").exists()
 
 

@@ -30,6 +30,8 @@ def test_the_places_of_a_training_are_the_same_from_everywhere(tmp_path: Path, m
     assert (config.init, config.data, config.runs) == tuple(
         str(tmp_path / one) for one in ("runs/x", "data/own", "runs")
     )
+    published = Config(init="torchvision:resnet50")
+    assert Training(published).absolute().config.init == published.init
     assert Training(Config(data="s3://bucket/own")).absolute().config.init is None
 
 

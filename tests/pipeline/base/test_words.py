@@ -89,7 +89,7 @@ def test_an_alias_is_no_option_and_names_one() -> None:
         ("--max_steps", "100", "launch/local.py", "--iterations 100"),
         ("--resume", "x", "launch/slurm.py", "continues by itself"),
         ("--resume", "x", "launch/slurm.py", "--init RUN --name OTHER starts another run"),
-        ("--pretrained", "", "launch/local.py", "--init FILE --init-preprocessing torchvision"),
+        ("--pretrained", "", "launch/local.py", "--init torchvision:NET, or --init FILE with"),
         ("--initial-checkpoint", "x.pth", "launch/ray_train.py", "is --init here"),
         ("--freeze-backbone", "", "launch/local.py", "--optimizer.body-lr-factor 0"),
         ("--batch-size", "64", "launch/local.py", "--batch 64 x R"),

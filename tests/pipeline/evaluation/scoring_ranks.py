@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import replace
 from pathlib import Path
 
+from pipeline.data.conventions import PYCLS
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.protocols import find
 from pipeline.evaluation.scores import save
@@ -30,6 +32,20 @@ def score(world: World, folder: Path, protocols: list[str], out: Path) -> tuple[
     return evaluate_errors(
         net, split, statistics=dataset.statistics, short_side=36, crop=32, world=world, loader_config=LOADER
     )
+
+
+def score_as_pycls(world: World, folder: Path, protocols: list[str], out: Path) -> None:
+    """Write out/PROTOCOL-SIZE.npz for each protocol, with the pixels that pycls's nets get."""
+    dataset = Dataset(folder)
+    net = SmallNet(dataset.classes, stride=4).eval()
+    as_pycls = replace(settings(36, 32, dataset.statistics), resizing=PYCLS.resizing)
+    for name in protocols:
+        scored = score_split(
+            net, dataset.split("train"), find(name), as_pycls,
+            world=world, classes=dataset.classes, provenance=provenance(name, split="train", preprocessing="pycls"),
+        )  # fmt: skip
+        if scored is not None:
+            save(scored.scores, out / f"{name}-{world.size}.npz")
 
 
 def evaluate_as_typed(world: World, arguments: list[str]) -> tuple[int, str]:

@@ -165,7 +165,7 @@ def test_unfinished_scores_that_cannot_be_read_are_begun_anew(
 
 def test_a_file_of_the_version_before_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as earlier:
-        earlier.setattr("pipeline.evaluation.scores.VERSION", 1)
+        earlier.setattr("pipeline.evaluation.scores.WITHOUT_PREPROCESSING", 1)
         save(made(), tmp_path / "one.npz")
     with pytest.raises(UserError, match="another format or version"):
         read_provenance(tmp_path / "one.npz")

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.transforms import v2 as transforms
 
 from pipeline.base.command import UserError
+from pipeline.data.conventions import OURS, TORCHVISION
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.foreign import WeightsFile, open_weights, read_weights
 from pipeline.evaluation.nets import digest
@@ -72,7 +73,7 @@ def wrapped(state: dict[str, torch.Tensor]) -> dict[str, Any]:
 def test_every_wrapping_gives_the_same_weights(tmp_path: Path, published: torch.nn.Module, wrapping: str) -> None:
     state = published.state_dict()
     torch.save(wrapped(state)[wrapping], tmp_path / "net.pth")
-    subject = open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet8"), tmp_path)
+    subject = open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet8", convention=OURS), tmp_path)
     assert subject.weights_sha256 == digest(state)
     assert (subject.classes, subject.crop, subject.short_side, subject.run) == (CLASSES, 32, 32, None)
 
@@ -90,7 +91,7 @@ def test_torchvisions_weights_give_torchvisions_answers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.resnet50(num_classes=11).eval()
     torch.save(theirs.state_dict(), tmp_path / "net.pth")
-    subject = open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet50", stride="v1.5"), tmp_path)
+    subject = open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet50", convention=TORCHVISION), tmp_path)
     assert (subject.short_side, subject.crop) == (256, 224)
     images = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
@@ -170,7 +171,7 @@ WRAPPED = {
 def test_a_wrapped_net_answers_as_the_net_does(tmp_path: Path, wrapping: str) -> None:
     net = torchvisions()
     torch.save(WRAPPED[wrapping](net), tmp_path / "net.pth")
-    file = WeightsFile(file=tmp_path / "net.pth", arch="resnet18", stride="v1.5", shortcut="B")
+    file = WeightsFile(file=tmp_path / "net.pth", arch="resnet18", convention=TORCHVISION)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(open_weights(file, tmp_path).net(images), net(images))
@@ -237,7 +238,7 @@ def test_what_is_refused_says_why(tmp_path: Path, kind: str) -> None:
     make, sentence = REFUSED[kind]
     torch.save(make(), tmp_path / "net.pth")
     with pytest.raises(UserError, match=sentence):
-        open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet18", stride="v1.5", shortcut="B"), tmp_path)
+        open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet18", convention=TORCHVISION), tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")  # pickle looks through all modules for what a quantised tensor names
@@ -275,6 +276,7 @@ def test_mistakes_get_one_sentence(
     seven = tmp_path / "seven.pt"
     torch.save(varied_resnet("resnet8", 7, torch.randn(4, 3, 32, 32)).state_dict(), seven)
     common = ["--data", tiny.folder, "--arch", "resnet8", "--split", "train", "--scores", tmp_path / "out.npz"]
+    common += ["--preprocessing", "ours"]
     cases: list[tuple[list[object], str]] = [
         (["--weights-file", tmp_path / "absent.pt", *common], "there is no weights file"),
         (["--weights-file", tmp_path / "cut.pt", *common], "cut.pt cannot be read as weights"),
@@ -285,16 +287,19 @@ def test_mistakes_get_one_sentence(
         ),
         (["--weights-file", tmp_path / "page.pt", *common], "page.pt .* \\(it is damaged or of another format"),
         (["--weights-file", tmp_path / "numbered.pt", *common], "numbered.pt holds no state dict"),
-        (["--weights-file", good, *common, "--weights", "ema"], "--weights goes with a run"),
+        (["--weights-file", good, *common, "--weights", "ema"], "--weights ema goes with a run"),
+        ([*common, "--weights", "ema"], "--weights ema goes with a run"),
+        ([tmp_path, "--weights", good], "and not both"),
         (["--weights-file", tmp_path / "lists.pt", *common], "holds no state dict"),
         (["--weights-file", tmp_path / "no-fc.pt", *common], "have no fc.bias"),
         (["--weights-file", other, *common], "are not those of resnet8 \\(it has layer1"),
         (["--weights-file", good, *common, "--arch", "resnet14"], "are not those of resnet14 \\(it lacks layer1.1"),
         (["--weights-file", good, *common, "--arch", "resnet21"], "there is no net named 'resnet21'"),
         (["--weights-file", seven, *common, "--mean", "0,0,0"], "has 7 classes, .* has 6"),
-        (["--weights-file", good], "needs --arch and --data"),
-        (["--weights-file", good, tmp_path], "either a run folder .* or a --weights-file"),
-        ([], "either a run folder .* or a --weights-file"),
+        (["--weights-file", good], "need --data"),
+        (["--weights-file", good, "--data", tiny.folder], "needs --arch"),
+        (["--weights-file", good, tmp_path], "either a run folder .* or weights from elsewhere"),
+        ([], "either a run folder .* or weights from elsewhere"),
         (["--weights-file", good, *common, "--std", "1,1,1"], "--std needs --mean"),
         (["--weights-file", good, *common, "--mean", "1,2"], "'1,2' is not three numbers"),
         (["--weights-file", good, *common, "--mean", "1,2,x"], "'1,2,x' is not three numbers"),
@@ -308,8 +313,8 @@ def test_mistakes_get_one_sentence(
         (["--weights-file", good, *common, "--scores", good / "out.npz"], "good.pt stands there"),
         (["--weights-file", good, *common, "--protocol", "center,ten-crop"], "give it with one --protocol"),
         (["--weights-file", good, *common, "--mean", "0,0,0", "--crop", "40", "--short-side", "36"], "crop of 40"),
-        ([tmp_path, "--arch", "resnet8"], "go with --weights-file"),
-        ([tmp_path, "--weights-key", "model"], "--weights-key goes with --weights-file"),
+        ([tmp_path, "--arch", "resnet8"], "go with weights from elsewhere"),
+        ([tmp_path, "--weights-key", "model"], "--weights-key goes with weights from elsewhere"),
         (["--weights-file", good, *common, "--weights-key", "ema"], "good.pt holds no weights 'ema'"),
     ]
     for arguments, sentence in cases:
@@ -329,12 +334,12 @@ def test_the_stride_is_told_apart(
     torch.manual_seed(0)
     torch.save(torchvision.models.resnet50(num_classes=CLASSES).state_dict(), "net.pth")
     command = ["--weights-file", "net.pth", "--arch", "resnet50", "--data", tiny.folder, "--split", "train"]
-    command += ["--crop", 32, "--short-side", 32, "--mean", "120,120,120", "--std", "60,60,60"]
+    command += ["--crop", 32, "--short-side", 32, "--preprocessing", "torchvision", "--stride", "paper"]
     code, _, errors = run_evaluate(*command)
     assert code == 0, errors
     paper = load(tmp_path / "net-center-train.npz").provenance
-    code, _, errors = run_evaluate(*command, "--stride", "v1.5")
+    code, _, errors = run_evaluate(*command[:-2])
     assert code == 2 and "net-center-train.npz holds other scores already" in errors and "Traceback" not in errors
-    assert run_evaluate(*command, "--stride", "v1.5", "--again")[0] == 0
+    assert run_evaluate(*command[:-2], "--again")[0] == 0
     other = load(tmp_path / "net-center-train.npz").provenance
     assert (paper.stride, other.stride) == ("paper", "v1.5") and paper.weights_sha256 == other.weights_sha256

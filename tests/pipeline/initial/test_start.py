@@ -192,12 +192,28 @@ def test_files_of_another_origin(config: Config, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give --init-preprocessing, one of torchvision, timm"):
         settle(replace(config, init=str(file), arch="resnet18"), Dataset(config.data))
     named = replace(config, init=str(file), arch="resnet18", init_preprocessing="torchvision")
-    with pytest.raises(UserError, match=r"it has layer2\.0\.downsample.*--shortcut, which is B for torchvision"):
+    with pytest.raises(UserError, match=r"it has layer2\.0\.downsample.*give --shortcut B"):
         settle(named, Dataset(config.data))
     start = settle(replace(named, shortcut="B"), Dataset(config.data))
     assert start.point is not None and start.point.iteration is None and not start.point.left_out
     with pytest.raises(UserError, match=r"stride of 'v1.5'.*give --stride v1.5"):
         settle(replace(named, arch="resnet50"), Dataset(config.data))
+
+
+def test_published_weights_by_name(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that torchvision keeps in torch.hub's folder: by its convention, which folds them as a file's."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints" / Path(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url).name
+    file.parent.mkdir()
+    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), file)
+    named = replace(config, init="torchvision:resnet18", arch="resnet18", shortcut="B")
+    by_file = replace(named, init=str(file), init_preprocessing="torchvision")
+    one, other = (settle(each, Dataset(config.data)) for each in (named, by_file))
+    assert one.weights is not None and one.config.init_sha256 == other.config.init_sha256
+    with pytest.raises(UserError, match=r"init_preprocessing is 'timm', and that of torchvision:resnet18"):
+        settle(replace(named, init_preprocessing="timm"), Dataset(config.data))
+    with pytest.raises(UserError, match="resnet19"):
+        settle(replace(named, init="torchvision:resnet19"), Dataset(config.data))
 
 
 def test_a_run_does_not_start_from_itself(config: Config, source: Path) -> None:

@@ -1,0 +1,89 @@
+"""What weights from elsewhere are, of the options that name them: their file, their net and their origin's convention."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.base.command import UserError
+from pipeline.data.conventions import CONVENTIONS, OURS, PILLOW, TORCHVISION, Convention
+from pipeline.evaluation.foreign import WeightsFile
+from pipeline.evaluation.published import PREFIX, published, published_as
+from pipeline.models.architecture import parse_arch
+
+ORIGINS = ", ".join(CONVENTIONS)
+
+
+def weights_from_elsewhere(place: str, args: Namespace) -> WeightsFile:
+    """The weights `torchvision:NET`, which may be downloaded, or those of a file. args: of `evaluate_options`.
+
+    Raises UserError where the options leave open how the weights' origin prepares its images, and where they disagree.
+    """
+    if args.data is None:
+        raise UserError("weights from elsewhere need --data: say what to test them on")
+    if place.startswith(PREFIX):
+        return _of_torchvision(place, args)
+    if args.arch is None:
+        raise UserError("a file of weights needs --arch: say which net it is")
+    family = parse_arch(args.arch).family
+    return _weights_file(Path(place), args.arch, _adjusted(_convention(place, family, args), args), args)
+
+
+def _of_torchvision(place: str, args: Namespace) -> WeightsFile:
+    named = published(place)
+    if args.arch not in (None, named.arch):
+        raise UserError(f"{place} is no {args.arch}: leave out --arch, which the name gives")
+    if args.preprocessing not in (None, TORCHVISION.name):
+        raise UserError(f"{place} wants torchvision's preprocessing: leave out --preprocessing {args.preprocessing}")
+    convention = _adjusted(named.convention, args)
+    return _weights_file(named.fetch(), named.arch, convention, args)
+
+
+def _weights_file(file: Path, arch: str, convention: Convention, args: Namespace) -> WeightsFile:
+    return WeightsFile(
+        file=file,
+        arch=arch,
+        key=args.weights_key,
+        convention=convention,
+        shortcut=args.shortcut,
+        stride=args.stride,
+        short_side=args.short_side,
+        crop=args.crop,
+    )
+
+
+def _convention(place: str, family: str, args: Namespace) -> Convention:
+    """The convention that `--preprocessing` names. CIFAR nets need none: their images are not resized."""
+    if args.preprocessing is None:
+        if family == "cifar" and args.mean is not None and args.std is not None:
+            return OURS
+        further = ", or --mean and --std" if family == "cifar" else ""
+        raise UserError(
+            f"how the origin of {place} prepares its images is not known: give --preprocessing with one of {ORIGINS}{further}"
+        )
+    convention = CONVENTIONS[args.preprocessing]
+    if convention is TORCHVISION and (known := published_as(Path(place))) is not None:
+        convention = known.convention  # the file's name says which weights they are
+    if convention.short_side is None and family == "imagenet" and None in (args.short_side, args.interpolation):
+        raise UserError(
+            f"{convention.name}'s nets differ in how they want their images: give --short-side, crop / crop_pct rounded down, "
+            "and --interpolation, both as the net's pretrained_cfg has them"
+        )
+    return convention
+
+
+def _adjusted(convention: Convention, args: Namespace) -> Convention:
+    """The convention with what the options say otherwise."""
+    if args.mean is not None:
+        convention = replace(convention, mean=args.mean)
+    if args.std is not None:
+        if convention.mean is None:
+            raise UserError("--std needs --mean: give both on the 0..255 scale")
+        convention = replace(convention, std=args.std)
+    if args.interpolation is not None:
+        resizing = convention.resizing
+        if resizing is None or resizing.resampling not in PILLOW.values():
+            raise UserError(f"--interpolation does not go with {convention.name}, which always resizes in one way")
+        convention = replace(convention, resizing=replace(resizing, resampling=PILLOW[args.interpolation]))
+    return convention
