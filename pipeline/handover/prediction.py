@@ -33,7 +33,7 @@ from pipeline.process.world import open_world
 BLOCK = 64  # pictures in memory at once; the block of the protocol `center`
 TOP = 5  # classes of a picture that are named
 
-# A picture: its file, or the bytes of a JPEG or PNG.
+# A picture: its file, or the bytes of one.
 Source = str | Path | bytes
 
 
