@@ -17,7 +17,7 @@ def predict_options() -> CommandParser:
     )
     add = parser.add_argument
     add_net(parser)
-    text = "a file (JPEG, PNG, WebP ...); a folder: all below it; -: those that standard input names, one a line or NUL-separated"
+    text = "a file (JPEG, PNG, WebP ...); a folder: all below it; -: those that standard input names, one a line"
     add("pictures", nargs="+", metavar="PICTURE", help=text)
     add("--top", type=positive, default=5, metavar="K", help="so many classes of each picture (default %(default)s)")
     add_weights_option(parser)

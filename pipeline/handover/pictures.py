@@ -40,5 +40,5 @@ def pictures_in(place: Path) -> list[Path]:
         return [place]
     found = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
-        raise UserError(f"there is no picture ({', '.join(SUFFIXES)}) in the folder {place}: give another")
+        raise UserError(f"there is no picture (.jpg, .png, .webp ...) in the folder {place}: give another")
     return found

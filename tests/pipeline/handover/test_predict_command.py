@@ -155,7 +155,7 @@ def test_mistakes_get_one_sentence(made_run: Path, tmp_path: Path, run: Run) -> 
     (tmp_path / "empty").mkdir()
     cases: list[tuple[list[Any], str]] = [
         ([tmp_path / "absent", tmp_path / "a.jpg"], "there is no run folder or checkpoint"),
-        ([made_run, tmp_path / "empty"], "there is no picture (.jpg, .jpeg, .png) in the folder"),
+        ([made_run, tmp_path / "empty"], "there is no picture (.jpg, .png, .webp ...) in the folder"),
         ([made_run], "required: PICTURE"),
         ([made_run, tmp_path / "a.jpg", "--top", 0], "'0' is not a whole number above 0"),
         ([made_run, tmp_path / "a.jpg", "--weights", "ema"], "holds no moving average"),
