@@ -12,6 +12,7 @@ from launch import status
 from pipeline.base.lease import Lease
 from pipeline.meter.records import About
 from pipeline.process.notes import FileBoard, Note
+from pipeline.run.config import Config, to_yaml
 from tests.pipeline.meter.test_usage import write
 
 
@@ -45,6 +46,21 @@ def test_what_was_asked_of_sbatch_is_shown(run: Path, capsys: pytest.CaptureFixt
     status.show_status(found)
     assert "asked of sbatch: gres=gpu:a100:4\n" in capsys.readouterr().out
     assert status.figures(found)["asked"] == ["gres=gpu:a100:4"]
+
+
+def test_the_epoch_is_shown_where_the_dataset_is_at_hand(
+    run: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1,442 images, 64 at a time."""
+    (run / "config.yaml").write_text(to_yaml(Config(data=str(digits), iterations=113, batch=64)))
+    line = {"kind": "train", "iteration": 72, "loss": 1.0, "time": 0.0}
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    found = status.read(run)
+    status.show_status(found)
+    assert "72 of 113 (epoch 3.2 of 5.02)" in capsys.readouterr().out
+    assert status.figures(found)["epoch"] == "3.2 of 5.02"
+    (run / "config.yaml").write_text(to_yaml(Config(data="s3://nowhere/data", iterations=113, batch=64)))
+    assert status.read(run).epoch is None
 
 
 def test_without_a_job_the_lease_tells(run: Path) -> None:

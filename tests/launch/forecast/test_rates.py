@@ -37,8 +37,10 @@ def file(tmp_path: Path) -> Path:
 def test_measured_rate_is_taken_as_it_is(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     allocation = Allocation(gpus_per_node=8, rates=str(file))
     assert predict(RESNET50, allocation).compute == pytest.approx(256 / 8 / 2000)
-    show_plan(RESNET50, allocation)
-    assert "measured on NVIDIA H100 80GB HBM3 (2026-01-31, torch 2.15.0): 2,000 images/s" in capsys.readouterr().out
+    show_plan(RESNET50, allocation, images=1_281_167)
+    said = capsys.readouterr().out
+    assert "measured on NVIDIA H100 80GB HBM3 (2026-01-31, torch 2.15.0): 2,000 images/s" in said
+    assert "600,000 iterations of 256 images, 119.9 epochs" in " ".join(said.split())
 
 
 def test_other_nets_by_multiply_adds(file: Path) -> None:
