@@ -111,7 +111,12 @@ class Listing:
     @property
     def kinds(self) -> Counter[str]:
         """How many images there are of each kind, by the names of their files."""
-        return Counter(kind for name in self.rows["name"].tolist() if (kind := kind_of(os.fsdecode(name))))
+        counts: Counter[str] = Counter()
+        # By suffix first: there are few, and a million names.
+        for suffix, count in Counter(name[name.rfind(b".") :] for name in self.rows["name"].tolist()).items():
+            if kind := kind_of(os.fsdecode(suffix)):
+                counts[kind] += count
+        return counts
 
     @property
     def bytes(self) -> int:

@@ -236,6 +236,8 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("--tencrop --ten-crop --tta", EVALUATION, "is --protocol here: --protocol ten-crop"),
     Meaning("--img-size --input-size --crop-size --image-size", EVALUATION, "is --crop here: --crop {value}"),
     # data_prep/
+    Meaning("--val-split --val-fraction --val-size --validation-split --test-size --test-split", PREPARATION,
+            "is --hold-out here, a share of every class or a number of images: --hold-out {value}", "0.1"),
     Meaning("-j --num-workers --processes --nproc --threads", PREPARATION, "is --workers here: --workers {value}"),
     Meaning("--shard-size --maxcount --max-count --shards --num-shards", PREPARATION,
             "is --samples-per-shard here, the images of a shard: --samples-per-shard 1000"),

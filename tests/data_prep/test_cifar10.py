@@ -134,6 +134,17 @@ def test_held_out_images(archive, png_folders, batches, tmp_path, hashes):
     )
 
 
+def test_a_share_of_every_class_is_held_out(png_folders, tmp_path):
+    shard_cifar10.main([str(png_folders), str(tmp_path / "dataset"), *OPTIONS, "--hold-out", "0.2"])
+    dataset = Dataset(tmp_path / "dataset")
+    counts = {name: np.bincount(dataset.split(name).labels, minlength=10) for name in ("train", "val", "test")}
+    whole = counts["train"] + counts["val"]
+    assert whole.sum() == 5 * PER_BATCH and counts["test"].sum() == PER_BATCH
+    np.testing.assert_array_equal(counts["val"], np.floor(whole / 5 + 0.5))
+    held_out = dataset.manifest.notes["preparation"]["held_out"]["val"]
+    assert held_out == {"split": "train", "of": 200, "drawn": counts["val"].sum(), "share": 0.2}
+
+
 def refused(source, tmp_path, *parts, options=()):
     with pytest.raises(UserError) as error:
         shard_cifar10.main([str(source), str(tmp_path / "refused"), *OPTIONS, *options])
