@@ -12,10 +12,11 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from pipeline.base.command import UserError
 from pipeline.models.resnet import build
+from pipeline.process.world import World
 from pipeline.training.batchnorm import plan_groups
 from pipeline.training.optimizer import OptimizerConfig
 from pipeline.training.step import StepConfig, TrainingStep
-from tests.ranks import ALONE
+from tests.ranks import ALONE, run_ranks
 
 BATCH, CLASSES = 8, 5
 RATES = (0.1, 0.1, 0.01, 0.05)  # falls and rises
@@ -42,11 +43,14 @@ def net() -> nn.Module:
     return model
 
 
-def trained(model: nn.Module, optimizer: OptimizerConfig, freeze_bn: bool = False) -> dict[str, torch.Tensor]:
+def trained(
+    model: nn.Module, optimizer: OptimizerConfig, freeze_bn: bool = False, world: World = ALONE
+) -> dict[str, torch.Tensor]:
     config = StepConfig(batch=BATCH, optimizer=optimizer, freeze_bn=freeze_bn)
-    step = TrainingStep(model, config, plan_groups(BATCH, BATCH, 0, 1), ALONE)
+    plan = plan_groups(BATCH, BATCH, world.rank, world.size)
+    step = TrainingStep(model, config, plan, world)
     for (images, labels), rate in zip(batches(), RATES, strict=True):
-        step.step(images, labels, rate)
+        step.step(images[plan.rows], labels[plan.rows], rate)
     step.statistics.gather_into_model(len(RATES))
     step.close()
     return {name: value.detach().clone() for name, value in step.model.state_dict().items()}
@@ -111,6 +115,18 @@ def with_frozen_norms(model: nn.Module) -> nn.Module:
             frozen.load_state_dict(module.state_dict())
             model.set_submodule(name, frozen)
     return model
+
+
+def fine_tuned_weights(world: World) -> dict[str, torch.Tensor]:
+    return trained(net(), OptimizerConfig(body_lr_factor=0.1), True, world)
+
+
+def test_ranks_that_share_a_group_follow_one_rank() -> None:
+    """Frozen normalization needs no statistics of the group, so ranks that share one exchange none."""
+    expected = fine_tuned_weights(ALONE)
+    for found in run_ranks(2, fine_tuned_weights):
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("factor", [-0.1, float("inf"), float("nan")])
