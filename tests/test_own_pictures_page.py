@@ -89,6 +89,7 @@ def surroundings() -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # five programs start, two of them import MLflow
 def test_the_five_commands_run_as_they_are_printed(checkout: Path, port: int) -> None:
     blocks = [block for language, block in read(ROOT / "docs/own-pictures.md").blocks if language == "sh"]
     prepare, train, predict, export, browse = blocks[0].splitlines()
