@@ -19,7 +19,7 @@ _resnets_options() { # $1: command
         'pipeline.experiment') echo "--data --dry-run --help --json --launcher --list --only --procs --runs --scale" ;;
         'pipeline.export') echo "--alias --data --format --help --json --out --register --weights" ;;
         'pipeline.mistakes') echo "--data --help --json --out --pictures --protocol --runs --split --weights" ;;
-        'pipeline.predict') echo "--data --device --help --json --top --weights" ;;
+        'pipeline.predict') echo "--csv --data --device --help --json --top --weights" ;;
         'pipeline.report') echo "--experiments --help --json --no-tracking --out --records --runs" ;;
         'pipeline.responses') echo "--data --device --help --json --split --threads --weights" ;;
         'pipeline.submit') echo "--data --ground-truth --help --json --lines --out --protocol --runs --split --weights" ;;

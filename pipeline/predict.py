@@ -20,50 +20,57 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.base import command
+from pipeline.base.command import UserError
 from pipeline.base.exits import EXIT_USER_ERROR
+from pipeline.base.files import check_room
+from pipeline.base.output import reader_has_gone
 from pipeline.base.progress import Progress
-from pipeline.base.tables import print_json, print_table
-from pipeline.handover.prediction import BLOCK, Prediction, Predictor, open_predictor, pictures_in
+from pipeline.base.tables import print_json
+from pipeline.handover.answers import STDOUT, Figures, csv_file, table
+from pipeline.handover.pictures import pictures_of
+from pipeline.handover.prediction import BLOCK, Prediction, Predictor, open_predictor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 2 where a picture could not be read, after all others were named."""
     args = predict_options().parse_args(argv)
-    pictures = [picture for place in args.pictures for picture in pictures_in(place)]
+    check_outputs(args)
+    pictures = pictures_of(args.pictures)
     predictor = open_predictor(args.target, args.weights, args.data, args.device)
-    found = list(named(predictor, pictures))
-    print_result(predictor, [one for one in found if one.scores is not None], args)
-    return EXIT_USER_ERROR if any(one.scores is None for one in found) else 0
+    figures = Figures(predictor, listed=args.json and args.csv is None)
+    with table(predictor) if args.csv is None else csv_file(args.csv) as report:
+        for prediction in named(predictor, pictures, args):
+            report(prediction)
+            figures.add(prediction)
+    if args.csv not in (None, STDOUT):
+        print(figures.sentence(args.csv))
+    if args.json:
+        print_json(figures.of(args.csv))
+    return EXIT_USER_ERROR if figures.unreadable else 0
 
 
-def named(predictor: Predictor, pictures: Sequence[Path]) -> Iterator[Prediction]:
-    """Each picture's prediction; a sentence on standard error for one that cannot be read."""
-    with Progress(len(pictures), predictor.trained.arch, "pictures", enabled=len(pictures) > BLOCK) as progress:
-        for prediction in predictor.predict(pictures):
-            if prediction.scores is None:
-                print(f"error: {prediction.picture} cannot be read: {prediction.reason}", file=sys.stderr)
+def check_outputs(args: Namespace) -> None:
+    """Raise UserError where the answers could not be written, before they are made."""
+    if args.csv == STDOUT and args.json:
+        raise UserError("--csv - and --json both write to standard output: give --csv a file")
+    if args.csv not in (None, STDOUT):
+        check_room(Path(args.csv))
+
+
+def named(predictor: Predictor, pictures: Sequence[Path], args: Namespace) -> Iterator[Prediction]:
+    """Each picture's prediction, until nobody reads them; a sentence on standard error for one that cannot be read."""
+    streamed = args.csv in (None, STDOUT)
+    shown = len(pictures) > BLOCK and not (
+        streamed and sys.stdout.isatty()
+    )  # the answers themselves show how far it is
+    with Progress(len(pictures), predictor.trained.arch, "pictures", enabled=shown) as progress:
+        for prediction in predictor.predict_all(pictures, args.top):
+            if prediction.reason:
+                print(f"error: {prediction.name} cannot be read: {prediction.reason}", file=sys.stderr)
             progress.advance()
             yield prediction
-
-
-def print_result(predictor: Predictor, predictions: Sequence[Prediction], args: Namespace) -> None:
-    """Print the table and, with --json, the figures."""
-    trained, classes, wnids = predictor.trained, predictor.classes, predictor.data.wnids
-    rows: list[tuple[object, ...]] = []
-    figures = []
-    for prediction in predictions:
-        best = prediction.top(args.top)
-        names = [str(prediction.picture), *[""] * len(best)]
-        rows += [
-            (name, classes[label], f"{100 * score:.2f}") for name, (label, score) in zip(names, best, strict=False)
-        ]
-        answers = [{"label": k, "wnid": wnids[k], "class": classes[k], "score": score} for k, score in best]
-        figures.append({"picture": str(prediction.picture), "classes": answers})
-    if rows:
-        title = f"{trained.arch} ({trained.checkpoint.name}), {len(classes):,} classes of {predictor.data.name}"
-        print_table(title, ("picture", "class", "score %"), rows)
-    if args.json:
-        print_json({"net": trained.name, "arch": trained.arch, "pictures": figures})
+            if streamed and progress.done % BLOCK == 0 and reader_has_gone():
+                return
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tests.imports import Contract, Source, broken, circles, sentences
 # all in it that no other line names.
 LAYERS: dict[str, list[str]] = {
     "base": [
-        "pipeline pipeline.base.*",
+        "pipeline.base.*",
     ],
     "dataset folders and the meter": [
         "pipeline.data.dataset pipeline.data.sample_table pipeline.data.shards",
@@ -44,6 +44,9 @@ LAYERS: dict[str, list[str]] = {
     ],
     "weights to start from": [
         "pipeline.initial.*",
+    ],
+    "what `import pipeline` offers": [
+        "pipeline",
     ],
     "command lines": [
         "pipeline.command_lines.*",

@@ -27,7 +27,10 @@ from tests.pipeline.evaluation.conftest import ten_classes  # noqa: F401
 from tests.pipeline.evaluation.nets_and_images import provenance, random_softmax, write_run
 from tests.pipeline.tracking.conftest import empty_store  # noqa: F401
 
-ELSEWHERE = {"docs/contracts.md": "tests/test_contracts.py runs its formulas"}
+ELSEWHERE = {
+    "docs/contracts.md": "tests/test_contracts.py runs its formulas",
+    "docs/python.md": "tests/test_python_page.py runs it from top to bottom",
+}
 ITERATIONS, IMAGES = 600_000, 150
 
 

@@ -46,7 +46,9 @@ class Progress:
         if enabled and terminal.is_terminal:
             columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
             rate = TextColumn("{task.fields[rate]}", markup=False)
-            self.bar = _Bar(*columns, rate, TimeRemainingColumn(), console=terminal)
+            # On the terminal, what is printed goes above the bar; a file or a pipe gets it as ever.
+            above = console(sys.stdout).is_terminal
+            self.bar = _Bar(*columns, rate, TimeRemainingColumn(), console=terminal, redirect_stdout=above)
             self.task = self.bar.add_task(shown(description), total=total, completed=start, rate="")
 
     def __enter__(self) -> Self:

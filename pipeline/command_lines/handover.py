@@ -17,11 +17,13 @@ def predict_options() -> CommandParser:
     )
     add = parser.add_argument
     add_net(parser)
-    text = "a JPEG or PNG, or a folder: all that are below it"
-    add("pictures", type=Path, nargs="+", metavar="PICTURE", help=text)
+    text = "a file (JPEG, PNG, WebP ...); a folder: all below it; -: those that standard input names, one a line"
+    add("pictures", nargs="+", metavar="PICTURE", help=text)
     add("--top", type=positive, default=5, metavar="K", help="so many classes of each picture (default %(default)s)")
     add_weights_option(parser)
     add_training_data(parser)
+    text = "instead of the table, a row for each picture and class; - is standard output"
+    add("--csv", metavar="FILE", help=text)
     parser.add_device_option()
     parser.add_json_option()
     return parser

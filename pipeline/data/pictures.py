@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
+from pipeline.base.regular import read_regular
 from pipeline.data.augment import CenterCrop
 from pipeline.data.batch import LoaderConfig
 from pipeline.data.dataset import Split, SplitInfo
@@ -67,22 +70,34 @@ class Pictures(Split):
         """Nothing is open."""
 
 
-def read_pictures(places: Sequence[Path | bytes], view: CenterCrop) -> list[Picture | str]:
-    """Read pictures, files or encoded ones, of which the loader will be asked for `view`; or say why one cannot be read."""
-    read = [_read(place) for place in places]
-    rows, pictures = [], []
-    for row, one in enumerate(read):
-        if isinstance(one, Picture):
-            rows.append(row)
-            pictures.append(one)
-    for place, reason in _refused(pictures, view).items():
-        read[rows[place]] = reason
-    return read
+def read_pictures(
+    places: Sequence[Path | bytes], view: CenterCrop, normalization: Normalization
+) -> tuple[list[str | None], torch.Tensor]:
+    """Read pictures, files or encoded ones: the reason why one cannot be read, None for others; and the centre crops of these.
+
+    The crops are normalized, in the order of `places`: float32 [pictures that can be read, crop, crop, 3], on the CPU.
+    """
+    with ThreadPoolExecutor(LOADER.queues.threads) as readers:  # Pillow decodes without the interpreter's lock
+        read = list(readers.map(_read, places))
+    try:
+        crops = _centre_crops(_sound(read), view, normalization)
+    except UserError:  # one of them is not to the loader's decoder, which does not say which
+        if not (refused := _refused(_sound(read), view)):
+            raise
+        rows = [row for row, one in enumerate(read) if isinstance(one, Picture)]
+        for place, reason in refused.items():
+            read[rows[place]] = reason
+        crops = _centre_crops(_sound(read), view, normalization)
+    return [None if isinstance(one, Picture) else one for one in read], crops
+
+
+def _sound(read: Sequence[Picture | str]) -> list[Picture]:
+    return [one for one in read if isinstance(one, Picture)]
 
 
 def _read(place: Path | bytes) -> Picture | str:
     try:
-        return Picture.of(place if isinstance(place, bytes) else place.read_bytes())
+        return Picture.of(place if isinstance(place, bytes) else read_regular(place))
     except FileNotFoundError:
         return "there is no such file"
     except OSError as error:
@@ -105,13 +120,10 @@ def _refused(pictures: Sequence[Picture], view: CenterCrop) -> dict[int, str]:
     return faults | failures(plan.graph(LOADER, cpu), encoded, request.views, cpu, others)
 
 
-def centre_crops(pictures: Sequence[Picture], view: CenterCrop, normalization: Normalization) -> torch.Tensor:
-    """Return the centre crops of at least one picture, normalized: float32 [N, crop, crop, 3], on the CPU.
-
-    Raises UserError for a picture that the decoder does not take (`read_pictures`).
-    """
-    split = Pictures(pictures)
-    with evaluation_batches(
-        split, view, normalization, [np.arange(len(pictures))], torch.device("cpu"), LOADER
-    ) as batches:
+def _centre_crops(pictures: Sequence[Picture], view: CenterCrop, normalization: Normalization) -> torch.Tensor:
+    """Raises UserError where the loader's decoder does not take one of the pictures."""
+    if not pictures:
+        return torch.empty(0, view.crop, view.crop, 3)
+    split, block = Pictures(pictures), np.arange(len(pictures))
+    with evaluation_batches(split, view, normalization, [block], torch.device("cpu"), LOADER) as batches:
         return next(batches).images

@@ -1,16 +1,18 @@
 """A trained net ready for pictures: what it wants done to a picture, its scores, and the names of its classes.
 
-A picture goes through the decoder, the resizing, the crop and the net of the evaluation protocol `center`. On a CPU, with
-equal threads and in the same blocks of BLOCK pictures, the scores are those of the score file to the bit.
+`pipeline.load` opens one. A picture goes through the decoder, the resizing, the crop and the net of the evaluation protocol
+`center`. On a CPU, with equal threads and in the same blocks of BLOCK pictures, the scores are those of the score file to
+the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from pipeline.base.command import UserError
 from pipeline.base.layout import MODEL
 from pipeline.data.augment import CenterCrop
 from pipeline.data.graphs import Normalization
-from pipeline.data.pictures import SUFFIXES, Picture, centre_crops, read_pictures
+from pipeline.data.pictures import read_pictures
 from pipeline.evaluation.inference import inference_net
 from pipeline.evaluation.names import Weights
 from pipeline.evaluation.nets import TrainedNet, open_target
@@ -29,95 +31,146 @@ from pipeline.handover.training_data import TrainingData, training_dataset
 from pipeline.process.world import open_world
 
 BLOCK = 64  # pictures in memory at once; the block of the protocol `center`
+TOP = 5  # classes of a picture that are named
+
+# A picture: its file, or the bytes of one.
+Source = str | Path | bytes
+
+
+class Answer(NamedTuple):
+    """A class that a picture may show: its readable `name`, its softmax `score` (0..1), `label` and `wnid` (its folder)."""
+
+    name: str
+    score: float
+    label: int
+    wnid: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A picture's softmax scores, float16 [classes] on the CPU; or, where it cannot be read, the `reason`."""
+    """A picture's `answers`, the highest score first; none where it cannot be read, for the `reason`."""
 
-    picture: Path
-    scores: Tensor | None = None
+    picture: Source
+    answers: tuple[Answer, ...] = ()
     reason: str = ""
 
-    def top(self, count: int) -> list[tuple[int, float]]:
-        """(label, score 0..1) of the `count` classes with the highest scores, the highest first; ties go to the lower label."""
-        assert self.scores is not None
-        order = torch.sort(self.scores, descending=True, stable=True)
-        return list(zip(order.indices[:count].tolist(), order.values[:count].tolist(), strict=True))
+    @property
+    def name(self) -> str:
+        """Its file, as it was named."""
+        return _name(self.picture)
 
 
-@dataclass(frozen=True)
 class Predictor:
-    """A net with its weights, in evaluation mode on `device`. data: the names of its classes and its mean."""
+    """A net in evaluation mode on `device`, with its own preprocessing and the names of its classes.
 
-    trained: TrainedNet
-    data: TrainingData
-    device: torch.device
+        model = pipeline.load("runs/resnet50-seed0")
+        model.predict("picture.jpg")[0].name         # what one picture shows
+        scores = model(model.preprocess(["picture.jpg"]))
+
+    Attributes:
+        trained: the net, where it comes from, and the sizes of its test.
+        data: the names of its classes and its mean.
+        net: the net itself: takes what `preprocess` gives, on `device`; gives logits [N, classes].
+    """
+
+    def __init__(self, trained: TrainedNet, data: TrainingData, device: torch.device) -> None:
+        trained.net.to(device).to(memory_format=torch.channels_last)
+        self.trained, self.data, self.device = trained, data, device
+        self._folded: tuple[list[tuple[Tensor, int]], nn.Module] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.trained.arch} of {self.trained.name}, {len(self.classes):,} classes of {self.data.name}, {self.device}>"
 
     @property
     def net(self) -> nn.Module:
-        """Takes what `preprocess` gives, on `device`; gives logits [N, classes]."""
         return self.trained.net
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """The readable name of every class, in the order of the scores."""
         return self.data.classes
 
-    def preprocess(self, pictures: Sequence[Path | bytes]) -> Tensor:
-        """float32 [N, 3, crop, crop] on the CPU: RGB, 0..255, the training mean subtracted. Takes one picture or more.
+    def preprocess(self, pictures: Sequence[Source]) -> Tensor:
+        """float32 [N, 3, crop, crop] on the CPU: RGB, 0..255, the training mean subtracted. Takes a list of one or more.
 
         Raises UserError for a picture that cannot be read.
         """
-        sound = []
-        for picture, place in zip(read_pictures(pictures, self._view), pictures, strict=True):
-            if isinstance(picture, str):
-                name = place if isinstance(place, Path) else "a picture"
-                raise UserError(f"{name} cannot be read ({picture}): give another")
-            sound.append(picture)
-        return channels_first(self._crops(sound))
-
-    def predict(self, pictures: Sequence[Path]) -> Iterator[Prediction]:
-        """The prediction of each picture, in their order; one that cannot be read does not keep the others from theirs."""
-        for start in range(0, len(pictures), BLOCK):
-            block = pictures[start : start + BLOCK]
-            read = read_pictures(block, self._view)
-            rows = iter(self._scores([picture for picture in read if isinstance(picture, Picture)]))
-            for path, picture in zip(block, read, strict=True):
-                if isinstance(picture, str):
-                    yield Prediction(picture=path, reason=picture)
-                else:
-                    yield Prediction(picture=path, scores=next(rows))
+        assert not isinstance(pictures, str | bytes | Path) and pictures, "a list of one picture or more"
+        reasons, crops = self._read(pictures)
+        for picture, reason in zip(pictures, reasons, strict=True):
+            if reason is not None:
+                raise UserError(_sentence(picture, reason))
+        return channels_first(crops)
 
     @torch.inference_mode()
-    def _scores(self, pictures: Sequence[Picture]) -> Tensor:
-        if not pictures:
+    def __call__(self, images: Tensor) -> Tensor:
+        """Softmax scores float32 [N, classes] on the CPU, of what `preprocess` gives: float32 [N, 3, crop, crop]."""
+        return self._softmax(images.permute(0, 2, 3, 1)).cpu()
+
+    def predict(self, picture: Source, top: int = TOP) -> tuple[Answer, ...]:
+        """The `top` classes with the highest scores of one picture, the highest first. For many pictures, `predict_all`.
+
+        Raises UserError where it cannot be read.
+        """
+        (prediction,) = self.predict_all([picture], top)
+        if prediction.reason:
+            raise UserError(_sentence(picture, prediction.reason))
+        return prediction.answers
+
+    def predict_all(self, pictures: Iterable[Source], top: int = TOP) -> Iterator[Prediction]:
+        """The prediction of each picture, in their order; one that cannot be read does not keep the others from theirs.
+
+        BLOCK pictures are taken at a time: memory does not grow with their number.
+        """
+        remaining = iter(pictures)
+        while block := list(islice(remaining, BLOCK)):
+            reasons, crops = self._read(block)
+            rows = iter(self._scores(crops))
+            for picture, reason in zip(block, reasons, strict=True):
+                if reason is not None:
+                    yield Prediction(picture=picture, reason=reason)
+                else:
+                    yield Prediction(picture=picture, answers=self._answers(next(rows), top))
+
+    def _answers(self, scores: Tensor, count: int) -> tuple[Answer, ...]:
+        """Ties go to the lower label. scores: [classes]."""
+        order = torch.sort(scores, descending=True, stable=True)
+        best = zip(order.indices[:count].tolist(), order.values[:count].tolist(), strict=True)
+        return tuple(Answer(self.classes[label], score, label, self.data.wnids[label]) for label, score in best)
+
+    @torch.inference_mode()
+    def _scores(self, crops: Tensor) -> Tensor:
+        """float16 [N, classes], as a score file has them; crops: float32 [N, crop, crop, 3]."""
+        if not len(crops):
             return torch.empty(0, len(self.classes), dtype=torch.float16)
-        return softmax(self._folded, self._crops(pictures).to(self.device)).half().cpu()
+        return self._softmax(crops).half().cpu()
 
-    def _crops(self, pictures: Sequence[Picture]) -> Tensor:
-        return centre_crops(pictures, self._view, Normalization(self.data.mean))
+    def _softmax(self, crops: Tensor) -> Tensor:
+        with _exact_float32():
+            return softmax(self._inference_net(), crops.to(self.device))
 
-    @property
-    def _view(self) -> CenterCrop:
-        return CenterCrop(short_side=self.trained.short_side, crop=self.trained.crop)
+    def _inference_net(self) -> nn.Module:
+        """The net as evaluation runs it; made again where a weight of `net` has changed since."""
+        weights = [(weight, weight._version) for weight in self.net.state_dict(keep_vars=True).values()]
+        if self._folded is None or not _are_equal(weights, self._folded[0]):
+            self._folded = weights, inference_net(self.net)
+        return self._folded[1]
 
-    @cached_property
-    def _folded(self) -> nn.Module:
-        return inference_net(self.trained.net)
+    def _read(self, pictures: Sequence[Source]) -> tuple[list[str | None], Tensor]:
+        view = CenterCrop(short_side=self.trained.short_side, crop=self.trained.crop)
+        places = [Path(picture) if isinstance(picture, str) else picture for picture in pictures]
+        return read_pictures(places, view, Normalization(self.data.mean))
 
 
 def open_predictor(
-    target: Path, weights: Weights = "final", data: str | None = None, device: Literal["auto", "cpu", "cuda"] = "auto"
+    target: str | Path,
+    weights: Weights = "final",
+    data: str | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> Predictor:
-    """Open the net of a run folder or of a file in its checkpoints/.
-
-    data: the training dataset, where it is not where the run's config says; not needed where the run has a model folder.
-    Raises UserError where one of them is missing or another.
-    """
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as in `pipeline.evaluate`
-    with open_world(device) as world:
-        trained = open_target(target, weights, data, world)
-    trained.net.to(world.device).to(memory_format=torch.channels_last)
+    """What `pipeline.load` does, which says it."""
+    with open_world(device) as world, torch.inference_mode(False):  # whose tensors could not be told from changed ones
+        trained = open_target(Path(target), weights, data, world)
     return Predictor(trained, _training_data(trained, data), world.device)
 
 
@@ -127,11 +180,25 @@ def _training_data(trained: TrainedNet, data: str | None) -> TrainingData:
     return TrainingData.of(training_dataset(trained), trained.crop, trained.subtracted)
 
 
-def pictures_in(place: Path) -> list[Path]:
-    """`place` itself; or where it is a folder, all pictures below it, by name. Raises UserError where it has none."""
-    if not place.is_dir():
-        return [place]
-    found = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not found:
-        raise UserError(f"there is no picture ({', '.join(SUFFIXES)}) in the folder {place}: give another")
-    return found
+def _name(picture: Source) -> str:
+    return "a picture" if isinstance(picture, bytes) else str(picture)
+
+
+def _sentence(picture: Source, reason: str) -> str:
+    return f"{_name(picture)} cannot be read ({reason}): give another"
+
+
+def _are_equal(some: list[tuple[Tensor, int]], others: list[tuple[Tensor, int]]) -> bool:
+    """Whether they are the same tensors with the same contents. Each has the number of its in-place changes beside it."""
+    return len(some) == len(others) and all(a is b and m == n for (a, m), (b, n) in zip(some, others, strict=True))
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """float32 is float32, as in `pipeline.evaluate`: on a GPU, convolutions would round their inputs to TF32's 10 bits."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

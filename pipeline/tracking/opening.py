@@ -169,7 +169,8 @@ def _server(store: Store, port: int) -> list[str]:
     assert store.artifacts is not None
     server = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
     server += ["--backend-store-uri", store.uri, "--artifacts-destination", store.artifacts.as_uri()]
-    return [*server, "--uvicorn-opts", "--log-level warning"]
+    # Without the lifespan, which clears up after MLflow's assistant alone, and whose end at Ctrl-C is a traceback.
+    return [*server, "--uvicorn-opts", "--log-level warning --lifespan off"]
 
 
 def _has_display() -> bool:

@@ -254,6 +254,8 @@ def test_a_net_is_registered_with_its_card_under_aliases(
     function = mlflow.pyfunc.load_model("models:/resnet8@best")
     np.testing.assert_allclose(function.predict(pixels(ten_classes)), answers, atol=1e-5)
     assert function.metadata.metadata["classes"][3] == "n00000003"
+    (listed,) = tracked_run.parent.rglob("extra_files/classes.txt")
+    assert listed.read_text().splitlines()[3] == "n00000003"
     # The run's logged model says where it is registered.
     model = mlflow_client.get_logged_model(mlflow_model_id(tracked_run))
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "resnet8", "version": "1"}]
