@@ -19,6 +19,7 @@ from torchvision import transforms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CAFFE_MEAN_BGR = (103.062623801, 115.902882574, 123.151630838)
+MEAN32, STD32, CAFFE_MEAN32 = (np.array(values, np.float32) for values in (MEAN, STD, CAFFE_MEAN_BGR))
 Float = NDArray[np.float32]
 
 
@@ -51,7 +52,7 @@ def pycls_crop(encoded: bytes, short_side: int = 256, crop: int = 224) -> Tensor
         w, h = int(w / h * short_side), short_side
     image = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
     x, y = math.ceil((w - crop) / 2), math.ceil((h - crop) / 2)
-    return _planes((image[y : y + crop, x : x + crop] - np.float32(MEAN)) / np.float32(STD))
+    return _planes((image[y : y + crop, x : x + crop] - MEAN32) / STD32)
 
 
 def caffe_crop(encoded: bytes, short_side: int = 256, crop: int = 224) -> Tensor:
@@ -65,12 +66,12 @@ def caffe_crop(encoded: bytes, short_side: int = 256, crop: int = 224) -> Tensor
     h, w = int(h * scale + 0.5), int(w * scale + 0.5)
     image = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
     y, x = (h - crop) // 2, (w - crop) // 2
-    return _planes(image[y : y + crop, x : x + crop] - np.float32(CAFFE_MEAN_BGR))
+    return _planes(image[y : y + crop, x : x + crop] - CAFFE_MEAN32)
 
 
 def fb_crop(encoded: bytes, short_side: int = 256, crop: int = 224) -> Tensor:
     """[3, crop, crop]: t.Scale, t.ColorNormalize and t.CenterCrop of fb.resnet.torch."""
-    image = np.asarray(_rgb(encoded), np.float32) / 255
+    image: Float = np.asarray(_rgb(encoded), np.float32) / np.float32(255)
     h, w = image.shape[:2]
     if min(h, w) != short_side:
         if w < h:
@@ -78,7 +79,7 @@ def fb_crop(encoded: bytes, short_side: int = 256, crop: int = 224) -> Tensor:
         else:
             image = torch7_bicubic(image, int(w / h * short_side), short_side)
     h, w = image.shape[:2]
-    image = (image - np.float32(MEAN)) / np.float32(STD)
+    image = (image - MEAN32) / STD32
     y, x = math.ceil((h - crop) / 2), math.ceil((w - crop) / 2)
     return _planes(image[y : y + crop, x : x + crop])
 

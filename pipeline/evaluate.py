@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from pipeline.base import command
-from pipeline.base.command import UserError
+from pipeline.base.command import UserError, check_known
 from pipeline.base.layout import CONFIG
 from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import Statistics
@@ -38,6 +38,7 @@ from pipeline.evaluation.foreign import WeightsFile, open_weights
 from pipeline.evaluation.names import STATE_KEYS
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.protocols import find, protocol_names
+from pipeline.evaluation.published import PREFIX
 from pipeline.evaluation.request import EvaluationRequest
 from pipeline.evaluation.score_files import ScoreFile, make, metric_kind, score_path, trial_suffix
 from pipeline.evaluation.scoring import EvaluationSettings, GivenUp
@@ -101,6 +102,8 @@ def model_of(args: Namespace) -> Path | WeightsFile:
             )
         return weights_from_elsewhere(str(elsewhere), args)
     if elsewhere is not None or args.weights not in (None, *STATE_KEYS):
+        if elsewhere is None and not (args.weights.startswith(PREFIX) or Path(args.weights).exists()):
+            check_known("set of a run's weights", args.weights, STATE_KEYS)
         raise UserError("name either a run folder (or checkpoint) or weights from elsewhere, and not both")
     if args.weights_key is not None:
         raise UserError("--weights-key goes with weights from elsewhere: of a run, --weights chooses the weights")

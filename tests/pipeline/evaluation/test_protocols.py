@@ -27,7 +27,7 @@ from tests.pipeline.evaluation.nets_and_images import (
     slow_softmax,
     varied_resnet,
 )  # fmt: skip
-from tests.pipeline.evaluation.scoring_ranks import score
+from tests.pipeline.evaluation.scoring_ranks import score, score_as_pycls
 from tests.ranks import ALONE, run_ranks
 
 
@@ -129,6 +129,16 @@ def test_several_ranks_write_what_one_writes(few_of_ten_classes: Dataset, tmp_pa
     centre = load(tmp_path / "center-1.npz")
     assert set(errors) == {(centre.errors(1), centre.errors(5))}, "the trainer is told what the score file says"
     assert 0 < centre.errors(1) < 100
+
+
+def test_several_ranks_write_what_one_writes_of_another_origins_pixels(
+    few_of_ten_classes: Dataset, tmp_path: Path
+) -> None:
+    protocols = ["center", "multi-scale"]
+    score_as_pycls(ALONE, few_of_ten_classes.folder, protocols, tmp_path)
+    run_ranks(2, score_as_pycls, few_of_ten_classes.folder, protocols, tmp_path)
+    for name in protocols:
+        assert (tmp_path / f"{name}-1.npz").read_bytes() == (tmp_path / f"{name}-2.npz").read_bytes()
 
 
 class Stops(nn.Module):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -169,6 +171,24 @@ def test_a_file_of_the_version_before_is_told(tmp_path: Path, monkeypatch: pytes
         save(made(), tmp_path / "one.npz")
     with pytest.raises(UserError, match="another format or version"):
         read_provenance(tmp_path / "one.npz")
+
+
+def test_only_files_of_another_origins_weights_state_a_convention(tmp_path: Path) -> None:
+    """Files of runs are those of version 2: read, continued and found again as before."""
+    own = made()
+    other = dataclasses.replace(own, provenance=provenance(preprocessing="fb: torch7-bicubic"))
+    save(own, tmp_path / "own.npz")
+    save(other, tmp_path / "other.npz")
+    stated = {name: json.loads(str(np.load(tmp_path / f"{name}.npz")["provenance"])) for name in ("own", "other")}
+    assert stated["own"]["version"] == 2 and "preprocessing" not in stated["own"]
+    assert stated["other"]["version"] == 3 and stated["other"]["preprocessing"] == "fb: torch7-bicubic"
+    read = [read_provenance(tmp_path / f"{name}.npz")[0] for name in ("own", "other")]
+    assert read == [own.provenance, other.provenance]
+    assert own.provenance.fingerprint != other.provenance.fingerprint
+    fields = {key: value for key, value in dataclasses.asdict(own.provenance).items() if key != "preprocessing"}
+    del fields["checkpoint"], fields["iteration"], fields["weights"]
+    as_before = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    assert own.provenance.fingerprint == as_before
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

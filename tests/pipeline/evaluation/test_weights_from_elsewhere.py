@@ -290,6 +290,8 @@ def test_mistakes_get_one_sentence(
         (["--weights-file", good, *common, "--weights", "ema"], "--weights ema goes with a run"),
         ([*common, "--weights", "ema"], "--weights ema goes with a run"),
         ([tmp_path, "--weights", good], "and not both"),
+        ([tmp_path, "--weights", "torchvision:resnet18"], "and not both"),
+        ([tmp_path, "--weights", "emma"], "there is no set of a run's weights 'emma'"),
         (["--weights-file", tmp_path / "lists.pt", *common], "holds no state dict"),
         (["--weights-file", tmp_path / "no-fc.pt", *common], "have no fc.bias"),
         (["--weights-file", other, *common], "are not those of resnet8 \\(it has layer1"),
