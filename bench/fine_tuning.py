@@ -48,9 +48,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="0, 1 ... (default 3 of them)")
     parser.add_argument("--arch", default="resnet8", help="default resnet8")
     parser.add_argument("--pretraining", type=int, default=400, help="updates on the digits 0 to 4 (default 400)")
-    parser.add_argument(
-        "--updates", type=int, nargs="+", default=[20, 100], help="on the others (default 20 100)"
-    )
+    parser.add_argument("--updates", type=int, nargs="+", default=[20, 100], help="on the others (default 20 100)")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="default: all")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
     return parser.parse_args(arguments)
