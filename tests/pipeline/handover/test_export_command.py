@@ -119,7 +119,7 @@ def test_the_card_tells_what_the_net_started_from(ten_classes: Dataset, tmp_path
     folder = write_run(tmp_path, "fine", ten_classes)
     trained = open_checkpoint(find_checkpoint(folder), "final")
     assert trained is not None
-    data = TrainingData.of(ten_classes, 32)
+    data = TrainingData.of(ten_classes, 32, "mean-image")
     assert "started from" not in summary(trained, data, [])
     start = StartingPoint(
         init=str(tmp_path / "best"),
