@@ -16,19 +16,20 @@ from pipeline.data.draws import AREA_CROP, GEOMETRY, Draws
 
 Int = NDArray[np.int64]
 Range = tuple[float, float]
+WIDEST = 1000  # ratio of a box's sides
 
 
 def check_ranges(key: str, area: Range, ratio: Range) -> None:
-    """Raise UserError unless `key`.area lies within (0, 1] and `key`.ratio above 0, each as [minimum, maximum]."""
+    """Raise UserError unless `key`.area lies within (0, 1] and `key`.ratio around 1, each as [minimum, maximum]."""
     if not 0 < area[0] <= area[1] <= 1:
         raise UserError(
             f"{key}.area is [{area[0]:g}, {area[1]:g}]: give [minimum, maximum] as shares of the image's area, "
             "above 0 and at most 1, such as [0.08, 1.0]"
         )
-    if not 0 < ratio[0] <= ratio[1] < float("inf"):
+    if not 1 / WIDEST <= ratio[0] <= ratio[1] <= WIDEST:
         raise UserError(
-            f"{key}.ratio is [{ratio[0]:g}, {ratio[1]:g}]: give [minimum, maximum] of the aspect ratio, both above 0, "
-            "such as [0.75, 1.33]"
+            f"{key}.ratio is [{ratio[0]:g}, {ratio[1]:g}]: give [minimum, maximum] of the aspect ratio, between "
+            f"1/{WIDEST} and {WIDEST}, such as [0.75, 1.33]"
         )
 
 

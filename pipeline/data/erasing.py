@@ -42,7 +42,8 @@ def draw_erased(draws: Draws, side: int, config: EraseConfig) -> NDArray[np.int6
     """
     shapes = np.full((len(draws.ids), 2), side, np.int64)
     heights, widths = tries(draws.uniforms(*ERASE_TRIES), shapes, config.area, config.ratio)
-    found, sizes = first_fitting((heights < side) & (widths < side), heights, widths)
+    fits = (heights > 0) & (widths > 0) & (heights < side) & (widths < side)
+    found, sizes = first_fitting(fits, heights, widths)
     chance = draws.uniforms(ERASE)
     erased = found & (chance[:, 0] < config.probability)
     places = np.floor(chance[:, 1:3] * (side - sizes + 1)).astype(np.int64)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.command import UserError, check_at_least
+from pipeline.base.command import UserError
 from pipeline.data.draws import RAND_AUGMENT, Draws
 from pipeline.data.philox import standard_normal, uniform
 
@@ -22,6 +22,7 @@ OPERATIONS = (
     "brightness", "sharpness", "shear-x", "shear-y", "translate-x", "translate-y",
 )  # fmt: skip
 NO_OPERATION = -1
+MOST = 16  # operations on an image: more leave nothing of it
 LARGEST = 10.0  # of the magnitudes: timm's _LEVEL_DENOM
 
 
@@ -43,7 +44,10 @@ class RandAugmentConfig:
     probability: float = 0.5
 
     def __post_init__(self) -> None:
-        check_at_least(0, self, "operations", prefix="augment.rand_augment.")
+        if not 0 <= self.operations <= MOST:
+            raise UserError(
+                f"augment.rand_augment.operations is {self.operations}: it must lie in [0, {MOST}], such as 2"
+            )
         if not 0 <= self.magnitude <= LARGEST:
             raise UserError(
                 f"augment.rand_augment.magnitude is {self.magnitude:g}: it must lie in [0, {LARGEST:g}], such as 6"

@@ -53,8 +53,9 @@ def with_epochs(config: Config, epochs: Fraction, images: int, given: Collection
     """`config` stretched to `epochs` of `images` training images, with mini-batches `factor` times as large (--scale-batch).
 
     given: the dotted keys that the command line gives; they keep their values. Checkpoints and log points of a run that
-    becomes shorter stay some updates apart, and BN statistics are recomputed over each training image once at most. Raises
-    UserError where so short a run has no room for the learning rate's drops.
+    becomes shorter stay some updates apart, val errors are measured once an epoch at most (but for `plateau`, whose learning
+    rate they decide), and BN statistics are recomputed over each training image once at most. Raises UserError where so short
+    a run has no room for the learning rate's drops.
     """
     iterations = max(1, math.floor(epochs * images / (config.batch * factor) + Fraction(1, 2)))
     share = Fraction(iterations, config.iterations)
@@ -68,10 +69,16 @@ def with_epochs(config: Config, epochs: Fraction, images: int, given: Collection
         every=_apart(config.checkpoint.every, fitted.checkpoint.every),
         keep_every=kept_every and _apart(kept_every, fitted.checkpoint.keep_every or 0),
     )
+    evaluation = fitted.evaluation
+    if config.schedule.kind != "plateau" and not belongs("evaluation.every", given):
+        epoch = math.ceil(images / (config.batch * factor))
+        evaluation = replace(evaluation, every=max(evaluation.every, min(epoch, config.evaluation.every, iterations)))
     recomputed = config.recompute_bn_images
     if not belongs("recompute_bn_images", given):
         recomputed = min(recomputed, images)
-    return enlarge_batch(replace(fitted, checkpoint=checkpoint, recompute_bn_images=recomputed), factor)
+    return enlarge_batch(
+        replace(fitted, checkpoint=checkpoint, evaluation=evaluation, recompute_bn_images=recomputed), factor
+    )
 
 
 def _apart(before: int, after: int) -> int:

@@ -61,6 +61,7 @@ def test_more_operations_leave_the_first_ones_as_they_are() -> None:
     ("values", "sentence"),
     [
         ({"operations": -1}, "augment.rand_augment.operations"),
+        ({"operations": 200_000}, r"augment.rand_augment.operations is 200000: it must lie in \[0, 16\]"),
         ({"magnitude": 11}, "augment.rand_augment.magnitude is 11: it must lie in"),
         ({"magnitude": float("nan")}, "augment.rand_augment.magnitude"),
         ({"deviation": -0.5}, "augment.rand_augment.deviation"),

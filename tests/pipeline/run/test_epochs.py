@@ -75,6 +75,15 @@ def test_the_papers_recipe_on_few_images(demo: list[str]) -> None:
     assert read(*recipe, "--epochs", "90", "--recompute-bn-images", "51200").recompute_bn_images == 51_200
 
 
+def test_val_errors_are_measured_once_an_epoch_at_most(demo: list[str]) -> None:
+    """1,442 images are 6 mini-batches of 256. A recipe whose learning rate waits for val errors keeps its proportions."""
+    recipe = ["--config", str(ROOT / "configs/imagenet.yaml"), *demo[2:], "--epochs", "90"]
+    assert read(*recipe, "--schedule.kind", "cosine").evaluation.every == 6
+    assert read(*recipe, "--schedule.kind", "cosine", "--evaluation.every", "2").evaluation.every == 2
+    assert read(*recipe, "--schedule.kind", "cosine", "--scale-batch", "1/8").evaluation.every == 46
+    assert read(*recipe, "--schedule.kind", "plateau").evaluation.every == 4
+
+
 def test_the_recipes_own_length_leaves_it_as_it_is(demo: list[str]) -> None:
     """400 x 64 images in epochs: the same config, and so the same run on any number of processes and after any stop."""
     assert read(*demo, "--epochs", f"{400 * 64}/{IMAGES}") == read(*demo)
