@@ -14,7 +14,6 @@ import torch
 
 from pipeline.base.command import UserError
 from pipeline.base.layout import NONFINITE
-from pipeline.data.augment import CenterCrop
 from pipeline.data.dataset import Dataset
 from pipeline.data.ladder import Record, decoding_facts, with_decoder
 from pipeline.data.loader import BatchIterator, training_batches
@@ -23,6 +22,7 @@ from pipeline.data.order import Order
 from pipeline.data.plans import evaluation_plan, training_plan
 from pipeline.data.probe import LIMIT_SECONDS, Probe
 from pipeline.data.tuned import with_queues
+from pipeline.data.views import CenterCrop
 from pipeline.loop.progress import RECOMPUTED_BN, WEIGHTS, Clock, RunProgress
 from pipeline.loop.validation import Validation
 from pipeline.models.resnet import build

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pipeline.base.command import UserError
-from pipeline.data.augment import AugmentConfig, TenCrop
+from pipeline.data.augment import AugmentConfig
 from pipeline.data.batch import LoaderConfig
 from pipeline.data.dataset import STATISTICS, Dataset, Split
 from pipeline.data.finishing import Finish
@@ -25,6 +25,7 @@ from pipeline.data.loader import Batch, BatchIterator
 from pipeline.data.order import Presentations
 from pipeline.data.plans import evaluation_plan, training_plan
 from pipeline.data.producer import DaliProducer
+from pipeline.data.views import TenCrop
 from tests.attack.attack import Attack, Outcome
 from tests.attack.isolated import Isolated
 from tests.images import encode, photograph
