@@ -60,9 +60,8 @@ def check_outputs(args: Namespace) -> None:
 def named(predictor: Predictor, pictures: Sequence[Path], args: Namespace) -> Iterator[Prediction]:
     """Each picture's prediction, until nobody reads them; a sentence on standard error for one that cannot be read."""
     streamed = args.csv in (None, STDOUT)
-    shown = len(pictures) > BLOCK and not (
-        streamed and sys.stdout.isatty()
-    )  # the answers themselves show how far it is
+    # Answers on a terminal show themselves how far it is.
+    shown = len(pictures) > BLOCK and not (streamed and sys.stdout.isatty())
     with Progress(len(pictures), predictor.trained.arch, "pictures", enabled=shown) as progress:
         for prediction in predictor.predict_all(pictures, args.top):
             if prediction.reason:

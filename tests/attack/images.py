@@ -34,9 +34,8 @@ from tests.pipeline.data.small_datasets import replace_table, statistics_of_size
 CPU = torch.device("cpu")
 ROUND = 100  # damaged images of one dataset
 BATCH, THREADS = 48, 2
-LAST_BLOCK = (
-    BATCH * THREADS // (THREADS + 1)
-)  # the first of the rows whose headers DALI reads itself, not by its threads
+# The first of the rows whose headers DALI reads itself, not by its threads
+LAST_BLOCK = BATCH * THREADS // (THREADS + 1)
 TOGETHER = 3  # damaged images in some of the batches
 IN_FLIGHT = 6  # batches that may be on the way when the process dies
 HEADER = 700  # bytes: a JPEG's with its tables
