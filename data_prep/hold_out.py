@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from data_prep.copies import equal_images
 from data_prep.order import by_class_and_name, permutation
-from data_prep.sources import NAMED, Listing
+from data_prep.sources import Listing
 from pipeline.base.command import UserError
+from pipeline.data.folders import NAMED
 
 OPTION = "--hold-out"
 

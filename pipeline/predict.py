@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 2 where a picture could not be read, after all others were named."""
     args = predict_options().parse_args(argv)
     check_outputs(args)
-    pictures = pictures_of(args.pictures)
+    pictures, passed_over = pictures_of(args.pictures)
+    if passed_over:
+        print(f"passed over: {', '.join(map(str, passed_over))}", file=sys.stderr)
     predictor = open_predictor(args.target, args.weights, args.data, args.device)
     figures = Figures(predictor, listed=args.json and args.csv is None)
     with table(predictor) if args.csv is None else csv_file(args.csv) as report:

@@ -18,7 +18,6 @@ from pipeline.data.dataset import Split, SplitInfo
 from pipeline.data.failures import failures, header_faults
 from pipeline.data.graphs import Normalization
 from pipeline.data.images import LOSSLESS, LOSSLESS_ENOUGH, UnreadableImageError, converted, decode, encode
-from pipeline.data.images import SUFFIXES as SUFFIXES  # of the files that are taken, here and by data_prep
 from pipeline.data.loader import evaluation_batches
 from pipeline.data.order import Presentations
 from pipeline.data.plans import evaluation_plan
