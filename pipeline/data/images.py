@@ -55,7 +55,7 @@ def decode(data: bytes) -> Image.Image:
             image.load()
     except Image.UnidentifiedImageError:
         # Always the same words: they stand in the manifests of datasets that left such a file out.
-        raise UnreadableImageError("it is neither JPEG nor PNG") from None
+        raise UnreadableImageError("it is no picture of a kind that is read here") from None
     except MemoryError:  # says nothing about the image
         raise
     # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, ValueError, struct.error, ...).

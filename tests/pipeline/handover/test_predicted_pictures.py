@@ -153,7 +153,7 @@ def test_the_csv_has_a_row_for_each_picture_and_rank(made_run: Path, folder: Pat
     (folder / 'with, "two".jpg').write_bytes((folder / "a.jpg").read_bytes())
     pictures = ["b.jpg", "text.jpg", 'with, "two".jpg']
     code, output, errors = run(made_run, *pictures, "--top", 3, "--csv", "out.csv", "--json")
-    assert code == 2 and "error: text.jpg cannot be read: it is neither JPEG nor PNG" in errors
+    assert code == 2 and "error: text.jpg cannot be read: it is no picture of a kind that is read here" in errors
     assert output.splitlines()[0] == "out.csv names what 2 pictures show; 1 could not be read"
     assert figures(output) == {"net": "one", "arch": "resnet8", "csv": "out.csv", "read": 2, "unreadable": 1}
     rows = rows_of((folder / "out.csv").read_text())
@@ -163,7 +163,7 @@ def test_the_csv_has_a_row_for_each_picture_and_rank(made_run: Path, folder: Pat
          "label": str(answer["label"]), "wnid": answer["wnid"], "error": ""}
         for one in told for rank, answer in enumerate(one["classes"], 1)
     ]  # fmt: skip
-    bad = dict.fromkeys(rows[0], "") | {"picture": "text.jpg", "error": "it is neither JPEG nor PNG"}
+    bad = dict.fromkeys(rows[0], "") | {"picture": "text.jpg", "error": "it is no picture of a kind that is read here"}
     assert rows == [*expected[:3], bad, *expected[3:]]
 
 
