@@ -19,20 +19,12 @@ from bench import pillow_reference as reference  # noqa: E402
 from bench.loader import shard_samples  # noqa: E402
 from pipeline.base.command import run  # noqa: E402
 from pipeline.base.tables import print_json, print_table  # noqa: E402
-from pipeline.data.augment import (  # noqa: E402
-    AugmentConfig,
-    CenterCrop,
-    TenCrop,
-    WholeImage,
-    five_crop_starts,
-    resized_shapes,
-    shape_blocks,
-    training_views,
-)
+from pipeline.data.augment import AugmentConfig, training_views  # noqa: E402
 from pipeline.data.dataset import Dataset, Split  # noqa: E402
 from pipeline.data.graphs import Normalization  # noqa: E402
 from pipeline.data.loader import LoaderConfig, evaluation_batches, training_batches  # noqa: E402
 from pipeline.data.order import Order  # noqa: E402
+from pipeline.data.views import CenterCrop, TenCrop, WholeImage, five_crop_starts, resized_shapes, shape_blocks  # noqa: E402
 
 RAW = Normalization(np.zeros(3, np.float32))  # leaves the pixels as they are
 CPU = torch.device("cpu")

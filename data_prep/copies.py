@@ -49,9 +49,8 @@ def _split(
     several = np.flatnonzero((np.bincount(groups, minlength=len(rows))[groups] > 1) & readable)
     with ThreadPoolExecutor(LISTING_THREADS) as pool:
         found = dict(zip(several.tolist(), pool.map(lambda at: digest(rows[at]), several.tolist()), strict=True))
-    return _numbered(
-        [(group, found.get(at) or at) for at, group in enumerate(groups.tolist())]
-    )  # one that cannot be read is alone
+    # An image that cannot be read is alone.
+    return _numbered([(group, found.get(at) or at) for at, group in enumerate(groups.tolist())])
 
 
 def _numbered(values: list[object] | list[int] | list[tuple[int, bytes | int]]) -> NDArray[np.int64]:

@@ -25,22 +25,27 @@ from numpy.typing import NDArray
 
 from data_prep.copies import equal_images
 from data_prep.order import by_class_and_name, permutation
-from data_prep.sources import NAMED, Listing
+from data_prep.sources import Listing
 from pipeline.base.command import UserError
+from pipeline.base.ratios import read_ratio
+from pipeline.data.folders import NAMED
 
 OPTION = "--hold-out"
 
 
 def amount(text: str) -> Fraction | int:
-    """Read the option's value: a share of every class (a Fraction above 0 and below 1), or a count of images (int)."""
-    try:
-        value = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        value = Fraction(0)
-    if value > 0 and (value < 1 or value.denominator == 1):
-        return value if value < 1 else int(value)
+    """Read the option's value: a share of every class (a Fraction above 0 and below 1), or a count of images (int).
+
+    A count is written in digits alone: 1 is one image, and 1.0 is no share.
+    """
+    value = read_ratio(text)
+    if value is not None and text.strip().isdecimal():
+        return int(value)
+    if value is not None and value < 1:
+        return value
     raise argparse.ArgumentTypeError(
-        f"'{text}' is neither a share of the training images, such as 0.1, nor a number of them, such as 5000"
+        f"'{text}' is neither a share of the training images, below 1, such as 0.1, nor a number of them, in digits alone, "
+        "such as 5000"
     )
 
 

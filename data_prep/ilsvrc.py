@@ -16,19 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.order import stem
-from data_prep.sources import (
-    LISTING_THREADS,
-    ImageRow,
-    Listing,
-    PassedOver,
-    is_image_name,
-    list_folder,
-    pack_rows,
-)
+from data_prep.sources import LISTING_THREADS, ImageRow, Listing, list_folder, pack_rows
 from data_prep.tars import Member, members, open_for_ranges
 from pipeline.base.command import UserError
 from pipeline.base.progress import Progress
 from pipeline.data.dataset import ClassInfo
+from pipeline.data.folders import PassedOver, is_image_name
 from pipeline.data.sample_table import UNLABELLED
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"

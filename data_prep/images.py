@@ -60,9 +60,8 @@ def prepare_image(data: bytes, name: str, rules: ImageRules) -> PreparedImage:
     goes by the name, could not read them. Other JPEGs and PNGs keep their bytes, unless they are shrunk. All other kinds
     (WebP, TIFF, GIF ...) become PNGs.
     """
-    from pipeline.data.whole import (
-        check_loader_takes,
-    )  # only workers import DALI, before they are forked: WORKER_MODULES
+    # Here, because only workers import DALI, before they are forked (WORKER_MODULES).
+    from pipeline.data.whole import check_loader_takes
 
     image = decode(data)
     if rules.exact_side and image.size != (rules.exact_side, rules.exact_side):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from data_prep import ilsvrc
 from data_prep.hold_out import OPTION, hold_out
-from data_prep.sources import NAMED, Listing, class_folders, is_folder, is_image_name
+from data_prep.sources import Listing, class_folders
 from pipeline.base.command import UserError
 from pipeline.data.dataset import ClassInfo
+from pipeline.data.folders import NAMED, is_folder, is_image_name
 
 SPLITS = ("train", "val", "test")
 VAL_NAMES = ("validation", "valid")  # other names of val, where there is none of that name

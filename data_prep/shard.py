@@ -24,11 +24,8 @@ from pipeline.base.files import file_sha256, replacing
 from pipeline.data.images import UnreadableImageError
 from pipeline.data.sample_table import sample_dtype
 
-WORKER_MODULES = [
-    "data_prep.tar_writer",
-    "data_prep.shard",
-    "pipeline.data.whole",
-]  # imported once, before the workers are forked
+# Imported once, before the workers are forked.
+WORKER_MODULES = ["data_prep.tar_writer", "data_prep.shard", "pipeline.data.whole"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from heapq import nsmallest
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.command import UserError
-from pipeline.data.images import SUFFIXES, UNREAD_SUFFIXES, kind_of
+from pipeline.data.folders import PassedOver, is_folder, pictures_below
+from pipeline.data.images import SUFFIXES, kind_of
 from pipeline.data.sample_table import UNLABELLED
 
 WHOLE_FILE = -1
 LISTING_THREADS = 16  # more than cores, because listing a shared file system mostly waits for it
 MAX_CLASSES = np.iinfo(np.int16).max  # the sample table's labels are int16
-NAMED = 3  # of the entries that are passed over
-
-OTHER_KIND = "not named as a picture"
-UNREAD_KIND = "{suffix} files, which are not read here: convert them to JPEG or PNG"
 BESIDE = "beside the class folders"
-LOOPS = "leading to a folder that is taken already"
 
 
 class ImageRow(NamedTuple):
@@ -42,49 +37,6 @@ class ImageRow(NamedTuple):
     stamp: int
     label: int
     name: bytes
-
-
-@dataclass(frozen=True)
-class PassedOver:
-    """Entries of a source that are not taken, for one reason: how many, and the first of their names."""
-
-    why: str
-    count: int
-    names: tuple[str, ...]
-
-    @staticmethod
-    def of(why: str, names: Sequence[str]) -> tuple[PassedOver, ...]:
-        return (PassedOver(why, len(names), tuple(nsmallest(NAMED, names))),) if names else ()
-
-    @staticmethod
-    def merged(several: Iterable[PassedOver]) -> tuple[PassedOver, ...]:
-        """One for each reason, in the order of the reasons."""
-        by_reason: dict[str, list[PassedOver]] = {}
-        for one in several:
-            by_reason.setdefault(one.why, []).append(one)
-        return tuple(
-            PassedOver(
-                why, sum(one.count for one in parts), tuple(nsmallest(NAMED, [n for p in parts for n in p.names]))
-            )
-            for why, parts in sorted(by_reason.items())
-        )
-
-    @staticmethod
-    def by_kind(names: Sequence[str]) -> tuple[PassedOver, ...]:
-        """Of files that are not taken because of their names: pictures that cannot be read by their suffixes, and others."""
-        by_reason: dict[str, list[str]] = {}
-        for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            why = UNREAD_KIND.format(suffix=suffix) if suffix in UNREAD_SUFFIXES else OTHER_KIND
-            by_reason.setdefault(why, []).append(name)
-        return tuple(one for why, several in by_reason.items() for one in PassedOver.of(why, several))
-
-    def inside(self, folder: str) -> PassedOver:
-        return replace(self, names=tuple(f"{folder}/{name}" for name in self.names))
-
-    def __str__(self) -> str:
-        more = ", ..." if self.count > len(self.names) else ""
-        return f"{self.count:,} {self.why} ({', '.join(self.names)}{more})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,74 +82,22 @@ def pack_rows(rows: Sequence[ImageRow]) -> NDArray[Any]:
     return np.array(list(rows), dtype=np.dtype([*fields, ("name", f"S{max(width, 1)}")]))
 
 
-def is_image_name(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
-
-
 def list_folder(folder: Path, container: int, label: int) -> tuple[NDArray[Any], tuple[PassedOver, ...]]:
     """List the images in `folder` and in the folders below it, named by their paths from there, and what is passed over.
 
-    Hidden files and folders are left out, links are followed. Raises UserError if a folder cannot be read.
+    Raises UserError if a folder cannot be read.
     """
-    rows: list[ImageRow] = []
-    others: list[str] = []
-    loops: list[str] = []
-    for entry, path in _entries(folder, loops):
-        if not is_image_name(entry.name):
-            others.append(path)
-            continue
-        try:
-            status = entry.stat()
-            size, stamp = status.st_size, status.st_mtime_ns
-        except OSError:  # a dangling link is listed, so that it is reported as an unreadable image
-            size, stamp = 0, 0
-        rows.append(ImageRow(container, WHOLE_FILE, size, stamp, label, os.fsencode(path)))
-    return pack_rows(rows), (*PassedOver.by_kind(others), *PassedOver.of(LOOPS, loops))
+    images, passed_over = pictures_below(folder)
+    return pack_rows([_row(entry, path, container, label) for entry, path in images]), passed_over
 
 
-def _entries(top: Path, loops: list[str]) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """Yield every entry in `top` and below that is no folder, and folders with an image's name, each with its path from `top`.
-
-    A folder is walked once: the paths of links to one that was seen before, below `top` or above it, are added to `loops`.
-    """
-    waiting, seen = [""], set[tuple[int, int]]()
-    while waiting:
-        below = waiting.pop()
-        folder = top / below
-        try:
-            seen = seen or set(map(_inode, top.absolute().parents))
-            if (inode := _inode(folder)) in seen:
-                loops.append(below)
-                continue
-            seen.add(inode)
-            folders: list[str] = []
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    path = os.path.join(below, entry.name)
-                    if entry.name.startswith("."):
-                        continue
-                    if is_image_name(entry.name) or not is_folder(entry):
-                        yield entry, path
-                    else:
-                        folders.append(path)
-            waiting += sorted(folders, reverse=True)  # of two paths to one folder always the same is taken
-        except OSError as error:
-            raise UserError(
-                f"the folder {folder} cannot be read ({error.strerror}): make it readable or take it away"
-            ) from None
-
-
-def _inode(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder or a link to one; a link that leads nowhere is none."""
+def _row(entry: os.DirEntry[str], path: str, container: int, label: int) -> ImageRow:
     try:
-        return entry.is_dir()
-    except OSError:
-        return False
+        status = entry.stat()
+        size, stamp = status.st_size, status.st_mtime_ns
+    except OSError:  # a dangling link is listed, so that it is reported as an unreadable image
+        size, stamp = 0, 0
+    return ImageRow(container, WHOLE_FILE, size, stamp, label, os.fsencode(path))
 
 
 def class_folders(folder: Path) -> Listing:

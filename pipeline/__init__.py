@@ -42,8 +42,7 @@ def load(
 
     Raises pipeline.base.command.UserError, one sentence, where one of them is missing, damaged or another.
     """
-    from pipeline.handover.prediction import (
-        open_predictor,
-    )  # here: it takes seconds, and every module imports this package
+    # Here, because it takes seconds, and every module imports this package.
+    from pipeline.handover.prediction import open_predictor
 
     return open_predictor(target, weights, data, device)

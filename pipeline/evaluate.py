@@ -47,14 +47,8 @@ from pipeline.process.world import World, on_main, open_world, set_threads
 from pipeline.run.options import load
 from pipeline.tracking import is_delivered, log_evaluations
 
-ELSEWHERE = (
-    "arch",
-    "preprocessing",
-    "interpolation",
-    "shortcut",
-    "stride",
-    "crop",
-)  # options of weights from elsewhere
+# Options of weights from elsewhere.
+ELSEWHERE = ("arch", "preprocessing", "interpolation", "shortcut", "stride", "crop")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 2 where a picture could not be read, after all others were named."""
     args = predict_options().parse_args(argv)
     check_outputs(args)
-    pictures = pictures_of(args.pictures)
+    pictures, passed_over = pictures_of(args.pictures)
+    if passed_over:
+        print(f"passed over: {', '.join(map(str, passed_over))}", file=sys.stderr)
     predictor = open_predictor(args.target, args.weights, args.data, args.device)
     figures = Figures(predictor, listed=args.json and args.csv is None)
     with table(predictor) if args.csv is None else csv_file(args.csv) as report:
@@ -60,9 +62,8 @@ def check_outputs(args: Namespace) -> None:
 def named(predictor: Predictor, pictures: Sequence[Path], args: Namespace) -> Iterator[Prediction]:
     """Each picture's prediction, until nobody reads them; a sentence on standard error for one that cannot be read."""
     streamed = args.csv in (None, STDOUT)
-    shown = len(pictures) > BLOCK and not (
-        streamed and sys.stdout.isatty()
-    )  # the answers themselves show how far it is
+    # Answers on a terminal show themselves how far it is.
+    shown = len(pictures) > BLOCK and not (streamed and sys.stdout.isatty())
     with Progress(len(pictures), predictor.trained.arch, "pictures", enabled=shown) as progress:
         for prediction in predictor.predict_all(pictures, args.top):
             if prediction.reason:

@@ -27,13 +27,8 @@ from pipeline.base.parsing import CommandParser
 from tests.patience import QUIET_SECONDS, fixed_work
 
 CPU_SECONDS, SHARED_CPU_SECONDS = 5.0, 15.0  # of a case; of a fixture that cases share
-WITHOUT_BUDGET = (
-    "costly",
-    "slow",
-    "cluster",
-    "browser",
-    "gpu",
-)  # markers; all but the first are no part of `make test`
+# Markers; all but the first are no part of `make test`.
+WITHOUT_BUDGET = ("costly", "slow", "cluster", "browser", "gpu")
 SHARED_CORES = 1.5  # the same work took 1.33 times the CPU seconds with four workers on two cores as with one
 CROWDED = 2.5  # wall seconds for a CPU second: more than the workers of `make test` take from one another
 OVER = "over the budget"

@@ -22,6 +22,7 @@ from pipeline.run import options
 from tests.helpers import ROOT
 
 PACKAGES = ("pipeline", "launch", "data_prep", "paper", "bench", "tests")
+# Started by other modules, not by people.
 INTERNAL = (
     "pipeline.data.probing",
     "pipeline.tracking.browser",
@@ -31,7 +32,7 @@ INTERNAL = (
     "launch.on_slurm.ending",
     "launch.on_slurm.fence",
     "bench.gpu.child",
-)  # started by other modules, not by people
+)
 
 
 @cache

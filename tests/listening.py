@@ -14,12 +14,8 @@ import psutil
 from tests.helpers import ROOT
 
 EVERY, LOOPBACK, ONE = "every interface", "loopback", "the ranks' interface"
-_LISTENING = {
-    "tcp": "0A",
-    "tcp6": "0A",
-    "udp": "07",
-    "udp6": "07",
-}  # state, in the kernel's numbers; UDP: without a peer
+# State, in the kernel's numbers; UDP: without a peer
+_LISTENING = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}
 
 
 def family(pid: int) -> list[int]:

@@ -14,9 +14,8 @@ from tests.helpers import ROOT
 SHELL = ("", "sh", "bash", "shell", "console")  # languages of fenced blocks that hold commands
 FOLDERS = (".ci", "bench", "configs", "data_prep", "docs", "launch", "paper", "pipeline", "tests")
 IN_FOLDERS = re.compile(rf"({'|'.join(map(re.escape, FOLDERS))})/[\w./*-]*")
-NAME_IN_FILE = re.compile(
-    rf"((?:{'|'.join(map(re.escape, FOLDERS))})/[\w./-]*\.py):([A-Za-z_][\w.]*)"
-)  # FILE.py:Class.method
+# FILE.py:Class.method
+NAME_IN_FILE = re.compile(rf"((?:{'|'.join(map(re.escape, FOLDERS))})/[\w./-]*\.py):([A-Za-z_][\w.]*)")
 MADE = {  # paths that a command makes, and git does not have
     "configs/rates.yaml": "bench/step.py stores its rates there",
     "configs/loader.yaml": "pipeline/tune.py stores there what it found",

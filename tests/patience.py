@@ -17,10 +17,8 @@ from pipeline.base.command import UserError
 
 KNOB = "PATIENCE"
 QUIET_SECONDS = 0.12  # what `fixed_work` takes alone on a core of the machine that the limits were chosen on
-LEAST, MOST = (
-    2.0,
-    20.0,
-)  # of a measured factor: other work may come later; a larger one would be a disturbed measurement
+# Of a measured factor: other work may come later; a larger one would be a disturbed measurement
+LEAST, MOST = 2.0, 20.0
 
 
 def set_patience() -> float:

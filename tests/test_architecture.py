@@ -18,7 +18,8 @@ LAYERS: dict[str, list[str]] = {
     ],
     "dataset folders and the meter": [
         "pipeline.data.dataset pipeline.data.sample_table pipeline.data.shards",
-        "pipeline.data.images pipeline.data.whole pipeline.data.dali_errors",  # one image, without torch
+        # Pictures and one image, without torch.
+        "pipeline.data.images pipeline.data.folders pipeline.data.whole pipeline.data.dali_errors",
         "pipeline.data.conventions",
         "pipeline.meter.*",
     ],

@@ -29,17 +29,8 @@ from tests.pages import (
     read,
 )
 
-OTHERS = (
-    "kill",
-    "mlflow",
-    "pip",
-    "ray",
-    "scancel",
-    "scontrol",
-    "sha256sum",
-    "srun",
-    "ssh",
-)  # programs with options of their own
+# Programs with options of their own.
+OTHERS = ("kill", "mlflow", "pip", "ray", "scancel", "scontrol", "sha256sum", "srun", "ssh")
 OPTIONS_OF_OTHERS = {
     "--app-name": "mlflow server",
     "--ten-crop--best2-by-top-1": "part of a file name",

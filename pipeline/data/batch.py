@@ -11,11 +11,11 @@ import torch
 
 from pipeline.base.command import UserError, check_at_least
 from pipeline.base.cores import available_cores
-from pipeline.data.augment import Int, Views
 from pipeline.data.dataset import Split
 from pipeline.data.decoders import Rung, decoder_version
 from pipeline.data.mixing import Mixes
 from pipeline.data.order import Presentations
+from pipeline.data.views import Int, Views
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from pipeline.base.command import UserError
-from pipeline.data.augment import Int, Views
 from pipeline.data.batch import BatchRequest, BatchStream
 from pipeline.data.dali_errors import DALI_ERRORS, is_of_memory, reason_of
 from pipeline.data.dataset import Split
@@ -24,6 +23,7 @@ from pipeline.data.decoders import lower_rungs
 from pipeline.data.graphs import Graph, Inputs
 from pipeline.data.headers import header_fault, is_doubtful
 from pipeline.data.order import Presentations
+from pipeline.data.views import Int, Views
 
 _CPU = torch.device("cpu")
 _TRIES = 100  # so many neighbours do not all fail by accident

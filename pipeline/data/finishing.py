@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from nvidia.dali import types
 from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray
 
-from pipeline.data.augment import Views
 from pipeline.data.batch import Batch, BatchRequest
 from pipeline.data.erasing import erase
 from pipeline.data.graphs import DeviceNormalization, Normalization, crop_places, pad_and_crop, pad_and_gather
 from pipeline.data.mixing import mix, swapped
+from pipeline.data.views import Views
 
 _CHUNK = 8  # images that one thread finishes at a time
 _ALIGNED = 16  # bytes, for every dtype

@@ -23,9 +23,9 @@ from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.data_node import DataNode
 from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
-from pipeline.data.augment import Int, Views, five_crop_starts
 from pipeline.data.dataset import Statistics
 from pipeline.data.decoders import Rung, device_index
+from pipeline.data.views import Int, Views, five_crop_starts
 from pipeline.data.whole import DECODING
 
 # Threads of DALI at most where a GPU decodes: for each of them DALI allocates ahead two page-locked buffers of 8 MB, and

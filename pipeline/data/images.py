@@ -30,11 +30,8 @@ UNREAD_SUFFIXES = (
     *(".heic", ".heif", ".hif", ".jxl", ".tga", ".psd", ".svg", ".ico", ".eps", ".exr", ".hdr"),
     *(".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 )
-_NAMES = {
-    "WEBP": "WebP",
-    "JPEG2000": "JPEG 2000",
-    "DIB": "BMP",
-}  # of kinds, as people write them, where Pillow does not
+# Kinds as people write them, where Pillow does not.
+_NAMES = {"WEBP": "WebP", "JPEG2000": "JPEG 2000", "DIB": "BMP"}
 _IN_SHARDS = ("JPEG", "MPO", "PNG")  # an MPO is a JPEG with further pictures behind its end
 MAX_SIDE = 65535  # the sample table's height and width are uint16
 PNG_END = b"IEND\xaeB`\x82"  # the chunk that ends every PNG
@@ -58,7 +55,7 @@ def decode(data: bytes) -> Image.Image:
             image.load()
     except Image.UnidentifiedImageError:
         # Always the same words: they stand in the manifests of datasets that left such a file out.
-        raise UnreadableImageError("it is neither JPEG nor PNG") from None
+        raise UnreadableImageError("it is no picture of a kind that is read here") from None
     except MemoryError:  # says nothing about the image
         raise
     # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, ValueError, struct.error, ...).

@@ -15,7 +15,7 @@ from typing import Self
 
 import torch
 
-from pipeline.data.augment import AugmentConfig, Int, View
+from pipeline.data.augment import AugmentConfig
 from pipeline.data.batch import Batch, LoaderConfig
 from pipeline.data.dataset import Split, Statistics
 from pipeline.data.finishing import Finish
@@ -27,6 +27,7 @@ from pipeline.data.origin_loader import OriginProducer
 from pipeline.data.plans import Plan, evaluation_plan, training_plan
 from pipeline.data.producer import DaliProducer, Producer
 from pipeline.data.staging import staged
+from pipeline.data.views import Int, View
 
 __all__ = ["Batch", "BatchIterator", "LoaderConfig", "evaluation_batches", "training_batches"]
 
@@ -85,7 +86,7 @@ def evaluation_batches(
     A view with `resizing` shows the images as another origin's code does; its images are float32, whatever the dtype.
 
     normalization: the dataset's statistics, or an explicit mean and standard deviation. WholeImage needs blocks of
-    images that are resized to equal shapes (`augment.shape_blocks`). dtype and errors: see `training_batches`.
+    images that are resized to equal shapes (`views.shape_blocks`). dtype and errors: see `training_batches`.
     """
     plan = evaluation_plan(split, view, normalization, blocks)
     if view.resizing is not None:

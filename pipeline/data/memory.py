@@ -11,13 +11,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from pipeline.data.augment import centre_views
 from pipeline.data.batch import BatchStream, LoaderConfig
 from pipeline.data.dataset import Split
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Normalization
 from pipeline.data.order import Presentations
 from pipeline.data.producer import DaliProducer, Item, Producer
+from pipeline.data.views import centre_views
 
 _DECODED_AT_ONCE = 512  # images
 _KEPT: WeakKeyDictionary[Split, dict[torch.device, torch.Tensor]] = WeakKeyDictionary()

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from pipeline.base.command import UserError
-from pipeline.data.augment import View
 from pipeline.data.batch import Batch, BatchRequest, BatchStream, LoaderConfig
 from pipeline.data.graphs import Normalization
 from pipeline.data.images import UnreadableImageError
 from pipeline.data.origin_pixels import Pixels, view_pixels
 from pipeline.data.producer import Item, Producer
+from pipeline.data.views import View
 
 _AHEAD = 2  # batches whose images are being made while the consumer computes
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.data.augment import TenCrop, View, five_crop_starts, resized_shapes
 from pipeline.data.conventions import Resampling
 from pipeline.data.images import decode
+from pipeline.data.views import TenCrop, View, five_crop_starts, resized_shapes
 
 Pixels = NDArray[Any]  # 0..255: uint8 by Pillow, else float32, which torch7's bicubic lets go beyond
 

@@ -13,17 +13,16 @@ import torch
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
 from pipeline.base.regular import read_regular
-from pipeline.data.augment import CenterCrop
 from pipeline.data.batch import LoaderConfig
 from pipeline.data.dataset import Split, SplitInfo
 from pipeline.data.failures import failures, header_faults
 from pipeline.data.graphs import Normalization
 from pipeline.data.images import LOSSLESS, LOSSLESS_ENOUGH, UnreadableImageError, converted, decode, encode
-from pipeline.data.images import SUFFIXES as SUFFIXES  # of the files that are taken, here and by data_prep
 from pipeline.data.loader import evaluation_batches
 from pipeline.data.order import Presentations
 from pipeline.data.plans import evaluation_plan
 from pipeline.data.sample_table import UNLABELLED, sample_dtype
+from pipeline.data.views import CenterCrop
 
 LOADER = LoaderConfig(threads=available_cores(), read_threads=1, decode_on="cpu")
 

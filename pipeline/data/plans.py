@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from pipeline.data.augment import AugmentConfig, Int, TenCrop, View, Views, centre_views, training_views, whole_views
+from pipeline.data.augment import AugmentConfig, training_views
 from pipeline.data.batch import BatchStream, LoaderConfig
 from pipeline.data.dataset import Split, Statistics
 from pipeline.data.graphs import Graph, GraphKind, Normalization
 from pipeline.data.memory import fits_in_memory
 from pipeline.data.mixing import Mixes, MixingConfig, draw_mixes
 from pipeline.data.order import Presentations
+from pipeline.data.views import Int, TenCrop, View, Views, centre_views, whole_views
 
 
 @dataclass(frozen=True)

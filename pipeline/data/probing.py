@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.augment import Views
 from pipeline.data.dali_errors import DALI_ERRORS, reason_of
 from pipeline.data.graphs import Graph, Inputs
+from pipeline.data.views import Views
 
 _BATCHES = 2  # of the same images: a pipeline that works on one batch while another waits
 _THREADS = 4

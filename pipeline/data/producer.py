@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from pipeline.base.command import UserError
-from pipeline.data.augment import Int
 from pipeline.data.batch import Batch, BatchRequest, BatchStream, LoaderConfig
 from pipeline.data.dali_errors import DALI_ERRORS, is_of_memory
 from pipeline.data.decoders import decoder_name, device_index
@@ -29,6 +28,7 @@ from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs
 from pipeline.data.headers import is_doubtful
 from pipeline.data.lending import Lent
+from pipeline.data.views import Int
 
 _POLL_SECONDS = 0.1  # how often a blocked producer checks whether it should stop
 _LENT = 4  # batches whose memory the GPU may still read

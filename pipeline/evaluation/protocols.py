@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.base.command import UserError, check_known
-from pipeline.data.augment import CenterCrop, TenCrop, View, WholeImage, shape_blocks
 from pipeline.data.conventions import Resizing
 from pipeline.data.dataset import Split
 from pipeline.data.graphs import Normalization
+from pipeline.data.views import CenterCrop, TenCrop, View, WholeImage, shape_blocks
 from pipeline.evaluation.inference import in_pieces
 from pipeline.evaluation.names import PROTOCOL_NAMES
 

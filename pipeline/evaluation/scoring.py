@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from pipeline.base.command import UserError
 from pipeline.base.progress import Progress
-from pipeline.data.augment import WholeImage
 from pipeline.data.conventions import Resizing
 from pipeline.data.dataset import Split, Statistics
 from pipeline.data.graphs import Normalization
 from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches
 from pipeline.data.sample_table import UNLABELLED
+from pipeline.data.views import WholeImage
 from pipeline.evaluation.inference import inference_net
 from pipeline.evaluation.partial import PartialScores
 from pipeline.evaluation.protocols import PROTOCOLS, Block, Protocol, View, ViewContext, feature_side, mirror_of

@@ -8,18 +8,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.base.command import UserError
-from pipeline.data.pictures import SUFFIXES
+from pipeline.data.folders import PassedOver, pictures_below
 
 STANDARD_INPUT = "-"  # a file of that name is ./-
 
 
-def pictures_of(words: Sequence[str]) -> list[Path]:
-    """The pictures that the words name, in their order, and as often as they are named.
+def pictures_of(words: Sequence[str]) -> tuple[list[Path], tuple[PassedOver, ...]]:
+    """The pictures that the words name, in their order, and as often as they are named; and what folders hold beside them.
 
-    A word is a file; a folder, of which all pictures below it are taken, by name; or STANDARD_INPUT, which names such
-    words. Raises UserError for a folder or an input that names none.
+    A word is a file; a folder, of which all pictures below it are taken, by name (`folders.pictures_below`); or
+    STANDARD_INPUT, which names such words. Raises UserError for a folder or an input that names none.
     """
-    return [picture for word in words for one in _words_of(word) for picture in pictures_in(Path(one))]
+    pictures: list[Path] = []
+    passed_over: list[PassedOver] = []
+    for word in words:
+        for one in map(Path, _words_of(word)):
+            found, others = pictures_in(one) if one.is_dir() else ([one], ())
+            pictures += found
+            passed_over += others
+    return pictures, PassedOver.merged(passed_over)
 
 
 def _words_of(word: str) -> Iterator[str]:
@@ -34,11 +41,11 @@ def _words_of(word: str) -> Iterator[str]:
     yield from (os.fsdecode(name) for name in names if name)
 
 
-def pictures_in(place: Path) -> list[Path]:
-    """`place` itself; or where it is a folder, all pictures below it, by name. Raises UserError where it has none."""
-    if not place.is_dir():
-        return [place]
-    found = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+def pictures_in(folder: Path) -> tuple[list[Path], tuple[PassedOver, ...]]:
+    """All pictures below `folder`, by name, and what else is there. Raises UserError where it has none or cannot be read."""
+    found, others = pictures_below(folder)
+    passed_over = tuple(one.inside(str(folder)) for one in others)
     if not found:
-        raise UserError(f"there is no picture (.jpg, .png, .webp ...) in the folder {place}: give another")
-    return found
+        more = f"; it holds {', '.join(map(str, passed_over))}" if passed_over else ""
+        raise UserError(f"there is no picture (.jpg, .png, .webp ...) in the folder {folder}{more}: give another")
+    return sorted(folder / path for _, path in found), passed_over

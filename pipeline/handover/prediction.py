@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from pipeline.base.command import UserError
 from pipeline.base.layout import MODEL
-from pipeline.data.augment import CenterCrop
 from pipeline.data.graphs import Normalization
 from pipeline.data.pictures import read_pictures
+from pipeline.data.views import CenterCrop
 from pipeline.evaluation.inference import inference_net
 from pipeline.evaluation.names import Weights
 from pipeline.evaluation.nets import TrainedNet, open_target

@@ -14,7 +14,6 @@ import torch
 
 from pipeline.base.command import UserError
 from pipeline.base.layout import NONFINITE
-from pipeline.data.augment import CenterCrop
 from pipeline.data.dataset import Dataset
 from pipeline.data.ladder import Record, decoding_facts, with_decoder
 from pipeline.data.loader import BatchIterator, training_batches
@@ -23,6 +22,7 @@ from pipeline.data.order import Order
 from pipeline.data.plans import evaluation_plan, training_plan
 from pipeline.data.probe import LIMIT_SECONDS, Probe
 from pipeline.data.tuned import with_queues
+from pipeline.data.views import CenterCrop
 from pipeline.loop.progress import RECOMPUTED_BN, WEIGHTS, Clock, RunProgress
 from pipeline.loop.validation import Validation
 from pipeline.models.resnet import build
@@ -161,8 +161,13 @@ class Trainer:
         seconds, updates, waited = self.clock.take(batches.wait_seconds)
         found = self._find_slowest(seconds, waited)
         rate = updates * self.config.batch / seconds
-        self.figures |= {"epoch": self._epoch(), "images/s": f"{rate:,.0f}", "lr": f"{lr:g}", "loss": f"{loss:.4f}"}
-        self.figures["error"] = f"{error:.2f}%"
+        self.figures |= {
+            "epoch": self._epoch(),
+            "images/s": f"{rate:,.0f}",
+            "lr": f"{lr:g}",
+            "loss": f"{loss:.4f}",
+            "error": f"{error:.2f}%",
+        }
         metrics = {"loss": loss, "top1_error": error, "lr": lr}
         metrics |= {"images_per_second": rate, "data_wait_share": waited / seconds}
         metrics |= found.metrics() if found else {}
@@ -245,9 +250,8 @@ class Trainer:
             found = checkpoints.newest()
             if found is None:
                 return None
-            check_metrics(
-                self.config.run_folder, found.state["training"].get("logged", {})
-            )  # a refusal changes nothing
+            # First, so that a refusal changes nothing.
+            check_metrics(self.config.run_folder, found.state["training"].get("logged", {}))
             checkpoints.go_on_from(found)
             return found.path.name
 

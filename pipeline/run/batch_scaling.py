@@ -11,21 +11,20 @@ from dataclasses import replace
 from fractions import Fraction
 
 from pipeline.base.command import UserError
+from pipeline.base.ratios import read_ratio
 from pipeline.run.config import Config
 from pipeline.run.stretch import counts, stretch
 
 WARMUP_SHARE = Fraction(5, 90)  # of the run, where the recipe has no warm-up: 5 of 90 epochs (Goyal et al. 2017, 2.2)
+MOST = 1_000_000  # a factor; a larger one is a slip of the hand
 TRIED = range(2, 65)  # the factors from which a refusal names those that fit
 
 
 def read_factor(text: str) -> Fraction:
-    """`8`, `0.5` or `1/2` as a number above 0. Raises UserError."""
-    try:
-        factor = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        factor = Fraction(0)
-    if factor <= 0:
-        raise UserError(f"--scale-batch is '{text}': give a number above 0, such as 8")
+    """`8`, `0.5` or `1/2` as a number above 0, up to MOST. Raises UserError."""
+    factor = read_ratio(text)
+    if factor is None or factor > MOST:
+        raise UserError(f"--scale-batch is '{text}': give a number above 0, such as 8, and at most {MOST:,}")
     return factor
 
 

@@ -187,31 +187,48 @@ class Config:
             raise UserError(f"seed is {self.seed}: it must be less than 2^64")
         if not self.timeout_seconds > 0:
             raise UserError(f"timeout_seconds is {self.timeout_seconds}: it must be above 0, such as 600")
-        if self.bn_group != "rank" and (self.bn_group < 2 or self.batch % self.bn_group):
-            raise UserError(
-                f"bn_group {self.bn_group} does not divide batch {self.batch}: choose a bn_group of at least 2 that does"
-            )
+        self._check_batch()
         choose_mode(self.reduction, 1, 1, self.gradient_compression)  # raises where they exclude each other
         for key in ("label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"{key} is {getattr(self, key)}: it must be at least 0 and less than 1")
-        if self.target_threshold is not None and not 0 <= self.target_threshold < 1:
-            raise UserError(
-                f"target_threshold is {self.target_threshold}: it must be at least 0 and less than 1, such as 0.2, or null"
-            )
-        if self.target_threshold is not None and self.loss == "cross-entropy":
-            raise UserError(
-                "target_threshold makes yes or no of a class's share, which cross-entropy has no use for: "
-                "use loss binary-cross-entropy, or leave target_threshold out"
-            )
-        if self.mixing.on and self.batch % 2:
-            raise UserError(f"batch is {self.batch}: mixing takes images in pairs, so it must be even")
+        self._check_target_threshold()
         if self.deterministic and self.cudnn_benchmark:
             raise UserError(
                 "deterministic and cudnn_benchmark exclude each other, because the fastest convolutions may be others in the "
                 "next attempt: leave one of them false"
             )
-        # The name becomes a folder, a job name and part of a shell script: plain characters only.
+        self._check_init()
+        self._check_places()
+
+    def _check_batch(self) -> None:
+        """Raise UserError where the mini-batch cannot be divided as normalization and mixing ask."""
+        if self.bn_group != "rank" and (self.bn_group < 2 or self.batch % self.bn_group):
+            raise UserError(
+                f"bn_group {self.bn_group} does not divide batch {self.batch}: choose a bn_group of at least 2 that does"
+            )
+        if self.mixing.on and self.batch % 2:
+            raise UserError(f"batch is {self.batch}: mixing takes images in pairs, so it must be even")
+
+    def _check_target_threshold(self) -> None:
+        """Raise UserError for a threshold out of bounds, or one that the loss has no use for."""
+        if self.target_threshold is None:
+            return
+        if not 0 <= self.target_threshold < 1:
+            raise UserError(
+                f"target_threshold is {self.target_threshold}: it must be at least 0 and less than 1, such as 0.2, or null"
+            )
+        if self.loss == "cross-entropy":
+            raise UserError(
+                "target_threshold makes yes or no of a class's share, which cross-entropy has no use for: "
+                "use loss binary-cross-entropy, or leave target_threshold out"
+            )
+
+    def _check_places(self) -> None:
+        """Raise UserError for a run name or a path that no file system takes.
+
+        The name becomes a folder, a job name and part of a shell script: plain characters only.
+        """
         if not RUN_NAME.fullmatch(self.run_name):
             raise UserError(
                 f"the run name '{self.run_name}' may hold only letters, digits and . _ -: choose another --name"
@@ -221,7 +238,6 @@ class Config:
                 f"the run name is {len(self.run_name)} letters long ({self.run_name[:20]}...): choose a --name of at most "
                 f"{LONGEST_NAME}"
             )
-        self._check_init()
         for key in ("data", "runs", "init"):
             if "\0" in (getattr(self, key) or ""):
                 raise UserError(f"{key} holds a character that no file's name may hold (NUL): give another --{key}")

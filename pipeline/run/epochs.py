@@ -15,6 +15,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from pipeline.base.command import UserError
+from pipeline.base.ratios import read_ratio
 from pipeline.data.storage import open_dataset
 from pipeline.run.batch_scaling import enlarge_batch
 from pipeline.run.config import Config
@@ -24,17 +25,15 @@ OPTION = "--epochs"
 TRAIN = "train"
 # A short run that stops this often to save, or to log, does little else: updates.
 SHORTEST_BETWEEN_CHECKPOINTS, SHORTEST_BETWEEN_LOG_POINTS = 50, 10
+MOST = 1_000_000  # epochs: 5,000 times the longest recipe here; more of them is a slip of the hand
 MANY = 1000  # presentations of each image: the longest recipe here, the paper's for CIFAR-10, has 182
 
 
 def read_epochs(text: str) -> Fraction:
-    """`90`, `0.5` or `1/2` as a number above 0. Raises UserError."""
-    try:
-        epochs = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        epochs = Fraction(0)
-    if epochs <= 0:
-        raise UserError(f"{OPTION} is '{text}': give a number above 0, such as 90 or 0.5")
+    """`90`, `0.5` or `1/2` as a number above 0, up to MOST. Raises UserError."""
+    epochs = read_ratio(text)
+    if epochs is None or epochs > MOST:
+        raise UserError(f"{OPTION} is '{text}': give a number above 0, such as 90 or 0.5, and at most {MOST:,}")
     return epochs
 
 

@@ -78,9 +78,8 @@ class SGD(torch.optim.SGD):
     factors: by group, of the learning rate. rates: by group, scalar tensors, which `set_learning_rate` fills.
     """
 
-    found_inf: (
-        torch.Tensor
-    )  # float32 [] on the device, set before each step: where it is not 0, the step changes nothing
+    # float32 [] on the device, set before each step: where it is not 0, the step changes nothing.
+    found_inf: torch.Tensor
 
     def __init__(self, groups: list[dict[str, Any]], factors: Sequence[float], lr: float, momentum: float) -> None:
         groups = [{**group, "lr": lr * factor} for group, factor in zip(groups, factors, strict=True)]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from pipeline.base.command import UserError
-from pipeline.data.augment import AugmentConfig, TenCrop
+from pipeline.data.augment import AugmentConfig
 from pipeline.data.batch import LoaderConfig
 from pipeline.data.dataset import STATISTICS, Dataset, Split
 from pipeline.data.finishing import Finish
@@ -25,6 +25,7 @@ from pipeline.data.loader import Batch, BatchIterator
 from pipeline.data.order import Presentations
 from pipeline.data.plans import evaluation_plan, training_plan
 from pipeline.data.producer import DaliProducer
+from pipeline.data.views import TenCrop
 from tests.attack.attack import Attack, Outcome
 from tests.attack.isolated import Isolated
 from tests.images import encode, photograph
@@ -33,9 +34,8 @@ from tests.pipeline.data.small_datasets import replace_table, statistics_of_size
 CPU = torch.device("cpu")
 ROUND = 100  # damaged images of one dataset
 BATCH, THREADS = 48, 2
-LAST_BLOCK = (
-    BATCH * THREADS // (THREADS + 1)
-)  # the first of the rows whose headers DALI reads itself, not by its threads
+# The first of the rows whose headers DALI reads itself, not by its threads
+LAST_BLOCK = BATCH * THREADS // (THREADS + 1)
 TOGETHER = 3  # damaged images in some of the batches
 IN_FLIGHT = 6  # batches that may be on the way when the process dies
 HEADER = 700  # bytes: a JPEG's with its tables

@@ -37,9 +37,8 @@ def test_two_agents_and_a_killed_rank(tmp_path: Path, port: int, digits: Path) -
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "my-run"]
     command = [*torchrun, *rendezvous, "--max-restarts", "3", "-m", "pipeline.train", *options, "--name", "run"]
-    extra = environment(
-        {"GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    )  # docs/clusters.md says why
+    # docs/clusters.md says why.
+    extra = environment({"GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
     logs = [open(tmp_path / f"agent-{number}.log", "w") for number in range(2)]  # noqa: SIM115
     agents = [subprocess.Popen(command, cwd=tmp_path, env=extra, stdout=log, stderr=log) for log in logs]
     run = tmp_path / "runs" / "run"

@@ -145,8 +145,8 @@ def test_what_cannot_be_held_out_is_refused(source, tmp_path):
             shard_imagenet.main([str(source), str(tmp_path / "refused"), *options, *OPTIONS])
         assert not (tmp_path / "refused").exists()
 
-    for word in ("0", "-0.1", "1.5", "many", "0/0", "inf"):
-        refused("neither a share of the training images, such as 0.1, nor a number", f"--hold-out={word}")
+    for word in ("0", "-0.1", "1.5", "many", "0/0", "inf", "1.0", "2.0", "2/2", "1e400"):
+        refused("neither a share of the training images, below 1, such as 0.1, nor a number", f"--hold-out={word}")
     refused("must be from 1 to 31 training images", "--hold-out", "32")
     refused("takes every image of the class", "--hold-out", "31")
     shutil.copytree(source / "train", source / "validation")

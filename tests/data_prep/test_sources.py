@@ -189,9 +189,8 @@ def test_a_fifo_put_in_the_place_of_a_file_does_not_block(source, monkeypatch):
     size = path.stat().st_size
     path.unlink()
     os.mkfifo(path)
-    monkeypatch.setattr(
-        reading.os, "stat", lambda _: os.lstat(source / "train/cat/b.JPEG")
-    )  # as it was a moment before
+    # The FIFO looks like the file that was there a moment before.
+    monkeypatch.setattr(reading.os, "stat", lambda _: os.lstat(source / "train/cat/b.JPEG"))
     ((_, read),) = read_all([image_of(path, size)])
     assert "FIFO" in str(read)
 

@@ -20,16 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.augment import (
-    AugmentConfig,
-    CenterCrop,
-    Views,
-    centre_views,
-    five_crop_starts,
-    resized_shapes,
-    training_views,
-    whole_views,
-)
+from pipeline.data.augment import AugmentConfig, training_views
 from pipeline.data.dataset import Statistics
 from pipeline.data.erasing import EraseConfig
 from pipeline.data.loader import BatchIterator, LoaderConfig, evaluation_batches, training_batches
@@ -37,6 +28,7 @@ from pipeline.data.mixing import MixingConfig, draw_mixes
 from pipeline.data.order import Order, Presentations
 from pipeline.data.philox import philox, standard_normal, uniform
 from pipeline.data.rand_augment import RandAugmentConfig
+from pipeline.data.views import CenterCrop, Views, centre_views, five_crop_starts, resized_shapes, whole_views
 from pipeline.models.resnet import build
 from pipeline.run.config import Config, trajectory
 from pipeline.run.options import load

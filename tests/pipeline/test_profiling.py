@@ -108,6 +108,5 @@ def test_a_continued_run_of_two_ranks_is_profiled_by_the_first(digits: Path, tmp
     (trace,) = (config.run_folder / "profile").iterdir()
     assert trace == profile_trace(config.run_folder, 5, 8)
     found = annotations(trace)
-    assert found["optimizer"] == 3 and any(
-        "reduce" in name or "all" in name for name in found
-    )  # of gradients, over ranks
+    # The gradients are reduced over ranks.
+    assert found["optimizer"] == 3 and any("reduce" in name or "all" in name for name in found)

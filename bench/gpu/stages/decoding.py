@@ -20,13 +20,14 @@ from bench.gpu import folders
 from bench.gpu.check import DRY_STRETCH, Check
 from bench.gpu.nets import device
 from pipeline.base.cores import available_cores
-from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop, View, WholeImage, shape_blocks
+from pipeline.data.augment import AugmentConfig
 from pipeline.data.dataset import Dataset
 from pipeline.data.decoders import Rung
 from pipeline.data.loader import LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
 from pipeline.data.plans import evaluation_plan, training_plan
 from pipeline.data.probe import Probe, trial_of
+from pipeline.data.views import CenterCrop, TenCrop, View, WholeImage, shape_blocks
 
 CPU = torch.device("cpu")
 RUNGS: tuple[Rung, ...] = ("gpu", "gpu-whole")  # the third is cpu, with which they are compared

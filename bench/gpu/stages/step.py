@@ -28,9 +28,8 @@ def run(check: Check) -> None:
         nets.measure("ours CUDA graph", rows, partial(nets.ours, rows, GROUP, graph=True), gpu=True)
     nets.measure("ours compiled", small, partial(compiled, small), seconds=LOADS)
     nets.measure("ours compiled", large, partial(compiled, large), group=GROUP, seconds=LOADS)
-    by_stages = partial(
-        compiled, compile_by="stages"
-    )  # as configs/imagenet.yaml, for ranks whose gradients travel early
+    # As configs/imagenet.yaml, for ranks whose gradients travel early
+    by_stages = partial(compiled, compile_by="stages")
     nets.measure("ours compiled, compile_by stages", small, partial(by_stages, small), seconds=COMPILES)
     nets.measure(
         "ours compiled, compile_by stages", large, partial(by_stages, large), gpu=True, group=GROUP, seconds=LOADS

@@ -39,9 +39,8 @@ def test_what_is_suggested_exists(one: Meaning) -> None:
     for value in TYPED:
         said = sentence_of(one, value)
         for typed, names in commands_with_it.items():
-            own = re.sub(
-                r"python (-m )?\S+( export)?( [A-Z]+)?( --[a-z-]+( \S+)?)*|torchrun", "", said
-            )  # of other commands
+            # Options of other commands are no options of this one.
+            own = re.sub(r"python (-m )?\S+( export)?( [A-Z]+)?( --[a-z-]+( \S+)?)*|torchrun", "", said)
             for option in re.findall(r"(?<!\S)--[a-z][a-z.-]*[a-z]", own):
                 assert option in names, f"{typed} has no {option}: {one.words}: {said}"
 

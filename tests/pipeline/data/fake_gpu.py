@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.data.augment import Views
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs, Normalization
+from pipeline.data.views import Views
 
 CPU = torch.device("cpu")
 

@@ -15,13 +15,13 @@ import torch
 
 from pipeline.base.command import UserError
 from pipeline.data import failures
-from pipeline.data.augment import Views
 from pipeline.data.batch import Batch, LoaderConfig
 from pipeline.data.dali_errors import reason_of
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.decoders import decoder_version
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Graph, Inputs, Normalization
+from pipeline.data.views import Views
 from tests.images import encode, photograph
 from tests.pipeline.data.fake_gpu import CPU, FailingGraph, GpuFinish
 from tests.pipeline.data.small_datasets import statistics_of_size

@@ -13,13 +13,14 @@ import torch
 
 from bench import pillow_reference as reference
 from pipeline.base.command import UserError
-from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop, training_views
+from pipeline.data.augment import AugmentConfig, training_views
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.finishing import Finish
 from pipeline.data.loader import Batch, BatchIterator, LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order, Presentations
 from pipeline.data.plans import training_plan
 from pipeline.data.producer import DaliProducer
+from pipeline.data.views import CenterCrop, TenCrop
 from tests.images import encode, photograph
 from tests.pipeline.data.small_datasets import statistics_of_size
 

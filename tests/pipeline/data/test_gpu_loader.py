@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from bench import pillow_reference as reference
 from pipeline.base.command import UserError
 from pipeline.data import finishing
-from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop, View, WholeImage, shape_blocks
+from pipeline.data.augment import AugmentConfig
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.decoders import RUNGS, Rung
 from pipeline.data.loader import Batch, LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
 from pipeline.data.plans import evaluation_plan, training_plan
 from pipeline.data.probe import Probe, trial_of
+from pipeline.data.views import CenterCrop, TenCrop, View, WholeImage, shape_blocks
 from pipeline.training.replay import CudaGraphs
 from tests.images import encode, photograph
 from tests.pipeline.data.small_datasets import statistics_of_size

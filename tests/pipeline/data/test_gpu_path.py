@@ -15,13 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.data import finishing
-from pipeline.data.augment import (
-    AugmentConfig,
-    Views,
-    centre_views,
-    training_views,
-    whole_views,
-)
+from pipeline.data.augment import AugmentConfig, training_views
 from pipeline.data.batch import Batch, BatchStream, LoaderConfig
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.finishing import Finish
@@ -30,6 +24,7 @@ from pipeline.data.lending import Lent
 from pipeline.data.memory import MemoryProducer
 from pipeline.data.order import Order, Presentations
 from pipeline.data.producer import DaliProducer, Item, Producer
+from pipeline.data.views import Views, centre_views, whole_views
 from tests.pipeline.data.fake_gpu import CPU, Event, GpuFinish
 from tests.pipeline.data.small_datasets import statistics_of_size
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.augment import centre_views
 from pipeline.data.dataset import Dataset
 from pipeline.data.failures import failures
 from pipeline.data.graphs import Graph
 from pipeline.data.headers import header_fault, is_doubtful
+from pipeline.data.views import centre_views
 from tests.images import encode, photograph
 
 CPU = torch.device("cpu")

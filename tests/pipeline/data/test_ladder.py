@@ -13,7 +13,7 @@ import torch
 
 from pipeline.base.command import UserError
 from pipeline.data import ladder, tuned
-from pipeline.data.augment import AugmentConfig, CenterCrop, TenCrop
+from pipeline.data.augment import AugmentConfig
 from pipeline.data.batch import LoaderConfig, Queues
 from pipeline.data.dataset import Dataset
 from pipeline.data.decoders import Rung
@@ -22,6 +22,7 @@ from pipeline.data.plans import Plan, evaluation_plan, training_plan
 from pipeline.data.probe import Probe, Verdict
 from pipeline.data.probing import Trial
 from pipeline.data.tuned import Machine, Tuned
+from pipeline.data.views import CenterCrop, TenCrop
 from pipeline.process.world import World
 from tests.patience import limit
 from tests.pipeline.data.emulated_decoders import Emulated

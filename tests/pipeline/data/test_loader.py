@@ -18,11 +18,12 @@ import pytest
 import torch
 
 from pipeline.base.command import UserError
-from pipeline.data.augment import AugmentConfig, CenterCrop, ResizeStage, TenCrop
+from pipeline.data.augment import AugmentConfig, ResizeStage
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.graphs import Normalization
 from pipeline.data.loader import Batch, BatchIterator, LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
+from pipeline.data.views import CenterCrop, TenCrop
 from tests.helpers import ROOT, open_files
 from tests.images import encode, photograph
 from tests.patience import limit

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from pipeline.base.command import UserError
-from pipeline.data.augment import AugmentConfig, CenterCrop
+from pipeline.data.augment import AugmentConfig
 from pipeline.data.batch import Batch, LoaderConfig
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.loader import evaluation_batches, training_batches
 from pipeline.data.memory import decoded, fits_in_memory
 from pipeline.data.order import Order
+from pipeline.data.views import CenterCrop
 from tests.images import encode, photograph
 from tests.pipeline.data.small_datasets import statistics_of_size, write_dataset
 

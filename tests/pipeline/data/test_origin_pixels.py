@@ -16,11 +16,11 @@ from torchvision import transforms
 
 from bench import origins
 from pipeline.base.command import UserError
-from pipeline.data.augment import CenterCrop, TenCrop, View, WholeImage, five_crop_starts, resized_shapes
 from pipeline.data.conventions import CAFFE, CONVENTIONS, FB, OURS, PYCLS, TIMM, TORCHVISION, Convention
 from pipeline.data.graphs import Normalization
 from pipeline.data.loader import LoaderConfig, evaluation_batches
 from pipeline.data.origin_pixels import view_pixels
+from pipeline.data.views import CenterCrop, TenCrop, View, WholeImage, five_crop_starts, resized_shapes
 from tests.images import encode, photograph
 from tests.pipeline.data.small_datasets import write_dataset
 

@@ -8,18 +8,11 @@ import torch
 from numpy.typing import NDArray
 
 from bench import pillow_reference as reference
-from pipeline.data.augment import (
-    AugmentConfig,
-    CenterCrop,
-    TenCrop,
-    WholeImage,
-    five_crop_starts,
-    shape_blocks,
-    training_views,
-)
+from pipeline.data.augment import AugmentConfig, training_views
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.loader import LoaderConfig, evaluation_batches, training_batches
 from pipeline.data.order import Order
+from pipeline.data.views import CenterCrop, TenCrop, WholeImage, five_crop_starts, shape_blocks
 from tests.pipeline.data.small_datasets import statistics_of_size
 
 CPU = torch.device("cpu")

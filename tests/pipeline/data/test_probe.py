@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.augment import centre_views
 from pipeline.data.batch import BatchStream
 from pipeline.data.dataset import Dataset
 from pipeline.data.decoders import RUNGS, Rung
 from pipeline.data.graphs import Graph, Normalization
 from pipeline.data.order import Presentations
 from pipeline.data.probe import CHILD, IMAGES, Ended, Probe, Trial, run_child, trial_of
+from pipeline.data.views import centre_views
 from tests.images import encode, photograph
 from tests.patience import limit
 from tests.pipeline.data.emulated_decoders import CPU, REASON, Emulated, Fault

@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline
 
-from pipeline.data.augment import AugmentConfig, Views, centre_views, training_views
+from pipeline.data.augment import AugmentConfig, training_views
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.decoders import Rung
 from pipeline.data.graphs import Graph, GraphKind, Inputs, Normalization
+from pipeline.data.views import Views, centre_views
 from tests.pipeline.data.small_datasets import statistics_of_size
 
 CPU = torch.device("cpu")

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.augment import CenterCrop
 from pipeline.data.dataset import Dataset
 from pipeline.data.loader import LoaderConfig, evaluation_batches
 from pipeline.data.shards import OpenShards
+from pipeline.data.views import CenterCrop
 from tests.helpers import open_files
 from tests.images import encode, photograph
 from tests.patience import limit

@@ -13,10 +13,10 @@ import torch
 from pipeline.base.command import UserError
 from pipeline.base.files import TEMPORARY_SUFFIX
 from pipeline.data import staging
-from pipeline.data.augment import CenterCrop
 from pipeline.data.dataset import Dataset
 from pipeline.data.loader import LoaderConfig, evaluation_batches
 from pipeline.data.staging import staged
+from pipeline.data.views import CenterCrop
 from tests.helpers import open_files
 from tests.images import encode, photograph
 from tests.patience import limit

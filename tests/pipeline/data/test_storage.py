@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from pipeline.base.command import UserError
-from pipeline.data.augment import CenterCrop
 from pipeline.data.dataset import Dataset
 from pipeline.data.loader import LoaderConfig, evaluation_batches
 from pipeline.data.staging import staged
 from pipeline.data.storage import open_dataset
+from pipeline.data.views import CenterCrop
 from tests.images import encode, photograph
 from tests.patience import limit
 from tests.pipeline.data.small_datasets import statistics_of_size

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from bench import pillow_reference as reference
-from pipeline.data.augment import AugmentConfig, CenterCrop, ResizeStage, Views, training_views
+from pipeline.data.augment import AugmentConfig, ResizeStage, training_views
 from pipeline.data.batch import Batch, LoaderConfig
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.erasing import EraseConfig
@@ -24,6 +24,7 @@ from pipeline.data.operations import apply
 from pipeline.data.order import Order
 from pipeline.data.plans import Plan, training_plan
 from pipeline.data.rand_augment import NO_OPERATION, RandAugmentConfig
+from pipeline.data.views import CenterCrop, Views
 from tests.pipeline.data.fake_gpu import CPU, GpuFinish
 from tests.pipeline.data.small_datasets import statistics_of_size
 from tests.pipeline.data.test_gpu_path import collect, produced

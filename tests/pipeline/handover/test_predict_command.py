@@ -126,7 +126,7 @@ def test_pictures_that_cannot_be_read_do_not_keep_the_others_from_their_names(
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 4 and all(f"error: {path} cannot be read: " in errors for path in bad), errors
     assert "missing.jpg cannot be read: there is no such file" in errors
-    assert "text.jpg cannot be read: it is neither JPEG nor PNG" in errors
+    assert "text.jpg cannot be read: it is no picture of a kind that is read here" in errors
     assert "Traceback" not in errors
     code, output, errors = run(made_run, tmp_path / "text.jpg", "--json")
     assert code == 2 and figures(output)["pictures"] == []

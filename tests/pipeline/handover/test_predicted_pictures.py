@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.sources import list_folder
 from pipeline import predict
 from pipeline.handover.prediction import BLOCK
 from tests.images import encode, photograph
@@ -99,6 +100,47 @@ def test_what_is_no_file_is_refused_at_once(made_run: Path, run: Run) -> None:
     assert "error: pipe.jpg cannot be read: it is a FIFO, not a file" in errors
 
 
+def test_folders_are_read_by_the_rules_of_sharding(
+    made_run: Path, folder: Path, run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Hidden files are out, linked folders are in, once each; what is passed over is counted, as data_prep does."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for name in ("sub/._c.jpg", "sub/.hidden/x.jpg", "sub/x.heic", "sub/noext", "sub/more/y.HEIC"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"no picture")
+    (elsewhere / "e.jpg").write_bytes((folder / "a.jpg").read_bytes())
+    (folder / "sub/linked").symlink_to(elsewhere)
+    (folder / "sub/up").symlink_to(folder)
+    code, output, errors = run(made_run, "sub", "--json")
+    assert code == 0, errors
+    assert named(output) == ["sub/c.jpg", "sub/d.png", "sub/linked/e.jpg"]
+    heic = "2 .heic files, which are not read here: convert them to JPEG or PNG (sub/more/y.HEIC, sub/x.heic)"
+    up, other = "1 leading to a folder that is taken already (sub/up)", "1 not named as a picture (sub/noext)"
+    assert f"passed over: {heic}, {up}, {other}" in errors.splitlines()
+    rows, passed_over = list_folder(folder / "sub", 0, 0)
+    assert sorted(rows["name"].tolist()) == [b"c.jpg", b"d.png", b"linked/e.jpg"]
+    assert sum(one.count for one in passed_over) == 4
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_folder_is_read_from_inside(made_run: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("sub")
+    for name in ("../sub", "."):
+        code, output, errors = run(made_run, name, "--json")
+        assert code == 0 and len(named(output)) == 2, errors
+    code, output, errors = run(made_run, "..", "--json")
+    assert named(output) == ["../a.jpg", "../b.jpg", "../sub/c.jpg", "../sub/d.png"]
+
+
+def test_a_folder_without_pictures_is_refused(made_run: Path, folder: Path, run: Run) -> None:
+    (folder / "raw").mkdir()
+    assert "there is no picture (.jpg, .png, .webp ...) in the folder raw: give another" in run(made_run, "raw")[2]
+    (folder / "raw/x.heic").touch()
+    code, output, errors = run(made_run, "raw", "a.jpg")
+    assert code == 2 and not output
+    assert "in the folder raw; it holds 1 .heic files, which are not read here: convert them" in errors
+
+
 # The CSV
 
 
@@ -111,7 +153,7 @@ def test_the_csv_has_a_row_for_each_picture_and_rank(made_run: Path, folder: Pat
     (folder / 'with, "two".jpg').write_bytes((folder / "a.jpg").read_bytes())
     pictures = ["b.jpg", "text.jpg", 'with, "two".jpg']
     code, output, errors = run(made_run, *pictures, "--top", 3, "--csv", "out.csv", "--json")
-    assert code == 2 and "error: text.jpg cannot be read: it is neither JPEG nor PNG" in errors
+    assert code == 2 and "error: text.jpg cannot be read: it is no picture of a kind that is read here" in errors
     assert output.splitlines()[0] == "out.csv names what 2 pictures show; 1 could not be read"
     assert figures(output) == {"net": "one", "arch": "resnet8", "csv": "out.csv", "read": 2, "unreadable": 1}
     rows = rows_of((folder / "out.csv").read_text())
@@ -121,7 +163,7 @@ def test_the_csv_has_a_row_for_each_picture_and_rank(made_run: Path, folder: Pat
          "label": str(answer["label"]), "wnid": answer["wnid"], "error": ""}
         for one in told for rank, answer in enumerate(one["classes"], 1)
     ]  # fmt: skip
-    bad = dict.fromkeys(rows[0], "") | {"picture": "text.jpg", "error": "it is neither JPEG nor PNG"}
+    bad = dict.fromkeys(rows[0], "") | {"picture": "text.jpg", "error": "it is no picture of a kind that is read here"}
     assert rows == [*expected[:3], bad, *expected[3:]]
 
 

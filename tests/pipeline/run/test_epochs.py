@@ -128,6 +128,15 @@ def test_a_remote_dataset_is_asked_for_its_manifest(
     [
         (["--epochs", "0"], "--epochs is '0': give a number above 0, such as 90"),
         (["--epochs", "many"], "--epochs is 'many'"),
+        (["--epochs", "1e400"], "--epochs is '1e400': give a number above 0, such as 90 or 0.5, and at most 1,000,000"),
+        (["--epochs", "1e30"], "--epochs is '1e30': give a number above 0, such as 90 or 0.5, and at most 1,000,000"),
+        (["--epochs", "nan"], "--epochs is 'nan': give a number above 0"),
+        (["--epochs", "inf"], "--epochs is 'inf': give a number above 0"),
+        (["--scale-batch", "1e400"], "--scale-batch is '1e400': give a number above 0, such as 8"),
+        (
+            ["--epochs", "5", "--scale-batch", "1e300"],
+            "--scale-batch is '1e300': give a number above 0, such as 8, and at",
+        ),
         (["--epochs", "5", "--iterations", "9"], "both say how long the run is: give one of them"),
         (
             ["--epochs", "5", "--data", "/none"],
