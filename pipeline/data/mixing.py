@@ -82,8 +82,9 @@ def check_pairs(config: MixingConfig, batch: int, ranks: int) -> None:
 def draw_mixes(seed: int, presentations: Presentations, side: int, config: MixingConfig) -> Mixes:
     """Draw how the pairs of rows (0, 1), (2, 3) ... of `presentations` are mixed, for images of `side` pixels square.
 
-    Pair i depends on (seed, epoch and id of row 2i, side, config) alone. The geometry of the box is that of timm's Mixup: its
-    sides are sqrt(1 - share of the area) of the image's, its centre is any pixel, and what reaches beyond the image is cut off.
+    Pair i depends on (seed, epoch and id of row 2i, side, config) alone. The box is that of timm's rand_bbox
+    (timm/data/mixup.py): from half its length before any pixel to half its length behind, where the length is
+    sqrt(1 - share of the area) of the image's side and both are rounded down; what reaches beyond the image is cut off.
     """
     assert config.on and len(presentations) % 2 == 0
     epochs, ids = presentations.epochs[::2], presentations.ids[::2]
@@ -92,10 +93,9 @@ def draw_mixes(seed: int, presentations: Presentations, side: int, config: Mixin
     chosen, kept, *centre = uniform(philox((seed, MIXING_STREAM), counters)).T
     swaps = chosen < (config.switch if config.mixup and config.cutmix else float(config.cutmix > 0))
     share = np.where(swaps, _beta(config.cutmix, kept), _beta(config.mixup, kept))
-    length = np.floor(side * np.sqrt(1 - share)).astype(np.int64)
+    half = np.floor(side * np.sqrt(1 - share)).astype(np.int64)[:, None] // 2
     middle = np.floor(np.stack(centre, axis=1) * side).astype(np.int64)  # [P, 2]: y, x
-    start = np.clip(middle - length[:, None] // 2, 0, side)
-    end = np.clip(middle + (length[:, None] + 1) // 2, 0, side)
+    start, end = np.clip(middle - half, 0, side), np.clip(middle + half, 0, side)
     box = np.where(swaps[:, None], np.concatenate([start, end], axis=1), 0)
     area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
     outside = np.where(swaps, 1.0, share)

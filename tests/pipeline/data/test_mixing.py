@@ -1,8 +1,7 @@
-"""Mixup and cutmix: draws against scipy's distribution and timm's boxes written out, pixels against NumPy."""
+"""Mixup and cutmix: draws against scipy's distribution and timm's boxes, pixels against NumPy."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -49,9 +48,21 @@ def uniforms(epoch: int, sample: int) -> list[float]:
     return [int(word >> np.uint64(11)) * 2.0**-53 for word in words]
 
 
+def timms_rand_bbox(side: int, lam: float, cy: int, cx: int) -> tuple[int, int, int, int]:
+    """yl, yh, xl, xh of timm's rand_bbox (timm/data/mixup.py, v1.0), by its names, for a given centre and no margin."""
+    img_h = img_w = side
+    ratio = np.sqrt(1 - lam)
+    cut_h, cut_w = int(img_h * ratio), int(img_w * ratio)
+    yl = np.clip(cy - cut_h // 2, 0, img_h)
+    yh = np.clip(cy + cut_h // 2, 0, img_h)
+    xl = np.clip(cx - cut_w // 2, 0, img_w)
+    xh = np.clip(cx + cut_w // 2, 0, img_w)
+    return int(yl), int(yh), int(xl), int(xh)
+
+
 @pytest.mark.parametrize("side", [64, 33])
-def test_boxes_and_weights_are_those_of_timms_formula(side: int) -> None:
-    """Reference: one pair after the other, with NumPy's Philox, scipy's quantiles and timm's rand_bbox written out."""
+def test_boxes_and_weights_are_those_of_timms_rand_bbox(side: int) -> None:
+    """Reference: one pair after the other, with NumPy's Philox, scipy's quantiles and timm's function."""
     from scipy.stats import beta  # type: ignore[import-untyped]
 
     found, swaps = drawn(40, side=side), 0
@@ -63,9 +74,8 @@ def test_boxes_and_weights_are_those_of_timms_formula(side: int) -> None:
             np.testing.assert_allclose([found.share[number], found.weight[number]], share, rtol=1e-5, atol=1e-7)
             continue
         swaps += 1
-        length = int(side * math.sqrt(1 - kept))  # Beta(1, 1) is the uniform distribution
-        top, left = (max(0, int(place * side) - length // 2) for place in (y, x))
-        bottom, right = (min(side, int(place * side) + (length + 1) // 2) for place in (y, x))
+        # Beta(1, 1) is the uniform distribution
+        top, bottom, left, right = timms_rand_bbox(side, kept, int(y * side), int(x * side))
         assert found.box[number].tolist() == [top, left, bottom, right]
         assert found.share[number] == 1
         area = (bottom - top) * (right - left) / side**2
