@@ -79,6 +79,16 @@ def check_pairs(config: MixingConfig, batch: int, ranks: int) -> None:
         )
 
 
+def check_rows(config: MixingConfig, batch: int, rows: slice) -> None:
+    """Raise UserError where images are mixed and `rows` of a mini-batch of `batch` images hold one image of a pair alone."""
+    taken = range(batch)[rows]
+    if config.on and (taken.start % 2 or len(taken) % 2):
+        raise UserError(
+            f"mixing takes the rows (0, 1), (2, 3) ... of a mini-batch in pairs, and the rows from {taken.start} up to "
+            f"{taken.stop} of {batch} split a pair: begin and end at even rows"
+        )
+
+
 def draw_mixes(seed: int, presentations: Presentations, side: int, config: MixingConfig) -> Mixes:
     """Draw how the pairs of rows (0, 1), (2, 3) ... of `presentations` are mixed, for images of `side` pixels square.
 

@@ -226,3 +226,9 @@ def test_pairs_over_two_ranks_are_refused() -> None:
         MixingConfig(mixup=-1)
     with pytest.raises(UserError, match=r"mixing\.switch is 1\.5"):
         MixingConfig(switch=1.5)
+
+
+@pytest.mark.parametrize("rows", [slice(1, 5), slice(0, 7), slice(5, None)])
+def test_rows_that_split_a_pair_are_refused(tiny_images: Dataset, rows: slice) -> None:
+    with pytest.raises(UserError, match=r"the rows from \d up to \d+ of 16 split a pair: begin and end at even rows"):
+        train(tiny_images.split("train"), rows)
