@@ -15,7 +15,7 @@ from pipeline.data.batch import Batch, LoaderConfig
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.graphs import Graph, Normalization
 from pipeline.data.loader import training_batches
-from pipeline.data.mixing import Mixes, MixingConfig, check_pairs, draw_mixes, mix
+from pipeline.data.mixing import Mixes, MixingConfig, check_pairs, draw_mixes, mix, mix_in_place
 from pipeline.data.order import Order, Presentations
 from pipeline.data.plans import training_plan
 from pipeline.data.producer import DaliProducer
@@ -124,15 +124,25 @@ def mixed_by_numpy(images: np.ndarray, mixes: Mixes) -> np.ndarray:
     return result
 
 
-def test_pixels_are_mixed_as_by_numpy_and_swapped_to_the_bit() -> None:
+@pytest.mark.parametrize("how", [mix, mix_in_place])
+def test_pixels_are_mixed_as_by_numpy_and_swapped_to_the_bit(how: Callable[..., torch.Tensor]) -> None:
     images, mixes = np.random.default_rng(0).normal(size=(24, 20, 20, 3)).astype(np.float32), drawn(12, side=20)
-    found = mix(torch.from_numpy(images), torch.from_numpy(mixes.box), torch.from_numpy(mixes.share)).numpy()
+    found = how(torch.tensor(images), torch.from_numpy(mixes.box), torch.from_numpy(mixes.share)).numpy()
     np.testing.assert_allclose(found, mixed_by_numpy(images, mixes), rtol=1e-5, atol=1e-6)
     (swapped,) = np.flatnonzero((mixes.share == 1) & (mixes.weight < 0.7))[:1]
     pair = slice(2 * swapped, 2 * swapped + 2)
     assert np.isin(found[pair], images[pair]).all(), "cutmix moves pixels and computes none"
     weights = [1 - (found[2 * swapped] != images[2 * swapped]).all(axis=-1).mean()]
     np.testing.assert_allclose(weights, mixes.weight[swapped], rtol=1e-6)
+
+
+@pytest.mark.parametrize("config", [BOTH, MixingConfig(mixup=0.2), MixingConfig(cutmix=1.0)])
+def test_the_cpus_way_has_the_bits_of_the_devices(config: MixingConfig) -> None:
+    images, mixes = torch.randn(80, 20, 20, 3, generator=torch.Generator().manual_seed(0)), drawn(40, config, side=20)
+    box, share = torch.from_numpy(mixes.box), torch.from_numpy(mixes.share)
+    expected, found = mix(images, box, share), images.clone()
+    assert mix_in_place(found, box, share) is found
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32)) and not torch.equal(found, images)
 
 
 def train(
