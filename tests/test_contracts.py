@@ -84,9 +84,10 @@ def test_the_views_beside_the_paper(formulas: dict[str, Callable[..., Any]], see
             assert magnitude == pytest.approx(views.magnitudes[row, k], rel=1e-12)
 
 
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.2, 0.7), (0.2, 0.0), (0.0, 0.7)])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_mixed_images(formulas: dict[str, Callable[..., Any]], seed: int) -> None:
-    config = MixingConfig(mixup=0.2, cutmix=0.7, switch=0.4)
+def test_mixed_images(formulas: dict[str, Callable[..., Any]], seed: int, mixup: float, cutmix: float) -> None:
+    config = MixingConfig(mixup=mixup, cutmix=cutmix, switch=0.4)
     epochs, ids = np.repeat([0, 3, 119], 20), np.arange(60) * 20_011
     drawn = draw_mixes(seed, Presentations(epochs, ids), 36, config)
     for number in range(30):

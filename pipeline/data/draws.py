@@ -15,10 +15,13 @@ from pipeline.data.philox import Words, philox, uniform
 AUGMENT_STREAM = 2  # beside order.ORDER_STREAM: the second half of the Philox key
 
 TRIES = 10  # that a random box gets, as torchvision's get_params gives it
+_TRY_BLOCKS = TRIES // 2  # a try takes two numbers, area and ratio; a block has four
 GEOMETRY, COLOUR = 0, 1
-AREA_CROP = range(2, 7)  # area and ratio of TRIES boxes, two tries a block
-ERASE, ERASE_TRIES = 8, range(9, 14)  # whether and where; area and ratio of TRIES boxes
+AREA_CROP = range(2, 2 + _TRY_BLOCKS)
+ERASE = 8  # whether and where
+ERASE_TRIES = range(9, 9 + _TRY_BLOCKS)
 RAND_AUGMENT = 16  # two blocks for each operation, from here on
+assert AREA_CROP.stop <= ERASE and ERASE_TRIES.stop <= RAND_AUGMENT  # no number is used twice
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray
 from pipeline.data.batch import Batch, BatchRequest
 from pipeline.data.erasing import erase
 from pipeline.data.graphs import DeviceNormalization, Normalization, crop_places, pad_and_crop, pad_and_gather
-from pipeline.data.mixing import mix, swapped
+from pipeline.data.mixing import mix, mix_in_place, swapped
 from pipeline.data.views import Views
 
 _CHUNK = 8  # images that one thread finishes at a time
@@ -98,7 +98,7 @@ class Finish:
         if self.pad is not None:
             pixels = pad_and_crop(pixels, views.crop_start, views.mirror, self.pad)
         erase(pixels, views.erased)
-        pixels, mixed = _mixed(pixels, [torch.from_numpy(array) for array in _mixing(request)])
+        pixels, mixed = _mixed(pixels, [torch.from_numpy(array) for array in _mixing(request)], mix_in_place)
         return Batch(pixels, torch.from_numpy(request.labels), request.presentations.ids, mixed)
 
     def _copied(self, images: Any, stream: torch.cuda.Stream) -> torch.Tensor:
@@ -127,7 +127,7 @@ class Finish:
             rows, columns, *rest = rest
             normalized = pad_and_gather(normalized, rows, columns, self.pad)
         erase(normalized, request.views.erased)
-        normalized, mixed = _mixed(normalized, rest)
+        normalized, mixed = _mixed(normalized, rest, mix)
         # DALI cannot make bfloat16 (it has no such type). Pixels are mixed in float32 and rounded once.
         batch = Batch(normalized.to(self.dtype), labels, request.presentations.ids, mixed)
         event = torch.cuda.Event()
@@ -159,13 +159,15 @@ def _mixing(request: BatchRequest) -> tuple[NDArray[Any], ...]:
 
 
 def _mixed(
-    images: torch.Tensor, mixing: list[torch.Tensor]
+    images: torch.Tensor,
+    mixing: list[torch.Tensor],
+    how: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
-    """Mix the pairs of `images`, where there is something in `mixing`; returns `images` and `mixed` of a Batch."""
+    """Mix the pairs of `images` by `how`, where there is something in `mixing`; returns `images` and `mixed` of a Batch."""
     if not mixing:
         return images, None
     box, share, partners, weights = mixing
-    return mix(images, box, share), (partners, weights)
+    return how(images, box, share), (partners, weights)
 
 
 def _operations() -> ModuleType:

@@ -21,7 +21,7 @@ from pipeline.data.dataset import Split, Statistics
 from pipeline.data.finishing import Finish
 from pipeline.data.graphs import Normalization
 from pipeline.data.memory import MemoryProducer
-from pipeline.data.mixing import MixingConfig
+from pipeline.data.mixing import MixingConfig, check_rows
 from pipeline.data.order import Order
 from pipeline.data.origin_loader import OriginProducer
 from pipeline.data.plans import Plan, evaluation_plan, training_plan
@@ -50,14 +50,12 @@ def training_batches(
     """Return one Batch for each iteration in [start_iteration, stop_iteration): the `rows` of its mini-batch.
 
     Its images have the size of the iteration's stage (`augment.stages`). `order.seed` keys the draws.
-    normalization: None subtracts the mean of `statistics` (section 3.4). mixing: `rows` are then whole pairs of rows.
+    normalization: None subtracts the mean of `statistics` (section 3.4). mixing: where it mixes, `rows` must hold whole pairs.
     dtype: float32, or on a GPU bfloat16 (the float32 result, rounded).
     Raises UserError, here or from the iterator, for data that cannot be read, decoded or used as configured.
     """
-
-    assert (
-        mixing is None or not mixing.on or not any(row % 2 for row in (rows.start or 0, len(range(order.batch)[rows])))
-    )
+    if mixing is not None:
+        check_rows(mixing, order.batch, rows)
 
     def producer(iterations: range, augment: AugmentConfig) -> Producer:
         batches = (order.minibatch(iteration).rows(rows) for iteration in iterations)

@@ -79,11 +79,22 @@ def check_pairs(config: MixingConfig, batch: int, ranks: int) -> None:
         )
 
 
+def check_rows(config: MixingConfig, batch: int, rows: slice) -> None:
+    """Raise UserError where images are mixed and `rows` of a mini-batch of `batch` images hold one image of a pair alone."""
+    taken = range(batch)[rows]
+    if config.on and (taken.start % 2 or len(taken) % 2):
+        raise UserError(
+            f"mixing takes the rows (0, 1), (2, 3) ... of a mini-batch in pairs, and the rows from {taken.start} up to "
+            f"{taken.stop} of {batch} split a pair: begin and end at even rows"
+        )
+
+
 def draw_mixes(seed: int, presentations: Presentations, side: int, config: MixingConfig) -> Mixes:
     """Draw how the pairs of rows (0, 1), (2, 3) ... of `presentations` are mixed, for images of `side` pixels square.
 
-    Pair i depends on (seed, epoch and id of row 2i, side, config) alone. The geometry of the box is that of timm's Mixup: its
-    sides are sqrt(1 - share of the area) of the image's, its centre is any pixel, and what reaches beyond the image is cut off.
+    Pair i depends on (seed, epoch and id of row 2i, side, config) alone. The box is that of timm's rand_bbox
+    (timm/data/mixup.py): from half its length before any pixel to half its length behind, where the length is
+    sqrt(1 - share of the area) of the image's side and both are rounded down; what reaches beyond the image is cut off.
     """
     assert config.on and len(presentations) % 2 == 0
     epochs, ids = presentations.epochs[::2], presentations.ids[::2]
@@ -92,10 +103,9 @@ def draw_mixes(seed: int, presentations: Presentations, side: int, config: Mixin
     chosen, kept, *centre = uniform(philox((seed, MIXING_STREAM), counters)).T
     swaps = chosen < (config.switch if config.mixup and config.cutmix else float(config.cutmix > 0))
     share = np.where(swaps, _beta(config.cutmix, kept), _beta(config.mixup, kept))
-    length = np.floor(side * np.sqrt(1 - share)).astype(np.int64)
+    half = np.floor(side * np.sqrt(1 - share)).astype(np.int64)[:, None] // 2
     middle = np.floor(np.stack(centre, axis=1) * side).astype(np.int64)  # [P, 2]: y, x
-    start = np.clip(middle - length[:, None] // 2, 0, side)
-    end = np.clip(middle + (length[:, None] + 1) // 2, 0, side)
+    start, end = np.clip(middle - half, 0, side), np.clip(middle + half, 0, side)
     box = np.where(swaps[:, None], np.concatenate([start, end], axis=1), 0)
     area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
     outside = np.where(swaps, 1.0, share)
@@ -115,6 +125,20 @@ def mix(images: Tensor, box: Tensor, share: Tensor) -> Tensor:
     own = torch.where(inside, 0, share[:, None, None])[:, None, :, :, None].to(images.dtype)  # [P, 1, H, W, 1]
     # Products and sums one by one: a fused multiply-add would round otherwise, on some devices.
     return (pairs * own + pairs.flip(1) * (1 - own)).flatten(0, 1)
+
+
+def mix_in_place(images: Tensor, box: Tensor, share: Tensor) -> Tensor:
+    """Do the same, to the bit, to images on the CPU, and return them: only what changes is computed or copied.
+
+    By NumPy, in a tenth of the time: `mix` goes over all pixels of all pairs several times.
+    """
+    pairs = images.numpy().reshape(-1, 2, *images.shape[1:])
+    for pair, (top, left, bottom, right), own in zip(pairs, box.tolist(), share.numpy(), strict=True):
+        if own != 1:
+            pair[:] = pair * own + pair[::-1] * (1 - own)
+        inside = pair[:, top:bottom, left:right]
+        inside[:] = inside[::-1].copy()
+    return images
 
 
 def swapped(labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -16,10 +16,9 @@ Pairs = tuple[tuple[str, str], ...]
 def conv_norm_pairs(net: nn.Module) -> dict[str, str]:
     """Convolution -> the norm that directly follows it, by their names in `net`, in the order of its modules.
 
-    None for a net of other code, of whose modules none declares pairs.
+    Asserts that every module with batch normalization of its own declares its pairs. For a net of other code, whoever
+    brings it declares them: `()` on each of its modules leaves it as it is.
     """
-    if not any(hasattr(module, "conv_norm_pairs") for module in net.modules()):
-        return {}
     pairs: dict[str, str] = {}
     for name, module in net.named_modules():
         declared: Pairs | None = getattr(module, "conv_norm_pairs", None)

@@ -1,8 +1,7 @@
-"""Mixup and cutmix: draws against scipy's distribution and timm's boxes written out, pixels against NumPy."""
+"""Mixup and cutmix: draws against scipy's distribution and timm's boxes, pixels against NumPy."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from pipeline.data.batch import Batch, LoaderConfig
 from pipeline.data.dataset import Dataset, Split
 from pipeline.data.graphs import Graph, Normalization
 from pipeline.data.loader import training_batches
-from pipeline.data.mixing import Mixes, MixingConfig, check_pairs, draw_mixes, mix
+from pipeline.data.mixing import Mixes, MixingConfig, check_pairs, draw_mixes, mix, mix_in_place
 from pipeline.data.order import Order, Presentations
 from pipeline.data.plans import training_plan
 from pipeline.data.producer import DaliProducer
@@ -49,9 +48,21 @@ def uniforms(epoch: int, sample: int) -> list[float]:
     return [int(word >> np.uint64(11)) * 2.0**-53 for word in words]
 
 
+def timms_rand_bbox(side: int, lam: float, cy: int, cx: int) -> tuple[int, int, int, int]:
+    """yl, yh, xl, xh of timm's rand_bbox (timm/data/mixup.py, v1.0), by its names, for a given centre and no margin."""
+    img_h = img_w = side
+    ratio = np.sqrt(1 - lam)
+    cut_h, cut_w = int(img_h * ratio), int(img_w * ratio)
+    yl = np.clip(cy - cut_h // 2, 0, img_h)
+    yh = np.clip(cy + cut_h // 2, 0, img_h)
+    xl = np.clip(cx - cut_w // 2, 0, img_w)
+    xh = np.clip(cx + cut_w // 2, 0, img_w)
+    return int(yl), int(yh), int(xl), int(xh)
+
+
 @pytest.mark.parametrize("side", [64, 33])
-def test_boxes_and_weights_are_those_of_timms_formula(side: int) -> None:
-    """Reference: one pair after the other, with NumPy's Philox, scipy's quantiles and timm's rand_bbox written out."""
+def test_boxes_and_weights_are_those_of_timms_rand_bbox(side: int) -> None:
+    """Reference: one pair after the other, with NumPy's Philox, scipy's quantiles and timm's function."""
     from scipy.stats import beta  # type: ignore[import-untyped]
 
     found, swaps = drawn(40, side=side), 0
@@ -63,9 +74,8 @@ def test_boxes_and_weights_are_those_of_timms_formula(side: int) -> None:
             np.testing.assert_allclose([found.share[number], found.weight[number]], share, rtol=1e-5, atol=1e-7)
             continue
         swaps += 1
-        length = int(side * math.sqrt(1 - kept))  # Beta(1, 1) is the uniform distribution
-        top, left = (max(0, int(place * side) - length // 2) for place in (y, x))
-        bottom, right = (min(side, int(place * side) + (length + 1) // 2) for place in (y, x))
+        # Beta(1, 1) is the uniform distribution
+        top, bottom, left, right = timms_rand_bbox(side, kept, int(y * side), int(x * side))
         assert found.box[number].tolist() == [top, left, bottom, right]
         assert found.share[number] == 1
         area = (bottom - top) * (right - left) / side**2
@@ -114,15 +124,25 @@ def mixed_by_numpy(images: np.ndarray, mixes: Mixes) -> np.ndarray:
     return result
 
 
-def test_pixels_are_mixed_as_by_numpy_and_swapped_to_the_bit() -> None:
+@pytest.mark.parametrize("how", [mix, mix_in_place])
+def test_pixels_are_mixed_as_by_numpy_and_swapped_to_the_bit(how: Callable[..., torch.Tensor]) -> None:
     images, mixes = np.random.default_rng(0).normal(size=(24, 20, 20, 3)).astype(np.float32), drawn(12, side=20)
-    found = mix(torch.from_numpy(images), torch.from_numpy(mixes.box), torch.from_numpy(mixes.share)).numpy()
+    found = how(torch.tensor(images), torch.from_numpy(mixes.box), torch.from_numpy(mixes.share)).numpy()
     np.testing.assert_allclose(found, mixed_by_numpy(images, mixes), rtol=1e-5, atol=1e-6)
     (swapped,) = np.flatnonzero((mixes.share == 1) & (mixes.weight < 0.7))[:1]
     pair = slice(2 * swapped, 2 * swapped + 2)
     assert np.isin(found[pair], images[pair]).all(), "cutmix moves pixels and computes none"
     weights = [1 - (found[2 * swapped] != images[2 * swapped]).all(axis=-1).mean()]
     np.testing.assert_allclose(weights, mixes.weight[swapped], rtol=1e-6)
+
+
+@pytest.mark.parametrize("config", [BOTH, MixingConfig(mixup=0.2), MixingConfig(cutmix=1.0)])
+def test_the_cpus_way_has_the_bits_of_the_devices(config: MixingConfig) -> None:
+    images, mixes = torch.randn(80, 20, 20, 3, generator=torch.Generator().manual_seed(0)), drawn(40, config, side=20)
+    box, share = torch.from_numpy(mixes.box), torch.from_numpy(mixes.share)
+    expected, found = mix(images, box, share), images.clone()
+    assert mix_in_place(found, box, share) is found
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32)) and not torch.equal(found, images)
 
 
 def train(
@@ -216,3 +236,9 @@ def test_pairs_over_two_ranks_are_refused() -> None:
         MixingConfig(mixup=-1)
     with pytest.raises(UserError, match=r"mixing\.switch is 1\.5"):
         MixingConfig(switch=1.5)
+
+
+@pytest.mark.parametrize("rows", [slice(1, 5), slice(0, 7), slice(5, None)])
+def test_rows_that_split_a_pair_are_refused(tiny_images: Dataset, rows: slice) -> None:
+    with pytest.raises(UserError, match=r"the rows from \d up to \d+ of 16 split a pair: begin and end at even rows"):
+        train(tiny_images.split("train"), rows)

@@ -282,6 +282,11 @@ def test_a_block_that_declares_nothing_is_refused(monkeypatch: pytest.MonkeyPatc
         inference_net(build("preresnet8", classes=5))
 
 
+def test_a_net_that_declares_nothing_at_all_is_refused() -> None:
+    with pytest.raises(AssertionError, match="ResNet has batch normalization, so its class must declare"):
+        inference_net(torchvision.models.resnet18(num_classes=5))
+
+
 def test_a_net_that_has_diverged_is_folded_unchecked() -> None:
     net = lived(build("preresnet8", classes=5))
     net.fc.bias.data.fill_(math.nan)
