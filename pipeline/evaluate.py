@@ -29,7 +29,6 @@ from pipeline.base.layout import CONFIG
 from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import Statistics
 from pipeline.data.graphs import Normalization
-from pipeline.data.storage import location_in
 from pipeline.data.tuned import with_queues
 from pipeline.evaluation.cells import errors_cells, rate_cell
 from pipeline.evaluation.datasets import Datasets, open_datasets
@@ -39,7 +38,7 @@ from pipeline.evaluation.names import STATE_KEYS
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.protocols import find, protocol_names
 from pipeline.evaluation.published import PREFIX
-from pipeline.evaluation.request import EvaluationRequest
+from pipeline.evaluation.request import EvaluationRequest, TestedRun
 from pipeline.evaluation.score_files import ScoreFile, make, metric_kind, score_path, trial_suffix
 from pipeline.evaluation.scoring import EvaluationSettings, GivenUp
 from pipeline.process.stop import StopRequest
@@ -60,18 +59,11 @@ def read_request(argv: Sequence[str] | None = None) -> EvaluationRequest:
     args = evaluate_options().parse_args(argv)
     if args.scores is not None:
         check_writable(args.scores)
-    model = model_of(args)
-    of_run = isinstance(model, Path)  # weights from elsewhere have their own
     return EvaluationRequest(
-        model=model,
+        model=model_of(args),
         directory=Path.cwd(),
         protocols=tuple(protocol_names(["center"] if args.protocol is None else args.protocol)),
         split=args.split,
-        weights=(args.weights or "final") if of_run else "final",
-        data=args.data,
-        mean=args.mean if of_run else None,
-        std=args.std if of_run else None,
-        short_side=args.short_side if of_run else None,
         precision=args.precision,
         scores=args.scores,
         again=args.again,
@@ -81,7 +73,7 @@ def read_request(argv: Sequence[str] | None = None) -> EvaluationRequest:
     )
 
 
-def model_of(args: Namespace) -> Path | WeightsFile:
+def model_of(args: Namespace) -> TestedRun | WeightsFile:
     """The model that is named: a run, or weights from elsewhere."""
     elsewhere = args.weights_file if args.weights_file is not None or args.target is not None else args.weights
     if args.target is None and elsewhere is None:
@@ -104,8 +96,14 @@ def model_of(args: Namespace) -> Path | WeightsFile:
     if any(getattr(args, name) is not None for name in ELSEWHERE):
         options = ", ".join(f"--{name}" for name in ELSEWHERE)
         raise UserError(f"{options} go with weights from elsewhere: a run's config knows them")
-    target: Path = args.target
-    return target
+    return TestedRun(
+        target=args.target,
+        weights=args.weights or "final",
+        data=args.data,
+        mean=args.mean,
+        std=args.std,
+        short_side=args.short_side,
+    )
 
 
 def check_writable(scores: Path) -> None:
@@ -147,10 +145,9 @@ def evaluate(request: EvaluationRequest, asked: Callable[[], int | None] | None 
 def open_model(request: EvaluationRequest, world: World) -> TrainedNet:
     """The model that is to be tested, the same on every rank. A collective: every rank calls it."""
     model, base = request.model, request.base
-    if not isinstance(model, WeightsFile):
-        return open_target(base / model, request.weights, request.data, world, base)
-    assert request.data is not None, "a request checks that"
-    return open_weights(replace(model, file=base / model.file), location_in(base, request.data))
+    if isinstance(model, WeightsFile):
+        return open_weights(model, base)
+    return open_target(base / model.target, model.weights, model.data, world, base)
 
 
 def score(
@@ -163,9 +160,9 @@ def score(
     datasets = open_datasets(trained)
     dataset, split = datasets.tested, datasets.tested.split(request.split)
     settings = EvaluationSettings(
-        short_side=request.short_side or trained.short_side,
+        short_side=request.model.short_side or trained.short_side,
         crop=trained.crop,
-        normalization=normalization(datasets, trained, request),
+        normalization=normalization(datasets, request.model),
         loader=with_queues(trained.loader, world),
         precision=request.precision,
         resizing=trained.convention.resizing if trained.convention else None,
@@ -195,13 +192,12 @@ def score(
     return [result for result in results if result is not None]
 
 
-def normalization(datasets: Datasets, trained: TrainedNet, request: EvaluationRequest) -> Statistics | Normalization:
+def normalization(datasets: Datasets, model: TestedRun | WeightsFile) -> Statistics | Normalization:
     """That of the weights' origin, or `--mean` and `--std`, else the statistics of the model's training dataset."""
-    origin = trained.convention or request
-    if origin.mean is None:
+    if model.mean is None:
         return datasets.statistics
-    std = None if origin.std is None else np.array(origin.std, np.float32)
-    return Normalization(np.array(origin.mean, np.float32), std)
+    std = None if model.std is None else np.array(model.std, np.float32)
+    return Normalization(np.array(model.mean, np.float32), std)
 
 
 def record(trained: TrainedNet, result: ScoreFile | None, trial: str) -> None:

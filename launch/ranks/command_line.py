@@ -10,7 +10,6 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.ranks.work import Evaluation, Training
@@ -112,17 +111,18 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:
 def _evaluation(words: Sequence[str]) -> Evaluation:
     """The evaluation that these words of pipeline.evaluate ask for. Raises UserError."""
     from pipeline.evaluate import read_request
+    from pipeline.evaluation.foreign import WeightsFile
     from pipeline.run.folder import CONFIG
     from pipeline.run.options import load
 
     request = read_request(words)
-    target = request.model
-    if not isinstance(target, Path):
-        assert request.data is not None, "a weights file names no dataset"
-        return Evaluation(request, None, request.data)
+    model = request.model
+    if isinstance(model, WeightsFile):
+        return Evaluation(request, None, model.data)
+    target = model.target
     run = (target if target.is_dir() else target.parent.parent).absolute()
     if not (run / CONFIG).is_file():
         raise UserError(f"{target} is neither a run folder nor a checkpoint in one: give runs/NAME")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run.name):  # becomes a job's name and part of a script
         raise UserError(f"the run folder's name '{run.name}' may hold only letters, digits and . _ -: rename it")
-    return Evaluation(request, run, request.data or load(run / CONFIG).data)
+    return Evaluation(request, run, model.data or load(run / CONFIG).data)

@@ -75,12 +75,10 @@ class Training:
     def absolute(self) -> Training:
         """The same training for processes with another working directory."""
         from pipeline.data.storage import location_in
-        from pipeline.evaluation.published import PREFIX
+        from pipeline.initial.source import located
 
         config, here = self.config, Path.cwd()
-        init = config.init
-        if init is not None and not init.startswith(PREFIX):
-            init = location_in(here, init)
+        init = None if config.init is None else located(config.init, here)
         runs, data = str(here / config.runs), location_in(here, config.data)
         return Training(replace(config, runs=runs, data=data, init=init))
 
@@ -151,13 +149,13 @@ class Evaluation:
     def check_inputs(self) -> None:
         """Raise UserError where there are no sound weights or no dataset, before a job waits in a queue for them."""
         from pipeline.data.storage import open_dataset
-        from pipeline.evaluation.foreign import open_weights
+        from pipeline.evaluation.foreign import WeightsFile, open_weights
         from pipeline.evaluation.nets import find_checkpoint
 
         if self.run is not None:
             find_checkpoint(self.run)
-        elif not isinstance(self.request.model, Path):
-            open_weights(self.request.model, self.data)
+        elif isinstance(self.request.model, WeightsFile):
+            open_weights(self.request.model)
         open_dataset(self.data)
 
     @property

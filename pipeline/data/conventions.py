@@ -6,8 +6,10 @@ Looked up in the sources, which the conventions below name. Imports nothing that
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
+# Whose nets they are, as users name them; CONVENTIONS has one for each.
+Origin = Literal["torchvision", "timm", "pycls", "fb", "caffe", "ours"]
 Channels = tuple[float, float, float]  # red, green, blue on the 0..255 scale, whatever order the net takes
 
 # How the longer side is rounded: to the nearest pixel, or cut off: the exact quotient (`floor`), or the rounded float64
@@ -56,7 +58,7 @@ class Convention:
         stem_pool: the 3x3 max pooling: padded by one pixel (padded), or without, the last window cut off (ceil).
     """
 
-    name: str
+    name: Origin
     source: str
     resizing: Resizing | None
     mean: Channels | None
@@ -148,4 +150,5 @@ OURS = Convention(
     stride="paper",
 )
 
-CONVENTIONS = {one.name: one for one in (TORCHVISION, TIMM, PYCLS, FB, CAFFE, OURS)}
+CONVENTIONS: dict[str, Convention] = {one.name: one for one in (TORCHVISION, TIMM, PYCLS, FB, CAFFE, OURS)}
+assert tuple(CONVENTIONS) == get_args(Origin), "Origin must name each convention, in this order"

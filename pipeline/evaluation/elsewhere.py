@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.base.command import UserError
+from pipeline.base.layout import CONFIG
 from pipeline.data.conventions import CONVENTIONS, OURS, PILLOW, TORCHVISION, Convention
 from pipeline.evaluation.foreign import WeightsFile
 from pipeline.evaluation.published import PREFIX, published, published_as
@@ -20,6 +21,7 @@ def weights_from_elsewhere(place: str, args: Namespace) -> WeightsFile:
 
     Raises UserError where the options leave open how the weights' origin prepares its images, and where they disagree.
     """
+    _check_file(place)
     if args.data is None:
         raise UserError("weights from elsewhere need --data: say what to test them on")
     if place.startswith(PREFIX):
@@ -28,6 +30,16 @@ def weights_from_elsewhere(place: str, args: Namespace) -> WeightsFile:
         raise UserError("a file of weights needs --arch: say which net it is")
     family = parse_arch(args.arch).family
     return _weights_file(Path(place), args.arch, _adjusted(_convention(place, family, args), args), args)
+
+
+def _check_file(place: str) -> None:
+    """Raise UserError where `place` is a folder."""
+    if (Path(place) / CONFIG).is_file():
+        raise UserError(
+            f"{place} is a run folder, and --weights takes weights from elsewhere: give it without --weights"
+        )
+    if Path(place).is_dir():
+        raise UserError(f"{place} is a folder: give the file of weights in it")
 
 
 def _of_torchvision(place: str, args: Namespace) -> WeightsFile:
@@ -44,6 +56,7 @@ def _weights_file(file: Path, arch: str, convention: Convention, args: Namespace
     return WeightsFile(
         file=file,
         arch=arch,
+        data=args.data,
         key=args.weights_key,
         convention=convention,
         shortcut=args.shortcut,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.base.command import UserError
-from pipeline.data.conventions import Convention
+from pipeline.data.conventions import Channels, Convention
+from pipeline.data.storage import location_in
 from pipeline.evaluation.nets import TrainedNet, classes_of, digest, load_weights
 from pipeline.evaluation.wrappings import unwrap
 from pipeline.models.architecture import Architecture, parse_arch
@@ -38,38 +38,49 @@ CIFAR_SIDE = 32  # pixels of CIFAR's images, which are tested whole: section 4.2
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """A state dict in torchvision's naming, and the model that it belongs to. Picklable.
+    """A state dict in torchvision's naming, the model that it belongs to, and the dataset to test that on. Picklable.
 
-    key: which of the file's weights, where it holds several. convention: of their origin. shortcut: None: as the weights
-    have it. stride: None: as the origin has it. short_side, crop: pixels; None: those of the net's family and its origin.
+    convention: of the weights' origin. data: a folder or a URL. key: which of the file's weights, where it holds several.
+    shortcut: None: as the weights have it. stride: None: as the origin has it. short_side, crop: pixels; None: those of the
+    net's family and its origin.
     """
 
     file: Path
     arch: str
     convention: Convention
+    data: str
     key: str | None = None
     shortcut: Option | None = None
     stride: Stride | None = None
     short_side: int | None = None
     crop: int | None = None
 
+    @property
+    def mean(self) -> Channels | None:
+        return self.convention.mean
 
-def open_weights(source: WeightsFile, data: str | Path) -> TrainedNet:
-    """The model with these weights, to be tested on the dataset `data`, a folder or a URL.
+    @property
+    def std(self) -> Channels | None:
+        return self.convention.std
+
+
+def open_weights(source: WeightsFile, base: Path = Path()) -> TrainedNet:
+    """The model with these weights. base: where relative paths begin.
 
     Raises UserError where the file holds no weights, or those of another model.
     """
     convention, stride = source.convention, source.stride or source.convention.stride
     architecture = parse_arch(source.arch)
-    state = read_weights(source.file, source.key)
+    file, data = base / source.file, location_in(base, source.data)
+    state = read_weights(file, source.key)
     shortcut = shortcut_of(state, architecture)
     if source.shortcut not in (None, shortcut):
         raise UserError(
-            f"the weights in {source.file} are not those of a {source.arch} with shortcut {source.shortcut}: leave out "
+            f"the weights in {file} are not those of a {source.arch} with shortcut {source.shortcut}: leave out "
             "--shortcut, which the weights show"
         )
-    net = build(source.arch, classes=classes_of(state, source.file), shortcut=shortcut, stride=stride)
-    load_weights(net, state, source.file)
+    net = build(source.arch, classes=classes_of(state, file), shortcut=shortcut, stride=stride)
+    load_weights(net, state, file)
     sha256 = digest(net.state_dict())
     adapt(net, convention)
     short_side, crop = sizes(source)
@@ -77,13 +88,13 @@ def open_weights(source: WeightsFile, data: str | Path) -> TrainedNet:
         net=net,
         arch=source.arch,
         stride=stride,
-        checkpoint=source.file,
+        checkpoint=file,
         iteration=None,
         weights="file",
         weights_sha256=sha256,
         run=None,
-        data=str(data),
-        training_data=str(data),
+        data=data,
+        training_data=data,
         training_sha256=None,
         short_side=short_side,
         crop=crop,
@@ -111,21 +122,25 @@ def sizes(source: WeightsFile) -> tuple[int, int]:
 
 def adapt(net: ResNet, convention: Convention) -> None:
     """Have the net take images in RGB, and pool as at its origin."""
-    if convention.colour_order == "BGR":
-        net.conv1.weight.data = net.conv1.weight.data.flip(1).contiguous()
+    net.conv1.weight.data = for_rgb(net.conv1.weight.data, convention)
     if convention.stem_pool == "ceil" and net.architecture.family == "imagenet":
         net.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
 
-def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
+def for_rgb(weight: Tensor, convention: Convention) -> Tensor:
+    """The weights [C, 3, k, k] of a first convolution, whose input channels are in the convention's order, for RGB."""
+    return weight.flip(1).contiguous() if convention.colour_order == "BGR" else weight
+
+
+def read_weights(path: Path, key: str | None = None, option: str = "--weights-key") -> dict[str, Tensor]:
     """Read the state dict in a .safetensors or torch.save file: unwrapped, with torchvision's names, on the CPU.
 
-    key: which one, where the file holds several (pipeline/evaluation/wrappings.py). Nothing in the file is executed. Raises
-    UserError if it holds no state dict.
+    key: which one, where the file holds several (pipeline/evaluation/wrappings.py). option: the one that users name it by.
+    Nothing in the file is executed. Raises UserError if it holds no state dict.
     """
     if not path.is_file():
         raise UserError(f"there is no weights file {path}: give a state dict (.pt, .pth, .safetensors)")
-    return unwrap(_load(path), path, key)
+    return unwrap(_load(path), path, key, option)
 
 
 def _load(path: Path) -> Any:
@@ -136,8 +151,11 @@ def _load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise UserError(f"{path} is not a safetensors file ({error}): download or save it again") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a truncated zip file
+    except (
+        Exception
+    ) as error:  # torch's unpickler raises errors of any type at what is no pickle, IndexError among them
+        of_the_disk = isinstance(error, OSError) and error.errno != errno.EINVAL  # EINVAL: a truncated zip file
+        if of_the_disk or isinstance(error, MemoryError):
             raise
         raise UserError(
             f"{path} cannot be read as weights ({_reason(str(error), path)}): save the state dict alone, with torch.save or "

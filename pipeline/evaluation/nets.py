@@ -21,7 +21,7 @@ from pipeline.data.dataset import Subtracted
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.storage import location_in
 from pipeline.evaluation.names import STATE_KEYS, Weights
-from pipeline.models.resnet import ResNet, build
+from pipeline.models.resnet import BN_COUNTER, ResNet, build
 from pipeline.process.world import World, on_main, sum_over_ranks
 from pipeline.run.folder import foreign, trained_on
 from pipeline.run.options import load
@@ -30,7 +30,7 @@ from pipeline.training.checkpoint import Checkpoints, UnsoundError, read_verifie
 # A name that some net here has.
 OF_A_RESNET = re.compile(
     r"((layer\d+\.\d+\.)?(conv|bn)\d|layer\d+\.\d+\.downsample\.\d|fc)"
-    r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
+    rf"\.(weight|bias|running_mean|running_var|{BN_COUNTER})"
 )
 FIND_ATTEMPTS = 5  # a training removes a checkpoint only after it has published a newer one
 MISSING = {  # the end of the message for a checkpoint without those weights
@@ -124,10 +124,13 @@ def open_target(target: Path, weights: Weights, data: str | None, world: World, 
     )
 
 
-def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base: Path = Path()) -> TrainedNet | None:
+def open_checkpoint(
+    path: Path, weights: Weights, data: str | None = None, base: Path = Path(), option: str = "--weights"
+) -> TrainedNet | None:
     """Open the net in one checkpoint file of a run; None if the file was removed after it was found.
 
     data: the dataset to test on; None is the one in the run's config. base: where relative locations of datasets begin.
+    option: the one by which users choose `weights`.
     Raises UserError if the file is damaged, of another run, or has no such weights.
     """
     run = _run_of(path)
@@ -141,7 +144,7 @@ def open_checkpoint(path: Path, weights: Weights, data: str | None = None, base:
     if (other := foreign(state, config, trained)) is not None:
         raise UserError(f"{path} is not of the run {run}: {other}; put it back into its own run folder")
     if key not in state:
-        raise UserError(f"{path} {MISSING[weights]}; use --weights final")
+        raise UserError(f"{path} {MISSING[weights]}; use {option} final")
     net = build(config.arch, classes=classes_of(state[key], path), shortcut=config.shortcut, stride=config.stride)
     load_weights(net, state[key], path)
     return TrainedNet(
@@ -169,7 +172,7 @@ def load_weights(net: ResNet, state: Mapping[str, Tensor], place: Path) -> None:
     Raises UserError, with the first misfit, if the weights do not fit.
     """
     wanted = net.state_dict()
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    missing = [key for key in wanted if key not in state and not key.endswith(BN_COUNTER)]
     unknown = [key for key in state if key not in wanted]
     misshapen = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
     name = net.architecture.name
@@ -184,18 +187,18 @@ def load_weights(net: ResNet, state: Mapping[str, Tensor], place: Path) -> None:
     if misshapen:
         given, needed = (list(weights[misshapen[0]].shape) for weights in (state, wanted))
         raise UserError(f"{misshapen[0]} in {place} is {given} but {name} has {needed}: give the net's own --arch")
-    net.load_state_dict(dict(state), strict=False)  # only num_batches_tracked may be missing
+    net.load_state_dict(dict(state), strict=False)  # only BN_COUNTER may be missing
     net.eval()  # whoever calls the net means its running statistics
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of a state dict's contents, whatever file they came from: names, dtypes, shapes and values.
 
-    num_batches_tracked is left out, because evaluation does not use it and third-party files may lack it.
+    BN_COUNTER is left out, because evaluation does not use it and third-party files may lack it.
     """
     hashed = hashlib.sha256()
     for key in sorted(state):
-        if not key.endswith("num_batches_tracked"):
+        if not key.endswith(BN_COUNTER):
             value = state[key].detach().cpu().contiguous()
             hashed.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
             hashed.update(value.flatten().view(torch.uint8).numpy().tobytes())

@@ -15,31 +15,47 @@ from pipeline.training.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationRequest:
-    """One evaluation of one trained model. Picklable.
+class TestedRun:
+    """A run whose net is tested, and what is to be otherwise than in its own evaluations. Picklable.
 
     Args:
-        model: a run folder, a file in its checkpoints/, or weights from elsewhere, which have mean, std and short side of
-            their own; the three below are a run's.
-        directory: where relative paths begin, those of the run's config too. Absolute.
+        target: the run folder, or a file in its checkpoints/.
         data: the dataset, a folder or a URL; None: the one that the run's config names.
         mean: subtracted from the images; None: the mean of the training dataset.
         std: what the images are divided by; None: nothing.
         short_side: pixels of the resized image's shorter side; None: as the run's own evaluations have it.
-        scores: the score file; None: in the run folder.
-        again: score anew where a score file exists already.
-        threads: of each rank; None: the cores divided among the ranks.
     """
 
-    model: Path | WeightsFile
-    directory: Path
-    protocols: tuple[str, ...] = ("center",)
-    split: str = "val"
+    __test__ = False  # no class of tests, for pytest
+
+    target: Path
     weights: Weights = "final"
     data: str | None = None
     mean: Channels | None = None
     std: Channels | None = None
     short_side: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.std is not None and self.mean is None:
+            raise UserError("--std needs --mean: give both on the 0..255 scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRequest:
+    """One evaluation of one trained model. Picklable.
+
+    Args:
+        model: each kind says its dataset and how its images are prepared.
+        directory: where relative paths begin, those of the run's config too. Absolute.
+        scores: the score file; None: in the run folder.
+        again: score anew where a score file exists already.
+        threads: of each rank; None: the cores divided among the ranks.
+    """
+
+    model: TestedRun | WeightsFile
+    directory: Path
+    protocols: tuple[str, ...] = ("center",)
+    split: str = "val"
     precision: Precision = "float32"
     scores: Path | None = None
     again: bool = False
@@ -51,14 +67,6 @@ class EvaluationRequest:
         assert self.directory.is_absolute(), self.directory
         for name in self.protocols:
             find(name)
-        if isinstance(self.model, WeightsFile) and self.data is None:
-            raise UserError("weights from elsewhere need --data: say what to test them on")
-        own = (self.weights, self.mean, self.std, self.short_side)
-        assert isinstance(self.model, Path) or own == ("final", None, None, None), (
-            "weights from elsewhere have their own"
-        )
-        if self.std is not None and self.mean is None:
-            raise UserError("--std needs --mean: give both on the 0..255 scale")
         if self.scores is not None and (len(self.protocols) > 1 or self.scores.suffix != ".npz"):
             raise UserError("--scores names the one file OUT.npz: give it with one --protocol")
 

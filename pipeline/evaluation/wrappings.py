@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.base.command import UserError, nearest
+from pipeline.models.resnet import BN_COUNTER
 
 DEPTH = 4  # of mappings in mappings: a checkpoint's own, {"state": {"model": ...}}, and some to spare
 # What wrappers put into the middle of names too: torch.compile, activation checkpointing, FSDP.
@@ -49,9 +50,10 @@ class Found:
         return FIRST in self.tensors and any(name.endswith("running_mean") for name in self.tensors)
 
 
-def unwrap(loaded: Any, file: Path, key: str | None = None) -> dict[str, Tensor]:
+def unwrap(loaded: Any, file: Path, key: str | None = None, option: str = "--weights-key") -> dict[str, Tensor]:
     """The net's weights, by torchvision's names, in what a file holds; `key` names one of several sets.
 
+    option: the one by which users give `key`.
     Raises UserError where there is none, where there are several and `key` is None, and where tensors beside the net's may
     belong to it.
     """
@@ -63,15 +65,13 @@ def unwrap(loaded: Any, file: Path, key: str | None = None) -> dict[str, Tensor]
         raise UserError(f"{file} holds no weights '{key}': {nearest(key, list(found))}")
     if key is None and len(nets) > 1:
         places = ", ".join(f"'{place}'" for place in nets)
-        raise UserError(
-            f"{file} holds several sets of weights ({places}): name one by --weights-key {next(iter(nets))!r}"
-        )
+        raise UserError(f"{file} holds several sets of weights ({places}): name one by {option} {next(iter(nets))!r}")
     net = found[key] if key is not None else next(iter(nets.values()))
     if key is None and net.beside:
         more = f" and {len(net.beside) - 1} more" if len(net.beside) > 1 else ""
         raise UserError(
             f"{file} holds more than one net ({net.beside[0]}{more}): to test the weights '{net.place}' alone, give "
-            f"--weights-key {net.place!r}"
+            f"{option} {net.place!r}"
         )
     _check_tensors(net, file)
     return net.tensors
@@ -146,5 +146,5 @@ def _check_tensors(net: Found, file: Path) -> None:
             raise UserError(f"{file} holds a quantised net ({name}): give the weights from before quantisation")
         if not isinstance(value, Tensor):
             raise UserError(f"{name} in {file} is no tensor but {type(value).__name__}: give the state dict of a net")
-        if not value.is_floating_point() and not name.endswith("num_batches_tracked"):
+        if not value.is_floating_point() and not name.endswith(BN_COUNTER):
             raise UserError(f"{name} in {file} holds whole numbers ({value.dtype}): give weights in floating point")

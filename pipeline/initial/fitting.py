@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.base.command import UserError, nearest
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.foreign import shortcut_of
-from pipeline.initial.folding import FIRST, folded
+from pipeline.evaluation.wrappings import FIRST
+from pipeline.initial.folding import folded
 from pipeline.initial.source import Source
 from pipeline.models.architecture import parse_arch
-from pipeline.models.resnet import ResNet, Stride
+from pipeline.models.resnet import BN_COUNTER, ResNet, Stride
 from pipeline.run.config import Config
 from pipeline.training.optimizer import CLASSIFIER
-
-COUNTER = "num_batches_tracked"  # of BN layers: counts updates, and nothing computes with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +34,11 @@ def fit(source: Source, net: ResNet, config: Config, dataset: Dataset) -> Taken:
     """What `net`, which `config` trains on `dataset`, takes of `source`: all but `init_exclude` and a classifier of other
     classes.
 
-    Raises UserError where a pattern of `init_exclude` matches nothing, and where what remains is not the net's, tensor by
-    tensor.
+    Raises UserError where a pattern of `init_exclude` matches nothing, where what remains is not the net's, tensor by tensor,
+    and where `freeze_bn` would freeze a layer that starts at random.
     """
-    wanted = {name: value for name, value in net.state_dict().items() if not name.endswith(COUNTER)}
-    given = {name: value for name, value in source.state.items() if not name.endswith(COUNTER)}
+    wanted = {name: value for name, value in net.state_dict().items() if not name.endswith(BN_COUNTER)}
+    given = {name: value for name, value in source.state.items() if not name.endswith(BN_COUNTER)}
     _check_stride(source, net, config.stride)
     left_out = _excluded(config.init_exclude, [*wanted, *given])
     if reason := classes_differ(source, dataset):
@@ -50,6 +49,8 @@ def fit(source: Source, net: ResNet, config: Config, dataset: Dataset) -> Taken:
     _check_same_tensors(source, config, needed, rest)
     if not needed:
         raise UserError(f"init_exclude leaves nothing of {source.file} to start from: leave init out, or exclude less")
+    if config.freeze_bn:
+        _check_frozen(net, left_out)
     if FIRST in rest and source.convention is not None:
         rest = folded(rest, source.convention)
     tensors = {name: rest[name].to(torch.float32).clone() for name in needed}
@@ -89,6 +90,18 @@ def _matches(pattern: str, name: str) -> bool:
     """Whether a pattern means a tensor: by its name, or by that of a layer or stage around it."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:count]), pattern) for count in range(1, len(parts) + 1))
+
+
+def _check_frozen(net: ResNet, left_out: Mapping[str, str]) -> None:
+    """Raise UserError where a BN layer that freeze_bn keeps as it is would be left as a new net has it."""
+    for layer, module in net.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for name in module.state_dict():
+                if reason := left_out.get(f"{layer}.{name}"):
+                    raise UserError(
+                        f"freeze_bn keeps batch normalization as the weights have it, and {layer}.{name} is not taken of them "
+                        f"({reason}): take it, or leave freeze_bn out"
+                    )
 
 
 def _check_stride(source: Source, net: ResNet, here: Stride) -> None:

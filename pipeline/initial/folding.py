@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pipeline.data.conventions import Convention
-
-FIRST = "conv1.weight"
+from pipeline.evaluation.foreign import for_rgb
+from pipeline.evaluation.wrappings import FIRST
 
 
 def folded(state: Mapping[str, Tensor], convention: Convention) -> dict[str, Tensor]:
@@ -24,9 +24,7 @@ def folded(state: Mapping[str, Tensor], convention: Convention) -> dict[str, Ten
 
     state: by torchvision's names; `conv1.weight` [C, 3, k, k] has its input channels in the convention's order of colours.
     """
-    weight = state[FIRST].double()
-    if convention.colour_order == "BGR":
-        weight = weight.flip(1)
+    weight = for_rgb(state[FIRST], convention).double()
     if convention.std is not None:
         weight = weight / torch.tensor(convention.std, dtype=torch.float64).view(1, 3, 1, 1)
     return {**state, FIRST: weight.to(state[FIRST].dtype)}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -13,9 +11,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pipeline.base.command import UserError, nearest
-from pipeline.base.layout import CONFIG, MODEL, checkpoint_parts
+from pipeline.base.layout import CHECKPOINTS, CONFIG, MODEL, checkpoint_parts
 from pipeline.data.conventions import CONVENTIONS, Convention
-from pipeline.data.storage import open_dataset
+from pipeline.data.storage import location_in, open_dataset
 from pipeline.evaluation.foreign import read_weights
 from pipeline.evaluation.names import Weights
 from pipeline.evaluation.nets import FIND_ATTEMPTS, TrainedNet, classes_of, digest, find_checkpoint, open_checkpoint
@@ -25,6 +23,8 @@ from pipeline.handover.model_folder import has_model, read_model
 from pipeline.run.config import Config
 from pipeline.run.options import load
 from pipeline.training.optimizer import CLASSIFIER
+
+OPTION = "--init-weights"  # which names one of several sets of weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,41 +54,42 @@ class Source:
 def open_source(config: Config, recorded: Path | None = None) -> Source:
     """What `config.init` names. Raises UserError where nothing of the kind is there, or it cannot be used.
 
-    recorded: the checkpoint that this run started from, in an earlier attempt: taken in place of a run's newest, while it is
-    there.
+    recorded: the checkpoint that this run started from, in an earlier attempt: taken in place of a run's newest while the run
+    has it, wherever that lies by now.
     """
     assert config.init is not None
-    if config.init.startswith(PREFIX):
+    if _is_published(config.init):
         return _of_torchvision(config.init, config)
     place = Path(config.init)
-    if not place.exists():
+    if not is_there(config.init):
         raise UserError(
             f"init is '{config.init}', and nothing is there: give a run folder (runs/NAME), a file in its checkpoints, a "
             f"file of weights (.pt, .pth, .safetensors), or {PREFIX}NET"
         )
-    with in_words_of_init():
-        if place.is_dir():
-            return _of_run(place, config, recorded)
-        if checkpoint_parts(place) and (place.absolute().parent.parent / CONFIG).is_file():
-            return _of_checkpoint(place, config)
-        return _of_file(place, config)
+    if place.is_dir():
+        return _of_run(place, config, recorded)
+    if checkpoint_parts(place) and (place.absolute().parent.parent / CONFIG).is_file():
+        return _of_checkpoint(place, config)
+    return _of_file(place, config)
 
 
-@contextmanager
-def in_words_of_init() -> Iterator[None]:
-    """What is refused inside is refused with the options of a training, in place of those of pipeline.evaluate."""
-    try:
-        yield
-    except UserError as error:
-        sentence = (
-            str(error).replace("--weights-key", "--init-weights").replace("use --weights ", "use --init-weights ")
-        )
-        raise UserError(sentence) from None
+def is_there(init: str) -> bool:
+    """Whether something is at the place that `init` names. Weights of torchvision's count: it can be asked for them."""
+    return _is_published(init) or Path(init).exists()
+
+
+def located(init: str, directory: Path) -> str:
+    """`init` for processes with another working directory: a path from `directory` on, or torchvision's name as it is."""
+    return init if _is_published(init) else location_in(directory, init)
+
+
+def _is_published(init: str) -> bool:
+    return init.startswith(PREFIX)
 
 
 def _of_run(folder: Path, config: Config, recorded: Path | None) -> Source:
-    if recorded is not None and recorded.absolute().parent.parent == folder.absolute() and recorded.is_file():
-        return _of_checkpoint(recorded, config)
+    if recorded is not None and (taken := folder / CHECKPOINTS / recorded.name).is_file():  # its name holds its digest
+        return _of_checkpoint(taken, config)
     for _ in range(FIND_ATTEMPTS):
         path = find_checkpoint(folder)
         if (found := _opened(path, config)) is not None:
@@ -112,7 +113,7 @@ def _opened(path: Path, config: Config) -> Source | None:
             f"init_preprocessing is '{config.init_preprocessing}', and {path} is of a run of this pipeline, whose nets all "
             "want their images alike: leave init_preprocessing out"
         )
-    trained = open_checkpoint(path, cast(Weights, weights))
+    trained = open_checkpoint(path, cast(Weights, weights), option=OPTION)
     if trained is None:
         return None
     assert trained.run is not None
@@ -164,7 +165,7 @@ def _of_file(path: Path, config: Config) -> Source:
 
 
 def _in_file(path: Path, config: Config, convention: Convention) -> Source:
-    state = read_weights(path, config.init_weights)
+    state = read_weights(path, config.init_weights, OPTION)
     return Source(
         file=path,
         weights=config.init_weights or "",

@@ -1,11 +1,13 @@
 """Settles what a run starts from, once: the weights that `init` names, or the checkpoint that the run itself has by now.
 
 The weights count by their content: `init_sha256` of what the net takes is part of the run's trajectory, and stands in its
-config.yaml from the first attempt on. A run that has a checkpoint of its own needs its `init` no more.
+config.yaml from the first attempt on. A run that has a checkpoint of its own needs the weights that it started from no more;
+other weights that it is given are read and compared.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,10 +20,10 @@ from pipeline.base.stopping import say
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.nets import digest
 from pipeline.initial.fitting import fit
-from pipeline.initial.source import Source, open_source
+from pipeline.initial.source import Source, is_there, open_source
 from pipeline.models.resnet import build
 from pipeline.process.world import World, on_main
-from pipeline.run.config import Config
+from pipeline.run.config import HOW_TAKEN, Config
 from pipeline.run.folder import read_facts
 from pipeline.run.options import load
 from pipeline.run.starting_point import StartingPoint, starting_point_in
@@ -54,12 +56,10 @@ def settle(config: Config, dataset: Dataset) -> Start:
     if config.init is None:
         return Start(config=config)
     _check_not_itself(config)
-    noted = _noted(config)
-    goes_on = noted is not None and bool(checkpoints_in(config.run_folder / CHECKPOINTS))
-    if goes_on and not Path(config.init).is_file():
-        # Nothing of it is needed any more; and a run that was not finished then may have gone on.
-        return Start(config=replace(config, init_sha256=config.init_sha256 or noted))
-    source = _source(config)
+    noted, source = _noted(config), _source(config)
+    if source is None:
+        assert noted is not None
+        return Start(config=replace(config, init_sha256=config.init_sha256 or noted.init_sha256))
     generator = torch.Generator().manual_seed(config.seed)
     net = build(
         config.arch, classes=dataset.classes, shortcut=config.shortcut, stride=config.stride, generator=generator
@@ -72,7 +72,7 @@ def settle(config: Config, dataset: Dataset) -> Start:
             "the weights that belong to it, or leave init_sha256 out"
         )
     settled = replace(config, init_sha256=sha256)
-    if goes_on:
+    if _goes_on(config, noted):
         return Start(config=settled)
     point = StartingPoint(
         init=config.init,
@@ -91,20 +91,53 @@ def check_source(config: Config) -> None:
     """Raise UserError where the run needs weights to start from, and `settle` would not find them: without its dataset."""
     if config.init is not None:
         _check_not_itself(config)
-        if not checkpoints_in(config.run_folder / CHECKPOINTS):
-            _source(config)
+        _source(config)
 
 
-def _source(config: Config) -> Source:
-    """The weights that `init` names: in an attempt after the first, before there is a checkpoint, those of the first."""
-    before = starting_point_in(read_facts(config.run_folder))
-    return open_source(config, Path(before.file) if before else None)
+def _source(config: Config) -> Source | None:
+    """The weights that `init` names: in an attempt after the first, before there is a checkpoint, those of the first.
+
+    None where they need not be read: the run goes on from a checkpoint of its own, and `init` names what it started from,
+    which may be gone, or a run that was not finished then and has gone on. A file that is still there is read all the same.
+    """
+    assert config.init is not None
+    noted, point = _noted(config), starting_point_in(read_facts(config.run_folder))
+    if noted is not None and _goes_on(config, noted):
+        if _is_the_same(config, noted, point) and not Path(config.init).is_file():
+            return None
+        if not is_there(config.init):
+            raise UserError(
+                f"the run {config.run_folder} started with {_as_options(noted)}, and whether {_as_options(config)} means the "
+                "same weights cannot be told, because they are not there: give the former, whose weights are needed no more"
+            )
+    return open_source(config, Path(point.file) if point else None)
 
 
-def _noted(config: Config) -> str | None:
-    """`init_sha256` of the run that stands in the folder already."""
+def _noted(config: Config) -> Config | None:
+    """The config of the run that stands in the folder already."""
     path = config.run_folder / CONFIG
-    return load(path).init_sha256 if path.is_file() else None
+    return load(path) if path.is_file() else None
+
+
+def _goes_on(config: Config, noted: Config | None) -> bool:
+    """Whether the run in the folder, whose config is `noted`, has started from weights and has a checkpoint of its own."""
+    started = noted is not None and noted.init_sha256 is not None
+    return started and bool(checkpoints_in(config.run_folder / CHECKPOINTS))
+
+
+def _is_the_same(config: Config, noted: Config, point: StartingPoint | None) -> bool:
+    """Whether `init` names the place that the run has noted, and the keys beside it take the same of what is there."""
+    places = [noted.init, *((point.init, point.file) if point else ())]
+    known = {Path(place).resolve() for place in places if place is not None}
+    same = all(getattr(config, key) == getattr(noted, key) for key in HOW_TAKEN)
+    return same and Path(str(config.init)).resolve() in known
+
+
+def _as_options(config: Config) -> str:
+    """`--init runs/x --init-weights ema`, as a command line has them."""
+    given = {"init": config.init} | {key: getattr(config, key) for key in HOW_TAKEN if getattr(config, key)}
+    words = {key: json.dumps(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in words.items())
 
 
 def _check_not_itself(config: Config) -> None:

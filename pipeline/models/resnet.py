@@ -25,6 +25,7 @@ from pipeline.models.pairs import Pairs
 Option = Literal["A", "B", "C"]
 Shortcut = Literal["default"] | Option
 Stride = Literal["paper", "v1.5"]
+BN_COUNTER = "num_batches_tracked"  # a buffer of BN layers: counts updates, and nothing computes with it
 
 
 class ZeroPadShortcut(nn.Module):

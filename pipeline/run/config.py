@@ -22,6 +22,7 @@ from pipeline.base.checkout import DATA
 from pipeline.base.command import UserError, check_at_least, check_without_secrets
 from pipeline.base.output import shown
 from pipeline.data.augment import AugmentConfig
+from pipeline.data.conventions import Origin
 from pipeline.data.dataset import Subtracted
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.mixing import MixingConfig
@@ -50,11 +51,11 @@ TRAJECTORY = 1
 # the last bits only.
 SURROUNDINGS = {"surroundings": True}
 
-# Keys without a meaning where a run starts from random weights.
-ABOUT_INIT = ("init_weights", "init_exclude", "init_preprocessing", "init_sha256", "freeze_bn")
+# How weights are found in what `init` names. Once what was taken has a hash (init_sha256), that hash says all of them.
+HOW_TAKEN = ("init_weights", "init_exclude", "init_preprocessing")
 
-# Whose preprocessing the weights of a file belong to (pipeline/initial/folding.py).
-InitPreprocessing = Literal["ours", "torchvision", "timm", "pycls", "fb", "caffe"]
+# Keys without a meaning where a run starts from random weights.
+ABOUT_INIT = (*HOW_TAKEN, "init_sha256", "freeze_bn")
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST_NAME = 200  # letters: file systems take 255, and some files have the run's name and more
@@ -141,7 +142,7 @@ class Config:
     init: str | None = field(default=None, metadata=SURROUNDINGS)
     init_weights: str | None = None
     init_exclude: tuple[str, ...] = ()
-    init_preprocessing: InitPreprocessing | None = None
+    init_preprocessing: Origin | None = None
     init_sha256: str | None = None
     freeze_bn: bool = False
     shortcut: Literal["default", "A", "B", "C"] = "default"
@@ -287,13 +288,17 @@ class Config:
 def trajectory(config: Config) -> dict[str, Any]:
     """The values that decide what the run computes, as nested dicts of plain values. A run continues only with equal ones.
 
-    Of a run that has not started yet, the name of the weights to start from stands in for their content.
+    Of a run that has not started yet, the name of the weights to start from, and how they are found in it, stand in for their
+    content (`init_sha256`).
     """
     values = to_plain(config)
     for key in dataclasses.fields(config):
         if key.metadata == SURROUNDINGS:
             del values[key.name]
-    if config.init is not None and config.init_sha256 is None:
+    if config.init_sha256 is not None:
+        for name in HOW_TAKEN:
+            del values[name]
+    elif config.init is not None:
         values["init"] = config.init
     if config.schedule.start_lr is not None:  # log points decide when it ends
         values["tracking"] = {"log_every": config.tracking.log_every}
@@ -323,11 +328,11 @@ def departures(old: Config, new: Config) -> list[str]:
     Weights to start from that nobody has read yet (`init` without `init_sha256`) pass for those of the run, if it has any.
     """
     before, now = trajectory(old), trajectory(new)
-    started, starts = (values.pop("init_sha256") for values in (before, now))
     for values in (before, now):
-        values.pop("init", None)
-    unread = new.init is not None and starts is None
-    same = started is not None if unread else started == starts
+        for name in ("init", *HOW_TAKEN, "init_sha256"):
+            values.pop(name, None)
+    unread = new.init is not None and new.init_sha256 is None
+    same = old.init_sha256 is not None if unread else old.init_sha256 == new.init_sha256
     others = [] if same else [f"init: {_start_in_words(old)} -> {_start_in_words(new)}"]
     return [*others, *differences(before, now)]
 

@@ -28,7 +28,7 @@ class WeightAverage:
         """copy: a copy of `model`, on the same device, which becomes the average."""
         assert 0 < decay < 1
         self.model, self.decay, self.updates = copy.eval().requires_grad_(False), decay, 0
-        self.statistics = GroupStatistics(copy, statistics.plan)
+        self.statistics = GroupStatistics(copy, statistics.plan, statistics.frozen)
         self._averages: list[Tensor] = list(copy.parameters())
         self._weights: list[Tensor] = list(model.parameters())
         self._observed = statistics

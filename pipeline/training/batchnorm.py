@@ -77,11 +77,12 @@ class GroupStatistics:
     """The running statistics of this rank's groups, and their average over all groups.
 
     `rows` float32 [local groups, C], on the device; C runs over the mean and variance of every module. Outside the blocks of
-    `group` the content of the modules' buffers has no meaning.
+    `group` the content of the modules' buffers has no meaning. frozen: training leaves the statistics as they are
+    (`freeze_normalization`).
     """
 
-    def __init__(self, model: nn.Module, plan: GroupPlan) -> None:
-        self.plan = plan
+    def __init__(self, model: nn.Module, plan: GroupPlan, frozen: bool = False) -> None:
+        self.plan, self.frozen = plan, frozen
         self.modules = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self.buffers: list[Tensor] = []
         for module in self.modules:
@@ -132,14 +133,14 @@ class GroupStatistics:
         With `bn_group: rank` another number of ranks makes another number of groups: each then starts from the average.
         """
         if len(statistics) != self.plan.groups:
-            statistics = statistics.mean(dim=0).expand(self.plan.groups, -1)
+            statistics = self._average(statistics).expand(self.plan.groups, -1)
         rows_per_group = self.plan.micro_batch * self.plan.ranks_per_group
         first = self.plan.rows.start // rows_per_group
         self.rows.copy_(statistics[first : first + self.plan.local])
 
     def average_into_model(self, statistics: Tensor, iterations: int) -> None:
         """Set the modules' running statistics to the plain average over groups, for evaluation and saving."""
-        self._scatter(statistics.mean(dim=0))
+        self._scatter(self._average(statistics))
         for module in self.modules:
             assert module.num_batches_tracked is not None
             # Updates, not forward passes: the number of these depends on the number of ranks.
@@ -150,6 +151,10 @@ class GroupStatistics:
         statistics = self.all_groups()
         self.average_into_model(statistics, iterations)
         return statistics
+
+    def _average(self, statistics: Tensor) -> Tensor:
+        """[C], of [groups, C]. Frozen rows are equal: the mean of 3 or 8 equal numbers may be another one in its last bit."""
+        return statistics[0] if self.frozen else statistics.mean(dim=0)
 
     def _scatter(self, values: Tensor) -> None:
         pieces = values.to(self.rows.device).split([buffer.numel() for buffer in self.buffers])

@@ -109,7 +109,7 @@ class TrainingStep:
             self.not_compiled = compile_for_training(
                 self.model, example, self.images_dtype, config.precision, config.compile_by, world, meets_others=spans
             )
-        self.statistics = GroupStatistics(self.model, plan)
+        self.statistics = GroupStatistics(self.model, plan, config.freeze_bn)
         self.average = WeightAverage(average, self.model, self.statistics, config.ema_decay) if average else None
         self.reducer = GradientReducer(
             model.parameters(), mode, world, config.gradient_compression, without_ddp=recorder is not None

@@ -10,14 +10,15 @@ import pytest
 from launch import ray_train, slurm
 from launch.ranks.work import Evaluation, Training
 from pipeline.base.command import UserError
-from pipeline.evaluation.request import EvaluationRequest
+from pipeline.evaluation.request import EvaluationRequest, TestedRun
 from pipeline.run.config import Config
 from tests.helpers import ROOT
 
 
 @pytest.mark.parametrize(("asked", "settled"), [("auto", "cuda"), ("cpu", "cpu"), ("cuda", "cuda")])
 def test_the_device_is_settled_where_it_was_left_open(asked: str, settled: str) -> None:
-    request = EvaluationRequest(model=Path("runs/run"), directory=Path("/here"), protocols=("ten-crop",), device=asked)
+    model = TestedRun(target=Path("runs/run"))
+    request = EvaluationRequest(model=model, directory=Path("/here"), protocols=("ten-crop",), device=asked)
     evaluation = Evaluation(request, Path("/here/runs/run"), "data").settled("cuda")
     assert (evaluation.device, evaluation.request.protocols, evaluation.data) == (settled, ("ten-crop",), "data")
     training = Training(Config(device=asked, batch=64)).settled("cuda")

@@ -112,7 +112,9 @@ def test_all_protocols_take_a_convention(
 def test_a_net_that_takes_bgr_gets_it(tmp_path: Path) -> None:
     theirs = torchvision.models.resnet18(num_classes=CLASSES).eval()
     torch.save(theirs.state_dict(), tmp_path / "net.pth")
-    subject = open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet18", convention=PYCLS), tmp_path)
+    subject = open_weights(
+        WeightsFile(file=tmp_path / "net.pth", arch="resnet18", convention=PYCLS, data=str(tmp_path))
+    )
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(subject.net(images), theirs(images.flip(1)))
@@ -122,7 +124,9 @@ def test_a_net_that_takes_bgr_gets_it(tmp_path: Path) -> None:
 def test_caffes_stem_pools_without_padding(tmp_path: Path) -> None:
     """At 224 the map is 56 x 56 either way, of other windows: 0..2 first, and the last one cut off."""
     torch.save(build("resnet18", classes=CLASSES).state_dict(), tmp_path / "net.pth")
-    subject = open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet18", convention=CAFFE), tmp_path)
+    subject = open_weights(
+        WeightsFile(file=tmp_path / "net.pth", arch="resnet18", convention=CAFFE, data=str(tmp_path))
+    )
     maps = torch.randn(1, 2, 112, 112)
     pooled = subject.net.maxpool(maps)
     expected = torch.full((1, 2, 56, 56), -torch.inf)
@@ -166,7 +170,9 @@ def test_files_of_pycls_are_read(tmp_path: Path, wrap) -> None:  # type: ignore[
 def test_the_weights_show_their_shortcuts(tmp_path: Path, arch: str, shortcut: str) -> None:
     net = build(arch, classes=CLASSES, shortcut=shortcut)  # type: ignore[arg-type]
     torch.save(net.state_dict(), tmp_path / "net.pth")
-    subject = open_weights(WeightsFile(file=tmp_path / "net.pth", arch=arch, convention=TORCHVISION), tmp_path)
+    subject = open_weights(
+        WeightsFile(file=tmp_path / "net.pth", arch=arch, convention=TORCHVISION, data=str(tmp_path))
+    )
     assert digest(subject.net.state_dict()) == digest(net.state_dict())
 
 
@@ -261,5 +267,5 @@ def test_a_request_holds_the_convention(tmp_path: Path, odd: Dataset, net: nn.Mo
     torch.save(net.state_dict(), tmp_path / "net.pth")
     words = ["--weights", tmp_path / "net.pth", "--data", odd.folder, "--arch", "resnet8", "--preprocessing", "caffe"]
     request = read_request([*map(str, words), "--std", "2,3,4"])
-    assert isinstance(request.model, WeightsFile) and request.mean is None and request.weights == "final"
+    assert isinstance(request.model, WeightsFile) and request.model.data == str(odd.folder)
     assert request.model.convention.mean == CAFFE.mean and request.model.convention.std == (2, 3, 4)

@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 
 from pipeline.base.command import UserError
-from pipeline.data.conventions import OURS
 from pipeline.data.dataset import Dataset
 from pipeline.data.storage import open_dataset
 from pipeline.evaluate import evaluate, read_request
-from pipeline.evaluation.foreign import WeightsFile
-from pipeline.evaluation.request import EvaluationRequest
+from pipeline.evaluation.request import EvaluationRequest, TestedRun
 from tests.pipeline.evaluation.nets_and_images import Run, changed_copy, figures, name_data, write_run
 
 
@@ -31,7 +29,7 @@ def test_relative_paths_begin_where_they_were_typed(
     monkeypatch.chdir(tmp_path / "typed")
     request = read_request(["runs/one", "--split", "train", "--threads", "1", "--scores", "out.npz", "--json"])
     sent = pickle.loads(pickle.dumps(request))
-    assert sent == request and (sent.model, sent.base) == (Path("runs/one"), Path())
+    assert sent == request and (sent.model, sent.base) == (TestedRun(target=Path("runs/one")), Path())
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert sent.base == tmp_path / "typed"
     assert evaluate(sent) == 0
@@ -56,20 +54,20 @@ def test_each_dataset_is_opened_once(
     assert opened == [str(other.folder), str(few_of_ten_classes.folder)]
 
 
-RUN = EvaluationRequest(model=Path("runs/one"), directory=Path("/"))
-FILE = replace(RUN, model=WeightsFile(file=Path("net.pt"), arch="resnet8", convention=OURS), data="data")
+RUN = EvaluationRequest(model=TestedRun(target=Path("runs/one")), directory=Path("/"))
 
 
 @pytest.mark.parametrize(
     ("request_", "changes", "sentence"),
     [
         (RUN, {"protocols": ("tencrop",)}, "there is no protocol 'tencrop'"),
-        (RUN, {"std": (1.0, 1.0, 1.0)}, "--std needs --mean"),
+        (RUN.model, {"std": (1.0, 1.0, 1.0)}, "--std needs --mean"),
         (RUN, {"scores": Path("out.txt")}, "--scores names the one file"),
         (RUN, {"scores": Path("out.npz"), "protocols": ("center", "ten-crop")}, "give it with one --protocol"),
-        (FILE, {"data": None}, "need --data"),
     ],
 )
-def test_a_request_checks_itself(request_: EvaluationRequest, changes: dict[str, Any], sentence: str) -> None:
+def test_a_request_checks_itself(
+    request_: EvaluationRequest | TestedRun, changes: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(UserError, match=sentence):
         replace(request_, **changes)

@@ -73,7 +73,7 @@ def wrapped(state: dict[str, torch.Tensor]) -> dict[str, Any]:
 def test_every_wrapping_gives_the_same_weights(tmp_path: Path, published: torch.nn.Module, wrapping: str) -> None:
     state = published.state_dict()
     torch.save(wrapped(state)[wrapping], tmp_path / "net.pth")
-    subject = open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet8", convention=OURS), tmp_path)
+    subject = open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet8", convention=OURS, data=str(tmp_path)))
     assert subject.weights_sha256 == digest(state)
     assert (subject.classes, subject.crop, subject.short_side, subject.run) == (CLASSES, 32, 32, None)
 
@@ -91,7 +91,9 @@ def test_torchvisions_weights_give_torchvisions_answers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.resnet50(num_classes=11).eval()
     torch.save(theirs.state_dict(), tmp_path / "net.pth")
-    subject = open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet50", convention=TORCHVISION), tmp_path)
+    subject = open_weights(
+        WeightsFile(file=tmp_path / "net.pth", arch="resnet50", convention=TORCHVISION, data=str(tmp_path))
+    )
     assert (subject.short_side, subject.crop) == (256, 224)
     images = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
@@ -171,10 +173,10 @@ WRAPPED = {
 def test_a_wrapped_net_answers_as_the_net_does(tmp_path: Path, wrapping: str) -> None:
     net = torchvisions()
     torch.save(WRAPPED[wrapping](net), tmp_path / "net.pth")
-    file = WeightsFile(file=tmp_path / "net.pth", arch="resnet18", convention=TORCHVISION)
+    file = WeightsFile(file=tmp_path / "net.pth", arch="resnet18", convention=TORCHVISION, data=str(tmp_path))
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(open_weights(file, tmp_path).net(images), net(images))
+        assert torch.equal(open_weights(file).net(images), net(images))
 
 
 SEVERAL = {
@@ -238,7 +240,9 @@ def test_what_is_refused_says_why(tmp_path: Path, kind: str) -> None:
     make, sentence = REFUSED[kind]
     torch.save(make(), tmp_path / "net.pth")
     with pytest.raises(UserError, match=sentence):
-        open_weights(WeightsFile(file=tmp_path / "net.pth", arch="resnet18", convention=TORCHVISION), tmp_path)
+        open_weights(
+            WeightsFile(file=tmp_path / "net.pth", arch="resnet18", convention=TORCHVISION, data=str(tmp_path))
+        )
 
 
 @pytest.mark.filterwarnings("ignore")  # pickle looks through all modules for what a quantised tensor names
@@ -273,6 +277,9 @@ def test_mistakes_get_one_sentence(
     (tmp_path / "code.pt").write_bytes(pickle.dumps(Malicious(), protocol=2))
     torch.save({"state_dict": {"fc.bias": [1, 2]}}, tmp_path / "lists.pt")
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "no-fc.pt")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("arch: resnet8\ndata: data\n")
     seven = tmp_path / "seven.pt"
     torch.save(varied_resnet("resnet8", 7, torch.randn(4, 3, 32, 32)).state_dict(), seven)
     common = ["--data", tiny.folder, "--arch", "resnet8", "--split", "train", "--scores", tmp_path / "out.npz"]
@@ -287,6 +294,9 @@ def test_mistakes_get_one_sentence(
         ),
         (["--weights-file", tmp_path / "page.pt", *common], "page.pt .* \\(it is damaged or of another format"),
         (["--weights-file", tmp_path / "numbered.pt", *common], "numbered.pt holds no state dict"),
+        (["--weights", run, *common], "run is a run folder, .* give it without --weights"),
+        (["--weights", run / "config.yaml", *common], "config.yaml cannot be read as weights"),
+        (["--weights", tmp_path, *common], "is a folder: give the file"),
         (["--weights-file", good, *common, "--weights", "ema"], "--weights ema goes with a run"),
         ([*common, "--weights", "ema"], "--weights ema goes with a run"),
         ([tmp_path, "--weights", good], "and not both"),

@@ -164,6 +164,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "all of it": ({"init_exclude": ("*",)}, r"leaves nothing of"),
     "a run's images": ({"init_preprocessing": "timm"}, r"of a run of this pipeline.*leave init_preprocessing out"),
+    "frozen at random": (
+        {"init_exclude": ("layer3",), "freeze_bn": True},
+        r"freeze_bn keeps .* and layer3\.0\.bn1\.weight is not taken of them \(init_exclude\): take it, or leave freeze_bn out",
+    ),
     "pinned weights": ({"init_sha256": "0" * 64}, r"has the SHA-256 [0-9a-f]{64}, and init_sha256 is 0000"),
 }
 
@@ -183,6 +187,25 @@ def test_missing_weights_are_refused_in_the_words_of_a_training(config: Config, 
     publish(source / "checkpoints", iteration, state)
     with pytest.raises(UserError, match=r"no moving average.*use --init-weights final"):
         settle(replace(config, init_weights="ema"), Dataset(config.data))
+
+
+def test_a_file_of_several_sets_is_refused_in_the_words_of_a_training(config: Config, tmp_path: Path) -> None:
+    state = build("resnet8", classes=10).state_dict()
+    torch.save({"weights": state, "use --weights ": state}, tmp_path / "two.pth")
+    given = replace(config, init=str(tmp_path / "two.pth"), init_preprocessing="ours")
+    with pytest.raises(
+        UserError, match=r"sets of weights \('weights', 'use --weights '\): name one by --init-weights 'w"
+    ):
+        settle(given, Dataset(config.data))
+
+
+def test_a_file_of_no_weights_is_refused(config: Config, source: Path) -> None:
+    """YAML is among the files at whose first bytes torch's unpickler raises an IndexError."""
+    given = replace(config, init=str(source / "config.yaml"), init_preprocessing="ours")
+    with pytest.raises(
+        UserError, match=r"config\.yaml cannot be read as weights \(it is damaged or of another format\)"
+    ):
+        settle(given, Dataset(config.data))
 
 
 def test_files_of_another_origin(config: Config, tmp_path: Path) -> None:
@@ -271,6 +294,64 @@ def test_with_a_checkpoint_of_its_own_a_run_needs_its_init_no_more(
     other = settle(replace(config, init=str(file), init_preprocessing="ours"), dataset)
     with pytest.raises(UserError, match="was started with other values"):
         check_same(other.config, dataset)
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "a run that is not there": ({"init": "no/such/run"}, r"and whether --init no/such/run means the same weights"),
+    "other weights of what is gone": ({"init_weights": "ema"}, r"means the same.*because they are not there"),
+    "torchvision's": ({"init": "torchvision:resnet18"}, r"the weights .* are not those of resnet8"),
+    "another run": ({"init": "other"}, r"other values \(init: .*SHA-256 .* -> .*SHA-256"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_run_that_goes_on_takes_no_other_init(
+    config: Config, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """Its config.yaml would say that it started from what it never saw."""
+    dataset = Dataset(config.data)
+    first = settle(config, dataset)
+    begin(first.config, first.point and first.point.as_fact())
+    goes_on(config)
+    iteration, state, _ = newest(source)
+    for name in ("config.yaml", "run.json"):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        shutil.copy(source / name, tmp_path / "other" / name)
+    state["model"]["fc.bias"][0] += 1
+    publish(tmp_path / "other" / "checkpoints", iteration, state)
+    shutil.rmtree(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints" / Path(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url).name
+    file.parent.mkdir()
+    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), file)
+    values, sentence = OTHERS[case]
+    with pytest.raises(UserError, match=sentence):
+        check_same(settle(replace(config, **values), dataset).config, dataset)
+
+
+def test_a_run_that_goes_on_takes_its_own_weights_from_elsewhere(config: Config, source: Path, tmp_path: Path) -> None:
+    """Of a run that was moved and has gone on, and of a file: the content counts, and not how it is named."""
+    dataset = Dataset(config.data)
+    first = settle(config, dataset)
+    begin(first.config, first.point and first.point.as_fact())
+    goes_on(config)
+    file = tmp_path / "same.safetensors"
+    iteration, state, _ = newest(source)
+    save_file({name: value.contiguous() for name, value in state["model"].items()}, file)
+    moved = source.rename(source.with_name("moved"))
+    state |= {"iteration": iteration + 1, "model": {name: value + 1 for name, value in state["model"].items()}}
+    publish(moved / "checkpoints", iteration + 1, state)
+    same: list[dict[str, Any]] = [
+        {"init": str(moved)},
+        {"init": str(file), "init_preprocessing": "ours"},
+        {"init": str(moved), "init_weights": "final"},
+    ]
+    for values in same:
+        again = settle(replace(config, **values), dataset)
+        assert again.config.init_sha256 == first.config.init_sha256 and again.weights is None
+        check_same(again.config, dataset)
+        check_source(replace(config, **values))
 
 
 def test_before_that_a_source_that_is_gone_is_refused(config: Config, source: Path) -> None:

@@ -236,6 +236,32 @@ def test_groups_that_are_ranks_restart_on_another_number_of_them() -> None:
             assert module.running_mean is not None and (module.running_mean == 1.5).all()
 
 
+@pytest.mark.parametrize(("batch", "group"), [(24, 8), (32, 4)])
+def test_frozen_statistics_stay_to_the_bit(batch: int, group: int) -> None:
+    """With 3 and 8 groups, whose float32 mean may differ from the equal numbers that it is of. Reference: the net before."""
+    model, generator = net(torch.float32), torch.Generator().manual_seed(2)
+    for module in batch_norms(model):
+        assert module.running_mean is not None and module.running_var is not None
+        module.running_mean.normal_(generator=generator)
+        module.running_var.uniform_(0.1, 3, generator=generator)
+    before = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
+    equal = torch.cat(list(before.values()))
+    assert not torch.equal(equal.repeat(batch // group, 1).mean(dim=0), equal), "the case shows something"
+    step = step_of(model, plan_groups(batch, group, 0, 1), batch=batch, reduction="auto", freeze_bn=True, ema_decay=0.9)
+    assert step.average is not None
+    images, labels = batches()[0]
+    step.step(images[:batch], labels[:batch], 0.1)
+    for net_of, statistics in ((step.model, step.statistics), (step.average.model, step.average.statistics)):
+        saved = statistics.gather_into_model(1)
+        state = net_of.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in before.items())
+        other = GroupStatistics(net_of, plan_groups(batch, "rank", 0, 1), frozen=True)  # another number of groups
+        other.load_all_groups(saved)
+        other.gather_into_model(1)
+        assert all(torch.equal(state[name], value) for name, value in before.items())
+    step.close()
+
+
 def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
