@@ -128,8 +128,9 @@ _resnets_values() { # $1: command, $2: option, or `word` for its words
         *' --arch') echo 'resnet18 resnet34 resnet50 resnet101 resnet152 resnet8 resnet14 resnet20 resnet32 resnet44 resnet56 resnet110 resnet1202 plain18 plain34 plain8 plain14 plain20 plain32 plain44 plain56 plain110 plain1202' ;;
         *' --model') echo 'resnet18 resnet34 resnet50 resnet101 resnet152 resnet8 resnet14 resnet20 resnet32 resnet44 resnet56 resnet110 resnet1202 plain18 plain34 plain8 plain14 plain20 plain32 plain44 plain56 plain110 plain1202' ;;
         *' --data') echo 'datasets' ;;
-        *' --init_preprocessing') echo 'ours torchvision timm pycls fb caffe' ;;
-        *' --init-preprocessing') echo 'ours torchvision timm pycls fb caffe' ;;
+        *' --init') echo 'runs' ;;
+        *' --init_preprocessing') echo 'torchvision timm pycls fb caffe ours' ;;
+        *' --init-preprocessing') echo 'torchvision timm pycls fb caffe ours' ;;
         *' --freeze_bn') echo 'true false' ;;
         *' --freeze-bn') echo 'true false' ;;
         *' --shortcut') echo 'default A B C' ;;

@@ -32,6 +32,7 @@ COMPLETED = {
         "configs/imagenet_fast.yaml",
     ],
     "python launch/local.py --data ": ["data/small"],
+    "python launch/local.py --init ": ["runs/a", "runs/b"],
     "python launch/local.py --batch ": [],
     "./launch/slurm.py --parti": ["--partition"],
     ".venv/bin/python -u /some/where/launch/ray_train.py --work": ["--workers"],

@@ -84,7 +84,7 @@ class Config:
         init_preprocessing: the images that the weights of a file have learned from, by the name of who trained them; of a run
             it is known. "ours": RGB, 0..255, minus the mean, as in files that pipeline.export wrote.
         init_sha256: the SHA-256 of what was taken from init, noted when the run starts. The weights count by it, not by their
-            place. Where you give it, other weights are refused.
+            place, nor by the three keys above. Where you give it, other weights are refused.
         freeze_bn: whether batch normalization goes on with the statistics, scales and shifts of init, unchanged by training;
             recompute_bn_images then recomputes nothing.
         shortcut: A zero-padded identity, B projection where dimensions change, C projection everywhere; default: the paper's.

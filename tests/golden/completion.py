@@ -222,6 +222,7 @@ def _values_of_keys() -> Iterator[tuple[str, str]]:
     yield "--arch", nets
     yield "--model", nets
     yield "--data", "datasets"
+    yield "--init", "runs"
     for key, choices in _choices(Config):
         for option in dict.fromkeys((f"--{key}", f"--{key.replace('_', '-')}")):
             yield option, " ".join(choices)

@@ -223,6 +223,15 @@ def test_files_of_another_origin(config: Config, tmp_path: Path) -> None:
         settle(replace(named, arch="resnet50"), Dataset(config.data))
 
 
+def test_torchvisions_bottlenecks_need_no_shortcut(config: Config, tmp_path: Path) -> None:
+    """As the pages say: from 50 layers on, the paper's own option (B) is torchvision's."""
+    file = tmp_path / "resnet50.pth"
+    torch.save(torchvision.models.resnet50(num_classes=10).state_dict(), file)
+    given = replace(config, init=str(file), arch="resnet50", stride="v1.5", init_preprocessing="torchvision")
+    start = settle(given, Dataset(config.data))
+    assert start.point is not None and not start.point.left_out
+
+
 def test_published_weights_by_name(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that torchvision keeps in torch.hub's folder: by its convention, which folds them as a file's."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
