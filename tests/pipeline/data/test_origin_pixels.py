@@ -109,7 +109,6 @@ def test_opencvs_pixels_are_the_formulas(images: list[bytes]) -> None:
             np.testing.assert_allclose(centre(encoded, convention), expected, atol=0.01)
 
 
-@pytest.mark.skipif(origins.opencv() is None, reason="OpenCV is not installed")
 def test_opencvs_pixels_are_opencvs(images: list[bytes]) -> None:
     for encoded in images:
         np.testing.assert_allclose(centre(encoded, PYCLS), denormalized(origins.pycls_crop(encoded, 72, 64)), atol=0.01)
