@@ -20,8 +20,14 @@ def epoch(iteration: int, batch: int, images: int) -> float:
 
 
 def epoch_of(iteration: int, iterations: int, batch: int, images: int) -> str:
-    """`3.2 of 90`: the epoch of `iteration`, and how many a training of `iterations` updates has."""
-    return f"{epoch(iteration, batch, images):,.1f} of {float(f'{epoch(iterations, batch, images):.3g}'):,.12g}"
+    """`3.2 of 90`: the epoch of `iteration`, and how many a training of `iterations` updates has, with equally many decimals.
+
+    One decimal; below 10 epochs as many as give the whole three digits: `0.89 of 1.78`.
+    """
+    whole = epoch(iterations, batch, images)
+    decimals = max(1, 2 - math.floor(math.log10(whole)))
+    # The whole goes without zeros at its end: 90, not 90.0.
+    return f"{epoch(iteration, batch, images):,.{decimals}f} of {float(f'{whole:.{decimals}f}'):,.12g}"
 
 
 def seconds_left(iteration: int, iterations: int, batch: int, images_per_second: float) -> float:

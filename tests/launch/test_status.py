@@ -57,8 +57,8 @@ def test_the_epoch_is_shown_where_the_dataset_is_at_hand(
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     found = status.read(run)
     status.show_status(found)
-    assert "72 of 113 (epoch 3.2 of 5.02)" in capsys.readouterr().out
-    assert status.figures(found)["epoch"] == "3.2 of 5.02"
+    assert "72 of 113 (epoch 3.20 of 5.02)" in capsys.readouterr().out
+    assert status.figures(found)["epoch"] == "3.20 of 5.02"
     (run / "config.yaml").write_text(to_yaml(Config(data="s3://nowhere/data", iterations=113, batch=64)))
     assert status.read(run).epoch is None
 

@@ -160,4 +160,15 @@ def test_a_recipe_for_far_more_images_is_warned_of() -> None:
 def test_epochs_are_shown(demo: list[str], digits: Path) -> None:
     line = training_line([*demo, "--epochs", "5"])
     assert f"{digits} (1,442 images, 10 classes), 5 epochs, into demo/runs/resnet14-seed0" in line
-    assert epoch_of(72, 113, 64, IMAGES) == "3.2 of 5.02" and epoch_of(0, 600_000, 256, 1_281_167) == "0.0 of 120"
+    assert epoch_of(72, 113, 64, IMAGES) == "3.20 of 5.02" and epoch_of(0, 600_000, 256, 1_281_167) == "0.0 of 119.9"
+    assert epoch_of(450_456, 450_456, 256, 1_281_167) == "90.0 of 90"
+
+
+@pytest.mark.parametrize(
+    ("iterations", "batch", "images"), [(40, 64, 1442), (3, 16, 90_000), (7, 1000, 333), (64_000, 128, 7)]
+)
+def test_no_epoch_is_above_the_last_one(iterations: int, batch: int, images: int) -> None:
+    """40 x 64 / 1442 = 1.775: it was `1.8 of 1.78`."""
+    for iteration in range(max(0, iterations - 5), iterations + 1):
+        at, whole = epoch_of(iteration, iterations, batch, images).replace(",", "").split(" of ")
+        assert float(at) <= float(whole) and (iteration < iterations or float(at) == float(whole) > 0)
