@@ -16,6 +16,7 @@ from data_prep.sources import Listing
 from data_prep.workers import Advance, run_tasks
 from data_prep.workspace import PARTIAL, check_destination, locked_workspace, publish, recover, writing_into
 from pipeline.base.command import UserError
+from pipeline.base.output import shown
 from pipeline.data.dataset import MANIFEST, STATISTICS, ClassInfo, Dataset
 
 SHOWN = 20  # lines of a long list that are printed
@@ -125,6 +126,6 @@ def shard_or_unreadable(workspace: Path, task: ShardTask, advance: Advance) -> t
 
 
 def with_list(heading: str, lines: Sequence[str]) -> str:
-    """Return a message: the heading, below it the first SHOWN lines and the number of the others."""
+    """Return a message: the heading, below it the first SHOWN lines, as one line each, and the number of the others."""
     more = [f"and {len(lines) - SHOWN:,} more"] if len(lines) > SHOWN else []
-    return "\n  ".join([heading, *lines[:SHOWN], *more])
+    return "\n  ".join([heading, *map(shown, lines[:SHOWN]), *more])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,13 +14,19 @@ from typing import IO, Any
 import yaml
 
 from pipeline.base.command import UserError
+from pipeline.base.regular import kind_of
 
 TEMPORARY_SUFFIX = ".tmp"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file that appears under its name only when it is complete and on the disk; an exception leaves no file."""
+    """Write a file that appears under its name only when it is complete and on the disk; an exception leaves no file.
+
+    Raises OSError also where a device, a FIFO or a socket stands there, or a link to one: a file in its place would take it
+    away, /dev/null from everyone.
+    """
+    check_replaceable(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         with open(temporary, "wb") as file:
@@ -34,6 +41,18 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
 
 
+def check_replaceable(path: Path) -> None:
+    """Raise OSError where something stands at `path`, or where its link leads, that is no file."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # nothing is there; or writing says what is wrong
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.ENXIO, f"it is {kind_of(mode)}, not a file", str(path))
+
+
 def check_room(*paths: Path, size: int = 1) -> None:
     """Find out, before hours of work, whether files of `size` bytes can be written. Makes their folders; leaves no file.
 
@@ -46,8 +65,6 @@ def check_room(*paths: Path, size: int = 1) -> None:
 
 def _try_to_write(path: Path, size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with suppress(_Tried), replacing(path) as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)

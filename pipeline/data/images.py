@@ -97,9 +97,17 @@ def converted(image: Image.Image, data: bytes) -> tuple[Image.Image, str] | None
         done.append("CMYK as RGB")
     if image.mode.startswith("I"):
         done.append("16 bits as 8")
+    return grey_or_rgb(image), ", ".join(done)
+
+
+def grey_or_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image of any mode as 8 bits of grey or RGB, without transparency.
+
+    Raises UnreadableImageError where the pixels have no 8 bits (32), or are no colours (LAB).
+    """
     mode = "L" if image.mode in ("1", "L", "LA") or image.mode.startswith("I") else "RGB"
     try:
-        return eight_bit(image).convert(mode), ", ".join(done)
+        return eight_bit(image).convert(mode)
     except ValueError as error:  # LAB, say
         raise UnreadableImageError(f"its pixels cannot be made RGB ({error})") from None
 

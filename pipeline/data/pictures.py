@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from pipeline.base.command import UserError
 from pipeline.base.cores import available_cores
@@ -17,13 +19,24 @@ from pipeline.data.batch import LoaderConfig
 from pipeline.data.dataset import Split, SplitInfo
 from pipeline.data.failures import failures, header_faults
 from pipeline.data.graphs import Normalization
-from pipeline.data.images import LOSSLESS, LOSSLESS_ENOUGH, UnreadableImageError, converted, decode, encode
+from pipeline.data.images import (
+    LOSSLESS,
+    LOSSLESS_ENOUGH,
+    MAX_SIDE,
+    UnreadableImageError,
+    converted,
+    decode,
+    encode,
+    grey_or_rgb,
+)
 from pipeline.data.loader import evaluation_batches
 from pipeline.data.order import Presentations
 from pipeline.data.plans import evaluation_plan
 from pipeline.data.sample_table import UNLABELLED, sample_dtype
 from pipeline.data.views import CenterCrop
 
+_QUICKLY = {**LOSSLESS, "compress_level": 1}  # zlib's fastest: the bytes stay in memory
+_LOADING = threading.Lock()
 LOADER = LoaderConfig(threads=available_cores(), read_threads=1, decode_on="cpu")
 
 
@@ -45,6 +58,20 @@ class Picture:
         elif image.mode == "CMYK":  # as sharding does: DALI's decoders read its colours in other ways
             encoded = encode(image.convert("RGB"), LOSSLESS_ENOUGH)
         return Picture(encoded, image.height, image.width)
+
+    @staticmethod
+    def of_image(image: Image.Image) -> Picture:
+        """Pillow's image, whose pixels stay as they are, as a PNG. Raises UnreadableImageError."""
+        try:
+            with _LOADING:  # an image may be in a list twice, and Pillow decodes it when its pixels are first asked for
+                image.load()
+        except MemoryError:
+            raise
+        except Exception as error:  # as `decode` of images.py; or the image was closed
+            raise UnreadableImageError(str(error) or type(error).__name__) from None
+        if not 0 < min(image.size) <= max(image.size) <= MAX_SIDE:
+            raise UnreadableImageError(f"it is {image.width} x {image.height} pixels: give 1 to {MAX_SIDE:,} each")
+        return Picture(encode(grey_or_rgb(image), _QUICKLY), image.height, image.width)
 
 
 class Pictures(Split):
@@ -70,9 +97,9 @@ class Pictures(Split):
 
 
 def read_pictures(
-    places: Sequence[Path | bytes], view: CenterCrop, normalization: Normalization
+    places: Sequence[Path | bytes | Image.Image], view: CenterCrop, normalization: Normalization
 ) -> tuple[list[str | None], torch.Tensor]:
-    """Read pictures, files or encoded ones: the reason why one cannot be read, None for others; and the centre crops of these.
+    """Read pictures, files, encoded or decoded ones: why each cannot be read, None for others; and the centre crops of these.
 
     The crops are normalized, in the order of `places`: float32 [pictures that can be read, crop, crop, 3], on the CPU.
     """
@@ -94,8 +121,10 @@ def _sound(read: Sequence[Picture | str]) -> list[Picture]:
     return [one for one in read if isinstance(one, Picture)]
 
 
-def _read(place: Path | bytes) -> Picture | str:
+def _read(place: Path | bytes | Image.Image) -> Picture | str:
     try:
+        if isinstance(place, Image.Image):
+            return Picture.of_image(place)
         return Picture.of(place if isinstance(place, bytes) else read_regular(place))
     except FileNotFoundError:
         return "there is no such file"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.files import replacing
+from pipeline.base.command import UserError
+from pipeline.base.files import check_replaceable, replacing
+from pipeline.base.output import shown
 from pipeline.base.tables import print_table
+from pipeline.data.images import SUFFIXES, UNREAD_SUFFIXES
 from pipeline.handover.prediction import BLOCK, Answer, Prediction, Predictor
 
 Report = Callable[[Prediction], None]  # takes one prediction after the other
@@ -43,6 +47,34 @@ def table(predictor: Predictor) -> Iterator[Report]:
 def _table_rows(prediction: Prediction) -> Iterator[tuple[str, str, str]]:
     for place, answer in enumerate(prediction.answers):
         yield "" if place else prediction.name, answer.name, f"{100 * answer.score:.2f}"
+
+
+def check_csv(file: Path, pictures: Sequence[Path]) -> None:
+    """Raise UserError where a CSV file would take the place of a picture, or of what is no file. Writes nothing."""
+    name = shown(file)
+    if file.suffix.lower() in (*SUFFIXES, *UNREAD_SUFFIXES):
+        raise UserError(
+            f"--csv names the file to write, and {name} is a picture's name: give another, such as answers.csv"
+        )
+    if os.path.exists(file) and any(_are_one(picture, file) for picture in pictures):
+        raise UserError(
+            f"--csv names the file to write, and {name} is one of the pictures: give another, such as answers.csv"
+        )
+    try:
+        check_replaceable(file)
+    except IsADirectoryError:
+        raise UserError(
+            f"--csv names the file to write, and {name} is a folder: give another, such as answers.csv"
+        ) from None
+    except OSError as error:
+        raise UserError(f"--csv {name}: {error.strerror}; --csv - writes to standard output") from None
+
+
+def _are_one(picture: Path, file: Path) -> bool:
+    try:
+        return picture.samefile(file)
+    except OSError:  # a picture that is not there; asking the net says so
+        return False
 
 
 @contextmanager
@@ -85,22 +117,27 @@ class Figures:
     def add(self, prediction: Prediction) -> None:
         if prediction.reason:
             self.unreadable += 1
-            return
-        self.read += 1
+        else:
+            self.read += 1
         if self.listed:
-            answers = [_figures_of(answer) for answer in prediction.answers]
-            self.pictures.append({"picture": prediction.name, "classes": answers})
+            self.pictures.append({"picture": prediction.name, **_outcome_of(prediction)})
 
     def sentence(self, file: str) -> str:
         """What was written to `file`."""
         left = f"; {self.unreadable:,} could not be read" if self.unreadable else ""
-        return f"{file} names what {self.read:,} {'picture shows' if self.read == 1 else 'pictures show'}{left}"
+        return f"{shown(file)} names what {self.read:,} {'picture shows' if self.read == 1 else 'pictures show'}{left}"
 
     def of(self, file: str | None) -> dict[str, Any]:
         """The object. file: of the answers, where they are not in it."""
         if file is None:
             return {**self.net, "pictures": self.pictures}
         return {**self.net, "csv": file, "read": self.read, "unreadable": self.unreadable}
+
+
+def _outcome_of(prediction: Prediction) -> dict[str, Any]:
+    if prediction.reason:
+        return {"error": prediction.reason}
+    return {"classes": [_figures_of(answer) for answer in prediction.answers]}
 
 
 def _figures_of(answer: Answer) -> dict[str, Any]:

@@ -12,18 +12,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.base.command import UserError
+from pipeline.base.command import UserError, check_known
 from pipeline.base.layout import MODEL
+from pipeline.base.output import shown
 from pipeline.data.graphs import Normalization
 from pipeline.data.pictures import read_pictures
 from pipeline.data.views import CenterCrop
 from pipeline.evaluation.inference import inference_net
-from pipeline.evaluation.names import Weights
+from pipeline.evaluation.names import STATE_KEYS, Weights
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.protocols import channels_first, softmax
 from pipeline.handover.model_folder import has_model, read_model
@@ -33,8 +37,9 @@ from pipeline.process.world import open_world
 BLOCK = 64  # pictures in memory at once; the block of the protocol `center`
 TOP = 5  # classes of a picture that are named
 
-# A picture: its file, or the bytes of one.
-Source = str | Path | bytes
+# A picture: its file, the bytes of one, Pillow's image, or RGB pixels uint8 [H, W, 3].
+Source = str | Path | bytes | Image.Image | NDArray[np.uint8]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class Answer(NamedTuple):
@@ -93,9 +98,10 @@ class Predictor:
     def preprocess(self, pictures: Sequence[Source]) -> Tensor:
         """float32 [N, 3, crop, crop] on the CPU: RGB, 0..255, the training mean subtracted. Takes a list of one or more.
 
-        Raises UserError for a picture that cannot be read.
+        Raises UserError for a picture that cannot be read, and for what is no list of pictures.
         """
-        assert not isinstance(pictures, str | bytes | Path) and pictures, "a list of one picture or more"
+        if isinstance(pictures, str | bytes) or not isinstance(pictures, Sequence) or not pictures:
+            raise UserError("preprocess takes a list of one picture or more: write model.preprocess([picture])")
         reasons, crops = self._read(pictures)
         for picture, reason in zip(pictures, reasons, strict=True):
             if reason is not None:
@@ -104,13 +110,21 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Softmax scores float32 [N, classes] on the CPU, of what `preprocess` gives: float32 [N, 3, crop, crop]."""
+        """Softmax scores float32 [N, classes] on the CPU, of what `preprocess` gives: float32 [N, 3, crop, crop].
+
+        Raises UserError for anything else.
+        """
+        if not isinstance(images, Tensor) or images.dtype != torch.float32 or images.ndim != 4 or images.shape[1] != 3:
+            raise UserError(
+                f"the net takes what preprocess gives, float32 [N, 3, {self.trained.crop}, {self.trained.crop}], and this is "
+                f"{_kind(images)}: write model(model.preprocess([picture])), or model.predict(picture)"
+            )
         return self._softmax(images.permute(0, 2, 3, 1)).cpu()
 
     def predict(self, picture: Source, top: int = TOP) -> tuple[Answer, ...]:
         """The `top` classes with the highest scores of one picture, the highest first. For many pictures, `predict_all`.
 
-        Raises UserError where it cannot be read.
+        Raises UserError where it cannot be read, is no picture, or `top` is below 1.
         """
         (prediction,) = self.predict_all([picture], top)
         if prediction.reason:
@@ -120,8 +134,13 @@ class Predictor:
     def predict_all(self, pictures: Iterable[Source], top: int = TOP) -> Iterator[Prediction]:
         """The prediction of each picture, in their order; one that cannot be read does not keep the others from theirs.
 
-        BLOCK pictures are taken at a time: memory does not grow with their number.
+        BLOCK pictures are taken at a time: memory does not grow with their number. Raises UserError for what is no picture,
+        and where `top` is below 1.
         """
+        if isinstance(pictures, str | bytes | Path | Image.Image | np.ndarray):
+            raise UserError("predict_all takes many pictures: for one, write model.predict(picture)")
+        if not isinstance(top, int) or top < 1:
+            raise UserError(f"top is {top}: give how many classes of a picture to name, 1 or more")
         remaining = iter(pictures)
         while block := list(islice(remaining, BLOCK)):
             reasons, crops = self._read(block)
@@ -158,17 +177,18 @@ class Predictor:
 
     def _read(self, pictures: Sequence[Source]) -> tuple[list[str | None], Tensor]:
         view = CenterCrop(short_side=self.trained.short_side, crop=self.trained.crop)
-        places = [Path(picture) if isinstance(picture, str) else picture for picture in pictures]
-        return read_pictures(places, view, Normalization(self.data.mean))
+        return read_pictures([_place(picture) for picture in pictures], view, Normalization(self.data.mean))
 
 
 def open_predictor(
     target: str | Path,
     weights: Weights = "final",
     data: str | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
 ) -> Predictor:
     """What `pipeline.load` does, which says it."""
+    check_known("set of weights", str(weights), STATE_KEYS)
+    check_known("device", str(device), get_args(Device))
     with open_world(device) as world, torch.inference_mode(False):  # whose tensors could not be told from changed ones
         trained = open_target(Path(target), weights, data, world)
     return Predictor(trained, _training_data(trained, data), world.device)
@@ -180,12 +200,43 @@ def _training_data(trained: TrainedNet, data: str | None) -> TrainingData:
     return TrainingData.of(training_dataset(trained), trained.crop, trained.subtracted)
 
 
+def _place(picture: Source) -> Path | bytes | Image.Image:
+    """A picture as it is read. Raises UserError for what is none."""
+    if isinstance(picture, str):
+        return Path(picture)
+    if isinstance(picture, Path | bytes | Image.Image):
+        return picture
+    if (
+        isinstance(picture, np.ndarray)
+        and picture.dtype == np.uint8
+        and picture.ndim == 3
+        and picture.shape[2] == 3
+        and picture.size
+    ):
+        return Image.fromarray(np.ascontiguousarray(picture))
+    several = "; predict_all takes many" if isinstance(picture, list | tuple) else ""
+    raise UserError(
+        f"{_kind(picture)} is no picture: give a path, the bytes of a file, an image of Pillow, or a NumPy array of RGB, uint8 "
+        f"[H, W, 3]{several}"
+    )
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in a few words: `a float32 array [3, 32, 32]`."""
+    if isinstance(value, np.ndarray | Tensor):
+        form = "array" if isinstance(value, np.ndarray) else "tensor"
+        what = f"{str(value.dtype).removeprefix('torch.')} {form} {list(value.shape)}"
+    else:
+        what = type(value).__name__
+    return f"{'an' if what[0] in 'aeio' else 'a'} {what}"
+
+
 def _name(picture: Source) -> str:
-    return "a picture" if isinstance(picture, bytes) else str(picture)
+    return str(picture) if isinstance(picture, str | Path) else "a picture"
 
 
 def _sentence(picture: Source, reason: str) -> str:
-    return f"{_name(picture)} cannot be read ({reason}): give another"
+    return f"{shown(_name(picture))} cannot be read ({reason}): give another"
 
 
 def _are_equal(some: list[tuple[Tensor, int]], others: list[tuple[Tensor, int]]) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from data_prep import shard_imagenet
+from data_prep.prepare import with_list
 from data_prep.verify import verify
 from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
@@ -95,6 +96,13 @@ def test_all_unreadable_images_are_listed(command, source, tmp_path):
     listed = [line for line in done.stderr.splitlines() if line.startswith("  ")]
     assert len(listed) == 21
     assert published(tmp_path / "dataset") == []
+
+
+def test_names_in_a_list_are_one_line_each_and_steer_no_terminal():
+    text = with_list("2 images do not decode", ["a\nerror: b\x1b[31m.jpg: it has no bytes", "c.jpg: it has no bytes"])
+    assert text.split("\n  ") == [
+        "2 images do not decode", "a\\nerror: b\\x1b[31m.jpg: it has no bytes", "c.jpg: it has no bytes",
+    ]  # fmt: skip
 
 
 def test_corrupt_images_left_out_may_be_all_of_a_shard(source, tmp_path):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pipeline
 from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset
 from tests.digit_reader import pixels, write_digit_reader
 from tests.helpers import ROOT
+from tests.images import encode, photograph
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +115,78 @@ def test_mistakes_get_one_sentence(run: Path, tmp_path: Path) -> None:
         model.preprocess([b"no picture"])
     (prediction,) = model.predict_all([b"no picture"])
     assert not prediction.answers and prediction.reason == "it is no picture of a kind that is read here"
-    with pytest.raises(AssertionError, match="a list"):
-        model.preprocess(str(tmp_path))
+
+
+def test_images_of_pillow_and_arrays_are_pictures(run: Path, tmp_path: Path) -> None:
+    """Each gets what a PNG of the same pixels gets, which goes through the decoder of every other file."""
+    model = pipeline.load(run, device="cpu")
+    for number, mode in enumerate(("RGB", "L", "P", "RGBA", "LA", "CMYK", "1", "I;16")):
+        shown = photograph(number, 41, 57)
+        made = (
+            Image.fromarray(np.asarray(shown.convert("L")).astype(np.uint16) * 257)
+            if mode == "I;16"
+            else shown.convert(mode)
+        )
+        seen = shown.convert("L") if mode == "I;16" else made.convert("L" if mode in ("1", "LA") else "RGB")
+        seen.save(tmp_path / f"{number}.png")
+        given: list[Any] = [made, np.asarray(seen.convert("RGB")), tmp_path / f"{number}.png"]
+        assert len({model.predict(picture) for picture in given}) == 1, mode
+        images = model.preprocess(given)
+        assert torch.equal(images[0], images[2]) and torch.equal(images[1], images[2]), mode
+
+
+def test_an_image_that_pillow_has_only_opened_is_a_picture(run: Path, picture: tuple[Path, str]) -> None:
+    model = pipeline.load(run, device="cpu")
+    opened = Image.open(picture[0])
+    predictions = list(model.predict_all([opened] * 70))
+    assert {prediction.answers[0].name for prediction in predictions} == {picture[1]}
+    assert predictions[0].name == "a picture" and predictions[0].picture is opened
+    flipped = np.asarray(Image.open(picture[0]).convert("RGB"))[:, ::-1]  # a view with negative strides
+    assert torch.equal(model.preprocess([flipped]), model.preprocess([np.ascontiguousarray(flipped)]))
+
+
+def test_images_that_cannot_be_read_keep_the_others(run: Path, picture: tuple[Path, str], tmp_path: Path) -> None:
+    whole = encode(photograph(1, 60, 60), quality=95)
+    cut, closed = Image.open(io.BytesIO(whole[: len(whole) // 2])), Image.open(picture[0])
+    closed.close()
+    predictions = list(pipeline.load(run, device="cpu").predict_all([cut, closed, Image.new("F", (4, 4)), picture[0]]))
+    assert [bool(one.reason) for one in predictions] == [True, True, True, False]
+    assert "truncated" in predictions[0].reason and "32 bits" in predictions[2].reason
+
+
+def test_what_is_no_picture_gets_one_sentence(run: Path, picture: tuple[Path, str]) -> None:
+    load: Any = pipeline.load  # all of these are refused by the types, too
+    model, path = load(run, device="cpu"), picture[0]
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: model.predict([path]), "a list is no picture: give a path, .*; predict_all takes many"),
+        (lambda: model.predict(np.zeros((3, 32, 32), np.uint8)), r"a uint8 array \[3, 32, 32\] is no picture"),
+        (lambda: model.predict(np.zeros((32, 32), np.uint8)), r"a uint8 array \[32, 32\] is no picture"),
+        (lambda: model.predict(np.zeros((32, 32, 3))), r"a float64 array \[32, 32, 3\] is no picture"),
+        (lambda: model.predict(np.zeros((0, 32, 3), np.uint8)), r"a uint8 array \[0, 32, 3\] is no picture"),
+        (lambda: model.predict(torch.zeros(3, 32, 32)), r"a float32 tensor \[3, 32, 32\] is no picture"),
+        (lambda: model.predict(None), "a NoneType is no picture"),
+        (lambda: model.predict(path, -1), "top is -1: give how many"),
+        (lambda: model.predict(path, top=0), "top is 0: give how many"),
+        (lambda: next(model.predict_all(str(path))), r"write model\.predict\(picture\)"),
+        (lambda: model.preprocess("a.webp"), r"write model\.preprocess\(\[picture\]\)"),
+        (lambda: model.preprocess(path), r"write model\.preprocess\(\[picture\]\)"),
+        (lambda: model.preprocess([]), "a list of one picture or more"),
+        (
+            lambda: model(torch.zeros(3, 32, 32)),
+            r"float32 \[N, 3, 32, 32\], and this is a float32 tensor \[3, 32, 32\]",
+        ),
+        (lambda: model(torch.zeros(1, 32, 32, 3)), r"this is a float32 tensor \[1, 32, 32, 3\]"),
+        (lambda: model(torch.zeros(1, 3, 32, 32, dtype=torch.int64)), "this is an int64 tensor"),
+        (lambda: model([path]), "this is a list: write model"),
+        (
+            lambda: load(run, weights="foo"),
+            "there is no set of weights 'foo': valid: ema, final, recomputed-bn",
+        ),
+        (lambda: load(run, device="tpu"), "there is no device 'tpu': "),
+    ]
+    for call, sentence in calls:
+        with pytest.raises(UserError, match=sentence):
+            call()
 
 
 def test_importing_the_package_is_quick() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.command import UserError, describe_os_error
-from pipeline.base.files import check_room, read_yaml
+from pipeline.base.files import check_room, read_yaml, write_text
 from pipeline.base.regular import read_regular
 from tests.disks import small_disk
 
@@ -37,6 +37,27 @@ def test_reading_what_is_no_file_ends_at_once_with_a_sentence(tmp_path: Path, ki
     with pytest.raises(OSError) as raised:
         read_regular(tmp_path / "a")
     assert describe_os_error(raised.value), raised.value
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "socket", "device"])
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    stand(kind, tmp_path / "a")
+    before = (tmp_path / "a").lstat()
+    for write in (lambda path: write_text(path, "text"), check_room):
+        with pytest.raises(OSError) as raised:
+            write(tmp_path / "a")
+        assert describe_os_error(raised.value) and str(tmp_path / "a") in str(describe_os_error(raised.value))
+    after = (tmp_path / "a").lstat()
+    assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_file_and_a_link_to_one_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "dangling").symlink_to("nothing")
+    for name in ("a", "link", "dangling", "new"):
+        write_text(tmp_path / name, name)
+        assert (tmp_path / name).read_text() == name
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:

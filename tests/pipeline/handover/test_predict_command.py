@@ -121,15 +121,20 @@ def test_pictures_that_cannot_be_read_do_not_keep_the_others_from_their_names(
     bad = [tmp_path / name for name in ("text.jpg", "missing.jpg", "empty.png", "cut.jpg")]
     code, output, errors = run(made_run, bad[0], pictures / "0001.jpg", *bad[1:], pictures / "0002.jpg", "--json")
     assert code == 2
-    named = [picture["picture"] for picture in figures(output)["pictures"]]
-    assert named == [str(pictures / "0001.jpg"), str(pictures / "0002.jpg")]
+    told = figures(output)["pictures"]
+    named = [picture["picture"] for picture in told]
+    assert named == [str(path) for path in (bad[0], pictures / "0001.jpg", *bad[1:], pictures / "0002.jpg")]
+    assert [set(picture) - {"picture"} for picture in told] == [
+        {"classes"} if path.parent == pictures else {"error"} for path in map(Path, named)
+    ]
+    assert told[2]["error"] == "there is no such file"
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 4 and all(f"error: {path} cannot be read: " in errors for path in bad), errors
     assert "missing.jpg cannot be read: there is no such file" in errors
     assert "text.jpg cannot be read: it is no picture of a kind that is read here" in errors
     assert "Traceback" not in errors
     code, output, errors = run(made_run, tmp_path / "text.jpg", "--json")
-    assert code == 2 and figures(output)["pictures"] == []
+    assert code == 2 and [set(one) for one in figures(output)["pictures"]] == [{"picture", "error"}]
 
 
 def test_a_run_with_its_model_folder_needs_no_dataset(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def gives(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 
 
 def named(output: str) -> list[str]:
-    return [picture["picture"] for picture in figures(output)["pictures"]]
+    return [picture["picture"] for picture in figures(output)["pictures"] if "classes" in picture]
 
 
 @pytest.mark.usefixtures("folder")
@@ -161,7 +162,7 @@ def test_the_csv_has_a_row_for_each_picture_and_rank(made_run: Path, folder: Pat
     expected = [
         {"picture": one["picture"], "rank": str(rank), "class": answer["class"], "score": str(answer["score"]),
          "label": str(answer["label"]), "wnid": answer["wnid"], "error": ""}
-        for one in told for rank, answer in enumerate(one["classes"], 1)
+        for one in told for rank, answer in enumerate(one.get("classes", ()), 1)
     ]  # fmt: skip
     bad = dict.fromkeys(rows[0], "") | {"picture": "text.jpg", "error": "it is no picture of a kind that is read here"}
     assert rows == [*expected[:3], bad, *expected[3:]]
@@ -183,15 +184,35 @@ def test_names_keep_their_bytes_in_a_csv_file(made_run: Path, folder: Path, run:
 
 @pytest.mark.usefixtures("folder")
 def test_mistakes_get_one_sentence_and_leave_no_file(made_run: Path, run: Run) -> None:
+    shutil.copy("a.jpg", "nameless")
+    Path("linked").symlink_to("nameless")
+    os.mkfifo("pipe")
+    Path("node").symlink_to("/dev/null")  # a link, so that a mistake here costs the link
+    before = {path: (path.lstat().st_ino, path.lstat().st_mode) for path in Path().rglob("*")}
     cases = [
         (["a.jpg", "--csv", "-", "--json"], "--csv - and --json both write to standard output: give --csv a file"),
-        (["a.jpg", "--csv", "sub"], "sub: it is a folder, where a file is expected"),
+        (["a.jpg", "--csv", "sub"], "sub is a folder: give another, such as answers.csv"),
+        (["a.jpg", "--csv", "b.jpg"], "b.jpg is a picture's name: give another, such as answers.csv"),
+        (["a.jpg", "--csv", "NEW.PNG"], "NEW.PNG is a picture's name"),
+        (["a.jpg", "--csv", "new.heic"], "new.heic is a picture's name"),
+        (["a.jpg", "nameless", "--csv", "nameless"], "nameless is one of the pictures"),
+        (["a.jpg", "nameless", "--csv", "linked"], "linked is one of the pictures"),
+        (["a.jpg", "--csv", "pipe"], "--csv pipe: it is a FIFO, not a file; --csv - writes to standard output"),
+        (["a.jpg", "--csv", "node"], "--csv node: it is a device, not a file; --csv - writes to standard output"),
+        (["absent.jpg", "--csv", "new/out.csv", "--weights", "ema"], "holds no moving average"),
         (["a.jpg", "--csv", "a.jpg/out.csv"], "a.jpg: it is a file, where a folder is expected"),
     ]
     for arguments, sentence in cases:
         code, _, errors = run(made_run, *arguments)
         assert code == 2 and sentence in errors and "Traceback" not in errors, (arguments, errors)
-    assert not list(Path("sub").glob("*.tmp")) and not list(Path().glob("*.tmp"))
+    assert {path: (path.lstat().st_ino, path.lstat().st_mode) for path in Path().rglob("*")} == before
+
+
+@pytest.mark.usefixtures("folder")
+def test_names_in_messages_are_one_line_and_steer_no_terminal(made_run: Path, run: Run) -> None:
+    code, _, errors = run(made_run, "a\nerror: b\x1b[31m.jpg")
+    assert code == 2
+    assert errors.splitlines()[-1] == "error: a\\nerror: b\\x1b[31m.jpg cannot be read: there is no such file"
 
 
 def test_an_interruption_leaves_no_csv_file(
