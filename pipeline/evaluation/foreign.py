@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.base.command import UserError
 from pipeline.data.conventions import Convention
+from pipeline.evaluation.exports import MEAN_FILE, ExportedMean, ExportedNet
 from pipeline.evaluation.nets import TrainedNet, classes_of, digest, load_weights
 from pipeline.evaluation.wrappings import unwrap
 from pipeline.models.architecture import Architecture, parse_arch
@@ -42,6 +43,7 @@ class WeightsFile:
 
     key: which of the file's weights, where it holds several. convention: of their origin. shortcut: None: as the weights
     have it. stride: None: as the origin has it. short_side, crop: pixels; None: those of the net's family and its origin.
+    exported: what the file says of its net. published: as in `TrainedNet`.
     """
 
     file: Path
@@ -52,6 +54,8 @@ class WeightsFile:
     stride: Stride | None = None
     short_side: int | None = None
     crop: int | None = None
+    exported: ExportedNet | None = None
+    published: str | None = None
 
 
 def open_weights(source: WeightsFile, data: str | Path) -> TrainedNet:
@@ -73,6 +77,7 @@ def open_weights(source: WeightsFile, data: str | Path) -> TrainedNet:
     sha256 = digest(net.state_dict())
     adapt(net, convention)
     short_side, crop = sizes(source)
+    exported = source.exported
     return TrainedNet(
         net=net,
         arch=source.arch,
@@ -88,6 +93,16 @@ def open_weights(source: WeightsFile, data: str | Path) -> TrainedNet:
         short_side=short_side,
         crop=crop,
         convention=convention,
+        mean=_mean_of(exported, source.file) if exported else None,
+        wnids=exported.wnids if exported else None,
+        subtracted=exported.subtract if exported else "mean-image",
+        published=source.published,
+    )
+
+
+def _mean_of(exported: ExportedNet, file: Path) -> ExportedMean:
+    return ExportedMean(
+        sha256=exported.mean_sha256, crop=exported.crop, subtract=exported.subtract, file=file.with_name(MEAN_FILE)
     )
 
 
@@ -123,9 +138,14 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     key: which one, where the file holds several (pipeline/evaluation/wrappings.py). Nothing in the file is executed. Raises
     UserError if it holds no state dict.
     """
+    check_there(path)
+    return unwrap(_load(path), path, key)
+
+
+def check_there(path: Path) -> None:
+    """Raise UserError where there is no file of weights."""
     if not path.is_file():
         raise UserError(f"there is no weights file {path}: give a state dict (.pt, .pth, .safetensors)")
-    return unwrap(_load(path), path, key)
 
 
 def _load(path: Path) -> Any:

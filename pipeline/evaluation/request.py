@@ -26,7 +26,7 @@ class EvaluationRequest:
         mean: subtracted from the images; None: the mean of the training dataset.
         std: what the images are divided by; None: nothing.
         short_side: pixels of the resized image's shorter side; None: as the run's own evaluations have it.
-        scores: the score file; None: in the run folder.
+        scores: the score file; None: in the run folder, or beside the file of weights.
         again: score anew where a score file exists already.
         threads: of each rank; None: the cores divided among the ranks.
     """
