@@ -110,8 +110,9 @@ def exported_net(file: Path) -> ExportedNet | None:
     if MEAN_SHA256 not in found:
         return None
     values = {name: found[name] for name in ExportedNet.__dataclass_fields__ if name in found}
-    with suppress(ValueError):  # read_typed says what does not fit
-        values |= {name: json.loads(values[name]) for name in ("short_side", "crop", "classes", "wnids")}
+    for name in values.keys() & {"short_side", "crop", "classes", "wnids"}:
+        with suppress(ValueError):  # read_typed says what does not fit
+            values[name] = json.loads(values[name])
     return read_typed(ExportedNet, values, f"the metadata of {file}")
 
 
