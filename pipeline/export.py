@@ -25,11 +25,12 @@ from pipeline.base.layout import CONFIG
 from pipeline.base.tables import print_json, print_table
 from pipeline.data.dataset import Dataset
 from pipeline.data.graphs import Normalization
+from pipeline.evaluation.exports import MEAN_FILE, ExportedNet, mean_sha256
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.scores import Scores
 from pipeline.handover.exporting import Deployed, Exported, export
 from pipeline.handover.model_card import known_scores, model_card, summary
-from pipeline.handover.model_folder import CLASSES, MEAN, class_lines, has_model, write_model
+from pipeline.handover.model_folder import CLASSES, class_lines, has_model, write_model
 from pipeline.handover.registry import WEIGHTS_TAG, Entry, Registered, register
 from pipeline.handover.training_data import TrainingData, training_dataset
 from pipeline.process.world import open_world
@@ -54,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = training_dataset(trained)
     data = TrainingData.of(dataset, trained.crop, trained.subtracted)
     module = Deployed(trained.net, Normalization(data.mean), trained.crop, data.classes).eval()
-    exported = [export(module, args.out, name) for name in args.format]
-    with replacing(args.out / MEAN) as file:
+    metadata = facts_of(trained, data).metadata()
+    exported = [export(module, args.out, name, metadata) for name in args.format]
+    with replacing(args.out / MEAN_FILE) as file:
         np.save(file, data.mean, allow_pickle=False)
     write_text(args.out / CLASSES, class_lines(data.classes))
     results = known_scores(trained)
@@ -66,6 +68,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         registered = register_net(trained, module, entry(trained, data, results, args))
     print_result(trained, exported, registered, args)
     return 0
+
+
+def facts_of(trained: TrainedNet, data: TrainingData) -> ExportedNet:
+    """What the weights do not show, and whoever tests them or starts from them must know."""
+    assert trained.run is not None
+    config = load(trained.run / CONFIG)
+    return ExportedNet(
+        arch=trained.arch,
+        stride=config.stride,
+        shortcut=config.shortcut,
+        short_side=trained.short_side,
+        crop=trained.crop,
+        subtract=trained.subtracted,
+        mean_sha256=mean_sha256(data.mean),
+        dataset_sha256=data.sha256,
+        classes=data.classes,
+        wnids=data.wnids,
+    )
 
 
 def write_missing_model(trained: TrainedNet, dataset: Dataset) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from pipeline.data.dataset import Dataset
+from tests.command_lines import checked
 from tests.digit_reader import write_digit_reader
 from tests.helpers import ROOT, wait_for
 from tests.launch.launchers import environment
@@ -88,6 +90,36 @@ def surroundings() -> dict[str, str]:
     return environment({"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""})
 
 
+def commands_of_page() -> list[list[str]]:
+    """The words of all commands, in the order of the page."""
+    blocks = [block for language, block in read(ROOT / "docs/own-pictures.md").blocks if language == "sh"]
+    return [shlex.split(line) for block in blocks for line in block.replace("\\\n", "").splitlines()]
+
+
+def test_both_halves_of_the_page_can_follow_one_another() -> None:
+    """A dataset folder is made once, a run trained once, and what a command reads was made before it."""
+    folders: list[str] = []
+    runs = ["demo/runs/resnet14-seed0"]
+    lines = commands_of_page()
+    for words in lines:
+        options = dict(itertools.pairwise(words))
+        match words[1:]:
+            case ["data_prep/shard_imagenet.py", _, folder, *_]:
+                assert folder not in folders, f"{folder} holds a dataset already"
+                folders.append(folder)
+            case ["launch/local.py", *_]:
+                run = f"runs/{options['--name']}"
+                assert run not in runs, f"{run} holds a run already"
+                assert options["--data"] in folders and options["--init"] in (*runs, "torchvision:resnet50")
+                runs.append(run)
+            case ["-m", "pipeline.predict" | "pipeline.export", run, *_]:
+                assert run == runs[-1]
+    assert (len(lines), len(folders), len(runs)) == (10, 2, 3)
+    text = "\n".join(" ".join(words) for words in lines)
+    count, faults = checked([(line, False) for line in text.splitlines()])
+    assert count == 10 and not list(faults), "each is parsed by its own parser"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # five programs start, two of them import MLflow
 def test_the_five_commands_run_as_they_are_printed(checkout: Path, port: int) -> None:
@@ -118,6 +150,10 @@ def test_the_five_commands_run_as_they_are_printed(checkout: Path, port: int) ->
     assert {"model.onnx", "model.pt2", "model.safetensors"} <= {
         path.name for path in (checkout / "exported/pictures").iterdir()
     }
+
+    second, *_ = commands_of_page()[5:]
+    run(shlex.join(second), checkout)
+    assert len(Dataset(checkout / "data/pictures-224").statistics.mean_image) == 224
 
     browsed(f"{browse} --port {port}", checkout, port)
 

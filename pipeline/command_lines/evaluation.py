@@ -38,7 +38,8 @@ def evaluate_options() -> CommandParser:
         help="of center and ten-crop (default: the run's, the origin's)",
     )
     add("--precision", choices=["float32", "bf16"], default="float32", help="of the net (default float32)")
-    add("--scores", type=Path, metavar="OUT.npz", help="the score file (default: in the run folder)")
+    where = "in the run folder; of weights from elsewhere: beside the file"
+    add("--scores", type=Path, metavar="OUT.npz", help=f"the score file (default: {where})")
     add("--again", action="store_true", help="score anew where a score file exists already")
     parser.add_device_option()
     add("--threads", type=positive, help="CPU threads per rank (default: the cores divided among the ranks)")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.base.command import UserError
 from pipeline.data.dataset import Dataset, Statistics, Subtracted
 from pipeline.data.storage import open_dataset
+from pipeline.evaluation.exports import ExportedMean
 from pipeline.evaluation.nets import TrainedNet
 
 
@@ -14,16 +16,20 @@ from pipeline.evaluation.nets import TrainedNet
 class Datasets:
     """tested: what a model is tested on. training: what it was trained on, or why that cannot be opened.
 
-    subtracted: what of the training dataset is subtracted from the model's images.
+    subtracted: what of the training dataset is subtracted from the model's images. mean: what it must be, where an exported
+    file says so; it may then come from elsewhere.
     """
 
     tested: Dataset
     training: Dataset | UserError
     subtracted: Subtracted = "mean-image"
+    mean: ExportedMean | None = None
 
     @property
     def statistics(self) -> Statistics:
         """Those of the training images: their mean is the model's. Raises UserError where they cannot be read."""
+        if self.mean is not None:
+            return self.mean.statistics(self.tested)
         if isinstance(self.training, UserError):
             raise self.training
         return self.training.statistics.subtracting(self.subtracted)
@@ -35,11 +41,7 @@ def open_datasets(trained: TrainedNet) -> Datasets:
     The classes are compared with those of the training dataset, if that can be read.
     """
     tested = open_dataset(trained.data)
-    if tested.classes != trained.classes:
-        raise UserError(
-            f"{trained.name} has {trained.classes} classes, but the dataset {trained.data} has {tested.classes}: "
-            "give the dataset that the net was trained for"
-        )
+    check_class_count(trained.name, trained.classes, tested, trained.data)
     wnids = [known.wnid for known in tested.manifest.classes]
     if trained.convention is not None and trained.convention.class_order == "wnid" and wnids != sorted(wnids):
         raise UserError(
@@ -49,14 +51,28 @@ def open_datasets(trained: TrainedNet) -> Datasets:
     try:
         training = _training_dataset(trained, tested)
     except UserError as error:
-        return Datasets(tested=tested, training=error, subtracted=trained.subtracted)
-    for label, (known, given) in enumerate(zip(training.manifest.classes, tested.manifest.classes, strict=False)):
-        if known.wnid != given.wnid:
+        return Datasets(tested=tested, training=error, subtracted=trained.subtracted, mean=trained.mean)
+    _check_classes(trained, trained.wnids or [known.wnid for known in training.manifest.classes], wnids)
+    return Datasets(tested=tested, training=training, subtracted=trained.subtracted, mean=trained.mean)
+
+
+def check_class_count(name: str, classes: int, dataset: Dataset, place: str) -> None:
+    """Raise UserError where a net has another number of classes than the dataset in `place`."""
+    if dataset.classes != classes:
+        raise UserError(
+            f"{name} has {classes} classes, but the dataset {place} has {dataset.classes}: "
+            "give the dataset that the net was trained for"
+        )
+
+
+def _check_classes(trained: TrainedNet, known: Sequence[str], given: Sequence[str]) -> None:
+    """Raise UserError where the dataset to test on has other class folders than the one that the net was trained on."""
+    for label, (there, here) in enumerate(zip(known, given, strict=False)):
+        if there != here:
             raise UserError(
-                f"class {label} of the dataset {trained.data} is {given.wnid}, but {trained.name} was trained with "
-                f"{known.wnid}: give a dataset with the same classes in the same order"
+                f"class {label} of the dataset {trained.data} is {here}, but {trained.name} was trained with "
+                f"{there}: give a dataset with the same classes in the same order"
             )
-    return Datasets(tested=tested, training=training, subtracted=trained.subtracted)
 
 
 def on_training_data(trained: TrainedNet, dataset: Dataset) -> bool:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.base.command import UserError
 from pipeline.base.layout import CONFIG
 from pipeline.data.conventions import CONVENTIONS, OURS, PILLOW, TORCHVISION, Convention
-from pipeline.evaluation.foreign import WeightsFile
+from pipeline.data.storage import open_dataset
+from pipeline.evaluation.datasets import check_class_count
+from pipeline.evaluation.exports import ExportedNet, exported_net, is_older_export
+from pipeline.evaluation.foreign import WeightsFile, check_there
 from pipeline.evaluation.published import PREFIX, published, published_as
 from pipeline.models.architecture import parse_arch
 
@@ -26,10 +30,56 @@ def weights_from_elsewhere(place: str, args: Namespace) -> WeightsFile:
         raise UserError("weights from elsewhere need --data: say what to test them on")
     if place.startswith(PREFIX):
         return _of_torchvision(place, args)
+    file = Path(place)
+    check_there(file)
+    if (exported := exported_net(file)) is not None:
+        return _of_export(file, exported, args)
     if args.arch is None:
         raise UserError("a file of weights needs --arch: say which net it is")
-    family = parse_arch(args.arch).family
-    return _weights_file(Path(place), args.arch, _adjusted(_convention(place, family, args), args), args)
+    convention = _convention(place, parse_arch(args.arch).family, args)
+    if convention is OURS:
+        _check_stated(file, args)
+    return _weights_file(file, args.arch, _adjusted(convention, args), args)
+
+
+def _of_export(file: Path, exported: ExportedNet, args: Namespace) -> WeightsFile:
+    """A file that `pipeline.export` wrote: it says itself what its net needs. Raises UserError where the options contradict."""
+    stated = {
+        "preprocessing": OURS.name,
+        "arch": exported.arch,
+        "stride": exported.stride,
+        "short_side": exported.short_side,
+        "crop": exported.crop,
+    }
+    for name, value in stated.items():
+        if (given := getattr(args, name)) not in (None, value):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{file} is an export that states {option} {value}, and not {given}: leave out {option}")
+    own = Namespace(**{**vars(args), **stated})
+    return replace(_weights_file(file, exported.arch, _adjusted(OURS, own), own), exported=exported)
+
+
+def _check_stated(file: Path, args: Namespace) -> None:
+    """Raise UserError where a run's net was exported by others, or before exports said what it needs, and the options do not.
+
+    The images of CIFAR nets are not resized, but by runs such as the demo's: of those only a file that is known to be an
+    export of a run needs the sizes.
+    """
+    architecture = parse_arch(args.arch)
+    resized = architecture.family == "imagenet" or is_older_export(file)
+    needed = ["short_side", "crop"] if resized else []
+    needed += ["stride"] if architecture.block == "bottleneck" else []
+    missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(args, name) is None]
+    if missing:
+        raise UserError(
+            f"{file} does not say {_listed(missing)} of its net, as exports of now do: give {_listed(missing)} as the run's "
+            "config had them, or export the run again"
+        )
+
+
+def _listed(options: Sequence[str]) -> str:
+    *others, last = options
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _check_file(place: str) -> None:
@@ -49,7 +99,9 @@ def _of_torchvision(place: str, args: Namespace) -> WeightsFile:
     if args.preprocessing not in (None, TORCHVISION.name):
         raise UserError(f"{place} wants torchvision's preprocessing: leave out --preprocessing {args.preprocessing}")
     convention = _adjusted(named.convention, args)
-    return _weights_file(named.fetch(), named.arch, convention, args)
+    if not named.is_here:  # a download for nothing is refused before it begins
+        check_class_count(place, named.classes, open_dataset(args.data), args.data)
+    return replace(_weights_file(named.fetch(), named.arch, convention, args), published=named.name)
 
 
 def _weights_file(file: Path, arch: str, convention: Convention, args: Namespace) -> WeightsFile:

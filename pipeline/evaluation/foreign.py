@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pipeline.base.command import UserError
 from pipeline.data.conventions import Channels, Convention
 from pipeline.data.storage import location_in
+from pipeline.evaluation.exports import MEAN_FILE, ExportedMean, ExportedNet
 from pipeline.evaluation.nets import TrainedNet, classes_of, digest, load_weights
 from pipeline.evaluation.wrappings import unwrap
 from pipeline.models.architecture import Architecture, parse_arch
@@ -43,6 +44,7 @@ class WeightsFile:
     convention: of the weights' origin. data: a folder or a URL. key: which of the file's weights, where it holds several.
     shortcut: None: as the weights have it. stride: None: as the origin has it. short_side, crop: pixels; None: those of the
     net's family and its origin.
+    exported: what the file says of its net. published: as in `TrainedNet`.
     """
 
     file: Path
@@ -54,6 +56,8 @@ class WeightsFile:
     stride: Stride | None = None
     short_side: int | None = None
     crop: int | None = None
+    exported: ExportedNet | None = None
+    published: str | None = None
 
     @property
     def mean(self) -> Channels | None:
@@ -84,6 +88,7 @@ def open_weights(source: WeightsFile, base: Path = Path()) -> TrainedNet:
     sha256 = digest(net.state_dict())
     adapt(net, convention)
     short_side, crop = sizes(source)
+    exported = source.exported
     return TrainedNet(
         net=net,
         arch=source.arch,
@@ -99,6 +104,16 @@ def open_weights(source: WeightsFile, base: Path = Path()) -> TrainedNet:
         short_side=short_side,
         crop=crop,
         convention=convention,
+        mean=_mean_of(exported, source.file) if exported else None,
+        wnids=exported.wnids if exported else None,
+        subtracted=exported.subtract if exported else "mean-image",
+        published=source.published,
+    )
+
+
+def _mean_of(exported: ExportedNet, file: Path) -> ExportedMean:
+    return ExportedMean(
+        sha256=exported.mean_sha256, crop=exported.crop, subtract=exported.subtract, file=file.with_name(MEAN_FILE)
     )
 
 
@@ -138,9 +153,14 @@ def read_weights(path: Path, key: str | None = None, option: str = "--weights-ke
     key: which one, where the file holds several (pipeline/evaluation/wrappings.py). option: the one that users name it by.
     Nothing in the file is executed. Raises UserError if it holds no state dict.
     """
+    check_there(path)
+    return unwrap(_load(path), path, key, option)
+
+
+def check_there(path: Path) -> None:
+    """Raise UserError where there is no file of weights."""
     if not path.is_file():
         raise UserError(f"there is no weights file {path}: give a state dict (.pt, .pth, .safetensors)")
-    return unwrap(_load(path), path, key, option)
 
 
 def _load(path: Path) -> Any:

@@ -20,6 +20,7 @@ from pipeline.data.conventions import Convention
 from pipeline.data.dataset import Subtracted
 from pipeline.data.loader import LoaderConfig
 from pipeline.data.storage import location_in
+from pipeline.evaluation.exports import ExportedMean
 from pipeline.evaluation.names import STATE_KEYS, Weights
 from pipeline.models.resnet import BN_COUNTER, ResNet, build
 from pipeline.process.world import World, on_main, sum_over_ranks
@@ -32,6 +33,7 @@ OF_A_RESNET = re.compile(
     r"((layer\d+\.\d+\.)?(conv|bn)\d|layer\d+\.\d+\.downsample\.\d|fc)"
     rf"\.(weight|bias|running_mean|running_var|{BN_COUNTER})"
 )
+INSIDE_FC = re.compile(r"(fc\..+)\.(?:weight|bias)")
 FIND_ATTEMPTS = 5  # a training removes a checkpoint only after it has published a newer one
 MISSING = {  # the end of the message for a checkpoint without those weights
     "recomputed-bn": "holds no weights with recomputed batch normalization statistics: they are made at the end of a training",
@@ -53,6 +55,8 @@ class TrainedNet:
         training_sha256: of that dataset's manifest; None if unknown.
         short_side, crop: pixels of the centre-crop test.
         convention: of third-party weights; None: that of the run.
+        mean, wnids: what an exported file says of the mean and of its class folders; None of other weights.
+        published: the name of weights that somebody publishes, where they were named so: resnet50-IMAGENET1K_V2.
     """
 
     net: ResNet
@@ -70,12 +74,15 @@ class TrainedNet:
     crop: int
     convention: Convention | None = None
     subtracted: Subtracted = "mean-image"
+    mean: ExportedMean | None = None
+    wnids: tuple[str, ...] | None = None
+    published: str | None = None
     loader: LoaderConfig = field(default_factory=LoaderConfig)
 
     @property
     def name(self) -> str:
-        """The name in tables: that of the run folder, or of the file."""
-        return self.run.name if self.run else self.checkpoint.stem
+        """The name in tables: that of the run folder, of published weights, or of the file."""
+        return self.run.name if self.run else self.published or self.checkpoint.stem
 
     @property
     def classes(self) -> int:
@@ -210,8 +217,18 @@ def _run_of(checkpoint: Path) -> Path:
 
 
 def classes_of(state: Mapping[str, Any], place: Path) -> int:
-    """Return the number of classes of the net with these weights. Raises UserError if it has no fc layer."""
+    """Return the number of classes of the net with these weights. Raises UserError if it has no fc layer, or another kind."""
+    if layers := classifier_layers(state):
+        raise UserError(
+            f"the classifier in {place} is not one linear layer with a bias (it has {', '.join(layers)}), as that of every net "
+            "here is: its scores cannot be computed here"
+        )
     bias = state.get("fc.bias")
     if not isinstance(bias, Tensor) or bias.ndim != 1:
         raise UserError(f"the weights in {place} have no fc.bias: they are not those of a net of the ResNet family")
     return len(bias)
+
+
+def classifier_layers(state: Mapping[str, Any]) -> list[str]:
+    """The layers inside a classifier that is not one linear layer: fc.0, fc.3; none of other nets."""
+    return list(dict.fromkeys(match[1] for name in state if (match := INSIDE_FC.fullmatch(name))))

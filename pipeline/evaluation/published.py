@@ -28,9 +28,22 @@ class Published:
     convention: Convention
     enum: Any  # torchvision's WeightsEnum
 
+    @property
+    def name(self) -> str:
+        """The net and its weights, as a file may be called: resnet50-IMAGENET1K_V2."""
+        return f"{self.arch}-{self.enum.name}"
+
+    @property
+    def classes(self) -> int:
+        return len(self.enum.meta["categories"])
+
+    @property
+    def is_here(self) -> bool:
+        return self.file.is_file()
+
     def fetch(self) -> Path:
         """Return the file, which torchvision downloads if it is not there. Raises UserError where that fails."""
-        if not self.file.is_file():
+        if not self.is_here:
             try:
                 self.enum.get_state_dict(progress=False, check_hash=True)
             except (OSError, RuntimeError, HTTPException) as error:  # RuntimeError: another hash than the name's

@@ -47,7 +47,7 @@ class EvaluationRequest:
     Args:
         model: each kind says its dataset and how its images are prepared.
         directory: where relative paths begin, those of the run's config too. Absolute.
-        scores: the score file; None: in the run folder.
+        scores: the score file; None: in the run folder, or beside the file of weights.
         again: score anew where a score file exists already.
         threads: of each rank; None: the cores divided among the ranks.
     """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -84,9 +85,15 @@ def trial_suffix(trained: TrainedNet, dataset: Dataset, protocol: Protocol, sett
 
 
 def score_path(trained: TrainedNet, protocol: str, split: str, trial: str = "") -> Path:
-    """Return the path of a net's score file: in its run folder, or in the working directory if it has none."""
+    """Return the path of a net's score file: in its run folder; of a file of weights beside that file.
+
+    It is in the working directory where nothing can be written beside the file, and of published weights, which lie in a
+    folder of caches.
+    """
     if trained.run is None:
-        return Path(f"{trained.name}-{protocol}-{split}.npz")
+        folder = trained.checkpoint.parent
+        beside = trained.published is None and os.access(folder, os.W_OK)
+        return (folder if beside else Path()) / f"{trained.name}-{protocol}-{split}.npz"
     return score_path_in(trained.run, protocol, split, trained.iteration or 0, trained.weights, trial)
 
 

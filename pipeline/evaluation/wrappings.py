@@ -74,7 +74,7 @@ def unwrap(loaded: Any, file: Path, key: str | None = None, option: str = "--wei
             f"{option} {net.place!r}"
         )
     _check_tensors(net, file)
-    return net.tensors
+    return _with_plain_classifier(net.tensors)
 
 
 def _state_dicts(loaded: Any, place: str = "", depth: int = DEPTH) -> Iterator[tuple[Names, str]]:
@@ -137,6 +137,19 @@ def _usual_name(key: str) -> str:
     for pattern, name in RENAMED:
         key = pattern.sub(name, key)
     return key
+
+
+def _with_plain_classifier(tensors: Names) -> Names:
+    """The net with `fc.1.weight` as `fc.weight`, and its bias, where the classifier holds one linear layer and nothing else.
+
+    People put a Sequential of Dropout and Linear there. Dropout has no tensors, and does nothing in a test.
+    """
+    inside = {name: name.rpartition(".") for name in tensors if name.startswith("fc.")}
+    dimensions = {(layer, kind): getattr(tensors[name], "ndim", 0) for name, (layer, _, kind) in inside.items()}
+    layer = next(iter(inside.values()), ("",))[0]
+    if dimensions != {(layer, "weight"): 2, (layer, "bias"): 1}:
+        return tensors
+    return {f"fc.{inside[name][2]}" if name in inside else name: value for name, value in tensors.items()}
 
 
 def _check_tensors(net: Found, file: Path) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,21 +21,24 @@ from torch import Tensor, nn
 from pipeline.base.command import UserError
 from pipeline.base.files import replacing
 from pipeline.data.graphs import Normalization
+from pipeline.evaluation.exports import CLASSES, json_list
 from pipeline.evaluation.protocols import channels_first
 from pipeline.handover.names import FORMAT_NAMES
 
 TOLERANCE = 1e-5  # of softmax scores; other runtimes order their float32 sums differently
 EXAMPLE_BATCH = 2  # torch.export would treat a batch of 1 as a constant
 CHECKED_BATCHES = (1, 3)
-CLASSES = "classes"  # key of the metadata
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A file format. `content(deployed)` is what the file holds; `read(path, deployed)` is the file as images -> softmax."""
+    """A file format. `read(path, deployed)` is the file as images -> softmax.
+
+    `content(deployed, metadata)` is what the file holds; only model.safetensors has the metadata.
+    """
 
     file: str
-    content: Callable[[Deployed], bytes]
+    content: Callable[[Deployed, Mapping[str, str]], bytes]
     read: Callable[[Path, Deployed], Callable[[Tensor], Tensor]]
 
 
@@ -69,12 +71,15 @@ class Deployed(nn.Module):
         return scores.softmax(dim=1)
 
 
-def export(module: Deployed, folder: Path, name: str) -> Exported:
-    """Write one format into `folder`, read it back and compare. Raises UserError if it differs."""
+def export(module: Deployed, folder: Path, name: str, metadata: Mapping[str, str]) -> Exported:
+    """Write one format into `folder`, read it back and compare. Raises UserError if it differs.
+
+    metadata: what the weights alone do not show (`ExportedNet.metadata`), for model.safetensors.
+    """
     file_format = FORMATS[name]
     path = folder / file_format.file
     folder.mkdir(parents=True, exist_ok=True)
-    content = file_format.content(module)
+    content = file_format.content(module, metadata)
     with replacing(path) as file:
         file.write(content)
     read, difference = file_format.read(path, module), 0.0
@@ -89,15 +94,9 @@ def export(module: Deployed, folder: Path, name: str) -> Exported:
     return Exported(format=name, path=path, difference=difference)
 
 
-def _class_list(module: Deployed) -> str:
-    """The class names as a JSON list: what the metadata of every format holds under CLASSES."""
-    # What is not UTF-8 (a lone surrogate) has no place in the formats: JSON can write it as `\udcff`, as Python does here.
-    return json.dumps(module.classes, ensure_ascii=False).encode(errors="backslashreplace").decode()
-
-
-def _safetensors(module: Deployed) -> bytes:
+def _safetensors(module: Deployed, metadata: Mapping[str, str]) -> bytes:
     state = {key: value.contiguous() for key, value in module.net.state_dict().items()}
-    return safetensors.torch.save(state, metadata={"format": "pt", CLASSES: _class_list(module)})
+    return safetensors.torch.save(state, metadata={**metadata, "format": "pt", CLASSES: json_list(module.classes)})
 
 
 def _read_safetensors(path: Path, module: Deployed) -> Callable[[Tensor], Tensor]:
@@ -114,20 +113,20 @@ def _program(module: Deployed) -> torch.export.ExportedProgram:
     return torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
 
 
-def _torch_export(module: Deployed) -> bytes:
+def _torch_export(module: Deployed, _: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
-    torch.export.save(_program(module), buffer, extra_files={CLASSES: _class_list(module)})
+    torch.export.save(_program(module), buffer, extra_files={CLASSES: json_list(module.classes)})
     return buffer.getvalue()
 
 
-def _onnx(module: Deployed) -> bytes:
+def _onnx(module: Deployed, _: Mapping[str, str]) -> bytes:
     with contextlib.redirect_stdout(io.StringIO()):  # hides the exporter's progress
         program = torch.onnx.export(
             _program(module), (), input_names=["images"], output_names=["scores"], dynamo=True, verbose=False
         )
     assert program is not None
     proto = program.model_proto
-    proto.metadata_props.add(key=CLASSES, value=_class_list(module))
+    proto.metadata_props.add(key=CLASSES, value=json_list(module.classes))
     return proto.SerializeToString()
 
 

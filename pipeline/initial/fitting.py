@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.base.command import UserError, nearest
 from pipeline.data.dataset import Dataset
 from pipeline.evaluation.foreign import shortcut_of
+from pipeline.evaluation.nets import classifier_layers
 from pipeline.evaluation.wrappings import FIRST
 from pipeline.initial.folding import folded
 from pipeline.initial.source import Source
@@ -23,11 +24,15 @@ from pipeline.training.optimizer import CLASSIFIER
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """tensors: float32, by the net's names. left_out: the net's other tensors, each with the reason. of: the net's tensors."""
+    """tensors: float32, by the net's names. left_out: the net's other tensors, each with the reason. of: the net's tensors.
+
+    remark: a clause on what could not be compared; "": nothing.
+    """
 
     tensors: dict[str, Tensor]
     left_out: dict[str, str]
     of: int
+    remark: str = ""
 
 
 def fit(source: Source, net: ResNet, config: Config, dataset: Dataset) -> Taken:
@@ -54,15 +59,20 @@ def fit(source: Source, net: ResNet, config: Config, dataset: Dataset) -> Taken:
     if FIRST in rest and source.convention is not None:
         rest = folded(rest, source.convention)
     tensors = {name: rest[name].to(torch.float32).clone() for name in needed}
+    blind = source.stride is None and net.architecture.block == "bottleneck"
     return Taken(
-        tensors=tensors, left_out={name: left_out[name] for name in wanted if name in left_out}, of=len(wanted)
+        tensors=tensors,
+        left_out={name: left_out[name] for name in wanted if name in left_out},
+        of=len(wanted),
+        remark=f"the stride, which the file does not state, was not compared with '{config.stride}'" if blind else "",
     )
 
 
 def classes_differ(source: Source, dataset: Dataset) -> str | None:
     """How the classes of the weights differ from those of `dataset`, as a clause; None where nothing says that they do."""
     if source.classes is None:
-        return "there is no classifier"
+        layers = classifier_layers(source.state)
+        return f"the classifier there is not one layer but {', '.join(layers)}" if layers else "there is no classifier"
     if source.classes != dataset.classes:
         return f"{source.classes:,} classes there, {dataset.classes:,} here"
     if source.dataset_sha256 == dataset.sha256:
@@ -106,9 +116,8 @@ def _check_frozen(net: ResNet, left_out: Mapping[str, str]) -> None:
 
 def _check_stride(source: Source, net: ResNet, here: Stride) -> None:
     """Raise UserError where the weights are for another stride, which their shapes do not show."""
-    there = source.convention.stride if source.convention else (source.net or {}).get("stride", here)
-    ours = source.convention is not None and source.convention.name == "ours"  # whose files do not say it
-    if there != here and not ours and net.architecture.block == "bottleneck":
+    there = source.stride
+    if there not in (None, here) and net.architecture.block == "bottleneck":
         raise UserError(
             f"the weights in {source.file} are of nets with the stride of '{there}', this run's net has that of "
             f"'{here}', and with these weights it would compute something else: give --stride {there}"

@@ -7,18 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from safetensors import safe_open
 from torch import Tensor
 
 from pipeline.base.command import UserError, nearest
 from pipeline.base.layout import CHECKPOINTS, CONFIG, MODEL, checkpoint_parts
-from pipeline.data.conventions import CONVENTIONS, Convention
+from pipeline.data.conventions import CONVENTIONS, OURS, Convention
 from pipeline.data.storage import location_in, open_dataset
+from pipeline.evaluation.exports import CLASSES, exported_net, metadata_of
 from pipeline.evaluation.foreign import read_weights
 from pipeline.evaluation.names import Weights
-from pipeline.evaluation.nets import FIND_ATTEMPTS, TrainedNet, classes_of, digest, find_checkpoint, open_checkpoint
+from pipeline.evaluation.nets import (
+    FIND_ATTEMPTS,
+    TrainedNet,
+    classes_of,
+    classifier_layers,
+    digest,
+    find_checkpoint,
+    open_checkpoint,
+)
 from pipeline.evaluation.published import PREFIX, published
-from pipeline.handover.exporting import CLASSES
 from pipeline.handover.model_folder import has_model, read_model
 from pipeline.run.config import Config
 from pipeline.run.options import load
@@ -35,7 +42,8 @@ class Source:
     score files name them. iteration: updates that a run had made; None of a file. classes: the rows of the classifier; None
     where there is none.
     convention: how the net wants its images; None of a run, whose nets want them as ours do. net: arch, shortcut and stride
-    of a run's net. dataset_sha256, wnids, names: of the training dataset and its classes, each None where it is not known.
+    of a run's net, also of an exported one. dataset_sha256, wnids, names: of the training dataset and its classes, each None
+    where it is not known.
     """
 
     file: Path
@@ -49,6 +57,15 @@ class Source:
     dataset_sha256: str | None = None
     wnids: tuple[str, ...] | None = None
     names: tuple[str, ...] | None = None
+
+    @property
+    def stride(self) -> str | None:
+        """Of bottlenecks, by what stands beside the weights; None where nothing says it, as of runs' nets without metadata."""
+        if self.net is not None:
+            return self.net["stride"]
+        if self.convention is None or self.convention is OURS:
+            return None
+        return self.convention.stride
 
 
 def open_source(config: Config, recorded: Path | None = None) -> Source:
@@ -156,6 +173,13 @@ def _of_torchvision(name: str, config: Config) -> Source:
 
 
 def _of_file(path: Path, config: Config) -> Source:
+    if exported_net(path) is not None:
+        if config.init_preprocessing not in (None, OURS.name):
+            raise UserError(
+                f"init_preprocessing is '{config.init_preprocessing}', and {path} is an export of this pipeline, whose nets "
+                "all want their images alike: leave init_preprocessing out"
+            )
+        return _in_file(path, config, OURS)
     if config.init_preprocessing is None:
         raise UserError(
             f"nothing says which images the weights in {path} have learned from, and a net that gets others starts from "
@@ -165,25 +189,32 @@ def _of_file(path: Path, config: Config) -> Source:
 
 
 def _in_file(path: Path, config: Config, convention: Convention) -> Source:
-    state = read_weights(path, config.init_weights, OPTION)
+    state, exported = read_weights(path, config.init_weights, OPTION), exported_net(path)
     return Source(
         file=path,
         weights=config.init_weights or "",
         state=state,
         sha256=digest(state),
         iteration=None,
-        classes=classes_of(state, path) if any(name.startswith(CLASSIFIER) for name in state) else None,
+        classes=_classes(state, path),
         convention=convention,
+        net={name: getattr(exported, name) for name in ("arch", "shortcut", "stride")} if exported else None,
+        dataset_sha256=exported.dataset_sha256 if exported else None,
+        wnids=exported.wnids if exported else None,
         names=_names(path),
     )
 
 
+def _classes(state: dict[str, Tensor], path: Path) -> int | None:
+    """The rows of the classifier; None where there is none, or one that no net here has."""
+    if classifier_layers(state) or not any(name.startswith(CLASSIFIER) for name in state):
+        return None
+    return classes_of(state, path)
+
+
 def _names(path: Path) -> tuple[str, ...] | None:
     """The class names in the metadata of a .safetensors file, as pipeline.export writes them."""
-    if path.suffix != ".safetensors":
-        return None
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(CLASSES)
+    text = metadata_of(path).get(CLASSES)
     try:
         names: Any = json.loads(text) if text else None
     except ValueError:

@@ -83,6 +83,7 @@ def settle(config: Config, dataset: Dataset) -> Start:
         taken=len(taken.tensors),
         of=taken.of,
         left_out=taken.left_out,
+        remark=taken.remark,
     )
     return Start(config=settled, weights=taken.tensors, point=point)
 

@@ -20,7 +20,7 @@ class StartingPoint:
     init: as its user named them. file: where they were read. weights: which of a run's, or of the file's ("": its only ones).
     iteration: updates that a run had made; None of a file. sha256: of the weights' contents as they lay there, which score
     files and models call weights_sha256. taken, of: how many of the net's tensors come from there. left_out: the others, each
-    with the reason.
+    with the reason. remark: a clause on what could not be compared; "": nothing.
     """
 
     init: str
@@ -31,6 +31,7 @@ class StartingPoint:
     taken: int
     of: int
     left_out: dict[str, str]
+    remark: str = ""
 
     def __str__(self) -> str:
         """`runs/x (iteration 400, final weights, SHA-256 0123456789abcdef...): 36 of 38 tensors; at random: fc.weight ...`."""
@@ -45,7 +46,8 @@ class StartingPoint:
         when = "" if self.iteration is None else f"iteration {self.iteration:,}, "
         which = f"{self.weights} weights, " if self.weights else ""
         text = f"{name} ({when}{which}SHA-256 {self.sha256[:16]}...): {self.taken} of {self.of} tensors"
-        return f"{text}; at random: {self._left_out()}" if self.left_out else text
+        parts = [text, f"at random: {self._left_out()}" if self.left_out else "", self.remark]
+        return "; ".join(filter(None, parts))
 
     def _left_out(self) -> str:
         """The tensors that were left out, those of one reason together; of many the first and how many more."""

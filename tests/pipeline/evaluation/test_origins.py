@@ -219,6 +219,18 @@ def test_torchvisions_weights_by_name_or_by_their_files_name(
     np.testing.assert_allclose(load(tmp_path / "a.npz").scores.astype(np.float32), expected, atol=1e-3)
 
 
+def test_scores_of_published_weights_have_their_name(
+    tmp_path: Path, odd: Dataset, run_evaluate: Run, hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And lie in the working directory, not in torch.hub's folder of downloads."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--data", odd.folder, "--split", "train", "--crop", 32, "--short-side", 36]
+    code, _, errors = run_evaluate("--weights", "torchvision:resnet18", *words)
+    assert code == 0, errors
+    assert [one.name for one in tmp_path.glob("**/*.npz")] == ["resnet18-IMAGENET1K_V1-center-train.npz"]
+    assert (tmp_path / "resnet18-IMAGENET1K_V1-center-train.npz").is_file()
+
+
 def test_what_leaves_the_convention_open_is_refused(
     tmp_path: Path, odd: Dataset, net: nn.Module, run_evaluate: Run, hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +242,14 @@ def test_what_leaves_the_convention_open_is_refused(
     unordered = changed_copy(odd, tmp_path / "unordered", lambda manifest: manifest["classes"].reverse())
     fewer = changed_copy(
         odd, tmp_path / "fewer", lambda manifest: manifest["classes"].append({**manifest["classes"][-1], "wnid": "z"})
+    )
+
+    thousand = changed_copy(
+        odd,
+        tmp_path / "thousand",
+        lambda manifest: manifest["classes"].extend(
+            {**manifest["classes"][-1], "wnid": f"z{number:03d}"} for number in range(1000 - CLASSES)
+        ),
     )
 
     def unreachable(*_: object, **__: object) -> None:
@@ -249,7 +269,9 @@ def test_what_leaves_the_convention_open_is_refused(
         (["--weights", "torchvision:resnet18/V7", *data], "there is no set of weights of torchvision:resnet18 .*'V7'"),
         (["--weights", "torchvision:resnet18", "--arch", "resnet34", *data], "is no resnet34"),
         (["--weights", "torchvision:resnet18", "--preprocessing", "fb", *data], "wants torchvision's preprocessing"),
-        (["--weights", "torchvision:resnet34", *data], r"no route to host.* download https://\S+resnet34\S+pth .*checkpoints"),
+        (["--weights", "torchvision:resnet34", *data], "torchvision:resnet34 has 1000 classes, but the dataset .* has 6"),
+        (["--weights", "torchvision:resnet34", *data, "--data", thousand.folder],
+         r"no route to host.* download https://\S+resnet34\S+pth .*checkpoints"),
         ([*large, *data, "--preprocessing", "torchvision", "--shortcut", "A"], "leave out --shortcut"),
         (["--weights", big, "--arch", "resnet34", *data, "--preprocessing", "torchvision"], "those of resnet34 .it lacks"),
         ([*small, *data, "--preprocessing", "torchvision", "--data", unordered.folder], "not in the order of their names"),

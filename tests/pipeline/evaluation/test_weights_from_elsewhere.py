@@ -208,6 +208,23 @@ def changed(name: str, other: str, value: Any = None) -> dict[str, Any]:
     return {**state, other: before if value is None else value}
 
 
+def two_layers(net: Any) -> Any:
+    net.fc = nn.Sequential(nn.Linear(512, 8), nn.ReLU(), nn.Linear(8, 5))
+    return net
+
+
+@pytest.mark.parametrize("place", ["alone", "in DataParallel"])
+def test_a_linear_layer_behind_dropout_is_the_classifier(tmp_path: Path, place: str) -> None:
+    """As people save nets with a last layer of their own: Sequential(Dropout, Linear)."""
+    net: Any = torchvisions()
+    net.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, 7))
+    torch.save((net if place == "alone" else nn.DataParallel(net)).state_dict(), tmp_path / "net.pth")
+    file = WeightsFile(file=tmp_path / "net.pth", arch="resnet18", convention=TORCHVISION)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(open_weights(file, tmp_path).net(images), net.eval()(images))
+
+
 REFUSED = {
     "of another family": (
         lambda: changed("fc.weight", "layer1.0.se.weight"),
@@ -217,7 +234,14 @@ REFUSED = {
         lambda: changed("conv1.weight", "conv1.weight_orig"),
         "nor of another net here .it has conv1.weight_orig",
     ),
-    "of another classifier": (lambda: changed("fc.bias", "fc.1.bias"), "have no fc.bias"),
+    "of another classifier": (
+        lambda: changed("fc.bias", "fc.1.bias"),
+        "not one linear layer with a bias .it has fc.1.,",
+    ),
+    "of a classifier of two layers": (
+        lambda: two_layers(torchvisions()).state_dict(),
+        r"the classifier in .* is not one linear layer with a bias .it has fc\.0, fc\.2., as",
+    ),
     "of whole numbers": (
         lambda: changed("conv1.weight", "conv1.weight", torch.ones(64, 3, 7, 7).char()),
         "whole numbers",

@@ -232,6 +232,66 @@ def test_torchvisions_bottlenecks_need_no_shortcut(config: Config, tmp_path: Pat
     assert start.point is not None and not start.point.left_out
 
 
+def export_of(arch: str, stride: str, **further: str) -> dict[str, str]:
+    """The metadata of an exported net of ten digits."""
+    names = json.dumps([str(digit) for digit in range(10)])
+    net = {"arch": arch, "stride": stride, "shortcut": "default", "short_side": "36", "crop": "32"}
+    hashes = {"subtract": "mean-image", "mean_sha256": "0" * 64, "dataset_sha256": "0" * 64}
+    return {**net, **hashes, "classes": names, "wnids": names, **further}
+
+
+def test_the_stride_of_an_export_is_compared(config: Config, tmp_path: Path) -> None:
+    """Its shapes do not show it, and a net of another stride would compute something else with the same 267 tensors."""
+    file, dataset = tmp_path / "model.safetensors", Dataset(config.data)
+    state = {name: value.contiguous() for name, value in build("resnet50", classes=10).state_dict().items()}
+    given = replace(config, init=str(file), arch="resnet50")
+    save_file(state, file, export_of("resnet50", "v1.5"))
+    with pytest.raises(UserError, match=r"stride of 'v1.5', this run's net has that of 'paper'.*give --stride v1.5"):
+        settle(replace(given, init_preprocessing="ours"), dataset)
+    point = settle(replace(given, stride="v1.5"), dataset).point
+    assert point is not None and str(point).endswith("267 of 267 tensors")
+    save_file(state, file)
+    point = settle(replace(given, init_preprocessing="ours"), dataset).point
+    assert point is not None and str(point).endswith(
+        "267 of 267 tensors; the stride, which the file does not state, was not compared with 'paper'"
+    )
+
+
+def test_an_export_tells_its_class_folders_and_its_net(config: Config, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    state = {name: value.contiguous() for name, value in build("resnet8", classes=10).state_dict().items()}
+    given = replace(config, init=str(file))
+    save_file(state, file, export_of("resnet8", "paper", wnids=json.dumps(list("0123456798"))))
+    point = settle(given, Dataset(config.data)).point
+    assert point is not None and set(point.left_out.values()) == {"class 8 is '9' there, '8' here"}
+    with pytest.raises(UserError, match="that run has --arch resnet8, which this one needs too"):
+        settle(replace(given, arch="resnet14"), Dataset(config.data))
+    with pytest.raises(UserError, match=r"is an export of this pipeline.*leave init_preprocessing out"):
+        settle(replace(given, init_preprocessing="timm"), Dataset(config.data))
+
+
+def test_classifiers_of_peoples_own(config: Config, tmp_path: Path) -> None:
+    """One linear layer behind dropout is a classifier as any; of more layers the body alone is taken, and the line says so."""
+    net: Any = torchvision.models.resnet18()
+    given = replace(
+        config, init=str(tmp_path / "net.pth"), init_preprocessing="torchvision", arch="resnet18", shortcut="B"
+    )
+    heads = {
+        "": torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(512, 10)),
+        "7 classes there, 10 here": torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(512, 7)),
+        "the classifier there is not one layer but fc.0, fc.2": torch.nn.Sequential(
+            torch.nn.Linear(512, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
+        ),
+    }
+    for reason, net.fc in heads.items():
+        torch.save(net.state_dict(), tmp_path / "net.pth")
+        start = settle(given, Dataset(config.data))
+        assert start.point is not None and start.weights is not None
+        assert start.point.left_out == (dict.fromkeys(("fc.weight", "fc.bias"), reason) if reason else {})
+        assert torch.equal(start.weights["layer4.1.conv2.weight"], net.layer4[1].conv2.weight)
+        assert reason or torch.equal(start.weights["fc.weight"], net.fc[1].weight)
+
+
 def test_published_weights_by_name(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that torchvision keeps in torch.hub's folder: by its convention, which folds them as a file's."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
