@@ -124,7 +124,7 @@ def test_both_halves_of_the_page_can_follow_one_another() -> None:
 @pytest.mark.timeout(900)  # five programs start, two of them import MLflow
 def test_the_five_commands_run_as_they_are_printed(checkout: Path, port: int) -> None:
     blocks = [block for language, block in read(ROOT / "docs/own-pictures.md").blocks if language == "sh"]
-    prepare, train, predict, export, browse = blocks[0].splitlines()
+    prepare, train, predict, export, browse = blocks[0].replace("\\\n", " ").splitlines()
     prepared = run(prepare, checkout)
     assert re.search(r"\(\d+ JPEG, \d WebP\)", prepared.stderr)
     manifest = Dataset(checkout / "data/pictures").manifest
@@ -168,7 +168,7 @@ def browsed(line: str, folder: Path, port: int) -> None:
         )
     try:
         wait_for(lambda: server.poll() is not None or answers(f"http://127.0.0.1:{port}/health"), "the server", 250)
-        (page,) = re.findall(r"^  demo: (http://\S+)$", log.read_text(), re.MULTILINE)
+        (page,) = re.findall(r"^  pictures: (http://\S+)$", log.read_text(), re.MULTILINE)
         assert answers(page.partition("#")[0])
         os.killpg(server.pid, signal.SIGINT)  # as a terminal does
         server.wait(limit(60))
