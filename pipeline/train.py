@@ -148,7 +148,9 @@ def train(
 
 def warn_of_misfits(config: Config, dataset: Dataset) -> None:
     """Warn of a recipe that was made for far more images than the dataset has, or for a mean image of another size."""
-    sentences = [unlike_means(config, len(dataset.statistics.mean_image))]
+    # The manifest's word: statistics that cannot be read must fail on every rank alike, and this is one rank.
+    side = (dataset.manifest.statistics or {}).get("size")
+    sentences = [] if side is None else [unlike_means(config, side)]
     if train_split := dataset.manifest.splits.get("train"):
         sentences += misfits(config, train_split.samples)
     for sentence in filter(None, sentences):
