@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.base.command import UserError
+from pipeline.base.words import weights_meaning
 from pipeline.data.conventions import CONVENTIONS, OURS, PILLOW, TORCHVISION, Convention
 from pipeline.evaluation.foreign import WeightsFile
 from pipeline.evaluation.published import PREFIX, published, published_as
@@ -24,6 +25,8 @@ def weights_from_elsewhere(place: str, args: Namespace) -> WeightsFile:
         raise UserError("weights from elsewhere need --data: say what to test them on")
     if place.startswith(PREFIX):
         return _of_torchvision(place, args)
+    if not Path(place).exists() and (known := weights_meaning(place, "--preprocessing")):
+        raise UserError(f"--weights is '{place}': {known}")
     if args.arch is None:
         raise UserError("a file of weights needs --arch: say which net it is")
     family = parse_arch(args.arch).family

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.base.command import UserError, nearest
 from pipeline.base.layout import CONFIG, MODEL, checkpoint_parts
+from pipeline.base.words import weights_meaning
 from pipeline.data.conventions import CONVENTIONS, Convention
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.foreign import read_weights
@@ -62,6 +63,8 @@ def open_source(config: Config, recorded: Path | None = None) -> Source:
         return _of_torchvision(config.init, config)
     place = Path(config.init)
     if not place.exists():
+        if known := weights_meaning(config.init, "--init-preprocessing"):
+            raise UserError(f"init is '{config.init}': {known}")
         raise UserError(
             f"init is '{config.init}', and nothing is there: give a run folder (runs/NAME), a file in its checkpoints, a "
             f"file of weights (.pt, .pth, .safetensors), or {PREFIX}NET"
