@@ -124,7 +124,7 @@ def read_weights(path: Path, key: str | None = None) -> dict[str, Tensor]:
     UserError if it holds no state dict.
     """
     if not path.is_file():
-        raise UserError(f"there is no weights file {path}: give a state dict (.pt, .pth, .safetensors)")
+        raise UserError(f"there is no weights file {path}: give a state dict (.pt, .pth, .ckpt, .safetensors)")
     return unwrap(_load(path), path, key)
 
 

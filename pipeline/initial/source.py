@@ -67,7 +67,7 @@ def open_source(config: Config, recorded: Path | None = None) -> Source:
             raise UserError(f"init is '{config.init}': {known}")
         raise UserError(
             f"init is '{config.init}', and nothing is there: give a run folder (runs/NAME), a file in its checkpoints, a "
-            f"file of weights (.pt, .pth, .safetensors), or {PREFIX}NET"
+            f"file of weights (.pt, .pth, .ckpt, .safetensors), or {PREFIX}NET"
         )
     with in_words_of_init():
         if place.is_dir():
