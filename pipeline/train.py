@@ -22,7 +22,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from typing import Any
 
@@ -267,14 +267,29 @@ def print_result(trainer: Trainer, outcome: str, code: int) -> int:
     """Print the closing table on the main rank, and how to go on where the run is not finished; `code`, the exit code."""
     config, progress = trainer.config, trainer.progress
     if trainer.world.is_main:
-        known = {key: title for key, title in ERRORS.items() if key in progress.errors}
-        cells = [f"{progress.errors[key]:.2f}" for key in known]
-        columns = ("net", "iterations", *(f"{title} %" for title in known.values()), "run folder")
-        row = (config.arch, f"{progress.iteration:,} of {config.iterations:,}", *cells, config.run_folder)
-        print_table(f"{config.run_name} {outcome}", columns, [row])
+        columns, row = closing_table(config, progress.iteration, progress.errors, trainer.dataset.classes)
+        print_table(
+            f"{config.run_folder} {outcome}", columns, [row]
+        )  # in the title: a column of it would not fit a terminal
         if code:
             say(last_line(trainer))
     return code
+
+
+def closing_table(
+    config: Config, iteration: int, errors: Mapping[str, float], classes: int
+) -> tuple[list[str], list[str]]:
+    """(columns, row) of the closing table: 80 characters wide at most. errors: in percent, by the keys of ERRORS.
+
+    Among five classes or fewer every answer is within the top five: no column says so.
+    """
+    shown = [key for key in ERRORS if key in errors and (classes > 5 or key != "val_top5")]
+    columns = ["net", "iterations", *(f"{ERRORS[key]} %" for key in shown)]
+    return columns, [
+        config.arch,
+        f"{iteration:,} of {config.iterations:,}",
+        *(f"{errors[key]:.2f}" for key in shown),
+    ]
 
 
 def last_line(trainer: Trainer) -> str:

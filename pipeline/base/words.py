@@ -33,7 +33,39 @@ VALUES = {
     "--device": dict.fromkeys(
         ("gpu", "cuda:0", "0", "cuda:1", "1"), "a GPU is --device cuda here; CUDA_VISIBLE_DEVICES chooses which"
     ),
+    "--loss": {
+        **dict.fromkeys(
+            ("bce", "bce-loss", "bceloss", "bcewithlogits", "bcewithlogitsloss", "binary_cross_entropy", "sigmoid"),
+            "it is --loss binary-cross-entropy here",
+        ),
+        **dict.fromkeys(
+            ("ce", "cross_entropy", "crossentropy", "crossentropyloss", "softmax", "nll"),
+            "it is --loss cross-entropy here",
+        ),
+    },
 }
+
+# Sections of the config, given as options, that mean something else elsewhere.
+SECTIONS = {"checkpoint": "to start from its weights, give --init PATH"}
+
+_NET = r"(?P<net>resnet(?:18|34|50|101|152))"
+_OF_TORCHVISION = (  # ResNet50_Weights.IMAGENET1K_V2, and without torchvision's prefix: resnet50, resnet50/IMAGENET1K_V2
+    re.compile(rf"(?:torchvision\.models\.)?{_NET}_weights(?:\.(?P<version>\w+))?", re.IGNORECASE),
+    re.compile(rf"(?:torchvision[./])?{_NET}(?:/(?P<version>\w+))?", re.IGNORECASE),
+)
+_OF_A_HUB = re.compile(r"(?:timm:|timm/|hf[-_]hub:|hf:|huggingface:|https?:)", re.IGNORECASE)
+
+
+def weights_meaning(name: str, preprocessing: str) -> str | None:
+    """What is to be said of weights that `name` names as other tools do; None where nothing is known of it.
+
+    preprocessing: the option that says how the origin of a file of weights prepares its images.
+    """
+    if ours := _of_torchvision(name):
+        return f"torchvision's weights have the name {ours} here"
+    if _OF_A_HUB.match(name):
+        return f"nothing is fetched from there: download the file (.safetensors, .pth), and give it with {preprocessing} timm"
+    return None
 
 
 @dataclass(frozen=True)
@@ -68,6 +100,21 @@ def value_meaning(option: str, value: str) -> str | None:
     return VALUES.get(option, {}).get(value.lower())
 
 
+def _of_torchvision(name: str) -> str | None:
+    """Weights in torchvision's own words as they are named here: torchvision:resnet50/IMAGENET1K_V2; None for other names."""
+    for pattern in _OF_TORCHVISION:
+        if found := pattern.fullmatch(name):
+            version = (found["version"] or "DEFAULT").upper()
+            return f"torchvision:{found['net'].lower()}{'' if version == 'DEFAULT' else f'/{version}'}"
+    return None
+
+
+def _start(value: str) -> str:
+    if ours := _of_torchvision(value):
+        return f"is --init here: --init {ours}"
+    return "is --init here: --init runs/NAME, --init torchvision:NET, or --init FILE with --init-preprocessing"
+
+
 def _schedule(value: str) -> str:
     kinds = {"cos": "cosine", "step": "steps", "multistep": "steps", "plateau": "plateau", "reduce": "plateau"}
     kind = next((kind for start, kind in kinds.items() if value.lower().startswith(start)), None)
@@ -87,7 +134,7 @@ def _memory(value: str) -> str:
 TRAINING, LAUNCHER = "--iterations", "--evaluate"
 LOCAL, SLURM, RAY = "--procs", "--partition", "--max-failures"
 SLURM_TRAINING = f"{SLURM} {TRAINING}"
-EVALUATION, PREPARATION = "--weights-file", "--samples-per-shard"
+EVALUATION, PREPARATION, PREDICTION = "--weights-file", "--samples-per-shard", "--top"
 
 _RANKS = "--gpus --devices --num-gpus --ngpus --n-gpu --world-size --nproc --nproc-per-node --num-processes"
 _NODES = "--num-nodes --nnodes --num-machines"
@@ -142,12 +189,16 @@ MEANINGS: tuple[Meaning, ...] = (
     ),
     Meaning(
         "--pretrained --weights --initial-checkpoint --finetune --fine-tune --init-from --checkpoint-path --load-weights "
-        "--model-name-or-path --load-from --pretrained-weights", TRAINING,
-        "is --init here: --init runs/NAME, --init torchvision:NET, or --init FILE with --init-preprocessing",
+        "--model-name-or-path --load-from --pretrained-weights", TRAINING, _start,
     ),
     Meaning(
         "--freeze --freeze-backbone --freeze-layers --linear-probe --freeze-encoder", TRAINING,
         "is --optimizer.body-lr-factor 0 here, with --freeze-bn true where batch normalization is to stand still too",
+    ),
+    Meaning(
+        "--unfreeze-epoch --unfreeze-epochs --unfreeze-at --freeze-epochs", TRAINING,
+        "has no equal here: --optimizer.body-lr-factor, which is 0 for a frozen body, holds for a whole run; another run goes "
+        "on from its weights with --init RUN",
     ),
     Meaning("--freeze-norm --frozen-bn --freeze-batchnorm --freeze-bn-stats", TRAINING, "is --freeze-bn true here"),
     Meaning(
@@ -155,6 +206,10 @@ MEANINGS: tuple[Meaning, ...] = (
         "is --optimizer.body-lr-factor here: all layers but the classifier learn at that multiple of --optimizer.lr",
     ),
     # What is trained, and how.
+    Meaning("--early-stopping --early-stop --early-stopping-patience", TRAINING,
+            "has no equal here: a run has its --iterations, and its last weights are its result"),
+    Meaning("--class-weights --class-weight --weighted-sampler --balanced --pos-weight", TRAINING,
+            "has no equal here: every image counts the same, and every class as often as it has images"),
     Meaning("-a --net --network --backbone", TRAINING, "is --arch here: --arch {value}", "resnet50"),
     Meaning("--opt --optim", TRAINING, "is --optimizer.kind here: sgd, with --optimizer.momentum, or lamb"),
     Meaning("--nesterov", TRAINING, "has no equal here: the momentum is the paper's, --optimizer.momentum"),
@@ -218,6 +273,10 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("--cache-dataset --cache", TRAINING, "is --loader.stage-to here, a folder on a local disk for copies of shards"),
     Meaning("--profiler --trace", TRAINING, "is --profile here, how many updates to trace: --profile 20"),
     # What goes where.
+    Meaning(
+        "--val-split --hold-out --val-fraction --val-size --validation-split", TRAINING,
+        "belongs to the dataset: python data_prep/shard_imagenet.py SOURCE --hold-out {value} makes its val", "0.1",
+    ),
     Meaning(_DATA, TRAINING, "is --data here, the dataset folder that python data_prep/shard_imagenet.py makes"),
     Meaning("--output-dir --output --out-dir --save-dir --default-root-dir --work-dir --logdir --log-dir --checkpoint-dir",
             TRAINING, "is --runs here, the folder that holds the run folders: --runs {value}", "runs"),
@@ -252,8 +311,15 @@ MEANINGS: tuple[Meaning, ...] = (
     Meaning("--val-split", EVALUATION, "is --split here: --split {value}", "val"),
     Meaning("--tencrop --ten-crop --tta", EVALUATION, "is --protocol here: --protocol ten-crop"),
     Meaning("--img-size --input-size --crop-size --image-size", EVALUATION, "is --crop here: --crop {value}"),
+    # python -m pipeline.predict
+    Meaning("--tta --ten-crop --tencrop --protocol", PREDICTION,
+            "has no equal here: a picture's centre crop is seen; python -m pipeline.evaluate takes more crops, of datasets"),
+    Meaning("--topk --top-k -k", PREDICTION, "is --top here: --top {value}", "5"),
+    Meaning("--output --out -o --results-file", PREDICTION, "is --csv here: --csv {value}", "answers.csv"),
+    Meaning("--recursive -r", PREDICTION, "is not needed: of a folder, all pictures below it are taken"),
     # data_prep/
-    Meaning("--val-split --val-fraction --val-size --validation-split --test-size --test-split", PREPARATION,
+    Meaning("--recursive -r", PREPARATION, "is not needed: pictures below class folders are read, however deep"),
+    Meaning("--val --val-split --val-fraction --val-size --validation-split --test-size --test-split", PREPARATION,
             "is --hold-out here, a share of every class or a number of images: --hold-out {value}", "0.1"),
     Meaning("-j --num-workers --processes --nproc --threads", PREPARATION, "is --workers here: --workers {value}"),
     Meaning("--shard-size --maxcount --max-count --shards --num-shards", PREPARATION,

@@ -53,7 +53,7 @@ def add_elsewhere_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "weights from elsewhere, instead of RUN|CHECKPOINT",
         "--weights torchvision:NET, such as torchvision:resnet50/IMAGENET1K_V1, takes\n--data alone; --weights FILE, a state "
-        "dict in torchvision's or pycls's naming,\n--arch and --preprocessing too",
+        "dict in torchvision's or pycls's naming\n(.pt, .pth, .ckpt, .safetensors ...), --arch and --preprocessing too",
     )
     add = group.add_argument
     add("--preprocessing", choices=list(CONVENTIONS), help="how the weights' origin prepares images, and their net")

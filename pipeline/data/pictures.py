@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from pipeline.data.sample_table import UNLABELLED, sample_dtype
 from pipeline.data.views import CenterCrop
 
 _QUICKLY = {**LOSSLESS, "compress_level": 1}  # zlib's fastest: the bytes stay in memory
+_ADDRESS = re.compile(r"\w+:/")  # of which a path has lost a slash
 _LOADING = threading.Lock()
 LOADER = LoaderConfig(threads=available_cores(), read_threads=1, decode_on="cpu")
 
@@ -127,6 +129,8 @@ def _read(place: Path | bytes | Image.Image) -> Picture | str:
             return Picture.of_image(place)
         return Picture.of(place if isinstance(place, bytes) else read_regular(place))
     except FileNotFoundError:
+        if _ADDRESS.match(str(place)):
+            return "it is an address, and pictures are files: download it"
         return "there is no such file"
     except OSError as error:
         return error.strerror or str(error)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.base.command import UserError
 from pipeline.base.layout import CONFIG
+from pipeline.base.words import weights_meaning
 from pipeline.data.conventions import CONVENTIONS, OURS, PILLOW, TORCHVISION, Convention
 from pipeline.data.storage import open_dataset
 from pipeline.evaluation.datasets import check_class_count
@@ -31,6 +32,8 @@ def weights_from_elsewhere(place: str, args: Namespace) -> WeightsFile:
     if place.startswith(PREFIX):
         return _of_torchvision(place, args)
     file = Path(place)
+    if not file.exists() and (known := weights_meaning(place, "--preprocessing")):
+        raise UserError(f"--weights is '{place}': {known}")
     check_there(file)
     if (exported := exported_net(file)) is not None:
         return _of_export(file, exported, args)

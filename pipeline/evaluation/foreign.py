@@ -160,7 +160,7 @@ def read_weights(path: Path, key: str | None = None, option: str = "--weights-ke
 def check_there(path: Path) -> None:
     """Raise UserError where there is no file of weights."""
     if not path.is_file():
-        raise UserError(f"there is no weights file {path}: give a state dict (.pt, .pth, .safetensors)")
+        raise UserError(f"there is no weights file {path}: give a state dict (.pt, .pth, .ckpt, .safetensors)")
 
 
 def _load(path: Path) -> Any:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from pipeline.data.loader import LoaderConfig
 from pipeline.data.storage import location_in
 from pipeline.evaluation.exports import ExportedMean
 from pipeline.evaluation.names import STATE_KEYS, Weights
+from pipeline.evaluation.published import PREFIX
 from pipeline.models.resnet import BN_COUNTER, ResNet, build
 from pipeline.process.world import World, on_main, sum_over_ranks
 from pipeline.run.folder import foreign, trained_on
@@ -93,7 +94,7 @@ def find_checkpoint(target: Path) -> Path:
     """Return the checkpoint `target`, or the newest sound one of the run folder `target`. Raises UserError if there is none."""
     if target.is_dir():
         if not (target / CONFIG).is_file():
-            raise UserError(f"{target} is not a run folder (it has no {CONFIG}): give one that a training wrote")
+            raise UserError(_no_run(target))
         check_entries(target)
         config, data = load(target / CONFIG), trained_on(target)
         checkpoints = Checkpoints(
@@ -104,14 +105,33 @@ def find_checkpoint(target: Path) -> Path:
             raise UserError(f"the run {target} has no checkpoint yet: train it, or wait for its first checkpoint")
         return newest.path
     if not target.exists():
+        if str(target).startswith(PREFIX):
+            _refuse_weights(f"{target} is no run: give runs/NAME")
         raise UserError(f"there is no run folder or checkpoint {target}: give runs/NAME or a file in its checkpoints")
     if checkpoint_parts(target) is None or not (_run_of(target) / CONFIG).is_file():
-        raise UserError(
-            f"{target} is not a checkpoint of a run (runs/NAME/checkpoints/ITERATION-DIGEST.pt): "
-            "for weights from elsewhere give --weights FILE with --preprocessing, --arch and --data"
+        _refuse_weights(
+            f"{target} is not a checkpoint of a run (runs/NAME/checkpoints/ITERATION-DIGEST.pt): give one, or runs/NAME"
         )
     check_entries(_run_of(target))
     return target
+
+
+def _refuse_weights(sentence: str) -> NoReturn:
+    """What takes weights that are no run's, in words that are true of every command that takes runs."""
+    raise UserError(
+        f"{sentence}; python -m pipeline.evaluate --weights tests weights from elsewhere, and a training takes them with --init"
+    )
+
+
+def _no_run(folder: Path) -> str:
+    """Why a folder is no run, and what to give: exports (pipeline/handover/exporting.py) have the names of their runs."""
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        return f"{folder} is not a run folder (it has no {CONFIG}): give one that a training wrote"
+    return (
+        f"{folder} is an exported net, not a run folder: give the run that it was made of; its README.md shows how to use it, "
+        f"and --init and pipeline.evaluate --weights take {weights}"
+    )
 
 
 def open_target(target: Path, weights: Weights, data: str | None, world: World, base: Path = Path()) -> TrainedNet:

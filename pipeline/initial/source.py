@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.base.command import UserError, nearest
 from pipeline.base.layout import CHECKPOINTS, CONFIG, MODEL, checkpoint_parts
+from pipeline.base.words import weights_meaning
 from pipeline.data.conventions import CONVENTIONS, OURS, Convention
 from pipeline.data.storage import location_in, open_dataset
 from pipeline.evaluation.exports import CLASSES, exported_net, metadata_of
@@ -79,9 +80,11 @@ def open_source(config: Config, recorded: Path | None = None) -> Source:
         return _of_torchvision(config.init, config)
     place = Path(config.init)
     if not is_there(config.init):
+        if known := weights_meaning(config.init, "--init-preprocessing"):
+            raise UserError(f"init is '{config.init}': {known}")
         raise UserError(
             f"init is '{config.init}', and nothing is there: give a run folder (runs/NAME), a file in its checkpoints, a "
-            f"file of weights (.pt, .pth, .safetensors), or {PREFIX}NET"
+            f"file of weights (.pt, .pth, .ckpt, .safetensors), or {PREFIX}NET"
         )
     if place.is_dir():
         return _of_run(place, config, recorded)

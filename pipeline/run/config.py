@@ -75,9 +75,9 @@ class Config:
         runs: the folder that holds the run folders.
         seed: random seed of initial weights, order and augmentation.
         init: what the run starts from in place of random weights: a run folder (its newest checkpoint), a checkpoint of a
-            run, a file of weights in torchvision's names (.pt, .pth, .safetensors), or torchvision:NET. The classifier is
-            left out where the classes differ. Only weights are taken: the run begins at iteration 0, with a schedule of its
-            own.
+            run, a file of weights in torchvision's names (.pt, .pth, .ckpt, .safetensors), or torchvision:NET. The classifier
+            is left out where the classes differ. Only weights are taken: the run begins at iteration 0, with a schedule of
+            its own.
         init_weights: which weights of a run: final (the default), recomputed-bn or ema. Of a file that holds several sets:
             the name of one.
         init_exclude: layers that are not taken but start at random, by name, such as ["fc"] or ["layer4.*"].

@@ -89,8 +89,8 @@ def _check_steps(config: Config, share: Fraction, iterations: int, given: Collec
     marks = [*(stretched(step, share) for step in steps), iterations]
     if config.schedule.kind == "steps" and any(before >= after for before, after in itertools.pairwise(marks)):
         raise UserError(
-            f"{OPTION} leaves {iterations:,} iterations here, too few for a learning rate that drops {len(steps)} times: give "
-            "more epochs, or --schedule.steps"
+            f"{OPTION} leaves {iterations:,} {'iteration' if iterations == 1 else 'iterations'} here, too few for a learning "
+            f"rate that drops {len(steps)} {'time' if len(steps) == 1 else 'times'}: give more epochs, or --schedule.steps"
         )
 
 

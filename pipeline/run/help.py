@@ -46,7 +46,11 @@ FIRST = (
     Option("--data", "FOLDER", "the dataset folder, which data_prep/ makes (default: data/imagenet)"),
     Option("--name", "NAME", "of the run (default: ARCH-seedN); the same name continues the run"),
     Option("--runs", "FOLDER", "holds the run folders (default: runs)"),
-    Option("--init", "RUN|FILE", "start from the weights of a run or a file, to fine-tune them (docs/fine-tuning.md)"),
+    Option(
+        "--init",
+        "RUN|FILE|torchvision:NET",
+        "start from these weights, to fine-tune them (docs/fine-tuning.md); a FILE needs --init-preprocessing",
+    ),
     Option("--seed", "N", "of weights, order and augmentation (default: 0)"),
     Option("--iterations", "N", "updates in all (default: 600000)"),
     Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import json
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -19,7 +20,7 @@ from pipeline.base.command import UserError, check_printed
 from pipeline.base.files import read_yaml
 from pipeline.base.parsing import unknown_option
 from pipeline.base.typed import check_keys, read_typed
-from pipeline.base.words import ALIASES, value_meaning
+from pipeline.base.words import ALIASES, SECTIONS, value_meaning
 from pipeline.models.architecture import known_nets
 from pipeline.run.batch_scaling import read_factor, scale_batch
 from pipeline.run.config import Config, check, check_secrets
@@ -82,7 +83,7 @@ def parse(arg_parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> tuple
     A command line without `--config` has the values of RECIPE, as if that had been given first. A run whose MLflow
     experiment nothing names belongs to the one that has the name of its config file.
     """
-    argv = [_config_spelling(word) for word in argv]
+    argv = _with_lists([_config_spelling(word) for word in argv], arg_parser)
     if HELP_ALL in argv:
         assert isinstance(arg_parser, _Parser)
         print(
@@ -173,6 +174,25 @@ def _config_spelling(word: str) -> str:
     return f"--{spelled}{equals}{value}" if spelled in key_names() else f"{option}{equals}{value}"
 
 
+def _with_lists(argv: Sequence[str], arg_parser: jsonargparse.ArgumentParser) -> list[str]:
+    """`argv` with the values of lists of words as lists: `--init_exclude fc,layer4` is `--init_exclude ["fc","layer4"]`."""
+    hints = {name: getattr(one, "_typehint", None) for one in arg_parser._actions for name in one.option_strings}
+    words = list(argv)
+    for place, word in enumerate(argv):
+        option, equals, value = word.partition("=")
+        if hints.get(option) != tuple[str, ...]:
+            continue
+        if equals:
+            words[place] = f"{option}={_as_list(value)}"
+        elif place + 1 < len(words):
+            words[place + 1] = _as_list(words[place + 1])
+    return words
+
+
+def _as_list(value: str) -> str:
+    return value if not value or value.startswith(("[", "--")) else json.dumps(value.split(","))
+
+
 def _config_files(argv: Sequence[str]) -> list[Path]:
     files = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
     files += [after for word, after in itertools.pairwise(argv) if word == "--config"]
@@ -185,6 +205,8 @@ def _one_sentence(message: str, arg_parser: jsonargparse.ArgumentParser) -> str:
         names = [name for action in arg_parser._actions for name in action.option_strings]
         names += [name.replace("_", "-") for name in names]
         return unknown_option(message, list(dict.fromkeys(names)))
+    if match := re.fullmatch(r"argument (--\S+): expected one argument", message):
+        return _without_value(match[1], arg_parser)
     if match := re.match(r'Parser key "(.+?)":\s*(.*)', message, re.DOTALL):
         key, reason = match[1], " ".join(match[2].split())
         action = next((action for action in arg_parser._actions if action.dest == key), None)
@@ -194,8 +216,21 @@ def _one_sentence(message: str, arg_parser: jsonargparse.ArgumentParser) -> str:
             advice = value_meaning(f"--{key}", value[1]) or f"give {type_words(hint)}, not '{value[1]}'"
             return f"{key} does not fit: {advice}"
         if "Unable to load config" in reason:
-            return f"{key} does not fit: give its keys one by one, as in --{key}.KEY VALUE (see --help-all)"
+            further = f"; {SECTIONS[key]}" if key in SECTIONS else ""
+            return f"{key} does not fit: give its keys one by one, as in --{key}.KEY VALUE (see --help-all){further}"
         reason = re.sub(r"<class '(\w+)'>", r"\1", reason).replace("typing.", "")
         reason = re.sub(r"Problem with given class_path '\S+': ", "one of its items: ", reason)
         return f"{key} does not fit: {reason.rstrip('.')}"
     return " ".join(message.split())
+
+
+def _without_value(option: str, arg_parser: jsonargparse.ArgumentParser) -> str:
+    """A sentence on an option that was given alone: `--freeze_bn` is `--freeze-bn true`."""
+    name = option.replace("_", "-") if option.removeprefix("--") in key_names() else option
+    action = next(action for action in arg_parser._actions if option in action.option_strings)
+    hint = getattr(action, "_typehint", None)
+    if hint is bool:
+        return f"{name} needs a value: {name} true, or {name} false"
+    return (
+        f"{name} needs a value: give {type_words(hint)} behind it" if hint else f"{name} needs a value: see --help-all"
+    )

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from pipeline.base.words import ALIASES, MEANINGS, Meaning, meaning
+from pipeline.base.words import ALIASES, MEANINGS, Meaning, meaning, weights_meaning
 from pipeline.run.options import key_names
 from tests import commands
 
@@ -92,10 +92,52 @@ def test_an_alias_is_no_option_and_names_one() -> None:
         ("--initial-checkpoint", "x.pth", "launch/ray_train.py", "is --init here"),
         ("--freeze-backbone", "", "launch/local.py", "--optimizer.body-lr-factor 0"),
         ("--batch-size", "64", "launch/local.py", "--batch 64 x R"),
+        (
+            "--weights",
+            "ResNet50_Weights.IMAGENET1K_V2",
+            "launch/local.py",
+            "is --init here: --init torchvision:resnet50/IMAGENET1K_V2",
+        ),
+        ("--pretrained", "resnet18", "launch/local.py", "is --init here: --init torchvision:resnet18"),
+        ("--val-split", "0.2", "launch/local.py", "data_prep/shard_imagenet.py SOURCE --hold-out 0.2"),
+        ("--hold-out", "0.2", "launch/slurm.py", "data_prep/shard_imagenet.py SOURCE --hold-out 0.2"),
+        ("--val", "0.1", "data_prep/shard_imagenet.py", "--hold-out 0.1"),
+        ("--recursive", "", "data_prep/shard_imagenet.py", "is not needed"),
+        ("--early-stopping", "3", "launch/local.py", "has no equal here"),
+        ("--class-weights", "", "launch/local.py", "has no equal here"),
+        ("--unfreeze-epoch", "3", "launch/local.py", "has no equal here"),
     ],
 )
 def test_the_answer_is_the_commands_own(word: str, value: str, command: str, said: str) -> None:
     assert said in str(meaning(word, value, options_by_command()[f"python {command}"]))
+
+
+@pytest.mark.parametrize("word", ["--tta", "--protocol"])
+def test_predictions_have_one_protocol(word: str) -> None:
+    said = str(meaning(word, "ten-crop", options_by_command()["python -m pipeline.predict"]))
+    assert said.startswith(f"{word} has no equal here")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ResNet50_Weights.IMAGENET1K_V2", "torchvision:resnet50/IMAGENET1K_V2 here"),
+        ("torchvision.models.ResNet18_Weights.DEFAULT", "torchvision:resnet18 here"),
+        ("resnet50", "torchvision:resnet50 here"),
+        ("resnet50/IMAGENET1K_V1", "torchvision:resnet50/IMAGENET1K_V1 here"),
+        ("timm:resnet50.a1_in1k", "with --given timm"),
+        ("hf-hub:timm/resnet50.a1_in1k", "with --given timm"),
+        ("hf_hub:timm/resnet50.a1_in1k", "with --given timm"),
+        ("https://example.org/resnet50.pth", "with --given timm"),
+    ],
+)
+def test_weights_in_other_tools_words(name: str, said: str) -> None:
+    assert str(weights_meaning(name, "--given")).endswith(said)
+
+
+@pytest.mark.parametrize("name", ["resnet51", "runs/resnet50", "resnet50.pth", "resnet50-seed0", "timms", "a"])
+def test_places_are_no_other_tools_words(name: str) -> None:
+    assert weights_meaning(name, "--given") is None
 
 
 def test_a_word_without_a_meaning_is_left_to_spelling() -> None:

@@ -173,6 +173,8 @@ def test_mistakes_get_one_sentence(made_run: Path, ten_classes: Dataset, run_eva
         ([tmp_path / "absent" / "checkpoints" / "x.pt"], "there is no run folder or checkpoint"),
         ([without], "has no checkpoint yet"),
         ([tmp_path / "loose.pt"], "is not a checkpoint of a run"),
+        (["--weights", "resnet50", "--data", "x"], "--weights is 'resnet50': .* torchvision:resnet50 here"),
+        (["--weights", "timm:a", "--data", "x"], "download the file .* give it with --preprocessing timm"),
         ([checkpoint], "is damaged"),
         ([made_run, "--protocol", ","], "no protocol was named: give --protocol with center"),
         ([made_run, "--protocol", "tencrop"], "there is no protocol 'tencrop': did you mean 'ten-crop'"),

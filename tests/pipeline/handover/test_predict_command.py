@@ -158,8 +158,23 @@ def test_a_run_with_its_model_folder_needs_no_dataset(
 
 def test_mistakes_get_one_sentence(made_run: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported/model.safetensors").touch()
     cases: list[tuple[list[Any], str]] = [
         ([tmp_path / "absent", tmp_path / "a.jpg"], "there is no run folder or checkpoint"),
+        (
+            ["torchvision:resnet50", tmp_path / "a.jpg"],
+            "is no run: give runs/NAME; python -m pipeline.evaluate --weights tests",
+        ),
+        ([tmp_path / "exported", tmp_path / "a.jpg"], "is an exported net, not a run folder: give the run"),
+        (
+            [tmp_path / "exported/model.safetensors", tmp_path / "a.jpg"],
+            "python -m pipeline.evaluate --weights tests weights",
+        ),
+        (
+            [made_run, "https://example.org/a.jpg"],
+            "cannot be read: it is an address, and pictures are files: download it",
+        ),
         ([made_run, tmp_path / "empty"], "there is no picture (.jpg, .png, .webp ...) in the folder"),
         ([made_run], "required: PICTURE"),
         ([made_run, tmp_path / "a.jpg", "--top", 0], "'0' is not a whole number above 0"),

@@ -304,6 +304,14 @@ def test_published_weights_by_name(config: Config, tmp_path: Path, monkeypatch: 
     assert one.weights is not None and one.config.init_sha256 == other.config.init_sha256
     with pytest.raises(UserError, match=r"init_preprocessing is 'timm', and that of torchvision:resnet18"):
         settle(replace(named, init_preprocessing="timm"), Dataset(config.data))
+    with pytest.raises(UserError, match=r"init is 'ResNet18_Weights.DEFAULT': .* torchvision:resnet18 here"):
+        settle(replace(named, init="ResNet18_Weights.DEFAULT"), Dataset(config.data))
+    with pytest.raises(UserError, match=r"init is 'timm:resnet18': .*download the file .*--init-preprocessing timm"):
+        settle(replace(named, init="timm:resnet18"), Dataset(config.data))
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported/model.safetensors").touch()
+    with pytest.raises(UserError, match=r"is an exported net, .*--init .* take .*exported/model.safetensors"):
+        settle(replace(named, init=str(tmp_path / "exported")), Dataset(config.data))
     with pytest.raises(UserError, match="resnet19"):
         settle(replace(named, init="torchvision:resnet19"), Dataset(config.data))
 

@@ -143,7 +143,7 @@ def test_a_remote_dataset_is_asked_for_its_manifest(
             "--epochs counts the training images, and /none is not a dataset folder",
         ),
         (["--epochs", "5", "--data", "file:///none"], "--epochs counts the training images, and file:///none is not"),
-        (["--epochs", "0.05"], "leaves 1 iterations here, too few for a learning rate that drops 2 times"),
+        (["--epochs", "0.05"], "leaves 1 iteration here, too few for a learning rate that drops 2 times"),
     ],
 )
 def test_what_cannot_be_resolved_is_refused(demo: list[str], words: list[str], sentence: str) -> None:

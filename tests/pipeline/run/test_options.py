@@ -43,6 +43,8 @@ def refusal(*words: str) -> str:
         (["--momentum", "0.8"], ["--optimizer.momentum", "0.8"]),
         (["--model", "resnet18"], ["--arch", "resnet18"]),
         (["--bn-group", "64"], ["--bn_group", "64"]),
+        (["--init=x", "--init-exclude", "fc"], ["--init=x", "--init_exclude", '["fc"]']),
+        (["--init=x", "--init-exclude=fc,layer4"], ["--init=x", "--init_exclude", "[fc, layer4]"]),
     ],
 )
 def test_words_that_mean_a_key(words: list[str], same: list[str]) -> None:
@@ -60,6 +62,14 @@ def test_words_that_mean_a_key(words: list[str], same: list[str]) -> None:
         (["--precision", "16"], "precision does not fit: 16-bit arithmetic is --precision bf16 here, with float32 weights"),
         (["--device", "gpu"], "device does not fit: a GPU is --device cuda here; CUDA_VISIBLE_DEVICES chooses which"),
         (["--optimizer", "sgd"], "optimizer does not fit: give its keys one by one, as in --optimizer.KEY VALUE"),
+        (["--loss", "bce"], "loss does not fit: it is --loss binary-cross-entropy here"),
+        (["--loss", "CE"], "loss does not fit: it is --loss cross-entropy here"),
+        (["--checkpoint", "x.pt"], "KEY VALUE (see --help-all); to start from its weights, give --init PATH"),
+        (["--freeze-bn"], "--freeze-bn needs a value: --freeze-bn true, or --freeze-bn false"),
+        (["--compile", "--seed", "1"], "--compile needs a value: --compile true, or --compile false"),
+        (["--iterations"], "--iterations needs a value: give a whole number behind it"),
+        (["--init-exclude"], "--init-exclude needs a value: give a list of words"),
+        (["--config"], "--config needs a value: see --help-all"),
         (["--ietrations", "3"], "--ietrations is not an option: did you mean '--iterations'"),
     ],
 )  # fmt: skip
