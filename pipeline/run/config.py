@@ -82,7 +82,7 @@ class Config:
             the name of one.
         init_exclude: layers that are not taken but start at random, by name, such as ["fc"] or ["layer4.*"].
         init_preprocessing: the images that the weights of a file have learned from, by the name of who trained them; of a run
-            it is known. "ours": RGB, 0..255, minus the mean, as in files that pipeline.export wrote.
+            and of a file that pipeline.export wrote it is known. "ours": RGB, 0..255, minus the mean.
         init_sha256: the SHA-256 of what was taken from init, noted when the run starts. The weights count by it, not by their
             place, nor by the three keys above. Where you give it, other weights are refused.
         freeze_bn: whether batch normalization goes on with the statistics, scales and shifts of init, unchanged by training;
