@@ -10,7 +10,7 @@ from pipeline.base.command import UserError
 from pipeline.base.layout import CONFIG
 from pipeline.data.conventions import CONVENTIONS, OURS, PILLOW, TORCHVISION, Convention
 from pipeline.evaluation.foreign import WeightsFile
-from pipeline.evaluation.published import PREFIX, published, published_as
+from pipeline.evaluation.published import is_published, published, published_as
 from pipeline.models.architecture import parse_arch
 
 ORIGINS = ", ".join(CONVENTIONS)
@@ -24,7 +24,7 @@ def weights_from_elsewhere(place: str, args: Namespace) -> WeightsFile:
     _check_file(place)
     if args.data is None:
         raise UserError("weights from elsewhere need --data: say what to test them on")
-    if place.startswith(PREFIX):
+    if is_published(place):
         return _of_torchvision(place, args)
     if args.arch is None:
         raise UserError("a file of weights needs --arch: say which net it is")

@@ -17,7 +17,7 @@ from pipeline.data.storage import location_in, open_dataset
 from pipeline.evaluation.foreign import read_weights
 from pipeline.evaluation.names import Weights
 from pipeline.evaluation.nets import FIND_ATTEMPTS, TrainedNet, classes_of, digest, find_checkpoint, open_checkpoint
-from pipeline.evaluation.published import PREFIX, published
+from pipeline.evaluation.published import PREFIX, is_published, published
 from pipeline.handover.exporting import CLASSES
 from pipeline.handover.model_folder import has_model, read_model
 from pipeline.run.config import Config
@@ -58,7 +58,7 @@ def open_source(config: Config, recorded: Path | None = None) -> Source:
     has it, wherever that lies by now.
     """
     assert config.init is not None
-    if _is_published(config.init):
+    if is_published(config.init):
         return _of_torchvision(config.init, config)
     place = Path(config.init)
     if not is_there(config.init):
@@ -75,16 +75,12 @@ def open_source(config: Config, recorded: Path | None = None) -> Source:
 
 def is_there(init: str) -> bool:
     """Whether something is at the place that `init` names. Weights of torchvision's count: it can be asked for them."""
-    return _is_published(init) or Path(init).exists()
+    return is_published(init) or Path(init).exists()
 
 
 def located(init: str, directory: Path) -> str:
     """`init` for processes with another working directory: a path from `directory` on, or torchvision's name as it is."""
-    return init if _is_published(init) else location_in(directory, init)
-
-
-def _is_published(init: str) -> bool:
-    return init.startswith(PREFIX)
+    return init if is_published(init) else location_in(directory, init)
 
 
 def _of_run(folder: Path, config: Config, recorded: Path | None) -> Source:
