@@ -37,7 +37,7 @@ from pipeline.evaluation.foreign import WeightsFile, open_weights
 from pipeline.evaluation.names import STATE_KEYS
 from pipeline.evaluation.nets import TrainedNet, open_target
 from pipeline.evaluation.protocols import find, protocol_names
-from pipeline.evaluation.published import PREFIX
+from pipeline.evaluation.published import is_published
 from pipeline.evaluation.request import EvaluationRequest, TestedRun
 from pipeline.evaluation.score_files import ScoreFile, make, metric_kind, score_path, trial_suffix
 from pipeline.evaluation.scoring import EvaluationSettings, GivenUp
@@ -88,7 +88,7 @@ def model_of(args: Namespace) -> TestedRun | WeightsFile:
             )
         return weights_from_elsewhere(str(elsewhere), args)
     if elsewhere is not None or args.weights not in (None, *STATE_KEYS):
-        if elsewhere is None and not (args.weights.startswith(PREFIX) or Path(args.weights).exists()):
+        if elsewhere is None and not (is_published(args.weights) or Path(args.weights).exists()):
             check_known("set of a run's weights", args.weights, STATE_KEYS)
         raise UserError("name either a run folder (or checkpoint) or weights from elsewhere, and not both")
     if args.weights_key is not None:

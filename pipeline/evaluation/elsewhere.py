@@ -15,7 +15,7 @@ from pipeline.data.storage import open_dataset
 from pipeline.evaluation.datasets import check_class_count
 from pipeline.evaluation.exports import ExportedNet, exported_net, is_older_export
 from pipeline.evaluation.foreign import WeightsFile, check_there
-from pipeline.evaluation.published import PREFIX, published, published_as
+from pipeline.evaluation.published import is_published, published, published_as
 from pipeline.models.architecture import parse_arch
 
 ORIGINS = ", ".join(CONVENTIONS)
@@ -29,7 +29,7 @@ def weights_from_elsewhere(place: str, args: Namespace) -> WeightsFile:
     _check_file(place)
     if args.data is None:
         raise UserError("weights from elsewhere need --data: say what to test them on")
-    if place.startswith(PREFIX):
+    if is_published(place):
         return _of_torchvision(place, args)
     file = Path(place)
     if not file.exists() and (known := weights_meaning(place, "--preprocessing")):

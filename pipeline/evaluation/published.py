@@ -54,6 +54,11 @@ class Published:
         return self.file
 
 
+def is_published(place: str) -> bool:
+    """Whether a user means weights of torchvision's by their name, and no file."""
+    return place.startswith(PREFIX)
+
+
 def published(name: str) -> Published:
     """The weights named NET or NET/WEIGHTS, of which torchvision's own default are taken. Raises UserError for other names."""
     net, _, version = name.removeprefix(PREFIX).partition("/")

@@ -26,7 +26,7 @@ from pipeline.evaluation.nets import (
     find_checkpoint,
     open_checkpoint,
 )
-from pipeline.evaluation.published import PREFIX, published
+from pipeline.evaluation.published import PREFIX, is_published, published
 from pipeline.handover.model_folder import has_model, read_model
 from pipeline.run.config import Config
 from pipeline.run.options import load
@@ -76,7 +76,7 @@ def open_source(config: Config, recorded: Path | None = None) -> Source:
     has it, wherever that lies by now.
     """
     assert config.init is not None
-    if _is_published(config.init):
+    if is_published(config.init):
         return _of_torchvision(config.init, config)
     place = Path(config.init)
     if not is_there(config.init):
@@ -95,16 +95,12 @@ def open_source(config: Config, recorded: Path | None = None) -> Source:
 
 def is_there(init: str) -> bool:
     """Whether something is at the place that `init` names. Weights of torchvision's count: it can be asked for them."""
-    return _is_published(init) or Path(init).exists()
+    return is_published(init) or Path(init).exists()
 
 
 def located(init: str, directory: Path) -> str:
     """`init` for processes with another working directory: a path from `directory` on, or torchvision's name as it is."""
-    return init if _is_published(init) else location_in(directory, init)
-
-
-def _is_published(init: str) -> bool:
-    return init.startswith(PREFIX)
+    return init if is_published(init) else location_in(directory, init)
 
 
 def _of_run(folder: Path, config: Config, recorded: Path | None) -> Source:
