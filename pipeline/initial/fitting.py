@@ -59,13 +59,28 @@ def fit(source: Source, net: ResNet, config: Config, dataset: Dataset) -> Taken:
     if FIRST in rest and source.convention is not None:
         rest = folded(rest, source.convention)
     tensors = {name: rest[name].to(torch.float32).clone() for name in needed}
-    blind = source.stride is None and net.architecture.block == "bottleneck"
+    _check_finite(source, tensors)
     return Taken(
         tensors=tensors,
         left_out={name: left_out[name] for name in wanted if name in left_out},
         of=len(wanted),
-        remark=f"the stride, which the file does not state, was not compared with '{config.stride}'" if blind else "",
+        remark=_remark(source, net, config),
     )
+
+
+def _remark(source: Source, net: ResNet, config: Config) -> str:
+    """A clause on what the weights do not say, and could not be compared; "" where they say all."""
+    if source.stride is None and net.architecture.block == "bottleneck":
+        return f"the stride, which the file does not state, was not compared with '{config.stride}'"
+    return ""
+
+
+def _check_finite(source: Source, tensors: Mapping[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise UserError(
+                f"{name} of the weights in {source.file} holds numbers that are not finite: give other weights"
+            )
 
 
 def classes_differ(source: Source, dataset: Dataset) -> str | None:
@@ -77,6 +92,8 @@ def classes_differ(source: Source, dataset: Dataset) -> str | None:
         return f"{source.classes:,} classes there, {dataset.classes:,} here"
     if source.dataset_sha256 == dataset.sha256:
         return None
+    if source.wnids is None and source.names is None and source.dataset_sha256 is not None:
+        return "another dataset there, whose classes are not known"
     ours = [info.wnid for info in dataset.manifest.classes] if source.wnids else dataset.class_names
     for label, (there, here) in enumerate(zip(source.wnids or source.names or (), ours, strict=False)):
         if there != here:

@@ -23,8 +23,9 @@ def folded(state: Mapping[str, Tensor], convention: Convention) -> dict[str, Ten
     """`state`, whose first convolution takes images by `convention`, for images RGB, 0..255, minus the convention's mean.
 
     state: by torchvision's names; `conv1.weight` [C, 3, k, k] has its input channels in the convention's order of colours.
+    Weights in half precision become float32 there: the division would round them again.
     """
     weight = for_rgb(state[FIRST], convention).double()
     if convention.std is not None:
         weight = weight / torch.tensor(convention.std, dtype=torch.float64).view(1, 3, 1, 1)
-    return {**state, FIRST: weight.to(state[FIRST].dtype)}
+    return {**state, FIRST: weight.to(torch.promote_types(state[FIRST].dtype, torch.float32))}

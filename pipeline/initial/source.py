@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -149,9 +150,10 @@ def _opened(path: Path, config: Config) -> Source | None:
 def _wnids(trained: TrainedNet) -> tuple[str, ...] | None:
     """The names of a run's class folders: from its model folder, else from its dataset, where one of them is at hand."""
     assert trained.run is not None
-    try:
-        if has_model(trained.run):
+    if has_model(trained.run):
+        with suppress(UserError):
             return read_model(trained.run / MODEL)[0].wnids
+    try:
         dataset = open_dataset(trained.training_data)
     except UserError:
         return None

@@ -245,6 +245,8 @@ class Config:
 
     def _check_init(self) -> None:
         """Raise UserError for keys that are about `init` where nothing is to be taken."""
+        if self.init == "":
+            raise UserError("init is empty: name a run folder, a checkpoint or a file, or leave init out")
         given = [key for key in ABOUT_INIT if getattr(self, key)]
         if given and self.init is None:
             raise UserError(

@@ -87,7 +87,7 @@ def test_other_classes_leave_the_classifier_out(config: Config, upper_digits: Pa
     assert not {"fc.weight", "fc.bias"} & start.weights.keys() and "layer3.0.conv2.weight" in start.weights
 
 
-@pytest.mark.parametrize("known_by", ["model folder", "dataset", "nobody"])
+@pytest.mark.parametrize("known_by", ["model folder", "dataset", "dataset beside a damaged model folder", "nobody"])
 def test_as_many_other_classes_are_told_by_their_names(
     config: Config, source: Path, digits: Path, known_by: str
 ) -> None:
@@ -97,15 +97,18 @@ def test_as_many_other_classes_are_told_by_their_names(
     for number, one in enumerate(manifest["classes"]):
         one["wnid"] = one["name"] = chr(ord("a") + number)
     (other / "manifest.json").write_text(json.dumps(manifest))
-    if known_by != "model folder":
+    if known_by in ("dataset", "nobody"):
         shutil.rmtree(source / "model")
+    elif known_by != "model folder":
+        (source / "model" / "model.json").write_text("{")
     if known_by == "nobody":
         text = (source / "config.yaml").read_text()
         (source / "config.yaml").write_text(text.replace(str(digits), str(other.with_name("moved-away"))))
     start = settle(replace(config, data=str(other)), Dataset(other))
     assert start.point is not None
-    left_out = {} if known_by == "nobody" else dict.fromkeys(("fc.weight", "fc.bias"), "class 0 is '0' there, 'a' here")
-    assert start.point.left_out == left_out
+    unknown = "another dataset there, whose classes are not known"
+    reason = unknown if known_by == "nobody" else "class 0 is '0' there, 'a' here"
+    assert start.point.left_out == dict.fromkeys(("fc.weight", "fc.bias"), reason)
 
 
 def test_the_trainer_takes_them_and_draws_the_rest(config: Config, source: Path, upper_digits: Path) -> None:
@@ -445,6 +448,21 @@ def test_keys_about_weights_need_weights(key: str) -> None:
     values: dict[str, Any] = {"init_exclude": ("fc",), "freeze_bn": True, "init_preprocessing": "timm"}
     with pytest.raises(UserError, match=f"{key} is about the weights that a run starts from"):
         Config(**{key: values.get(key, "0" * 64)})
+
+
+def test_weights_that_are_not_finite_are_refused(config: Config, source: Path, tmp_path: Path) -> None:
+    state = without_counters(newest(source)[1]["model"])
+    state["layer2.0.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+    with pytest.raises(
+        UserError, match=r"layer2\.0\.conv1\.weight of the weights in .*nan\.pt holds numbers that are not finite"
+    ):
+        settle(replace(config, init=str(tmp_path / "nan.pt"), init_preprocessing="ours"), Dataset(config.data))
+
+
+def test_an_empty_init_names_nothing(config: Config) -> None:
+    with pytest.raises(UserError, match="init is empty: name a run folder"):
+        replace(config, init="")
 
 
 def test_a_fork_with_another_rate_is_another_run(config: Config) -> None:
