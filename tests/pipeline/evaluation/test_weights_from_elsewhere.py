@@ -219,10 +219,10 @@ def test_a_linear_layer_behind_dropout_is_the_classifier(tmp_path: Path, place: 
     net: Any = torchvisions()
     net.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(512, 7))
     torch.save((net if place == "alone" else nn.DataParallel(net)).state_dict(), tmp_path / "net.pth")
-    file = WeightsFile(file=tmp_path / "net.pth", arch="resnet18", convention=TORCHVISION)
+    file = WeightsFile(file=tmp_path / "net.pth", arch="resnet18", convention=TORCHVISION, data=str(tmp_path))
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(open_weights(file, tmp_path).net(images), net.eval()(images))
+        assert torch.equal(open_weights(file).net(images), net.eval()(images))
 
 
 REFUSED = {
