@@ -6,15 +6,15 @@ import argparse
 import statistics as averages
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.loader import opened, shard_samples, timed_rate  # noqa: E402
+from bench.loader import in_turns, opened, shard_samples  # noqa: E402
 from pipeline.base.command import run  # noqa: E402
 from pipeline.base.cores import available_cores  # noqa: E402
-from pipeline.base.progress import Progress  # noqa: E402
 from pipeline.base.tables import print_json, print_table  # noqa: E402
 from pipeline.data.augment import AugmentConfig  # noqa: E402
 from pipeline.data.dataset import Dataset  # noqa: E402
@@ -22,6 +22,7 @@ from pipeline.data.erasing import EraseConfig  # noqa: E402
 from pipeline.data.rand_augment import RandAugmentConfig  # noqa: E402
 
 PAPER = "scale-crop"
+WARM_UP = 4  # batches
 RAND_AUGMENT = RandAugmentConfig(operations=2, magnitude=6.0, deviation=0.5, probability=0.5)
 AUGMENTATIONS = {
     PAPER: AugmentConfig(),
@@ -53,7 +54,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="bench-augmentations-") as folder:
         dataset = Dataset(options.dataset or shard_samples(Path(folder)))
-        rates, costs = measure(dataset, options)
+        split, batch, threads = dataset.split("train"), options.batch, options.threads
+        loaders = {
+            name: partial(opened, "ours", split, dataset.statistics, augment, batch, threads)
+            for name, augment in AUGMENTATIONS.items()
+        }
+        rates, costs = in_turns(loaders, options, WARM_UP, "augmentations")
     # The median over rounds of the ratio within a round, because a busy machine slows neighbours alike.
     ratios = {
         name: averages.median(one / paper for one, paper in zip(costs[name], costs[PAPER], strict=True))
@@ -69,23 +75,6 @@ def main(arguments: list[str] | None = None) -> None:
         print_json(
             {"cpu_ratios": {name: round(ratio, 3) for name, ratio in ratios.items()}, "threads": options.threads}
         )
-
-
-def measure(dataset: Dataset, options: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Return images/s and CPU-ms per image of each augmentation, one value per round; they take turns in a round."""
-    split, statistics = dataset.split("train"), dataset.statistics
-    rates: dict[str, list[float]] = {name: [] for name in AUGMENTATIONS}
-    costs: dict[str, list[float]] = {name: [] for name in AUGMENTATIONS}
-    warm_up, timed = 4, max(options.images // options.batch, 1)
-    with Progress(options.rounds * len(AUGMENTATIONS), "rounds", "augmentations") as progress:
-        for _ in range(options.rounds):
-            for name, augment in AUGMENTATIONS.items():
-                with opened("ours", split, statistics, augment, options.batch, options.threads) as batches:
-                    rate, cost = timed_rate(batches, options.batch, warm_up, timed)
-                rates[name].append(rate)
-                costs[name].append(cost)
-                progress.advance(**{name: f"{cost:.2f} ms"})
-    return rates, costs
 
 
 if __name__ == "__main__":

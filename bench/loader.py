@@ -12,8 +12,9 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ COPIES = 8  # of the few sample images; without copies every epoch and every shu
 LOADERS = ("ours", "torchvision", "webdataset", "dali")
 OPPONENTS = {"torchvision": torchvision_loader, "webdataset": webdataset_loader, "dali": dali_loader}
 
-Loader = Callable[[], "Iterator[Batches]"]
+Opener = Callable[[], AbstractContextManager[Batches]]
 
 
 def ours(split: Split, statistics: Statistics, config: AugmentConfig, batch: int, threads: int) -> Iterator[Batches]:
@@ -114,7 +115,12 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-loader-") as folder:
         dataset = Dataset(options.dataset or shard_samples(Path(folder)))
         split, statistics, config = dataset.split("train"), dataset.statistics, AugmentConfig()
-        rates, costs = measure(split, statistics, config, options)
+        loaders = {
+            name: partial(opened, name, split, statistics, config, options.batch, options.threads)
+            for name in options.loaders
+        }
+        # DataLoader's workers prefetch two batches each, which must be used up before the clock starts.
+        rates, costs = in_turns(loaders, options, 2 * options.threads + 2, "loaders")
     medians = {name: averages.median(values) for name, values in rates.items()}
     cpu = {name: averages.median(values) for name, values in costs.items()}
     # The median over rounds of the ratio within a round, because a busy machine slows neighbours alike.
@@ -136,18 +142,20 @@ def main(arguments: list[str] | None = None) -> None:
         print_json({"ratios": {name: round(ratio, 3) for name, ratio in ratios.items()}, **figures, **setting})
 
 
-def measure(
-    split: Split, statistics: Statistics, config: AugmentConfig, options: argparse.Namespace
+def in_turns(
+    loaders: Mapping[str, Opener], options: argparse.Namespace, warm_up: int, what: str
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Return images/s and CPU-ms per image of each loader, one value per round; the loaders take turns in a round."""
-    rates: dict[str, list[float]] = {name: [] for name in options.loaders}
-    costs: dict[str, list[float]] = {name: [] for name in options.loaders}
-    # DataLoader's workers prefetch two batches each, which must be used up before the clock starts.
-    warm_up, timed = 2 * options.threads + 2, max(options.images // options.batch, 1)
-    with Progress(options.rounds * len(rates), "rounds", "loaders") as progress:
+    """Return images/s and CPU-ms per image of each loader, one value per round; the loaders take turns in a round.
+
+    warm_up: batches that are taken before the clock starts. what: of them all, for the progress bar.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in loaders}
+    costs: dict[str, list[float]] = {name: [] for name in loaders}
+    timed = max(options.images // options.batch, 1)
+    with Progress(options.rounds * len(rates), "rounds", what) as progress:
         for _ in range(options.rounds):
-            for name in rates:
-                with opened(name, split, statistics, config, options.batch, options.threads) as batches:
+            for name, opener in loaders.items():
+                with opener() as batches:
                     rate, cost = timed_rate(batches, options.batch, warm_up, timed)
                 rates[name].append(rate)
                 costs[name].append(cost)
