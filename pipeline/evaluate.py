@@ -75,27 +75,9 @@ def read_request(argv: Sequence[str] | None = None) -> EvaluationRequest:
 
 def model_of(args: Namespace) -> TestedRun | WeightsFile:
     """The model that is named: a run, or weights from elsewhere."""
-    elsewhere = args.weights_file if args.weights_file is not None or args.target is not None else args.weights
-    if args.target is None and elsewhere is None:
-        raise UserError(
-            "name either a run folder (or checkpoint) or weights from elsewhere, --weights FILE: see --help"
-        )
     if args.target is None:
-        if elsewhere in STATE_KEYS or (args.weights_file is not None and args.weights is not None):
-            raise UserError(
-                f"--weights {args.weights} goes with a run: of weights from elsewhere give the file, and --weights-key where "
-                "it holds several sets"
-            )
-        return weights_from_elsewhere(str(elsewhere), args)
-    if elsewhere is not None or args.weights not in (None, *STATE_KEYS):
-        if elsewhere is None and not (is_published(args.weights) or Path(args.weights).exists()):
-            check_known("set of a run's weights", args.weights, STATE_KEYS)
-        raise UserError("name either a run folder (or checkpoint) or weights from elsewhere, and not both")
-    if args.weights_key is not None:
-        raise UserError("--weights-key goes with weights from elsewhere: of a run, --weights chooses the weights")
-    if any(getattr(args, name) is not None for name in ELSEWHERE):
-        options = ", ".join(f"--{name}" for name in ELSEWHERE)
-        raise UserError(f"{options} go with weights from elsewhere: a run's config knows them")
+        return _from_elsewhere(args)
+    _check_about_run(args)
     return TestedRun(
         target=args.target,
         weights=args.weights or "final",
@@ -104,6 +86,33 @@ def model_of(args: Namespace) -> TestedRun | WeightsFile:
         std=args.std,
         short_side=args.short_side,
     )
+
+
+def _from_elsewhere(args: Namespace) -> WeightsFile:
+    place = args.weights if args.weights_file is None else args.weights_file
+    if place is None:
+        raise UserError(
+            "name either a run folder (or checkpoint) or weights from elsewhere, --weights FILE: see --help"
+        )
+    if place in STATE_KEYS or None not in (args.weights, args.weights_file):
+        raise UserError(
+            f"--weights {args.weights} goes with a run: of weights from elsewhere give the file, and --weights-key where "
+            "it holds several sets"
+        )
+    return weights_from_elsewhere(str(place), args)
+
+
+def _check_about_run(args: Namespace) -> None:
+    """Raise UserError where a run is named, and options that go with weights from elsewhere."""
+    if args.weights not in (None, *STATE_KEYS) or args.weights_file is not None:
+        if args.weights_file is None and not (is_published(args.weights) or Path(args.weights).exists()):
+            check_known("set of a run's weights", args.weights, STATE_KEYS)
+        raise UserError("name either a run folder (or checkpoint) or weights from elsewhere, and not both")
+    if args.weights_key is not None:
+        raise UserError("--weights-key goes with weights from elsewhere: of a run, --weights chooses the weights")
+    if any(getattr(args, name) is not None for name in ELSEWHERE):
+        options = ", ".join(f"--{name}" for name in ELSEWHERE)
+        raise UserError(f"{options} go with weights from elsewhere: a run's config knows them")
 
 
 def check_writable(scores: Path) -> None:

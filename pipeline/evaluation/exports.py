@@ -76,10 +76,8 @@ class ExportedMean:
             own = dataset.statistics.subtracting(self.subtract)
             if mean_sha256(Normalization.of(own, self.crop).mean) == self.sha256:
                 return own
-        with (
-            suppress(OSError, ValueError, TypeError),
-            open_regular(self.file) as opened,
-        ):  # gone, or no array of numbers
+        # Suppressed where the file is gone, or holds no array of numbers.
+        with suppress(OSError, ValueError, TypeError), open_regular(self.file) as opened:
             mean = np.load(opened, allow_pickle=False).astype(np.float32)
             if mean_sha256(mean) == self.sha256:
                 image = mean.reshape(1, 1, 3) if mean.ndim == 1 else mean

@@ -15,7 +15,7 @@ from pipeline.base.layout import CHECKPOINTS, CONFIG, MODEL, checkpoint_parts
 from pipeline.base.words import weights_meaning
 from pipeline.data.conventions import CONVENTIONS, OURS, Convention
 from pipeline.data.storage import location_in, open_dataset
-from pipeline.evaluation.exports import CLASSES, exported_net, metadata_of
+from pipeline.evaluation.exports import CLASSES, ExportedNet, exported_net, metadata_of
 from pipeline.evaluation.foreign import read_weights
 from pipeline.evaluation.names import Weights
 from pipeline.evaluation.nets import (
@@ -174,13 +174,13 @@ def _of_torchvision(name: str, config: Config) -> Source:
 
 
 def _of_file(path: Path, config: Config) -> Source:
-    if exported_net(path) is not None:
+    if (exported := exported_net(path)) is not None:
         if config.init_preprocessing not in (None, OURS.name):
             raise UserError(
                 f"init_preprocessing is '{config.init_preprocessing}', and {path} is an export of this pipeline, whose nets "
                 "all want their images alike: leave init_preprocessing out"
             )
-        return _in_file(path, config, OURS)
+        return _in_file(path, config, OURS, exported)
     if config.init_preprocessing is None:
         raise UserError(
             f"nothing says which images the weights in {path} have learned from, and a net that gets others starts from "
@@ -189,8 +189,9 @@ def _of_file(path: Path, config: Config) -> Source:
     return _in_file(path, config, CONVENTIONS[config.init_preprocessing])
 
 
-def _in_file(path: Path, config: Config, convention: Convention) -> Source:
-    state, exported = read_weights(path, config.init_weights, OPTION), exported_net(path)
+def _in_file(path: Path, config: Config, convention: Convention, exported: ExportedNet | None = None) -> Source:
+    """exported: what the file says of its net, where it is an export of now."""
+    state = read_weights(path, config.init_weights, OPTION)
     return Source(
         file=path,
         weights=config.init_weights or "",
@@ -202,7 +203,7 @@ def _in_file(path: Path, config: Config, convention: Convention) -> Source:
         net={name: getattr(exported, name) for name in ("arch", "shortcut", "stride")} if exported else None,
         dataset_sha256=exported.dataset_sha256 if exported else None,
         wnids=exported.wnids if exported else None,
-        names=_names(path),
+        names=exported.classes if exported else _names(path),
     )
 
 
