@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pipeline.run.config import Config
 from tests.conftest import shared_folder
 from tests.helpers import ROOT
+from tests.pipeline.small_runs import config_of
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,15 @@ def upper_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         subprocess.run([sys.executable, *words, *sizes], cwd=ROOT, check=True, capture_output=True)
 
     return shared_folder(tmp_path_factory, "upper-digits", make) / "dataset"
+
+
+@pytest.fixture
+def source(undisturbed: Config, tmp_path: Path) -> Path:
+    """A copy of a finished run of ten digits, which a test may change."""
+    return shutil.copytree(undisturbed.run_folder, tmp_path / "source" / "reference")
+
+
+@pytest.fixture
+def config(source: Path, digits: Path, tmp_path: Path) -> Config:
+    """A run of the same digits that starts from it."""
+    return replace(config_of(digits, tmp_path / "runs", "fine"), init=str(source))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,55 +14,15 @@ import torchvision
 from safetensors.torch import save_file
 
 from pipeline.base.command import UserError
-from pipeline.base.layout import checkpoints_in
 from pipeline.data.dataset import Dataset
-from pipeline.initial.start import check_source, settle
+from pipeline.initial.start import settle
 from pipeline.loop.trainer import Trainer
 from pipeline.models.resnet import build
-from pipeline.run.config import Config, to_yaml
-from pipeline.run.folder import check_same
-from pipeline.training.checkpoint import publish, read_verified
+from pipeline.run.config import Config
+from pipeline.training.checkpoint import publish
 from pipeline.training.optimizer import OptimizerConfig
-from tests.pipeline.small_runs import config_of
+from tests.pipeline.initial.states import assert_equal, newest, without_counters
 from tests.ranks import ALONE
-
-
-@pytest.fixture
-def source(undisturbed: Config, tmp_path: Path) -> Path:
-    """A copy of a finished run of ten digits, which a test may change."""
-    return shutil.copytree(undisturbed.run_folder, tmp_path / "source" / "reference")
-
-
-@pytest.fixture
-def config(source: Path, digits: Path, tmp_path: Path) -> Config:
-    """A run of the same digits that starts from it."""
-    return replace(config_of(digits, tmp_path / "runs", "fine"), init=str(source))
-
-
-def newest(run: Path) -> tuple[int, dict[str, Any], Path]:
-    iteration, path = checkpoints_in(run / "checkpoints")[-1]
-    return iteration, read_verified(path).state, path
-
-
-def without_counters(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-
-
-def assert_equal(found: Mapping[str, torch.Tensor] | None, expected: Mapping[str, torch.Tensor]) -> None:
-    assert found is not None and found.keys() == expected.keys()
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
-
-
-def begin(config: Config, starts_from: object) -> None:
-    """What a first attempt leaves in the run folder before its first checkpoint."""
-    config.run_folder.mkdir(parents=True)
-    (config.run_folder / "config.yaml").write_text(to_yaml(config))
-    facts = {"starts_from": json.loads(json.dumps(starts_from)), "attempts": []}
-    (config.run_folder / "run.json").write_text(json.dumps(facts))
-
-
-def goes_on(config: Config, iteration: int = 10) -> None:
-    publish(config.run_folder / "checkpoints", iteration, {"iteration": iteration})
 
 
 @pytest.mark.parametrize(
@@ -324,123 +283,6 @@ def test_a_run_does_not_start_from_itself(config: Config, source: Path) -> None:
     for place in (source, newest(source)[2]):
         with pytest.raises(UserError, match="this run's own folder: leave init out to continue"):
             settle(replace(own, init=str(place)), Dataset(config.data))
-
-
-def test_the_hash_counts_and_not_the_place(config: Config, source: Path) -> None:
-    dataset = Dataset(config.data)
-    first = settle(config, dataset)
-    begin(first.config, first.point and first.point.as_fact())
-    moved = source.rename(source.with_name("moved"))
-    again = settle(replace(config, init=str(moved)), dataset)
-    assert again.config.init_sha256 == first.config.init_sha256 and again.weights is not None
-    check_same(again.config, dataset)
-    iteration, state, path = newest(moved)
-    path.unlink()
-    state["model"]["fc.bias"][0] += 1
-    publish(moved / "checkpoints", iteration, state)
-    with pytest.raises(UserError, match=r"other values \(init: .*SHA-256 .* -> .*SHA-256 .*\): use the same values"):
-        check_same(settle(replace(config, init=str(moved)), dataset).config, dataset)
-    with pytest.raises(UserError, match=r"\(init: .*SHA-256 .* -> random weights\)"):
-        check_same(replace(config, init=None), dataset)
-
-
-def test_a_run_that_goes_on_meanwhile_is_no_other_source(config: Config, source: Path) -> None:
-    """An attempt that ended before its first checkpoint is repeated from the checkpoint that it started from."""
-    dataset = Dataset(config.data)
-    first = settle(config, dataset)
-    begin(first.config, first.point and first.point.as_fact())
-    iteration, state, _ = newest(source)
-    state = {**state, "iteration": iteration + 1, "model": {n: v + 1 for n, v in state["model"].items()}}
-    publish(source / "checkpoints", iteration + 1, state)
-    again = settle(config, dataset)
-    assert again.config == first.config
-    assert first.weights is not None
-    assert_equal(again.weights, first.weights)
-
-
-def test_with_a_checkpoint_of_its_own_a_run_needs_its_init_no_more(
-    config: Config, source: Path, tmp_path: Path
-) -> None:
-    dataset = Dataset(config.data)
-    first = settle(config, dataset)
-    begin(first.config, first.point and first.point.as_fact())
-    goes_on(config)
-    shutil.rmtree(source)
-    again = settle(config, dataset)
-    assert again.config == first.config and again.weights is None and again.point is None
-    check_source(config)
-    file = tmp_path / "other.pth"
-    torch.save(build("resnet8", classes=10).state_dict(), file)
-    other = settle(replace(config, init=str(file), init_preprocessing="ours"), dataset)
-    with pytest.raises(UserError, match="was started with other values"):
-        check_same(other.config, dataset)
-
-
-OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "a run that is not there": ({"init": "no/such/run"}, r"and whether --init no/such/run means the same weights"),
-    "other weights of what is gone": ({"init_weights": "ema"}, r"means the same.*because they are not there"),
-    "torchvision's": ({"init": "torchvision:resnet18"}, r"the weights .* are not those of resnet8"),
-    "another run": ({"init": "other"}, r"other values \(init: .*SHA-256 .* -> .*SHA-256"),
-}
-
-
-@pytest.mark.parametrize("case", OTHERS)
-def test_a_run_that_goes_on_takes_no_other_init(
-    config: Config, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
-    """Its config.yaml would say that it started from what it never saw."""
-    dataset = Dataset(config.data)
-    first = settle(config, dataset)
-    begin(first.config, first.point and first.point.as_fact())
-    goes_on(config)
-    iteration, state, _ = newest(source)
-    for name in ("config.yaml", "run.json"):
-        (tmp_path / "other").mkdir(exist_ok=True)
-        shutil.copy(source / name, tmp_path / "other" / name)
-    state["model"]["fc.bias"][0] += 1
-    publish(tmp_path / "other" / "checkpoints", iteration, state)
-    shutil.rmtree(source)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    file = tmp_path / "checkpoints" / Path(torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url).name
-    file.parent.mkdir()
-    torch.save(torchvision.models.resnet18(num_classes=10).state_dict(), file)
-    values, sentence = OTHERS[case]
-    with pytest.raises(UserError, match=sentence):
-        check_same(settle(replace(config, **values), dataset).config, dataset)
-
-
-def test_a_run_that_goes_on_takes_its_own_weights_from_elsewhere(config: Config, source: Path, tmp_path: Path) -> None:
-    """Of a run that was moved and has gone on, and of a file: the content counts, and not how it is named."""
-    dataset = Dataset(config.data)
-    first = settle(config, dataset)
-    begin(first.config, first.point and first.point.as_fact())
-    goes_on(config)
-    file = tmp_path / "same.safetensors"
-    iteration, state, _ = newest(source)
-    save_file({name: value.contiguous() for name, value in state["model"].items()}, file)
-    moved = source.rename(source.with_name("moved"))
-    state |= {"iteration": iteration + 1, "model": {name: value + 1 for name, value in state["model"].items()}}
-    publish(moved / "checkpoints", iteration + 1, state)
-    same: list[dict[str, Any]] = [
-        {"init": str(moved)},
-        {"init": str(file), "init_preprocessing": "ours"},
-        {"init": str(moved), "init_weights": "final"},
-    ]
-    for values in same:
-        again = settle(replace(config, **values), dataset)
-        assert again.config.init_sha256 == first.config.init_sha256 and again.weights is None
-        check_same(again.config, dataset)
-        check_source(replace(config, **values))
-
-
-def test_before_that_a_source_that_is_gone_is_refused(config: Config, source: Path) -> None:
-    first = settle(config, Dataset(config.data))
-    begin(first.config, first.point and first.point.as_fact())
-    shutil.rmtree(source)
-    for check in (lambda: settle(config, Dataset(config.data)), lambda: check_source(config)):
-        with pytest.raises(UserError, match="nothing is there"):
-            check()
 
 
 @pytest.mark.parametrize("key", ["init_weights", "init_exclude", "init_preprocessing", "init_sha256", "freeze_bn"])
