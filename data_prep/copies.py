@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def _split(
     return _numbered([(group, found.get(at) or at) for at, group in enumerate(groups.tolist())])
 
 
-def _numbered(values: list[object] | list[int] | list[tuple[int, bytes | int]]) -> NDArray[np.int64]:
+def _numbered(values: Iterable[object]) -> NDArray[np.int64]:
     """Return a number from 0 on for each value, the same for equal ones."""
     numbers: dict[object, int] = {}
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
